@@ -1,0 +1,47 @@
+"""Errors that a user can act on. Each says what is wrong, where, what was found, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+class PosttrainError(Exception):
+    """Base of every error that is shown as a message, without a traceback."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake in a request: `where` is a place a person can open (`recipe.yaml:12: stages.dpo.with.beta`)."""
+
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+class RequestError(PosttrainError):
+    """The request is wrong and nothing was started. Holds every problem found, not only the first."""
+
+    def __init__(self, problems: Iterable[Problem] | str) -> None:
+        self.problems = (Problem("request", problems),) if isinstance(problems, str) else tuple(problems)
+        super().__init__(
+            problems if isinstance(problems, str) else "\n".join(str(problem) for problem in self.problems)
+        )
+
+
+class StageError(PosttrainError):
+    """A stage cannot go on: its data, model, reward function or numbers are wrong."""
+
+
+class DataError(StageError):
+    """A row, column or file of a dataset is wrong."""
+
+
+class StoreError(PosttrainError):
+    """The artifact store did not do what was asked: names the operation, the object and the next step."""
+
+
+class DamagedError(StoreError):
+    """Something in the store is not what its digest says."""

@@ -1,0 +1,103 @@
+"""What a stage is: a frozen Config, the kinds of its inputs and outputs, a version, and `run(context)`.
+
+Imports nothing heavy, so that recipes are checked and planned without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from artifacts.errors import RequestError
+
+if TYPE_CHECKING:
+    from stages.context import Context
+
+STAGES = (
+    "init_model",
+    "normalize",
+    "sample",
+    "sft",
+    "reference_logprobs",
+    "reward_model",
+    "preference",
+    "rl",
+    "distill",
+    "evaluate",
+)
+"""Every stage by name; each is the module of the same name in this package, which defines `STAGE`."""
+
+
+class Config(BaseModel):
+    """Base of every stage's configuration: frozen, no unknown keys, a string under a field is its meaning."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def operational(default: Any, **constraints: Any) -> Any:
+    """A field that cannot change the result beyond floating-point reordering; not part of the fingerprint."""
+    return Field(default, json_schema_extra={"operational": True}, **constraints)
+
+
+@dataclass(frozen=True)
+class External:
+    """Marks a string field that names something outside the recipe whose content is part of the identity."""
+
+    kind: Literal["code", "data"]
+
+
+CodeRef = Annotated[str, External("code")]
+"""`file.py:name` (relative to the recipe) or `package.module:name`; a name without `:` is one of ours."""
+
+DataRef = Annotated[str, External("data")]
+"""A file, a folder, a glob, any fsspec URL, or `hub:owner/name`; relative paths count from the recipe."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of a stage: the artifact kinds it accepts."""
+
+    kinds: tuple[str, ...]
+    required: bool = True
+    many: bool = False
+    """A list of artifacts may be wired in."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of a pipeline. `version` is raised by hand when the same inputs would give other bytes."""
+
+    name: str
+    version: int
+    config: type[Config]
+    inputs: Mapping[str, Input]
+    outputs: Mapping[str, str]
+    """Name -> kind. A bare stage name in a recipe means the first one."""
+    run: Callable[[Context], None]
+    summary: str = ""
+    active_outputs: Callable[[Any], tuple[str, ...]] | None = None
+    """Config -> the outputs it writes; None: all of them."""
+    check: Callable[[Any, frozenset[str]], list[str]] | None = None
+    """(Config, names of the wired inputs) -> what is wrong with the two together, before anything runs."""
+    main_metric: str | None = field(default=None)
+    """The metric that the closing table shows."""
+
+    def outputs_of(self, config: Config) -> dict[str, str]:
+        """Name -> kind of the outputs written under this configuration."""
+        names = tuple(self.outputs) if self.active_outputs is None else self.active_outputs(config)
+        return {name: self.outputs[name] for name in names}
+
+
+def load_stage(name: str) -> Stage:
+    """The stage of that name. Raises RequestError for an unknown one, naming the nearest."""
+    if name not in STAGES:
+        from stages.names import nearest
+
+        raise RequestError(f"unknown stage {name!r}{nearest(name, STAGES)}; there are: {', '.join(STAGES)}")
+    stage = importlib.import_module(f"stages.{name}").STAGE
+    assert isinstance(stage, Stage) and stage.name == name
+    return stage
