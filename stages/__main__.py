@@ -1,0 +1,151 @@
+"""`python -m stages spec.json`: run one stage with nothing else around it.
+
+Reads the inputs from the store, runs, puts the outputs, appends the index record, and writes `result.json` last.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from artifacts import Record, open_store
+from artifacts.errors import PosttrainError, StageError
+from stages.context import Context, Spec
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status 0: done and recorded. 1: `error.json` in the job folder says why not. 2: no usable spec."""
+    if len(arguments) != 1:
+        print("usage: python -m stages SPEC.json", file=sys.stderr)
+        return 2
+    die_with_parent()
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    try:
+        spec = Spec.read(Path(arguments[0]))
+    except StageError as error:
+        print(error, file=sys.stderr)
+        return 2
+    try:
+        run_spec(spec)
+    except BaseException as error:
+        _report_failure(Path(spec.job), error)
+        return 1
+    return 0
+
+
+def run_spec(spec: Spec) -> None:
+    """Run the stage of a spec in this process; only rank 0 publishes."""
+    started = time.monotonic()
+    rank = int(os.environ.get("RANK", "0"))
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world != spec.processes:
+        raise StageError(f"{spec.name} was to run in {spec.processes} processes, but the launcher made {world}")
+    context = Context(spec, open_store(spec.store), rank=rank)
+    context.stage.run(context)
+    if context.is_main:
+        context.timings["seconds"] = time.monotonic() - started
+        publish(context)
+
+
+def publish(context: Context) -> None:
+    """Put the outputs, append the record, drop the working state that it replaces, write `result.json` last."""
+    spec = context.spec
+    outputs = {}
+    for name, kind in context.stage.outputs_of(context.config).items():
+        folder = Path(spec.job) / "out" / name
+        if not folder.is_dir():
+            raise StageError(f"stage {spec.stage} ended without writing its output {name!r}")
+        context.phase(f"storing {name}")
+        outputs[name] = context.store.put(
+            kind,
+            folder,
+            producer={key: spec.identity[key] for key in ("stage", "version", "config", "inputs")},
+            metrics=context.metrics,
+            counts=context.counts,
+        )
+    context.store.append_record(
+        Record(
+            stage=spec.stage,
+            fingerprint=spec.fingerprint,
+            identity=spec.identity,
+            outputs=outputs,
+            metrics=context.metrics,
+            counts=context.counts,
+            timings=context.timings,
+            provenance=_provenance(context),
+        )
+    )
+    context.checkpoints.clear()
+    context.shards.clear()
+    _write_json(
+        Path(spec.job) / "result.json",
+        {
+            "outputs": {name: {"kind": found.kind, "id": found.id} for name, found in outputs.items()},
+            "metrics": context.metrics,
+            "timings": context.timings,
+            "counts": context.counts,
+            "resumed_from": context.resumed_from,
+        },
+    )
+
+
+def _provenance(context: Context) -> dict[str, Any]:
+    from artifacts.manifest import library_versions
+
+    return {
+        "run": context.spec.run,
+        "recipe": context.spec.recipe,
+        "stage_name": context.spec.name,
+        "processes": context.processes,
+        "threads": context.threads,
+        "resumed_from": context.resumed_from,
+        "finished_at": time.time(),
+        "versions": library_versions(),
+    }
+
+
+def _report_failure(job: Path, error: BaseException) -> None:
+    traceback.print_exception(error)
+    path = job / "error.json"
+    if path.exists():  # the rank that failed first tells the cause, the others only its consequences
+        return
+    _write_json(
+        path,
+        {
+            "type": type(error).__name__,
+            "message": str(error) or type(error).__name__,
+            "traceback": "".join(traceback.format_exception(error)),
+            "expected": isinstance(error, PosttrainError),
+        },
+    )
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(values, indent=1, default=str), encoding="utf-8")
+    temporary.replace(path)
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when the one that started it dies (Linux; elsewhere nothing)."""
+    if not sys.platform.startswith("linux"):
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died in between
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,224 @@
+"""What a running stage sees: its configuration, its inputs as folders, fresh output folders, and a way to report.
+
+Nothing here knows Prefect: progress goes to `events.jsonl` in the job folder, which whoever started us reads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from artifacts import Artifact, Checkpoints, Shards, Store, open_store
+from artifacts.errors import StageError
+from stages.identity import fingerprint, identity
+from stages.stage import Config, Stage, load_stage
+
+_SECONDS_BETWEEN_EVENTS = 0.5
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One stage run, as written in `spec.json`: all that `python -m stages` needs."""
+
+    stage: str
+    name: str
+    config: dict[str, Any]
+    inputs: dict[str, Any]
+    fingerprint: str
+    identity: dict[str, Any]
+    store: str
+    job: str
+    run: str = "manual"
+    recipe: str = "manual"
+    processes: int = 1
+    threads: int | None = None
+    command: list[str] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, path: Path) -> Spec:
+        """Raises StageError when the file is not a spec."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**values)
+        except (OSError, ValueError, TypeError) as error:
+            raise StageError(f"{path} is not a stage's spec.json: {error}") from error
+
+
+class Context:
+    """The world of one stage run. Every process of a distributed stage has its own; rank 0 reports and writes."""
+
+    def __init__(self, spec: Spec, store: Store, *, rank: int = 0) -> None:
+        self.spec = spec
+        self.store = store
+        self.stage: Stage = load_stage(spec.stage)
+        self.config: Any = self.stage.config.model_validate_json(json.dumps(spec.config))
+        self.rank = rank
+        self.metrics: dict[str, Any] = {}
+        self.timings: dict[str, Any] = {}
+        self.counts: dict[str, Any] = {}
+        self.resumed_from: int | None = None
+        self._folders: dict[str, list[Path]] = {}
+        self._last_event_time = 0.0
+        self.step_timings: list[dict[str, Any]] = []
+        """One row a step for `timings.jsonl`, kept outside the artifact: its content knows no clock."""
+
+    @property
+    def processes(self) -> int:
+        """Number of processes that run this stage together."""
+        return self.spec.processes
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that reports and writes."""
+        return self.rank == 0
+
+    @property
+    def threads(self) -> int | None:
+        """CPU threads of each process; None: as the library chooses."""
+        return self.spec.threads
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the work: checkpoints and shards of equal fingerprints can be taken up."""
+        return self.spec.fingerprint
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """Saved training states of this fingerprint."""
+        return self.store.checkpoints(self.fingerprint)
+
+    @property
+    def shards(self) -> Shards:
+        """Finished pieces of sharded work of this fingerprint."""
+        return self.store.shards(self.fingerprint)
+
+    @property
+    def scratch(self) -> Path:
+        """A local folder of this run of this process."""
+        path = Path(self.spec.job) / f"scratch-{self.rank}"
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def has(self, name: str) -> bool:
+        """Whether an optional input is wired in."""
+        return name in self.spec.inputs
+
+    def input(self, name: str) -> Path:
+        """The folder with the files of one input, checked against its digest."""
+        folders = self.inputs_of(name)
+        if len(folders) != 1:
+            raise StageError(f"{self.spec.name}: input {name!r} is a list of {len(folders)}; this stage takes one")
+        return folders[0]
+
+    def inputs_of(self, name: str) -> list[Path]:
+        """The folders of an input that takes several."""
+        if name not in self._folders:
+            wired = self.spec.inputs[name]
+            self._folders[name] = [self._folder(entry) for entry in (wired if isinstance(wired, list) else [wired])]
+        return self._folders[name]
+
+    def input_digest(self, name: str) -> str:
+        """The content digest of one input."""
+        return str(self.spec.identity["inputs"][name])
+
+    def _folder(self, wired: dict[str, Any]) -> Path:
+        if "artifact" in wired:
+            return self.store.materialize(Artifact(wired["kind"], wired["artifact"].removeprefix("sha256:")))
+        if "hub" in wired:
+            from huggingface_hub import snapshot_download
+
+            return Path(snapshot_download(wired["hub"], revision=wired["revision"]))
+        return Path(wired["path"])
+
+    def output(self, name: str) -> Path:
+        """A fresh, empty folder for one output."""
+        if name not in self.stage.outputs_of(self.config):
+            raise KeyError(f"stage {self.stage.name} has no output {name!r} under this configuration")
+        path = Path(self.spec.job) / "out" / name
+        if self.is_main:
+            shutil.rmtree(path, ignore_errors=True)
+            path.mkdir(parents=True)
+        return path
+
+    def phase(self, text: str) -> None:
+        """Say what is going on where there is no count of steps."""
+        self._event({"kind": "phase", "text": text})
+
+    def progress(self, step: int, total: int, unit: str = "step", **values: float) -> None:
+        """Report progress; events less than half a second apart are dropped, the last one never."""
+        now = time.monotonic()
+        if step < total and now - self._last_event_time < _SECONDS_BETWEEN_EVENTS:
+            return
+        self._last_event_time = now
+        self._event({"kind": "progress", "step": step, "total": total, "unit": unit, "values": values})
+
+    def log(self, text: str) -> None:
+        """A line for people: the terminal, the log and Prefect show it."""
+        self._event({"kind": "log", "text": text})
+
+    def resumed(self, step: int) -> None:
+        """Say that earlier work was taken up."""
+        self.resumed_from = step
+        self._event({"kind": "resumed", "step": step})
+
+    def _event(self, event: dict[str, Any]) -> None:
+        if not self.is_main:
+            return
+        line = json.dumps({"time": time.time(), **event}, default=float) + "\n"
+        with open(Path(self.spec.job) / "events.jsonl", "a", encoding="utf-8") as file:
+            file.write(line)
+
+
+def require_disk(folder: Path, needed_bytes: int, what: str) -> None:
+    """Raises StageError before work is begun whose result would not fit on the disk of `folder`."""
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes:
+        raise StageError(
+            f"not enough disk for {what}: {needed_bytes / 1e9:.2f} GB needed, {free_bytes / 1e9:.2f} GB free at "
+            f"{folder}; free some space or give another --store"
+        )
+
+
+def local_context(
+    stage: str,
+    config: Config | dict[str, Any],
+    *,
+    folder: Path,
+    inputs: dict[str, Path | list[Path]] | None = None,
+    store: str | None = None,
+) -> Context:
+    """A context outside any recipe, for notebooks and tests: inputs are plain folders, the store lies in `folder`."""
+    from stages.external import folder_digest
+
+    declared = load_stage(stage)
+    checked = config if isinstance(config, Config) else declared.config.model_validate(config)
+    wired: dict[str, Any] = {}
+    digests: dict[str, str | list[str]] = {}
+    for name, given in (inputs or {}).items():
+        kind = declared.inputs[name].kinds[0]
+        entries = [
+            {"path": str(path), "kind": kind, "digest": folder_digest(path)}
+            for path in (given if isinstance(given, list) else [given])
+        ]
+        wired[name] = entries if isinstance(given, list) else entries[0]
+        digests[name] = [entry["digest"] for entry in entries] if isinstance(given, list) else entries[0]["digest"]
+    what = identity(declared, checked, digests)
+    job = folder / "job"
+    job.mkdir(parents=True, exist_ok=True)
+    spec = Spec(
+        stage=stage,
+        name=stage,
+        config=checked.model_dump(mode="json"),
+        inputs=wired,
+        fingerprint=fingerprint(what),
+        identity=what,
+        store=store or str(folder / "store"),
+        job=str(job),
+        threads=int(os.environ.get("OMP_NUM_THREADS", "1")),
+    )
+    return Context(spec, open_store(spec.store))
