@@ -1,0 +1,54 @@
+"""Settings that every training stage shares. Names and units are those of transformers' TrainingArguments and peft."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from stages.stage import Config, operational
+
+
+class TrainingConfig(Config):
+    """How a model is optimized. Fields marked operational do not change the result."""
+
+    learning_rate: float = Field(2e-5, gt=0)
+    """Peak learning rate of AdamW."""
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls after warm-up: to zero along a line or a half cosine, or not at all."""
+    warmup_ratio: float = Field(0.0, ge=0, le=1)
+    """Share of all steps over which the learning rate rises from zero."""
+    num_train_epochs: float = Field(1.0, gt=0)
+    """Passes over the dataset; ignored where max_steps is given."""
+    max_steps: int | None = Field(None, gt=0)
+    """Number of optimizer steps."""
+    train_batch_size: int = Field(32, gt=0)
+    """Items (rows, pairs or completions) of one optimizer step over all processes."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay, on matrices only (not on norms and biases)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates of the first and second moment."""
+    adam_epsilon: float = Field(1e-8, gt=0)
+    """AdamW's epsilon."""
+    max_grad_norm: float | None = Field(1.0, gt=0)
+    """Gradients are scaled down to this global norm; null: never."""
+    seed: int = Field(42, ge=0)
+    """Every random number of the stage follows from it."""
+    bf16: bool = False
+    """Forward and backward in bfloat16 over float32 master weights."""
+    lora_r: int | None = Field(None, gt=0)
+    """Rank of LoRA adapters; null: all weights are trained."""
+    lora_alpha: float = Field(32, gt=0)
+    """LoRA's scale is lora_alpha / lora_r."""
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the input of the adapters."""
+    lora_target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Names of the modules that get adapters; all-linear: every linear layer but the head."""
+    gradient_checkpointing: bool = operational(False)
+    """Compute activations again in the backward pass: less memory, about a third more time."""
+    micro_batch_tokens: int = operational(8192, gt=0)
+    """Most tokens (padding included) of one forward pass; larger batches are split, with the same gradient."""
+    checkpoint_steps: int | None = operational(None, gt=0)
+    """Save a resumable state every so many steps; null: so often that saving takes at most 5 % of the time."""
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = operational(())
+    """Trackers that get the metrics as they come, besides metrics.jsonl."""

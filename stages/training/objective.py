@@ -1,0 +1,62 @@
+"""What the loop asks of an objective and of the source of its batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from stages.training.batch import Group, TokenBatch
+from stages.training.metrics import Mean
+
+Readout = Callable[[Tensor, nn.Module], Any]
+"""(hidden states [B x T, H], the Scorer) -> what the objective needs of them."""
+Forward = Callable[[TokenBatch, Readout], Any]
+"""The Scorer behind its distributed wrapper."""
+
+
+class Objective(Protocol):
+    """A loss with its own unit: tokens, pairs or sequences."""
+
+    metric_names: Sequence[str]
+
+    def count(self, group: Group) -> float:
+        """Items of the group's share of the loss: the loop divides the summed loss by their sum over the step."""
+        ...
+
+    def __call__(self, forward: Forward, batch: TokenBatch) -> tuple[Tensor, dict[str, Mean]]:
+        """The loss SUM over the items of the batch, and metrics."""
+        ...
+
+
+@dataclass(frozen=True)
+class Window:
+    """The groups of one optimizer step, over all processes."""
+
+    groups: Sequence[Group]
+    uncounted_items: float = 0.0
+    """Items whose gradient is known to be zero: they count in the denominator and are not computed."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What is known of the step before it is computed (rewards, lengths of completions)."""
+    num_tokens: int | None = None
+    """Tokens seen, where it is not simply the groups' own."""
+
+
+class Windows(Protocol):
+    """The source of an optimizer step's groups: a dataset in shuffled order, or rollouts of the model."""
+
+    total_steps: int
+
+    def window(self, step: int) -> Window:
+        """The groups of a step; asked for in order, starting where a resumed run starts."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """JSON values that a resumed run needs; empty where everything follows from the step."""
+        ...
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take up a saved state."""
+        ...
