@@ -1,0 +1,108 @@
+"""Divergences between the token distributions of a student and a teacher: one value per position.
+
+N positions, V vocabulary (one vocabulary for both). Logits in, [N] out; gradients reach the student only if
+the teacher's tensors need none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import log_softmax
+from torch.utils.checkpoint import checkpoint
+
+from stages.losses.logprobs import Head, chunk_length
+
+Divergence = Callable[[Tensor, Tensor], Tensor]
+
+
+def forward_kl(student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
+    """KL(teacher || student) = sum_v t_v (log t_v - log s_v), from logits. Returns [N]. Hinton et al.,
+    arXiv:1503.02531.
+    """
+    student_logs, teacher_logs = log_softmax(student_NV, -1), log_softmax(teacher_NV, -1)
+    return _kl(teacher_logs, student_logs)
+
+
+def reverse_kl(student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
+    """KL(student || teacher) = sum_v s_v (log s_v - log t_v), from logits. Returns [N]. Gu et al.,
+    arXiv:2306.08543.
+    """
+    student_logs, teacher_logs = log_softmax(student_NV, -1), log_softmax(teacher_NV, -1)
+    return _kl(student_logs, teacher_logs)
+
+
+def jsd(student_NV: Tensor, teacher_NV: Tensor, *, beta: float = 0.5) -> Tensor:
+    """Generalized Jensen-Shannon: beta KL(t || m) + (1 - beta) KL(s || m), m = beta t + (1 - beta) s. Returns
+    [N].
+
+    Agarwal et al., arXiv:2306.13649, eq. 1. At beta 0 and 1 it is zero everywhere; see `divergence_of`.
+    """
+    if not 0.0 < beta < 1.0:
+        raise ValueError(f"beta of the generalized JSD must lie between 0 and 1, found {beta}")
+    student_logs, teacher_logs = log_softmax(student_NV, -1), log_softmax(teacher_NV, -1)
+    weights = student_logs.new_tensor([1.0 - beta, beta]).log()
+    mixture_logs = torch.logaddexp(student_logs + weights[0], teacher_logs + weights[1])
+    return beta * _kl(teacher_logs, mixture_logs) + (1 - beta) * _kl(student_logs, mixture_logs)
+
+
+DIVERGENCES: dict[str, Callable[..., Tensor]] = {
+    "forward_kl": forward_kl,
+    "reverse_kl": reverse_kl,
+    "jsd": jsd,
+}
+"""Name -> divergence(student_logits, teacher_logits) -> [N]; jsd takes `beta` as well."""
+
+
+def divergence_of(beta: float) -> Divergence:
+    """TRL's reading of `beta`: 0 is the forward KL, 1 the reverse KL, between them the generalized JSD."""
+    if beta in (0.0, 1.0):
+        return forward_kl if beta == 0.0 else reverse_kl
+    return partial(jsd, beta=beta)
+
+
+def divergence_over_chunks(
+    hidden_NH: Tensor,
+    head: Head,
+    teacher_hidden_NH: Tensor,
+    teacher_head: Head,
+    divergence: Divergence,
+    *,
+    temperature: float = 1.0,
+    chunk_tokens: int | None = None,
+) -> Tensor:
+    """`divergence` of both models' distributions at every position, [N], holding logits of one chunk at a
+    time.
+
+    Both logits are divided by `temperature`, with no factor temperature^2 (as in TRL). The backward pass
+    computes a chunk's logits again. Nothing of the teacher gets a gradient. Raises ValueError for heads of
+    unequal vocabulary.
+    """
+    vocabulary, teachers = head.weight_VH.shape[0], teacher_head.weight_VH.shape[0]
+    if vocabulary != teachers:
+        raise ValueError(
+            f"student and teacher have heads of {vocabulary} and {teachers} tokens; they must be equal"
+        )
+    chunk = chunk_tokens or chunk_length(vocabulary, hidden_NH.device)
+    teacher_hidden_NH = teacher_hidden_NH.detach()
+
+    def part(hidden_CH: Tensor, teacher_hidden_CH: Tensor) -> Tensor:
+        with torch.autocast(hidden_NH.device.type, enabled=False):
+            with torch.no_grad():
+                teacher_CV = teacher_head.logits(teacher_hidden_CH) / temperature
+            return divergence(head.logits(hidden_CH) / temperature, teacher_CV)
+
+    parts = [
+        checkpoint(part, *both, use_reentrant=False, preserve_rng_state=False)
+        for both in zip(hidden_NH.split(chunk), teacher_hidden_NH.split(chunk), strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def _kl(logs_NV: Tensor, other_logs_NV: Tensor) -> Tensor:
+    """sum_v p_v (log p_v - log q_v). A token with p_v = 0 adds nothing, also where q_v = 0."""
+    gap_NV = torch.where(torch.isneginf(logs_NV), torch.zeros_like(logs_NV), logs_NV - other_logs_NV)
+    return (logs_NV.exp() * gap_NV).sum(-1)
