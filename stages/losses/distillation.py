@@ -23,7 +23,7 @@ def forward_kl(student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
     """KL(teacher || student) = sum_v t_v (log t_v - log s_v), from logits. Returns [N]. Hinton et al.,
     arXiv:1503.02531.
     """
-    student_logs, teacher_logs = log_softmax(student_NV, -1), log_softmax(teacher_NV, -1)
+    student_logs, teacher_logs = _logs(student_NV), _logs(teacher_NV)
     return _kl(teacher_logs, student_logs)
 
 
@@ -31,7 +31,7 @@ def reverse_kl(student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
     """KL(student || teacher) = sum_v s_v (log s_v - log t_v), from logits. Returns [N]. Gu et al.,
     arXiv:2306.08543.
     """
-    student_logs, teacher_logs = log_softmax(student_NV, -1), log_softmax(teacher_NV, -1)
+    student_logs, teacher_logs = _logs(student_NV), _logs(teacher_NV)
     return _kl(student_logs, teacher_logs)
 
 
@@ -43,7 +43,7 @@ def jsd(student_NV: Tensor, teacher_NV: Tensor, *, beta: float = 0.5) -> Tensor:
     """
     if not 0.0 < beta < 1.0:
         raise ValueError(f"beta of the generalized JSD must lie between 0 and 1, found {beta}")
-    student_logs, teacher_logs = log_softmax(student_NV, -1), log_softmax(teacher_NV, -1)
+    student_logs, teacher_logs = _logs(student_NV), _logs(teacher_NV)
     weights = student_logs.new_tensor([1.0 - beta, beta]).log()
     mixture_logs = torch.logaddexp(student_logs + weights[0], teacher_logs + weights[1])
     return beta * _kl(teacher_logs, mixture_logs) + (1 - beta) * _kl(student_logs, mixture_logs)
@@ -102,7 +102,11 @@ def divergence_over_chunks(
     return torch.cat(parts)
 
 
+def _logs(logits_NV: Tensor) -> Tensor:
+    """log_softmax with the lowest finite number for -inf: a token impossible in both adds 0, not NaN."""
+    return log_softmax(logits_NV, -1).clamp(min=torch.finfo(logits_NV.dtype).min)
+
+
 def _kl(logs_NV: Tensor, other_logs_NV: Tensor) -> Tensor:
-    """sum_v p_v (log p_v - log q_v). A token with p_v = 0 adds nothing, also where q_v = 0."""
-    gap_NV = torch.where(torch.isneginf(logs_NV), torch.zeros_like(logs_NV), logs_NV - other_logs_NV)
-    return (logs_NV.exp() * gap_NV).sum(-1)
+    """sum_v p_v (log p_v - log q_v). Returns [N]."""
+    return (logs_NV.exp() * (logs_NV - other_logs_NV)).sum(-1)

@@ -37,10 +37,7 @@ def whole(hidden, weight, bias, temperature=1.0, softcap=None, scale=1.0):
 
 def test_a_number():
     # logits 0 and log 3: probabilities 1/4 and 3/4, entropy log 4 - 3/4 log 3
-    hidden, weight = (
-        torch.ones(1, 1, dtype=torch.float64),
-        torch.tensor([[1.0], [3.0]], dtype=torch.float64).log(),
-    )
+    hidden, weight = torch.ones(1, 1).double(), torch.tensor([[1.0], [3.0]]).double().log()
     logprobs, entropy = linear_logprobs(hidden, weight, None, torch.tensor([1]))
     assert_close(logprobs.exp().item(), 0.75, atol=1e-12, rtol=0)
     assert_close(entropy.item(), 0.562335145, atol=1e-9, rtol=0)
@@ -102,9 +99,9 @@ def test_bfloat16_sums_in_float32():
     low = [tensor.detach().bfloat16().requires_grad_() for tensor in (hidden, weight, bias)]
     logprobs, _ = linear_logprobs(*low, targets, chunk_tokens=5)
     exact, _ = linear_logprobs(*(tensor.detach().double() for tensor in low), targets)
-    # a logit of about 4 in bfloat16 is off by at most 2^-7, and no error of the sum over the vocabulary adds to it
+    # a logit below 8 is off by at most 2^-6 in bfloat16; summing the vocabulary in bfloat16 would add far more
     assert logprobs.dtype == torch.float32
-    assert_close(logprobs, exact.float(), atol=0.06, rtol=0)
+    assert_close(logprobs, exact.float(), atol=0.04, rtol=0)
     logprobs.sum().backward()
     assert [tensor.grad.dtype for tensor in low] == [torch.bfloat16] * 3
 

@@ -15,7 +15,7 @@ def tensor(values):
 
 RATIOS = [0.5, 0.5, 1.0, 1.5, 1.5]
 ADVANTAGES = [2.0, -2.0, 3.0, 2.0, -2.0]
-# a ratio of 0.5 with A > 0 counts as it is, with A < 0 as 0.8; one of 1.5 with A > 0 as 1.2, with A < 0 as it is
+# 0.5 counts as it is where A > 0 and as 0.8 where A < 0; 1.5 as 1.2 where A > 0 and as it is where A < 0
 CLIPPED = [-1.0, 1.6, -3.0, -2.4, 3.0]
 
 
@@ -89,7 +89,7 @@ def test_gradients(level):
 
 
 def test_sequence_ratio_spreads_the_gradient_over_the_sequence():
-    # GSPO: the sum over the tokens of rho A / |o| has gradient rho A / |o| at every token, rho of the whole sequence
+    # GSPO: the mean over the tokens of rho A, one rho for all, has gradient rho A / |o| at every token
     logprobs = tensor(NEW).requires_grad_()
     log_ratios = LOG_RATIOS["sequence"](logprobs, tensor(OLD), torch.tensor(SEQUENCE), 2)
     weights = AGGREGATIONS["grpo"].weights(torch.tensor([2, 3]), torch.tensor(SEQUENCE), 8, torch.float64)

@@ -8,8 +8,8 @@ from torch.testing import assert_close
 
 from stages.losses.preference import PREFERENCE_LOSSES, PairLogprobs
 
-# Two pairs. First: policy -2 (2 tokens) and -5 (5 tokens), reference -3 and -4: log-ratios 1 and -1, margin 2.
-# Second: policy -4 (4 tokens) and -3 (2 tokens), reference -3 and -4: log-ratios -1 and 1, margin -2.
+# First pair: policy -2 (2 tokens) and -5 (5 tokens), reference -3 and -4: log-ratios 1 and -1, margin 2.
+# Second pair: policy -4 (4 tokens) and -3 (2 tokens), reference -3 and -4: log-ratios -1 and 1, margin -2.
 VALUES = [
     # -log sigmoid(0.2) = log(1 + e^-0.2) and log(1 + e^0.2)
     ("sigmoid", {"beta": 0.1}, [0.598138869, 0.798138869]),
