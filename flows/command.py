@@ -1,0 +1,162 @@
+"""The command and environment of one stage process: plain Python, or `accelerate launch` for several."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from artifacts.errors import StageError
+from stages.names import nearest
+
+LAUNCHERS = Path(__file__).parent / "launchers"
+
+
+class LaunchSettings(Protocol):
+    """What a recipe's `launch` says about one stage."""
+
+    @property
+    def processes(self) -> int: ...
+    @property
+    def config(self) -> str | None:
+        """One of `flows/launchers` by name, or an accelerate configuration file."""
+
+    @property
+    def python(self) -> str | None:
+        """The interpreter that has torch; None: this one."""
+
+    @property
+    def env(self) -> Mapping[str, str]: ...
+
+
+@dataclass(frozen=True)
+class Command:
+    """What is executed: `variables` are the settings of ours that a person needs to repeat it by hand."""
+
+    arguments: list[str]
+    variables: dict[str, str]
+
+    def shell(self) -> str:
+        """One line for a shell. Holds none of the caller's environment, so no credentials."""
+        settings = [f"{name}={shlex.quote(value)}" for name, value in self.variables.items()]
+        return " ".join(["env", *settings, shlex.join(self.arguments)])
+
+
+def stage_command(launch: LaunchSettings, job: Path, *, threads: int) -> Command:
+    """The command that runs `job/spec.json`. Raises StageError for a launcher that cannot work."""
+    python = launch.python or sys.executable
+    spec = str(job / "spec.json")
+    variables = _variables(threads)
+    if launch.processes == 1 and launch.config is None:
+        return Command([python, "-m", "stages", spec], variables)
+    settings = launcher_settings(launch.config or "ddp")
+    variables |= _device_variables(settings, python, launch)
+    path = job / "accelerate.yaml"
+    path.write_text(yaml.safe_dump(settings | {"num_processes": launch.processes, "num_machines": 1}))
+    options = {
+        "--config_file": str(path),
+        "--num_processes": str(launch.processes),
+        "--num_machines": "1",
+        "--mixed_precision": "no",  # the stage's own `bf16` decides
+        "--dynamo_backend": "no",
+        "--main_process_port": "0",  # a free one
+    }
+    launcher = [
+        python,
+        "-m",
+        "accelerate.commands.launch",
+        *(part for pair in options.items() for part in pair),
+    ]
+    return Command([*launcher, "-m", "stages", spec], variables)
+
+
+def default_threads(processes: int, parallel: int) -> int:
+    """CPU threads for each process when `parallel` stages of so many processes share this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // processes // parallel)
+
+
+def stage_environment(command: Command, launch: LaunchSettings) -> dict[str, str]:
+    """The caller's environment (the store's credentials are there), ours, and what the recipe asks for."""
+    return {**os.environ, **command.variables, **launch.env}
+
+
+def launcher_settings(config: str) -> dict[str, Any]:
+    """An accelerate configuration: a shipped one by name, or a file."""
+    shipped = {path.stem: path for path in LAUNCHERS.glob("*.yaml")}
+    path = shipped.get(config, Path(config))
+    if not path.is_file():
+        names = ", ".join(sorted(shipped))
+        raise StageError(
+            f"launch.config {config!r} is neither one of {names} nor a file{nearest(config, shipped)}"
+        )
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(settings, dict) or "distributed_type" not in settings:
+        raise StageError(f"{path} is not an accelerate configuration: it has no distributed_type")
+    return settings
+
+
+def _variables(threads: int) -> dict[str, str]:
+    variables = {
+        "OMP_NUM_THREADS": str(
+            threads
+        ),  # a fixed number: results differ in the last bit between thread counts
+        "TOKENIZERS_PARALLELISM": "false",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "PYTHONHASHSEED": "0",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    root = Path(__file__).resolve().parent.parent
+    if root.name not in (
+        "site-packages",
+        "dist-packages",
+    ):  # a checkout: other folders have to find it as well
+        given = os.environ.get("PYTHONPATH")
+        variables["PYTHONPATH"] = f"{root}{os.pathsep}{given}" if given else str(root)
+    return variables
+
+
+def _device_variables(settings: Mapping[str, Any], python: str, launch: LaunchSettings) -> dict[str, str]:
+    """What makes accelerate use gloo on CPUs. Raises StageError where that cannot be."""
+    kind = settings["distributed_type"]
+    if launch.config != "cpu" and _has_accelerator(python, tuple(sorted(launch.env.items()))):
+        return {}
+    if kind == "DEEPSPEED":
+        return {"DS_ACCELERATOR": "cpu"}
+    if kind == "FSDP":
+        raise StageError(
+            f"launch.config {launch.config!r} shards with FSDP, which accelerate does on accelerators only, "
+            f"and {python} finds none here; use ddp or zero2 on CPUs"
+        )
+    return {"ACCELERATE_USE_CPU": "true"}
+
+
+@functools.cache
+def _has_accelerator(python: str, env: Sequence[tuple[str, str]]) -> bool:
+    """Asked of the interpreter that will run the stage; this process and its environment need no torch."""
+    code = "import torch; print(torch.accelerator.is_available())"
+    try:
+        answer = subprocess.run(
+            [python, "-P", "-c", code],
+            capture_output=True,
+            text=True,
+            env={**os.environ, **dict(env)},
+            timeout=120,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise StageError(f"launch.python {python!r} cannot be started: {error}") from error
+    if answer.returncode != 0:
+        reason = (answer.stderr.strip().splitlines() or ["no message"])[-1]
+        raise StageError(
+            f"{python} cannot import torch: {reason}; set launch.python to one that has posttrain"
+        )
+    return answer.stdout.strip() == "True"

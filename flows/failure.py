@@ -1,0 +1,86 @@
+"""Why a stage process failed, in words: from `error.json`, `exit.json`, the exit status and the log."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+from flows.tail import last_lines
+
+_RANK_SIGNAL = re.compile(r"Signal (\d+) \(SIG\w+\) received by PID|exitcode\s*:\s*-(\d+)")
+_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|MemoryError", re.IGNORECASE)
+_ERROR_LINE = re.compile(r"^(\[rank\d+\]:\s*)?([\w.]*(Error|Exception|Interrupt|Exit))(:.*)?$")
+
+
+def explain(job: Path, returncode: int) -> tuple[str, bool]:
+    """(message, whether the stage itself worded it for the user) for a stage process that gave no result."""
+    error, ended = _read(job / "error.json"), _read(job / "exit.json")
+    log = last_lines(job / "log.txt")
+    if error is not None and error.get("expected"):
+        return str(error["message"]), True
+    where = f"; the whole output is in {job / 'log.txt'}"
+    if ended is None:
+        return f"the supervisor of stage {job.name} {_status(returncode)} and the stage with it{where}", False
+    if ended.get("reason"):
+        return f"stage {job.name}: {ended['reason']}{where}", False
+    number = ended.get("signal") or _signal_of_a_rank(log)
+    if number is not None:
+        return f"stage {job.name} was {_killed_by(int(number))}{_memory(ended)}{where}", False
+    if error is not None:
+        text = f"{error['type']}: {error['message']}"
+        return f"stage {job.name} failed: {text}{_memory_hint(text)}{where}", False
+    if returncode == 0:
+        return f"stage {job.name} ended with status 0 but left no valid result.json{where}", False
+    text = _last_error(log)
+    return f"stage {job.name} ended with status {returncode}: {text}{_memory_hint(text)}{where}", False
+
+
+def _status(returncode: int) -> str:
+    return f"was {_killed_by(-returncode)}" if returncode < 0 else f"ended with status {returncode}"
+
+
+def _killed_by(number: int) -> str:
+    text = f"killed by signal {number}"
+    # SIGKILL that nobody here sent is what the kernel does when memory runs out
+    return text + ": out of memory?" if number == signal.SIGKILL else f"{text} ({signal.strsignal(number)})"
+
+
+def _signal_of_a_rank(log: list[str]) -> int | None:
+    """torchrun ends with status 1 whatever befell a worker; its report tells. SIGTERM is its own doing."""
+    for line in log:
+        for match in _RANK_SIGNAL.finditer(line):
+            number = int(match[1] or match[2])
+            if number != signal.SIGTERM:
+                return number
+    return None
+
+
+def _memory(ended: dict[str, Any]) -> str:
+    return f" (largest process: {ended['max_rss_bytes'] / 2**30:.1f} GiB)"
+
+
+def _memory_hint(text: str) -> str:
+    return (
+        "; out of memory: lower micro_batch_tokens or use more processes"
+        if _OUT_OF_MEMORY.search(text)
+        else ""
+    )
+
+
+def _last_error(log: list[str]) -> str:
+    """The last line that looks like the end of a traceback, else the last line."""
+    errors = [line.strip() for line in log if _ERROR_LINE.match(line.strip())]
+    # ChildFailedError is torchrun's report that something else failed
+    causes = [line for line in errors if "ChildFailedError" not in line] or errors or log[-1:]
+    return causes[-1] if causes else "it printed nothing"
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,225 @@
+"""One stage process: start it under its supervisor, follow its events and its log, and say why it failed.
+
+A stage has succeeded when its exit status is 0 and `result.json` parses; nothing else counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from artifacts.errors import StageError
+from flows import supervise
+from flows.command import Command, LaunchSettings, stage_command, stage_environment
+from flows.failure import explain
+from flows.tail import follow_json, follow_lines, is_warning
+
+logger = logging.getLogger(__name__)
+
+Event = dict[str, Any]
+
+POLL_SECONDS = 0.2
+STOP_SECONDS = supervise.GRACE_SECONDS + 5
+"""A supervisor that takes longer to stop than this is itself stuck, and is killed."""
+
+_LEFTOVERS = ("events.jsonl", "log.txt", "result.json", "error.json", "exit.json")
+_JOB_VARIABLE = "POSTTRAIN_JOB"
+"""Marks every process of a stage, so that they are found even where their supervisor was killed."""
+
+
+class StageFailed(StageError):
+    """A stage process ended without a result. `expected`: the message says it all, no traceback is needed."""
+
+    def __init__(self, message: str, *, expected: bool = False) -> None:
+        self.expected = expected
+        super().__init__(message)
+
+
+class StageStopped(StageFailed):
+    """The stage was stopped because the flow ends; it can be resumed from its last checkpoint."""
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """`result.json` of a stage that succeeded, with how it was run."""
+
+    outputs: dict[str, dict[str, str]]
+    metrics: dict[str, Any]
+    timings: dict[str, Any]
+    counts: dict[str, Any]
+    resumed_from: int | None
+    seconds: float
+    command: list[str]
+
+
+class Supervisors:
+    """The live stage processes of one flow. Leaving the `with` block, however it is left, ends them all.
+
+    Stages run in threads, which see neither Ctrl-C nor a cancellation; the main thread does.
+    """
+
+    def __init__(self) -> None:
+        self.stopping = threading.Event()
+        self._pipes: set[int] = set()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Supervisors:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Close every pipe: each supervisor then ends its stage. No new one can be started."""
+        with self._lock:
+            self.stopping.set()
+            for pipe in self._pipes:
+                os.close(pipe)
+            self._pipes.clear()
+
+    @contextlib.contextmanager
+    def start(self, command: Command, job: Path, env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+        """The supervisor of `command`; it is told to stop when the block is left."""
+        read_end, write_end = os.pipe()
+        with self._lock:
+            if self.stopping.is_set():
+                os.close(read_end)
+                os.close(write_end)
+                raise StageStopped(f"{job.name} was not started: the flow is ending", expected=True)
+            self._pipes.add(write_end)
+        # by its path and with -P: what lies in the job folder must not be imported
+        program = [sys.executable, "-P", supervise.__file__, str(read_end), str(job / "exit.json"), "--"]
+        try:
+            with open(job / "log.txt", "ab") as log:
+                process = subprocess.Popen(
+                    [*program, *command.arguments],
+                    cwd=job,
+                    env={**env, _JOB_VARIABLE: str(job)},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=(read_end,),
+                    start_new_session=True,
+                )
+        except BaseException:
+            self._close(write_end)
+            raise
+        finally:
+            os.close(read_end)
+        try:
+            yield process
+        finally:
+            self._close(write_end)
+            _await_end(process, job)
+
+    def _close(self, pipe: int) -> None:
+        with self._lock:
+            if pipe in self._pipes:
+                self._pipes.remove(pipe)
+                os.close(pipe)
+
+
+def run_stage_process(
+    spec: dict[str, Any],
+    launch: LaunchSettings,
+    on_event: Callable[[Event], None],
+    *,
+    on_warning: Callable[[str], None] | None = None,
+    supervisors: Supervisors | None = None,
+) -> StageResult:
+    """Run the stage of `spec` in its job folder and wait for it.
+
+    `on_event` gets what the stage reports (`phase`, `progress`, `log`, `resumed`) after a first `command`
+    event; `on_warning` the lines of its output that are warnings or worse. Raises StageFailed, or
+    StageStopped where `supervisors` were stopped meanwhile.
+    """
+    job = Path(spec["job"])
+    job.mkdir(parents=True, exist_ok=True)
+    for name in _LEFTOVERS:
+        (job / name).unlink(missing_ok=True)
+    command = stage_command(launch, job, threads=spec["threads"])
+    (job / "spec.json").write_text(json.dumps({**spec, "command": command.arguments}, indent=1))
+    on_event(
+        {"kind": "command", "text": command.shell(), "arguments": command.arguments, "time": time.time()}
+    )
+    started = time.monotonic()
+    with contextlib.nullcontext(supervisors) if supervisors else Supervisors() as live:
+        with live.start(command, job, stage_environment(command, launch)) as process:
+            events, lines = follow_json(job / "events.jsonl"), follow_lines(job / "log.txt")
+            ended = False
+            while not ended:
+                ended = _wait(process, POLL_SECONDS) or live.stopping.is_set()
+                for event in next(events):
+                    on_event(event)
+                for line in next(lines):
+                    if on_warning is not None and is_warning(line):
+                        on_warning(line)
+        return _result(job, process, live, command, time.monotonic() - started)
+
+
+def _result(
+    job: Path, process: subprocess.Popen[bytes], live: Supervisors, command: Command, seconds: float
+) -> StageResult:
+    result = _read_json(job / "result.json")
+    if process.returncode == 0 and result is not None:
+        return StageResult(
+            outputs=result["outputs"],
+            metrics=result["metrics"],
+            timings=result["timings"],
+            counts=result["counts"],
+            resumed_from=result.get("resumed_from"),
+            seconds=seconds,
+            command=command.arguments,
+        )
+    if live.stopping.is_set():
+        raise StageStopped(f"stage {job.name} was stopped because the run ended", expected=True)
+    message, expected = explain(job, process.returncode)
+    raise StageFailed(message, expected=expected)
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _await_end(process: subprocess.Popen[bytes], job: Path) -> None:
+    """Until the supervisor has ended; what a killed one left is ended here."""
+    if not _wait(process, STOP_SECONDS):
+        logger.warning("the supervisor of %s did not end within %.0f s; killing it", job.name, STOP_SECONDS)
+        process.kill()
+        process.wait()
+    if not (job / "exit.json").exists():
+        _sweep(job)
+
+
+def _sweep(job: Path) -> None:
+    """Kill what still carries the mark of this job; mostly the kernel already did, with the supervisor."""
+    for other in psutil.process_iter():
+        try:
+            if other.environ().get(_JOB_VARIABLE) == str(job):
+                other.kill()
+        except psutil.Error:
+            continue  # ended meanwhile, or another user's
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,58 @@
+"""Following files that another process appends to."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+LONGEST_LINE_BYTES = 100_000
+"""A longer one is passed on in pieces; Prefect's log cuts a record at 1 MB."""
+
+_WARNING = re.compile(
+    r"\b(WARN(ING)?|ERROR|CRITICAL|FATAL)\b|\b\w*(Error|Exception|Warning)\b(:|$)|^Traceback"
+)
+
+
+def is_warning(line: str) -> bool:
+    """Whether a line of a stage's output is worth a place in the flow's log."""
+    return _WARNING.search(line) is not None
+
+
+def follow_lines(path: Path) -> Iterator[list[str]]:
+    """Each `next` gives the lines completed since the last; a progress bar's carriage return ends one too."""
+    position, rest = 0, b""
+    while True:
+        rest += _read_from(path, position + len(rest))
+        *lines, tail = re.split(rb"[\r\n]+", rest)
+        if len(tail) > LONGEST_LINE_BYTES:
+            lines, tail = [*lines, tail], b""
+        position, rest = position + len(rest) - len(tail), tail
+        yield [line.decode("utf-8", "replace") for line in lines if line.strip()]
+
+
+def follow_json(path: Path) -> Iterator[list[dict[str, Any]]]:
+    """Each `next` gives the objects whose line was completed since the last."""
+    for lines in follow_lines(path):
+        yield [json.loads(line) for line in lines]
+
+
+def last_lines(path: Path, count: int = 400, most_bytes: int = 200_000) -> list[str]:
+    """The last non-empty lines of a file that may be huge or absent."""
+    try:
+        start = max(0, path.stat().st_size - most_bytes)
+    except FileNotFoundError:
+        return []
+    lines = re.split(rb"[\r\n]+", _read_from(path, start))
+    return [line.decode("utf-8", "replace") for line in lines if line.strip()][-count:]
+
+
+def _read_from(path: Path, offset: int) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            file.seek(offset)
+            return file.read()
+    except FileNotFoundError:
+        return b""  # the stage has not written yet

@@ -1,0 +1,1 @@
+"""Stands in for the real `stages` in the processes that the launcher's tests start."""
