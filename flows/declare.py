@@ -1,0 +1,148 @@
+"""One stage of a recipe as written: `uses`, `with` and `launch` checked; `inputs` are left to the wiring."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import Problem, RequestError
+from flows.fields import found, slots_at
+from flows.launch_settings import Launch, read_launch
+from flows.validate import unknown_key, validate
+from flows.wiring import Declared
+from flows.yaml_lines import Document, Place
+from stages import stage as registry
+from stages.external import resolve_reference
+from stages.identity import resolve_externals
+from stages.names import nearest
+from stages.stage import Config, External, Stage
+
+KEYS = ("uses", "inputs", "with", "launch")
+RESERVED = ("name", "parameters", "parallel", "launch", "stages")
+"""The recipe's own keys; a stage of such a name could not be told from them by `--set`."""
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+
+
+def declare_stages(
+    document: Document, base: Path
+) -> tuple[list[tuple[Declared, dict[str, Any]]], list[Problem]]:
+    """Every stage with its own launch settings, and what is wrong with them."""
+    stages = document.data.get("stages")
+    if not isinstance(stages, Mapping) or not stages:
+        what = "missing" if stages is None else f"found {found(stages)}"
+        return [], [document.problem(("stages",), f"{what}; expected a mapping of stage names to stages")]
+    declared, problems = [], []
+    for name, body in stages.items():
+        reader = _StageReader(document, name, base)
+        declared.append(reader.read(body))
+        problems += reader.problems
+    return declared, problems
+
+
+class _StageReader:
+    def __init__(self, document: Document, name: str, base: Path) -> None:
+        self.document = document
+        self.name = name
+        self.base = base
+        self.problems: list[Problem] = []
+
+    def read(self, body: Any) -> tuple[Declared, dict[str, Any]]:
+        if not _NAME.fullmatch(self.name) or self.name in RESERVED:
+            self._fail(
+                (),
+                "cannot be the name of a stage: letters, digits, - and _, beginning with a letter, "
+                f"and none of {', '.join(RESERVED)}",
+            )
+        if not isinstance(body, Mapping):
+            self._fail((), f"expected a mapping with the keys {', '.join(KEYS)}, found {found(body)}")
+            return Declared(self.name, None, None, {}), {}
+        uses = self._uses(body)
+        self._check_keys(body, uses)
+        config = None if uses is None else self._config(uses, self._section(body, "with"))
+        launch, problems = read_launch(
+            self._section(body, "launch"), self.document, ("stages", self.name, "launch"), self.base
+        )
+        self.problems += problems
+        return Declared(self.name, uses, config, body.get("inputs")), launch
+
+    def _fail(self, place: Place, what: str) -> None:
+        self.problems.append(self.document.problem(("stages", self.name, *place), what))
+
+    def _uses(self, body: Mapping[str, Any]) -> Stage | None:
+        name = body.get("uses")
+        known = ", ".join(registry.STAGES)
+        if name is None:
+            self._fail(("uses",), f"missing; name one of: {known}")
+        elif not isinstance(name, str):
+            self._fail(("uses",), f"expected the name of a stage, found {found(name)}; there are: {known}")
+        elif name not in registry.STAGES:
+            self._fail(
+                ("uses",), f"unknown stage {name!r}{nearest(name, registry.STAGES)}; there are: {known}"
+            )
+        else:
+            return registry.load_stage(name)
+        return None
+
+    def _check_keys(self, body: Mapping[str, Any], uses: Stage | None) -> None:
+        sections = {"launch": list(Launch.model_fields)}
+        if uses is not None:
+            sections = {"with": list(uses.config.model_fields), "inputs": list(uses.inputs), **sections}
+        for key in body:
+            if key not in KEYS:
+                self._fail((key,), unknown_key(key, KEYS, sections))
+
+    def _section(self, body: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+        value = body.get(key)
+        if value is None:
+            return {}
+        if isinstance(value, Mapping):
+            return value
+        self._fail((key,), f"expected a mapping, found {found(value)}")
+        return {}
+
+    def _config(self, uses: Stage, values: Mapping[str, Any]) -> Config | None:
+        elsewhere = {"inputs": list(uses.inputs), "launch": list(Launch.model_fields)}
+        place = ("stages", self.name, "with")
+        config, problems = validate(uses.config, values, self.document, place, elsewhere)
+        if config is None:
+            self.problems += problems
+            return None
+        missing = list(self._missing_externals(uses.config, values))
+        if missing:
+            self.problems += missing
+            return None
+        try:
+            return resolve_externals(config, self.base)
+        except RequestError as error:  # a default that names a file
+            self._fail(("with",), str(error))
+            return None
+
+    def _missing_externals(self, model: type[Config], values: Mapping[str, Any]) -> Iterator[Problem]:
+        """Data files, code files and functions that the configuration names and that are not there."""
+        for place, text in _texts(values, ()):
+            marks = [
+                mark
+                for slot in slots_at(model, place)
+                for mark in slot.metadata
+                if isinstance(mark, External)
+            ]
+            if not marks:
+                continue
+            try:
+                resolve_reference(marks[0].kind, text, self.base)
+            except RequestError as error:
+                yield self.document.problem(("stages", self.name, "with", *place), str(error))
+
+
+def _texts(values: Any, place: Place) -> Iterator[tuple[Place, str]]:
+    if isinstance(values, str):
+        yield place, values
+    elif isinstance(values, Mapping):
+        for key, value in values.items():
+            yield from _texts(value, (*place, key))
+    elif isinstance(values, list | tuple):
+        for index, value in enumerate(values):
+            yield from _texts(value, (*place, index))

@@ -1,0 +1,189 @@
+"""What can be wired into a stage: outputs of other stages, artifacts of the store, folders, Hub models."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from artifacts.errors import RequestError
+from stages.external import folder_digest, hub_revision
+
+if TYPE_CHECKING:
+    from artifacts import Artifact, Store
+
+FOLDER_KINDS = {"dataset.json": ("dataset",), "config.json": ("model", "reward_model")}
+"""The file that tells what a folder is -> the kinds it can be."""
+
+HUB_KINDS = ("model", "reward_model")
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class StageOutput:
+    """An output of another stage of the recipe."""
+
+    stage: str
+    output: str
+
+    def __str__(self) -> str:
+        return f"{self.stage}.{self.output}"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An artifact of the store, by alias or id."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"@{self.name}"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder on this machine."""
+
+    path: Path
+    written: str
+
+    def __str__(self) -> str:
+        return self.written
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A model of the Hugging Face Hub, at a commit or at its newest."""
+
+    name: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.revision is None else f"{self.name}@{self.revision}"
+
+
+Reference = StageOutput | Stored | Folder | HubModel
+External = Stored | Folder | HubModel
+
+
+def parse_external(text: str, base: Path) -> External | None:
+    """`@alias`, `@sha256:...`, a path or `owner/name`; None: the text is none of these."""
+    if text.startswith("@"):
+        return Stored(text[1:])
+    if text.startswith(("./", "../", "/", "~")):
+        path = Path(text).expanduser()
+        return Folder(path if path.is_absolute() else base / path, text)
+    if _HUB_NAME.fullmatch(text):
+        name, _, revision = text.partition("@")
+        return HubModel(name, revision or None)
+    return None
+
+
+def folder_kinds(path: Path) -> tuple[str, ...]:
+    """The kinds of artifact that a folder can stand for. Raises RequestError when it is none."""
+    if not path.is_dir():
+        raise RequestError(f"no such folder: {path}")
+    for marker, kinds in FOLDER_KINDS.items():
+        if (path / marker).is_file():
+            if kinds == ("dataset",):
+                return kinds
+            return (_model_kind(path / marker),)
+    raise RequestError(f"{path} is neither a model (it has no config.json) nor a dataset (no dataset.json)")
+
+
+def _model_kind(config: Path) -> str:
+    try:
+        values = json.loads(config.read_text(encoding="utf-8"))
+        names = [str(name) for name in values.get("architectures") or ()]
+    except (OSError, ValueError, AttributeError) as error:
+        raise RequestError(f"{config} is not a model's configuration: {error}") from error
+    return "reward_model" if any(name.endswith("ForSequenceClassification") for name in names) else "model"
+
+
+@dataclass(frozen=True)
+class ResolvedInput:
+    """One artifact that a stage will read, with the digest that counts for its fingerprint."""
+
+    kind: str
+    digest: str
+    artifact: Artifact | None = None
+    path: Path | None = None
+    hub: str | None = None
+    revision: str | None = None
+
+    @classmethod
+    def of(cls, artifact: Artifact) -> ResolvedInput:
+        return cls(artifact.kind, artifact.digest, artifact=artifact)
+
+    @property
+    def label(self) -> str:
+        """What people call it: an id, a path or a Hub name with its commit."""
+        if self.artifact is not None:
+            return self.artifact.id
+        return str(self.path) if self.path is not None else f"{self.hub}@{self.revision}"
+
+    def spec(self) -> dict[str, str]:
+        """As `spec.json` holds it."""
+        if self.artifact is not None:
+            return {"artifact": self.artifact.id, "kind": self.kind}
+        if self.path is not None:
+            return {"path": str(self.path), "kind": self.kind, "digest": self.digest}
+        return {
+            "hub": str(self.hub),
+            "revision": str(self.revision),
+            "kind": self.kind,
+            "digest": self.digest,
+        }
+
+
+def resolve_external(reference: External, accepted: tuple[str, ...], store: Store) -> ResolvedInput:
+    """What a reference means now. Raises RequestError when it is not there or of a kind not accepted."""
+    if isinstance(reference, Stored):
+        found = ResolvedInput.of(store.find(reference.name))
+    elif isinstance(reference, Folder):
+        kind = folder_kinds(reference.path)[0]
+        found = ResolvedInput(kind, folder_digest(reference.path), path=reference.path.resolve())
+    else:
+        found = _resolve_hub(reference, accepted)
+    if found.kind not in accepted:
+        raise RequestError(f"takes {kinds_in_words(accepted)}, but {reference} is a {found.kind}")
+    return found
+
+
+def _resolve_hub(reference: HubModel, accepted: tuple[str, ...]) -> ResolvedInput:
+    revision = reference.revision or hub_revision(reference.name, "model")
+    if not _COMMIT.fullmatch(revision):
+        raise RequestError(
+            f"{reference}: give the full commit (40 hexadecimal digits) or leave the revision out"
+        )
+    kind = next((kind for kind in accepted if kind in HUB_KINDS), "model")
+    # a commit fixes the content as well as a digest of the files would, without fetching them
+    return ResolvedInput(kind, f"hub:{reference.name}@{revision}", hub=reference.name, revision=revision)
+
+
+def kinds_in_words(kinds: tuple[str, ...]) -> str:
+    """`a model or a reward_model`"""
+    return " or ".join(f"an {kind}" if kind[0] in "aeiou" else f"a {kind}" for kind in kinds)
+
+
+def input_digests(
+    inputs: Mapping[str, tuple[ResolvedInput, ...]], many: Mapping[str, bool]
+) -> dict[str, Any]:
+    """Digests as the identity of a stage takes them: one, or a list where the stage takes several."""
+    return {
+        name: [entry.digest for entry in entries] if many[name] else entries[0].digest
+        for name, entries in inputs.items()
+    }
+
+
+def input_specs(inputs: Mapping[str, tuple[ResolvedInput, ...]], many: Mapping[str, bool]) -> dict[str, Any]:
+    """Inputs as `spec.json` takes them."""
+    return {
+        name: [entry.spec() for entry in entries] if many[name] else entries[0].spec()
+        for name, entries in inputs.items()
+    }

@@ -1,0 +1,87 @@
+"""`launch:` of a recipe: how the process of a stage is started. None of it is part of what the result is."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from artifacts.errors import Problem
+from flows.validate import validate
+from flows.yaml_lines import Document, Place
+from stages.names import nearest
+
+LAUNCHERS = ("cpu", "ddp", "fsdp2", "zero2", "zero3")
+
+_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
+
+
+class Launch(BaseModel):
+    """How a stage's process is started."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    processes: int = Field(1, ge=1)
+    """Processes that work on the stage together."""
+    config: str | None = None
+    """One of cpu, ddp, fsdp2, zero2, zero3, or an accelerate configuration file; null: by the machine."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads of each process; null: the machine's cores divided by the processes."""
+    python: str | None = None
+    """The Python interpreter to run the stage with; null: the one that runs the flow."""
+    env: dict[str, str] = {}
+    """Environment variables of the stage's processes. Credentials belong into the environment, not here."""
+
+
+def read_launch(
+    values: Mapping[str, Any], document: Document, place: Place, base: Path
+) -> tuple[dict[str, Any], list[Problem]]:
+    """The settings written at one place, with files made absolute, and what is wrong with them."""
+    launch, problems = validate(Launch, values, document, place, {})
+    if launch is None:
+        return {}, problems
+    written = {name: getattr(launch, name) for name in launch.model_fields_set}
+    wrong = dict(_wrong(launch, base))
+    if launch.config and launch.config not in LAUNCHERS and "config" not in wrong:
+        written["config"] = str(_file(launch.config, base))
+    if launch.python and "/" in launch.python and "python" not in wrong:
+        written["python"] = str(_file(launch.python, base))
+    return written, [document.problem((*place, *name.split(".")), what) for name, what in wrong.items()]
+
+
+def merge_launch(common: Mapping[str, Any], own: Mapping[str, Any]) -> Launch:
+    """A stage's settings over those for every stage; environments are joined."""
+    env = {**common.get("env", {}), **own.get("env", {})}
+    return Launch.model_validate({**common, **own, "env": env})
+
+
+def _file(text: str, base: Path) -> Path:
+    path = Path(text).expanduser()
+    return path if path.is_absolute() else base / path
+
+
+def _wrong(launch: Launch, base: Path) -> Iterator[tuple[str, str]]:
+    config, python = launch.config, launch.python
+    if config is not None and config not in LAUNCHERS and not _file(config, base).is_file():
+        yield (
+            "config",
+            (
+                f"{config!r} is neither one of {', '.join(LAUNCHERS)} nor an accelerate configuration file "
+                f"(looked for {_file(config, base)}){nearest(config, LAUNCHERS)}"
+            ),
+        )
+    if python is not None:
+        found = _file(python, base).is_file() if "/" in python else shutil.which(python)
+        if not found:
+            yield "python", f"no such Python interpreter: {python!r}; give its path"
+    for name in launch.env:
+        if _SECRET.search(name):
+            # a recipe is copied into run records and reports; the environment is not
+            yield (
+                f"env.{name}",
+                "looks like a credential; set it in the environment and leave it out of the recipe",
+            )

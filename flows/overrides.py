@@ -1,0 +1,176 @@
+"""Changes to a recipe from outside: `--set` and `${parameter}`."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from artifacts.errors import Problem, RequestError
+from flows.fields import found
+from flows.yaml_lines import Document, Place, parse_value
+from stages.names import nearest
+
+SECTIONS = ("with", "inputs", "launch")
+"""What a stage of a recipe holds beside `uses`."""
+
+_PARAMETER = re.compile(r"(\$?)\$\{([^}]*)\}")
+_MISSING = object()
+
+
+def apply_overrides(document: Document, overrides: Iterable[str]) -> tuple[Document, list[Problem]]:
+    """The document with each `a.b=c` set, and the ones that name nothing."""
+    data, origins = copy.deepcopy(document.data), dict(document.origins)
+    changed = Document(data, document.origin, origins)
+    problems = []
+    for text in overrides:
+        origin = f"--set {text}"
+        target, equals, value_text = text.partition("=")
+        if not equals or not target.strip():
+            problems.append(Problem(origin, "expected NAME=VALUE, for example dpo.beta=0.2"))
+            continue
+        try:
+            place = _place(data, target.strip())
+            value = parse_value(value_text, origin)
+            _set(data, place, value)
+        except _NoSuchTarget as error:
+            problems.append(Problem(origin, str(error)))
+        except RequestError as error:
+            problems += [Problem(origin, problem.what) for problem in error.problems]
+        else:
+            for below in [known for known in origins if known[: len(place)] == place]:
+                del origins[below]
+            origins[place] = origin
+    return changed, problems
+
+
+class _NoSuchTarget(Exception):
+    """An override names nothing that can be set."""
+
+
+def _place(data: Mapping[str, Any], target: str) -> Place:
+    """Where in the recipe `dpo.beta`, `dpo.launch.processes`, `launch.threads` or a parameter stands."""
+    head, *rest = target.split(".")
+    parameters, stages = _names(data, "parameters"), _names(data, "stages")
+    if head in parameters:
+        return ("parameters", head, *rest)
+    if head in ("name", "parallel") and not rest:
+        return (head,)
+    if head == "launch" and rest:
+        return ("launch", *rest)
+    if head in stages and rest:
+        section = rest[0] if rest[0] in SECTIONS and len(rest) > 1 else None
+        return ("stages", head, *rest) if section else ("stages", head, "with", *rest)
+    if head in stages:
+        raise _NoSuchTarget(f"{head!r} is a stage; say which of its fields: {head}.FIELD=VALUE")
+    known = [*parameters, *stages, "name", "parallel", "launch"]
+    raise _NoSuchTarget(
+        f"nothing named {head!r} can be set{nearest(head, known)}; there are "
+        f"the parameters {', '.join(parameters) or '(none)'} and the stages {', '.join(stages) or '(none)'}"
+    )
+
+
+def _names(data: Mapping[str, Any], section: str) -> list[str]:
+    values = data.get(section) if isinstance(data, Mapping) else None
+    return list(values) if isinstance(values, Mapping) else []
+
+
+def _set(data: Any, place: Place, value: Any) -> None:
+    """Set the value at a place, making the mappings on the way that were not written."""
+    for index, part in enumerate(place[:-1]):
+        below = _step(data, part)
+        if below is _MISSING or below is None:
+            below = data[part] = {}
+        if not isinstance(below, dict | list):
+            name = ".".join(map(str, place[: index + 1]))
+            raise _NoSuchTarget(f"{name} is {found(below)}, so nothing below it can be set")
+        data = below
+    last = place[-1]
+    if isinstance(data, list):
+        if _step(data, last) is _MISSING:
+            raise _NoSuchTarget(f"{last!r} is no index of a list of {len(data)}; they start at 0")
+        data[int(last)] = value
+    else:
+        data[last] = value
+
+
+def _step(data: Any, part: str | int) -> Any:
+    if isinstance(data, dict):
+        return data.get(part, _MISSING)
+    if isinstance(data, list) and str(part).isdigit() and int(part) < len(data):
+        return data[int(part)]
+    if isinstance(data, list):
+        raise _NoSuchTarget(f"{part!r} is no index of a list of {len(data)}; they start at 0")
+    return _MISSING
+
+
+def fill_parameters(document: Document) -> tuple[Document, list[Problem], set[str]]:
+    """The document with every `${name}` replaced; `$${` stays as `${`. Parameters themselves are left out.
+
+    Also what is wrong with parameters, and where their values were needed (what else is wrong there follows).
+    """
+    parameters = document.data.get("parameters")
+    if parameters is not None and not isinstance(parameters, Mapping):
+        what = f"expected a mapping of parameter names to defaults, found {found(parameters)}"
+        return document, [document.problem(("parameters",), what)], set()
+    filler = _Filler(document, parameters or {})
+    data = {key: filler.fill(value, (key,)) for key, value in document.data.items() if key != "parameters"}
+    filler.check_names()
+    return Document(data, document.origin, document.origins), filler.problems, filler.unfilled
+
+
+class _Filler:
+    def __init__(self, document: Document, parameters: Mapping[str, Any]) -> None:
+        self.document = document
+        self.parameters = parameters
+        self.problems: list[Problem] = []
+        self.unfilled: set[str] = set()
+        self._not_given: set[str] = set()
+
+    def check_names(self) -> None:
+        """A parameter must not hide a stage or a key of the recipe from `--set`."""
+        stages = _names(self.document.data, "stages")
+        for name in self.parameters:
+            if name in stages or name in ("name", "parallel", "launch"):
+                what = "the name is taken by a stage or a key of the recipe; choose another"
+                self.problems.append(self.document.problem(("parameters", name), what))
+
+    def fill(self, value: Any, place: Place) -> Any:
+        if isinstance(value, Mapping):
+            return {key: self.fill(inner, (*place, key)) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [self.fill(inner, (*place, index)) for index, inner in enumerate(value)]
+        if not isinstance(value, str) or "${" not in value:
+            return value
+        whole = _PARAMETER.fullmatch(value)
+        if whole and not whole[1]:
+            return copy.deepcopy(self._parameter(whole[2].strip(), place))
+        return _PARAMETER.sub(lambda match: self._inside(match, place), value)
+
+    def _inside(self, match: re.Match[str], place: Place) -> str:
+        if match[1]:
+            return match[0][1:]
+        value = self._parameter(match[2].strip(), place)
+        if isinstance(value, bool):
+            return str(value).lower()
+        if isinstance(value, Mapping | list):
+            what = f"${{{match[2]}}} is {found(value)} and cannot stand inside a text"
+            self.problems.append(self.document.problem(place, what))
+        return str(value)
+
+    def _parameter(self, name: str, place: Place) -> Any:
+        if name not in self.parameters:
+            names = ", ".join(self.parameters) or "none"
+            what = f"unknown parameter {name!r}{nearest(name, self.parameters)}; the recipe has: {names}"
+            self.problems.append(self.document.problem(place, what))
+            self.unfilled.add(self.document.where(place))
+            return None
+        value = self.parameters[name]
+        if value is None:
+            self.unfilled.add(self.document.where(place))
+        if value is None and name not in self._not_given:
+            self._not_given.add(name)
+            what = f"the parameter has no default and must be given: --set {name}=..."
+            self.problems.append(self.document.problem(("parameters", name), what))
+        return value

@@ -1,0 +1,180 @@
+"""Strict validation of a part of a recipe against a pydantic model, with every mistake in plain words."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from artifacts.errors import Problem
+from flows.fields import expectation, field_slots, found, is_model, models_at, slots_at
+from flows.yaml_lines import Document, Place
+from stages.names import foreign, nearest
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validate(
+    model: type[Model],
+    values: Mapping[str, Any],
+    document: Document,
+    place: Place,
+    elsewhere: Mapping[str, Sequence[str]],
+) -> tuple[Model | None, list[Problem]]:
+    """The model of `values`, which stand at `place` of the document, or what is wrong with them.
+
+    `elsewhere`: section -> names that belong there, for a key written in the wrong section.
+    Strict: "3" is no number and true is no 1; a whole number is a number, a list a tuple.
+    """
+    problems = [
+        document.problem((*place, *inner), f"{number} is not a finite number")
+        for inner, number in _infinite(values)
+    ]
+    if problems:
+        return None, problems
+    try:
+        return model.model_validate_json(json.dumps(values), strict=True), []
+    except ValidationError as error:
+        for inner, kinds in _by_place(error, values).items():
+            problems.append(
+                document.problem((*place, *inner), _message(model, values, inner, kinds, elsewhere))
+            )
+        return None, problems
+
+
+def unknown_key(key: str, valid: Sequence[str], elsewhere: Mapping[str, Sequence[str]]) -> str:
+    """`unknown key; did you mean 'beta'?`, or where the key belongs, or what we call it."""
+    for section, names in elsewhere.items():
+        if key in names:
+            return f"unknown key here; {key!r} belongs under `{section}:`"
+    hint = foreign(key, valid) or nearest(key, valid)
+    if not hint:
+        for section, names in elsewhere.items():
+            if near := nearest(key, names):
+                return f"unknown key{near} (it belongs under `{section}:`)"
+    return f"unknown key{hint or '; known are: ' + ', '.join(valid)}"
+
+
+def _infinite(values: Any, place: Place = ()) -> Iterator[tuple[Place, float]]:
+    if isinstance(values, float) and not math.isfinite(values):
+        yield place, values
+    elif isinstance(values, Mapping):
+        for key, value in values.items():
+            yield from _infinite(value, (*place, key))
+    elif isinstance(values, list | tuple):
+        for index, value in enumerate(values):
+            yield from _infinite(value, (*place, index))
+
+
+def _by_place(error: ValidationError, values: Any) -> dict[Place, list[Any]]:
+    """The errors by their place in the written values; of a union, those of the branch that came furthest."""
+    grouped: dict[Place, list[Any]] = {}
+    for entry in error.errors(include_url=False):
+        grouped.setdefault(_written_place(entry["loc"], values, entry["type"]), []).append(entry)
+    return {
+        place: entries
+        for place, entries in grouped.items()
+        if not (_of_branches(place, entries) and any(_encloses(place, other) for other in grouped))
+    }
+
+
+def _of_branches(place: Place, entries: Sequence[Any]) -> bool:
+    """Whether the locations name branches of a union, which are written nowhere."""
+    return any(len(entry["loc"]) > len(place) for entry in entries)
+
+
+def _encloses(place: Place, other: Place) -> bool:
+    return len(other) > len(place) and other[: len(place)] == place
+
+
+def _written_place(location: Sequence[str | int], values: Any, kind: str) -> Place:
+    """The location without the names that pydantic gives to the branches of a union."""
+    place: list[str | int] = []
+    for index, part in enumerate(location):
+        if _has(values, part):
+            values = values[part]
+        elif not (kind == "missing" and index == len(location) - 1):
+            continue
+        place.append(part)
+    return tuple(place)
+
+
+def _has(values: Any, part: str | int) -> bool:
+    if isinstance(values, list):
+        return isinstance(part, int) and part < len(values)
+    return isinstance(values, Mapping) and part in values
+
+
+def _message(
+    model: type[BaseModel],
+    values: Any,
+    place: Place,
+    entries: Sequence[Any],
+    elsewhere: Mapping[str, Sequence[str]],
+) -> str:
+    kinds = {entry["type"] for entry in entries}
+    if kinds == {"extra_forbidden"}:
+        return _unknown_field(model, place, elsewhere)
+    if "missing" in kinds:
+        return f"missing; expected {expectation(slots_at(model, place))}"
+    custom = [entry for entry in entries if entry["type"] in ("value_error", "assertion_error")]
+    if custom:
+        return "; ".join(str(entry["ctx"]["error"]) for entry in custom)
+    return wrong_value(model, place, _value_at(values, place))
+
+
+def _unknown_field(model: type[BaseModel], place: Place, elsewhere: Mapping[str, Sequence[str]]) -> str:
+    *above, key = place
+    owners = models_at(model, above)
+    valid = [name for owner in owners for name in owner.model_fields]
+    nested = {
+        dotted_name: list(inner.model_fields)
+        for owner in owners
+        for dotted_name, info in owner.model_fields.items()
+        for inner in (slot.annotation for slot in field_slots(info))
+        if is_model(inner)
+    }
+    return unknown_key(str(key), valid, nested if above else {**elsewhere, **nested})
+
+
+def wrong_value(model: type[BaseModel], place: Place, value: Any) -> str:
+    """`expected a number above 0, found text '0.1' (remove the quotes)`"""
+    alternatives = slots_at(model, place)
+    text = f"expected {expectation(alternatives)}, found {found(value)}"
+    if isinstance(value, str):
+        if any(slot.annotation in (int, float) for slot in alternatives) and _is_number(value):
+            return f"{text} (remove the quotes)"
+        if any(slot.annotation is bool for slot in alternatives) and value.lower() in (
+            "yes",
+            "no",
+            "on",
+            "off",
+        ):
+            return f"{text} (write true or false)"
+        choices = [
+            choice
+            for slot in alternatives
+            for choice in getattr(slot.annotation, "__args__", ())
+            if isinstance(choice, str)
+        ]
+        return text + nearest(value, choices)
+    if any(slot.annotation is str for slot in alternatives) and isinstance(value, int | float):
+        return f"{text} (put it in quotes)"
+    return text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _value_at(values: Any, place: Place) -> Any:
+    for part in place:
+        values = values[part]
+    return values

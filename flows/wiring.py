@@ -1,0 +1,214 @@
+"""The graph of a recipe: references parsed, kinds checked, cycles found, stages put in order."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import Problem, RequestError
+from flows.fields import found
+from flows.inputs import (
+    HUB_KINDS,
+    Folder,
+    HubModel,
+    Reference,
+    StageOutput,
+    folder_kinds,
+    kinds_in_words,
+    parse_external,
+)
+from flows.yaml_lines import Document, Place
+from stages.names import nearest
+from stages.stage import Config, Input, Stage
+
+_FIRST_PART = re.compile(r"[^.\s]+")
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A stage of the recipe as far as it could be understood; None: that part is wrong and was reported."""
+
+    name: str
+    uses: Stage | None
+    config: Config | None
+    inputs: Any
+    """As written."""
+
+    @property
+    def place(self) -> Place:
+        return ("stages", self.name)
+
+    def outputs(self) -> dict[str, str] | None:
+        """Name -> kind of what it writes; None: not known because the stage is wrong."""
+        if self.uses is None:
+            return None
+        return dict(self.uses.outputs) if self.config is None else self.uses.outputs_of(self.config)
+
+
+class Wiring:
+    """Reads the inputs of all stages. `inputs` holds what could be read, `problems` what could not."""
+
+    def __init__(self, document: Document, stages: Mapping[str, Declared], base: Path) -> None:
+        self.document = document
+        self.stages = stages
+        self.base = base
+        self.problems: list[Problem] = []
+        self.inputs: dict[str, dict[str, tuple[Reference, ...]]] = {}
+        for stage in stages.values():
+            self.inputs[stage.name] = dict(self._inputs_of(stage)) if stage.uses else {}
+        self.order = self._order()
+
+    def _fail(self, place: Place, what: str) -> None:
+        self.problems.append(self.document.problem(place, what))
+
+    def _inputs_of(self, stage: Declared) -> Iterator[tuple[str, tuple[Reference, ...]]]:
+        assert stage.uses is not None
+        place = (*stage.place, "inputs")
+        written = {} if stage.inputs is None else stage.inputs
+        if not isinstance(written, Mapping):
+            self._fail(place, f"expected a mapping of input names to references, found {found(written)}")
+            return
+        accepted = stage.uses.inputs
+        for name, value in written.items():
+            if name not in accepted:
+                takes = (
+                    f"{stage.uses.name} takes: {', '.join(accepted)}" if accepted else "this stage takes none"
+                )
+                self._fail((*place, name), f"unknown input{nearest(name, accepted)}; {takes}")
+                continue
+            entries = self._entries((*place, name), value, accepted[name])
+            references = [self._reference(at, text, accepted[name], stage.name) for at, text in entries]
+            if references and all(reference is not None for reference in references):
+                yield name, tuple(reference for reference in references if reference is not None)
+        for name, declared in accepted.items():
+            if declared.required and name not in written:
+                self._fail(place, f"input {name!r} is missing; it takes {_what_fits(declared)}")
+        self._check_together(stage, frozenset(written) & frozenset(accepted))
+
+    def _check_together(self, stage: Declared, wired: frozenset[str]) -> None:
+        if stage.uses is None or stage.uses.check is None or stage.config is None:
+            return
+        for message in stage.uses.check(stage.config, wired):
+            self._fail(stage.place, message)
+
+    def _entries(self, place: Place, value: Any, declared: Input) -> list[tuple[Place, str]]:
+        """The references written for one input, each with its place."""
+        values = value if isinstance(value, list) else [value]
+        if isinstance(value, list) and not declared.many:
+            self._fail(place, f"takes one artifact, found {found(value)}")
+            return []
+        if not values:
+            self._fail(place, f"an empty list; give at least one: {_what_fits(declared)}")
+        entries: list[tuple[Place, str]] = []
+        for index, entry in enumerate(values):
+            at = (*place, index) if isinstance(value, list) else place
+            if isinstance(entry, str) and entry.strip():
+                entries.append((at, entry.strip()))
+            else:
+                self._fail(at, f"expected {_what_fits(declared)}, found {found(entry)}")
+        return entries
+
+    def _reference(self, place: Place, text: str, declared: Input, reader: str) -> Reference | None:
+        first = _FIRST_PART.match(text)
+        if first and first[0] in self.stages:
+            return self._stage_output(place, text, declared)
+        reference = parse_external(text, self.base)
+        if reference is None:
+            others = [name for name in self.stages if name != reader]
+            head = first[0] if first else text
+            self._fail(
+                place,
+                f"no stage {head!r} in this recipe{nearest(head, others)}; expected {_what_fits(declared)}",
+            )
+            return None
+        if isinstance(reference, HubModel) and not set(HUB_KINDS) & set(declared.kinds):
+            what = f"takes {kinds_in_words(declared.kinds)}; a Hub name is a model"
+            self._fail(place, f"{what}; for data of the Hub use a normalize stage with `path: hub:{text}`")
+            return None
+        if isinstance(reference, Folder) and not self._folder_fits(place, reference, declared):
+            return None
+        return reference
+
+    def _folder_fits(self, place: Place, reference: Folder, declared: Input) -> bool:
+        try:
+            kinds = folder_kinds(reference.path)
+        except RequestError as error:
+            self._fail(place, str(error))
+            return False
+        if not set(kinds) & set(declared.kinds):
+            self._fail(
+                place, f"takes {kinds_in_words(declared.kinds)}, but {reference} is {kinds_in_words(kinds)}"
+            )
+            return False
+        return True
+
+    def _stage_output(self, place: Place, text: str, declared: Input) -> Reference | None:
+        name, dot, output = text.partition(".")
+        outputs = self.stages[name].outputs()
+        if outputs is None:
+            # the stage is wrong and reported; a reference to its first output keeps the graph whole
+            return StageOutput(name, output)
+        if not dot:
+            output = next(iter(outputs))
+        if output not in outputs:
+            hint = nearest(output, outputs)
+            self._fail(
+                place, f"stage {name!r} has no output {output!r}{hint}; it writes: {', '.join(outputs)}"
+            )
+            return StageOutput(name, output)
+        if outputs[output] not in declared.kinds:
+            fitting = [f"{name}.{other}" for other, kind in outputs.items() if kind in declared.kinds]
+            hint = f"; did you mean {fitting[0]!r}?" if fitting else ""
+            self._fail(
+                place,
+                f"takes {kinds_in_words(declared.kinds)}, but {name}.{output} is "
+                f"{kinds_in_words((outputs[output],))}{hint}",
+            )
+        return StageOutput(name, output)
+
+    def _order(self) -> list[str]:
+        """Names so that each stage follows those it reads from, else as written; cycles are reported."""
+        needs = {name: _sources(inputs) for name, inputs in self.inputs.items()}
+        order: list[str] = []
+        while ready := [name for name in needs if name not in order and needs[name] <= set(order)]:
+            order.append(ready[0])
+        for cycle in _cycles({name: needs[name] for name in needs if name not in order}):
+            self._fail(
+                ("stages", cycle[0], "inputs"),
+                f"stages need each other in a circle: {' -> '.join([*cycle, cycle[0]])}; take one input out",
+            )
+        return order
+
+
+def _sources(inputs: Mapping[str, Iterable[Reference]]) -> set[str]:
+    return {entry.stage for entries in inputs.values() for entry in entries if isinstance(entry, StageOutput)}
+
+
+def _cycles(needs: Mapping[str, set[str]]) -> list[list[str]]:
+    """Disjoint circles `[a, b]`: b reads from a, and a from b; each begins with the stage written first."""
+    cycles: list[list[str]] = []
+    done: set[str] = set()
+    for start in needs:
+        path: list[str] = []
+        name: str | None = start
+        while name is not None and name not in done and name not in path:
+            path.append(name)
+            name = next(
+                (source for source in needs if source in needs[path[-1]] and source not in done), None
+            )
+        if name in path:
+            circle = path[path.index(name) :][::-1]  # found against the flow of data
+            first = min(range(len(circle)), key=lambda index: list(needs).index(circle[index]))
+            cycles.append(circle[first:] + circle[:first])
+        done.update(path)
+    return cycles
+
+
+def _what_fits(declared: Input) -> str:
+    words = f"{kinds_in_words(declared.kinds)}: a stage of this recipe, an @alias or @sha256:... of the store"
+    return words + (
+        ", a Hub name or a folder" if set(HUB_KINDS) & set(declared.kinds) else " or a folder (./x)"
+    )

@@ -1,0 +1,221 @@
+"""YAML in which every value knows its line, read by YAML 1.2's core rules.
+
+Unlike PyYAML by default: `2e-5` is a number, `yes`, `no`, `on`, `off` and dates are text, `010` is ten, a key
+given twice is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from artifacts.errors import Problem, RequestError
+
+Place = tuple[str | int, ...]
+"""The keys and indices that lead to a value: `("stages", "dpo", "with", "beta")`."""
+
+_TAG = "tag:yaml.org,2002:"
+_CORE = (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("merge", r"<<", "<"),
+)
+_MOST_VALUES = 100_000
+
+
+class _CoreLoader(yaml.SafeLoader):
+    """Composes nodes by the core rules; values are made below, not by PyYAML."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own interface
+
+
+class _CoreDumper(yaml.SafeDumper):
+    """Quotes exactly the text that the core rules would read as something else."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own interface
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Equal parts are written out twice: the record of a recipe is for people."""
+        return True
+
+
+for _name, _pattern, _first in _CORE:
+    for _class in (_CoreLoader, _CoreDumper):
+        _class.add_implicit_resolver(_TAG + _name, re.compile(f"^(?:{_pattern})$"), list(_first))
+
+
+@dataclass(frozen=True)
+class Document:
+    """Plain values with the origin of each: `recipe.yaml:12`, or the `--set` that gave it."""
+
+    data: Any
+    origin: str
+    origins: Mapping[Place, str] = field(default_factory=dict)
+
+    def where(self, place: Place) -> str:
+        """`recipe.yaml:12: stages.dpo.with.beta`; a value not written has the origin of what encloses it."""
+        for length in range(len(place), -1, -1):
+            if place[:length] in self.origins:
+                found = self.origins[place[:length]]
+                break
+        else:
+            found = self.origin
+        return f"{found}: {dotted(place)}" if place else found
+
+    def problem(self, place: Place, what: str) -> Problem:
+        """A mistake at one place of this document."""
+        return Problem(self.where(place), what)
+
+
+def dotted(place: Iterable[str | int]) -> str:
+    """`stages.dpo.with.weights[0]`"""
+    text = ""
+    for part in place:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def read_document(path: Path) -> Document:
+    """The YAML file at `path`. Raises RequestError when it cannot be read or is not YAML."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError([Problem(str(path), f"cannot be read as a text file: {error}")]) from error
+    return parse_document(text, str(path))
+
+
+def parse_document(text: str, origin: str) -> Document:
+    """Text as a document; `origin` names it in messages. Raises RequestError with every problem of form."""
+    reader = _Reader(origin)
+    data = reader.read(text)
+    if reader.problems:
+        raise RequestError(reader.problems)
+    return Document(data, origin, reader.origins)
+
+
+def parse_value(text: str, origin: str) -> Any:
+    """One value in YAML, as `--set` gives it."""
+    return parse_document(text, origin).data
+
+
+def dump(data: Any) -> str:
+    """YAML that `parse_document` reads back to the same values, keys in the order given."""
+    return yaml.dump(data, Dumper=_CoreDumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+class _Reader:
+    """Turns PyYAML's nodes into values, noting lines and mistakes."""
+
+    def __init__(self, origin: str) -> None:
+        self.origin = origin
+        self.origins: dict[Place, str] = {}
+        self.problems: list[Problem] = []
+        self._values = 0
+
+    def read(self, text: str) -> Any:
+        loader = _CoreLoader(text)
+        try:
+            node = loader.get_single_node()
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            line = mark.line + 1 if mark else 1
+            hint = " (indent with spaces, not tabs)" if "'\\t'" in str(error.problem) else ""
+            parts = [part for part in (error.context, error.problem) if part]
+            self.problems.append(
+                Problem(f"{self.origin}:{line}", f"not valid YAML: {', '.join(parts)}{hint}")
+            )
+            return None
+        except yaml.YAMLError as error:
+            self.problems.append(Problem(self.origin, f"not valid YAML: {error}"))
+            return None
+        finally:
+            loader.dispose()
+        return None if node is None else self._value(node, (), ())
+
+    def _line(self, node: yaml.Node) -> str:
+        return f"{self.origin}:{node.start_mark.line + 1}"
+
+    def _fail(self, node: yaml.Node, place: Place, what: str) -> None:
+        where = f"{self._line(node)}: {dotted(place)}" if place else self._line(node)
+        self.problems.append(Problem(where, what))
+
+    def _value(self, node: yaml.Node, place: Place, above: tuple[yaml.Node, ...]) -> Any:
+        self._values += 1
+        if node in above:
+            self._fail(node, place, "an anchor contains itself")
+            return None
+        if self._values > _MOST_VALUES:
+            if self._values == _MOST_VALUES + 1:
+                self._fail(node, place, f"more than {_MOST_VALUES} values, aliases expanded")
+            return None
+        self.origins.setdefault(place, self._line(node))
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, place, (*above, node))
+        if isinstance(node, yaml.SequenceNode):
+            return [
+                self._value(item, (*place, index), (*above, node)) for index, item in enumerate(node.value)
+            ]
+        return self._scalar(node, place)
+
+    def _mapping(self, node: yaml.MappingNode, place: Place, above: tuple[yaml.Node, ...]) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        merged: dict[str, Any] = {}
+        lines: dict[str, int] = {}
+        for key_node, value_node in node.value:
+            if key_node.tag == _TAG + "merge":
+                for source in value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]:
+                    merged = {**self._merge_source(source, place, above), **merged}
+                continue
+            key = key_node.value
+            if not isinstance(key, str) or key_node.tag != _TAG + "str":
+                found = key if isinstance(key, str) else "a collection"
+                self._fail(
+                    key_node,
+                    place,
+                    f"keys are text; found {found}; write it in quotes if it is meant as text",
+                )
+                continue
+            line = key_node.start_mark.line + 1
+            if key in values:
+                self._fail(
+                    key_node, (*place, key), f"given twice; the first is in line {lines[key]}; remove one"
+                )
+                continue
+            lines[key] = line
+            self.origins[(*place, key)] = f"{self.origin}:{line}"
+            values[key] = self._value(value_node, (*place, key), above)
+        return {**merged, **values}
+
+    def _merge_source(self, node: yaml.Node, place: Place, above: tuple[yaml.Node, ...]) -> dict[str, Any]:
+        if isinstance(node, yaml.MappingNode) and node not in above:
+            return self._mapping(node, place, (*above, node))
+        self._fail(node, place, "`<<` takes a mapping that is defined elsewhere by an anchor")
+        return {}
+
+    def _scalar(self, node: yaml.Node, place: Place) -> Any:
+        text = str(node.value)
+        kind = node.tag.removeprefix(_TAG)
+        try:
+            if kind in ("str", "merge"):
+                return text
+            if kind == "null":
+                return None
+            if kind == "bool":
+                return {"true": True, "false": False}[text.lower()]
+            if kind == "int":
+                return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
+            if kind == "float":
+                return float(re.sub(r"\.(inf|nan)$", r"\1", text.lower()))
+        except (ValueError, KeyError):
+            self._fail(node, place, f"{text!r} does not fit its tag !!{kind}")
+            return None
+        self._fail(node, place, f"the tag {node.tag} means nothing here; write a plain value")
+        return None
