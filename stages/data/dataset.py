@@ -1,0 +1,198 @@
+"""Datasets as folders: `data.parquet`, `dataset.json`, `ledger.json`."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from artifacts.errors import DataError
+from stages.data.canonical import canonical_bytes
+from stages.data.ledger import RowLedger
+from stages.data.schema import ColumnTypes, typed_columns
+from stages.data.types import ROW_ID, TEXT_COLUMNS, Dataset, Row, required_columns, text_columns
+
+if TYPE_CHECKING:
+    import pyarrow
+
+DATA_FILE = "data.parquet"
+DESCRIPTION_FILE = "dataset.json"
+ROWS_PER_GROUP = 1024
+
+
+def column_types(dataset_type: str, conversational: bool) -> ColumnTypes:
+    """An observer that knows `row_id` and the columns of the type."""
+    text = text_columns(dataset_type, conversational)
+    return ColumnTypes(typed_columns(text, conversational, dataset_type))
+
+
+def write_dataset(
+    folder: Path,
+    rows: Iterable[Row],
+    *,
+    type: str,
+    conversational: bool,
+    ledger: RowLedger,
+    source: Mapping[str, Any],
+    types: ColumnTypes | None = None,
+) -> int:
+    """Writes the three files and returns the number of rows.
+
+    `types`: observed over these rows beforehand; then they are streamed, else they are held in memory once.
+    Equal rows, ledger and source give equal bytes. Raises DataError for a row without a required column, and
+    when there is no row at all.
+    """
+    if types is None:
+        rows = list(rows)
+        types = column_types(type, conversational)
+        for row in rows:
+            types.observe(f"row {row.get(ROW_ID)}", row)
+    count = _write_parquet(folder / DATA_FILE, rows, types.schema(), required_columns(type, conversational))
+    if count == 0:
+        raise DataError(f"no row is left for the dataset ({ledger.summary() or 'there were none'})")
+    description = {
+        "type": type,
+        "conversational": conversational,
+        "rows": count,
+        "columns": list(types.columns),
+        "source": dict(source),
+    }
+    (folder / DESCRIPTION_FILE).write_bytes(canonical_bytes(description) + b"\n")
+    ledger.write(folder)
+    return count
+
+
+def _write_parquet(path: Path, rows: Iterable[Row], schema: pyarrow.Schema, required: tuple[str, ...]) -> int:
+    import pyarrow
+    import pyarrow.parquet
+
+    count = 0
+    remaining = iter(rows)
+    with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
+        while block := list(islice(remaining, ROWS_PER_GROUP)):
+            for row in block:
+                for column in (ROW_ID, *required):
+                    if row.get(column) is None:
+                        raise DataError(
+                            f"row {row.get(ROW_ID)} has no {column!r}; found columns: {', '.join(row)}"
+                        )
+            writer.write_table(pyarrow.Table.from_pylist(block, schema=schema), row_group_size=ROWS_PER_GROUP)
+            count += len(block)
+    return count
+
+
+def read_dataset(folder: Path) -> Dataset:
+    """The dataset in that folder; rows are decoded as they are asked for.
+
+    Raises DataError when a file is missing or the files contradict each other.
+    """
+    import pyarrow.parquet
+
+    description = _description(folder)
+    dataset_type, conversational = description["type"], description["conversational"]
+    table = pyarrow.parquet.read_table(folder / DATA_FILE, page_checksum_verification=True, use_threads=False)
+    for column in (ROW_ID, *required_columns(dataset_type, conversational)):
+        if column not in table.column_names:
+            raise DataError(
+                f"{folder / DATA_FILE}: no column {column!r}; found {', '.join(table.column_names)}"
+            )
+    if table.num_rows != description["rows"]:
+        raise DataError(
+            f"{folder}: {DATA_FILE} has {table.num_rows} rows, {DESCRIPTION_FILE} says "
+            f"{description['rows']}; write the dataset again"
+        )
+    return Dataset(dataset_type, conversational, tuple(table.column_names), _TableRows(table))
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    for name in (DESCRIPTION_FILE, DATA_FILE):
+        if not (folder / name).is_file():
+            raise DataError(
+                f"{folder} is not a dataset: it has no {name}; make one with the stage `normalize`"
+            )
+    try:
+        description = json.loads((folder / DESCRIPTION_FILE).read_bytes())
+        known = description["type"] in TEXT_COLUMNS and isinstance(description["conversational"], bool)
+        rows = description["rows"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder / DESCRIPTION_FILE} does not describe a dataset: {error!r}") from error
+    if not known or not isinstance(rows, int):
+        raise DataError(f"{folder / DESCRIPTION_FILE}: unknown dataset type {description['type']!r}")
+    return dict(description)
+
+
+def merge(datasets: Sequence[Dataset]) -> Dataset:
+    """The rows of all, in order. Raises DataError when their types differ or a row occurs twice."""
+    if len(datasets) == 1:
+        return datasets[0]
+    kinds = sorted({(dataset.type, dataset.conversational) for dataset in datasets})
+    if len(kinds) != 1:
+        names = ", ".join(f"{name} ({'conversational' if chat else 'standard'})" for name, chat in kinds)
+        raise DataError(f"datasets of different types cannot be joined: {names}; normalize them to one type")
+    seen: set[str] = set()
+    for dataset in datasets:
+        for row_id in _row_ids(dataset):
+            if row_id in seen:
+                raise DataError(
+                    f"row {row_id} is in more than one of the given datasets; give each dataset once"
+                )
+            seen.add(row_id)
+    columns = tuple(dict.fromkeys(column for dataset in datasets for column in dataset.columns))
+    return Dataset(*kinds[0], columns, _ChainedRows([dataset.rows for dataset in datasets]))
+
+
+def _row_ids(dataset: Dataset) -> Iterator[str]:
+    if isinstance(dataset.rows, _TableRows):
+        return iter(dataset.rows.table.column(ROW_ID).to_pylist())
+    return (row[ROW_ID] for row in dataset.rows)
+
+
+class _TableRows(Sequence[Row]):
+    """Rows of an Arrow table as dicts; decodes the block that was asked for last and holds it."""
+
+    def __init__(self, table: pyarrow.Table) -> None:
+        self.table = table
+        self._block = -1
+        self._decoded: list[Row] = []
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        position = range(len(self))[index]
+        block = position // ROWS_PER_GROUP
+        if block != self._block:
+            self._decoded = self.table.slice(block * ROWS_PER_GROUP, ROWS_PER_GROUP).to_pylist()
+            self._block = block
+        return self._decoded[position % ROWS_PER_GROUP]
+
+
+class _ChainedRows(Sequence[Row]):
+    """Sequences of rows, one after the other."""
+
+    def __init__(self, parts: Sequence[Sequence[Row]]) -> None:
+        self._parts = parts
+        self._ends = list(accumulate(len(part) for part in parts))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        position = range(len(self))[index]
+        part = bisect_right(self._ends, position)
+        return self._parts[part][position - (self._ends[part - 1] if part else 0)]

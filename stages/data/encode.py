@@ -1,0 +1,77 @@
+"""What all tokenization shares: prompts alone, prompt and completion together, and what is noted of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from artifacts.errors import DataError
+from stages.data.chat import Encoder
+from stages.data.ledger import RowLedger
+from stages.data.types import ROW_ID, Dataset, Row
+
+ROWS_PER_BLOCK = 256
+UNKNOWN_TOKENS = "tokens unknown to the tokenizer"
+BOUNDARY_MOVED = "prompt tokens that belong to the completion"
+PROMPT_TOO_LONG = "filtered: prompt too long"
+EMPTY_PROMPT = "filtered: empty prompt"
+
+
+def require_type(dataset: Dataset, accepted: tuple[str, ...]) -> None:
+    if dataset.type not in accepted:
+        raise DataError(
+            f"the dataset is of type {dataset.type}; this stage takes {' or '.join(accepted)}: normalize "
+            f"the source to that type"
+        )
+
+
+def require_rows(items: list[Any], dataset: Dataset, ledger: RowLedger) -> list[Any]:
+    if not items:
+        raise DataError(
+            f"none of the {len(dataset)} rows is left after tokenization ({ledger.summary()}); raise "
+            f"max_length or look at the rows"
+        )
+    return items
+
+
+def encode_prompts(encoder: Encoder, dataset: Dataset, rows: Sequence[Row]) -> list[list[int]]:
+    """Token ids of the prompts alone, as the model would see them before it answers."""
+    prompts = [row["prompt"] for row in rows]
+    if dataset.conversational:
+        return encoder.conversations(prompts, row_ids(rows), generation_prompt=True)
+    return encoder.texts(prompts, end=False)
+
+
+def encode_joined(encoder: Encoder, dataset: Dataset, rows: Sequence[Row], column: str) -> list[list[int]]:
+    """Token ids of prompt and completion together."""
+    joined = [row["prompt"] + row[column] for row in rows]
+    return (
+        encoder.conversations(joined, row_ids(rows))
+        if dataset.conversational
+        else encoder.texts(joined, end=True)
+    )
+
+
+def row_ids(rows: Sequence[Row]) -> list[str]:
+    return [row[ROW_ID] for row in rows]
+
+
+def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """Number of leading tokens that the two share."""
+    for position, (one, other) in enumerate(zip(first, second, strict=False)):
+        if one != other:
+            return position
+    return min(len(first), len(second))
+
+
+def note_boundary(ledger: RowLedger, row: Row, prompt_ids: Sequence[int], boundary: int) -> None:
+    moved = len(prompt_ids) - boundary
+    if moved > 0:
+        detail = "tokenizing the completion with the prompt changes the prompt's last tokens"
+        ledger.change(BOUNDARY_MOVED, row[ROW_ID], detail, moved)
+
+
+def note_unknown(ledger: RowLedger, row_id: str, encoder: Encoder, token_ids: Sequence[int]) -> None:
+    unknown = encoder.unknown(token_ids)
+    if unknown:
+        ledger.change(UNKNOWN_TOKENS, row_id, f"{unknown} of {len(token_ids)} tokens", unknown)

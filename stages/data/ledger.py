@@ -1,0 +1,86 @@
+"""The row ledger: every input row ends in exactly one state, and the states sum to the input."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import StageError
+from stages.data.canonical import canonical_bytes
+
+EXAMPLES = 5
+"""Examples kept of each state and of each change."""
+
+LEDGER_FILE = "ledger.json"
+
+
+class RowLedger:
+    """Counts what became of rows. States: `used`, `truncated` (used, but cut), `masked`, `duplicate`,
+    `filtered: <reason>`, ... A change (a field left out, an unknown token) is no state: the row stays."""
+
+    def __init__(self) -> None:
+        self.states: Counter[str] = Counter()
+        self.changes: Counter[str] = Counter()
+        self.truncated_tokens = 0
+        self._examples: dict[str, list[dict[str, str]]] = {}
+
+    def use(self, rows: int | str = 1) -> None:
+        """`rows` rows (or the one row with that id) are used whole."""
+        self._count("used", rows if isinstance(rows, int) else 1)
+
+    def drop(self, row_id: str, state: str, detail: str = "") -> None:
+        """The row is not used, because of `state`."""
+        self._count(state, 1)
+        self._example(state, row_id, detail)
+
+    def truncate(self, row_id: str, tokens: int) -> None:
+        """The row is used without its last `tokens` tokens."""
+        assert tokens > 0
+        self._count("truncated", 1)
+        self.truncated_tokens += tokens
+        self._example("truncated", row_id, f"{tokens} tokens cut")
+
+    def change(self, reason: str, row_id: str, detail: str = "", count: int = 1) -> None:
+        """Something in the row was changed `count` times; says nothing about the row's state."""
+        self.changes[reason] += count
+        self._example(reason, row_id, detail)
+
+    @property
+    def input(self) -> int:
+        """Rows that have a state."""
+        return sum(self.states.values())
+
+    def check(self, total: int) -> None:
+        """Raises StageError unless each of `total` rows got exactly one state."""
+        if self.input != total:
+            raise StageError(
+                f"row ledger: {total} rows came in, {self.input} have a state: {dict(self.states)}"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "input": self.input,
+            "states": dict(sorted(self.states.items())),
+            "changes": dict(sorted(self.changes.items())),
+            "truncated_tokens": self.truncated_tokens,
+            "examples": {name: list(self._examples[name]) for name in sorted(self._examples)},
+        }
+
+    def write(self, folder: Path) -> None:
+        """Writes `ledger.json` into `folder`."""
+        (folder / LEDGER_FILE).write_bytes(canonical_bytes(self.to_json()) + b"\n")
+
+    def summary(self) -> str:
+        """`90 used, 10 duplicate`."""
+        return ", ".join(f"{count} {state}" for state, count in self.states.most_common())
+
+    def _count(self, state: str, rows: int) -> None:
+        assert rows >= 0
+        if rows:
+            self.states[state] += rows
+
+    def _example(self, name: str, row_id: str, detail: str) -> None:
+        examples = self._examples.setdefault(name, [])
+        if len(examples) < EXAMPLES:
+            examples.append({"row": row_id, "detail": detail})

@@ -1,0 +1,168 @@
+"""Typed rows as token ids: sequences with a loss mask, and prompts to answer (pairs: `pairs.py`).
+
+Every function records each row's state in the ledger, and raises DataError when no row is left.
+Padding plays no part here, so a tokenizer whose pad token is its end token trains its end token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from artifacts.errors import DataError
+from stages.data.chat import Encoder
+from stages.data.encode import (
+    EMPTY_PROMPT,
+    PROMPT_TOO_LONG,
+    ROWS_PER_BLOCK,
+    common_prefix,
+    encode_joined,
+    encode_prompts,
+    note_boundary,
+    note_unknown,
+    require_rows,
+    require_type,
+    row_ids,
+)
+from stages.data.ledger import RowLedger
+from stages.data.types import ROW_ID, Dataset, Message, Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MASKED = "masked"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedSequence:
+    """`loss_mask[t]`: token t is trained. `loss_mask[0]` is False: nothing predicts the first token."""
+
+    row_id: str
+    token_ids: list[int]
+    loss_mask: list[bool]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedPrompt:
+    """The prompt up to where the model goes on. `row`: all columns, for rewards, with `prompt` among them."""
+
+    row_id: str
+    prompt_ids: list[int]
+    row: Row
+
+
+def tokenize_sequences(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None,
+    ledger: RowLedger,
+    assistant_only_loss: bool = False,
+    completion_only_loss: bool | None = None,
+) -> list[TokenizedSequence]:
+    """Language-modelling and prompt-completion rows, cut after `max_length` tokens.
+
+    completion_only_loss None: the prompt of a prompt-completion row is not trained (TRL's default).
+    assistant_only_loss: of conversations, only what the template marks as the assistant's is trained.
+    """
+    require_type(dataset, ("language_modeling", "prompt_completion"))
+    if completion_only_loss and dataset.type == "language_modeling":
+        raise DataError(
+            "completion_only_loss: a language_modeling dataset has no prompt; leave it out, or normalize "
+            "to prompt_completion"
+        )
+    if assistant_only_loss and not dataset.conversational:
+        raise DataError(
+            "assistant_only_loss needs a conversational dataset, this one holds plain text; use "
+            "completion_only_loss with prompt and completion"
+        )
+    encoder = Encoder(tokenizer)
+    completion_only = dataset.type == "prompt_completion" and completion_only_loss is not False
+    sequences = []
+    for rows in dataset.blocks(ROWS_PER_BLOCK):
+        masked = _full_sequences(encoder, dataset, rows, assistant_only_loss)
+        prompts = encode_prompts(encoder, dataset, rows) if completion_only else [[]] * len(rows)
+        for row, (token_ids, mask), prompt_ids in zip(rows, masked, prompts, strict=True):
+            boundary = common_prefix(prompt_ids, token_ids)
+            note_boundary(ledger, row, prompt_ids, boundary)
+            mask = [trained and position >= max(boundary, 1) for position, trained in enumerate(mask)]
+            sequence = _cut(TokenizedSequence(row[ROW_ID], token_ids, mask), max_length, encoder, ledger)
+            if sequence is not None:
+                sequences.append(sequence)
+    return require_rows(sequences, dataset, ledger)
+
+
+def tokenize_prompts(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None, ledger: RowLedger
+) -> list[TokenizedPrompt]:
+    """The prompts of any type that has one, and of conversations all but the last assistant turn.
+
+    A prompt longer than `max_length` is dropped, never cut: an answer to half a question teaches nothing.
+    """
+    if dataset.type == "language_modeling" and not dataset.conversational:
+        raise DataError(
+            "a language_modeling dataset of plain text has no prompts; give one with a prompt column"
+        )
+    encoder = Encoder(tokenizer)
+    prompts = []
+    for rows in dataset.blocks(ROWS_PER_BLOCK):
+        if dataset.type == "language_modeling":
+            rows = [{**row, "prompt": row["messages"][:-1]} for row in rows]
+        for row, prompt_ids in zip(rows, encode_prompts(encoder, dataset, rows), strict=True):
+            if _usable_prompt(row, prompt_ids, max_length, ledger):
+                note_unknown(ledger, row[ROW_ID], encoder, prompt_ids)
+                ledger.use(row[ROW_ID])
+                prompts.append(TokenizedPrompt(row[ROW_ID], prompt_ids, row))
+    return require_rows(prompts, dataset, ledger)
+
+
+def _usable_prompt(row: Row, prompt_ids: Sequence[int], max_length: int | None, ledger: RowLedger) -> bool:
+    if not prompt_ids:
+        ledger.drop(row[ROW_ID], EMPTY_PROMPT)
+    elif max_length is not None and len(prompt_ids) > max_length:
+        ledger.drop(row[ROW_ID], PROMPT_TOO_LONG, f"{len(prompt_ids)} tokens, max_length is {max_length}")
+    else:
+        return True
+    return False
+
+
+def _full_sequences(
+    encoder: Encoder, dataset: Dataset, rows: Sequence[Row], assistant_only: bool
+) -> Iterable[tuple[list[int], list[bool]]]:
+    if assistant_only:
+        return encoder.assistant_masks([_messages(dataset, row) for row in rows], row_ids(rows))
+    if dataset.type == "prompt_completion":
+        encoded = encode_joined(encoder, dataset, rows, "completion")
+    elif dataset.conversational:
+        encoded = encoder.conversations([row["messages"] for row in rows], row_ids(rows))
+    else:
+        encoded = encoder.texts([row["text"] for row in rows], end=True)
+    return [(token_ids, [True] * len(token_ids)) for token_ids in encoded]
+
+
+def _messages(dataset: Dataset, row: Row) -> list[Message]:
+    if dataset.type == "language_modeling":
+        return list(row["messages"])
+    return [*row["prompt"], *row["completion"]]
+
+
+def _cut(
+    sequence: TokenizedSequence, max_length: int | None, encoder: Encoder, ledger: RowLedger
+) -> TokenizedSequence | None:
+    """The first `max_length` tokens; None (and a state in the ledger) when none of them is trained."""
+    length = len(sequence.token_ids)
+    kept = length if max_length is None else min(length, max_length)
+    token_ids, mask = sequence.token_ids[:kept], sequence.loss_mask[:kept]
+    if not any(mask):
+        cause = (
+            f"of {length} tokens the first {kept} are kept" if any(sequence.loss_mask) else "nothing to train"
+        )
+        ledger.drop(sequence.row_id, MASKED, cause)
+        return None
+    if kept < length:
+        ledger.truncate(sequence.row_id, length - kept)
+    else:
+        ledger.use(sequence.row_id)
+    note_unknown(ledger, sequence.row_id, encoder, token_ids)
+    return TokenizedSequence(sequence.row_id, token_ids, mask)

@@ -1,0 +1,77 @@
+"""The dataset types and what a dataset is once it is read: typed rows with ids.
+
+| type                | standard                  | conversational (lists of {role, content}) |
+|---------------------|---------------------------|-------------------------------------------|
+| language_modeling   | text                      | messages                                  |
+| prompt              | prompt                    | prompt                                    |
+| prompt_completion   | prompt, completion        | prompt, completion                        |
+| preference          | prompt, chosen, rejected  | prompt, chosen, rejected                  |
+| unpaired_preference | prompt, completion, label | prompt, completion, label                 |
+
+Names as TRL's (trl-inventory.md section 3.1). Other columns are kept beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+DatasetType = Literal["language_modeling", "prompt", "prompt_completion", "preference", "unpaired_preference"]
+
+Message = dict[str, str]
+"""{"role": "system" | "user" | "assistant", "content": text}."""
+
+Row = dict[str, Any]
+
+TEXT_COLUMNS: dict[str, tuple[str, ...]] = {
+    "language_modeling": ("text",),
+    "prompt": ("prompt",),
+    "prompt_completion": ("prompt", "completion"),
+    "preference": ("prompt", "chosen", "rejected"),
+    "unpaired_preference": ("prompt", "completion"),
+}
+"""The columns that hold text or messages, standard naming."""
+
+ROW_ID = "row_id"
+
+
+def text_columns(dataset_type: str, conversational: bool) -> tuple[str, ...]:
+    """The columns of that type that hold text (standard) or messages (conversational)."""
+    if dataset_type == "language_modeling" and conversational:
+        return ("messages",)
+    return TEXT_COLUMNS[dataset_type]
+
+
+def required_columns(dataset_type: str, conversational: bool) -> tuple[str, ...]:
+    """Every column that a row of that type must have, `row_id` excepted."""
+    label = ("label",) if dataset_type == "unpaired_preference" else ()
+    return text_columns(dataset_type, conversational) + label
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Typed rows. `rows[i]` is a dict with `row_id`, the columns of the type, and whatever else was kept."""
+
+    type: str
+    conversational: bool
+    columns: tuple[str, ...]
+    rows: Sequence[Row]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return self.rows[index]
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def select(self, indices: Sequence[int]) -> Dataset:
+        """The rows at `indices`, in that order."""
+        return Dataset(self.type, self.conversational, self.columns, [self.rows[index] for index in indices])
+
+    def blocks(self, size: int) -> Iterator[list[Row]]:
+        """The rows in order, at most `size` at a time."""
+        for start in range(0, len(self.rows), size):
+            yield [self.rows[index] for index in range(start, min(start + size, len(self.rows)))]
