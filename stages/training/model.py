@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -136,32 +138,41 @@ class Scorer(nn.Module):
         ).last_hidden_state
         return readout(hidden_BTH.flatten(0, 1), self)
 
-    def probe(self) -> str | None:
-        """Compare our way with the model's own logits on a short row, and shared with separate prefixes.
-
-        Returns why prefixes cannot be shared (None: they can). Raises StageError when the head differs.
-        """
-        vocabulary = self.head().weight_VH.shape[0]
-        ids = [(7 * i + 1) % vocabulary for i in range(9)]
-        group = Group("probe", ids[:4], (Branch(ids[4:7]), Branch(ids[7:])))
-        was_training = self.training
-        self.eval()
-        with torch.no_grad():
-            apart = self.forward(layout([group], share_prefixes=False).to(self._device), _probe_logprobs(group, False))
-            shared = self.forward(layout([group]).to(self._device), _probe_logprobs(group, True))
-            own = self.transformers_model(input_ids=torch.tensor([ids[:7]], device=self._device)).logits
-        self.train(was_training)
-        expected = own[0, 3:6].float().log_softmax(-1).gather(1, torch.tensor(ids[4:7], device=self._device)[:, None])
-        if (difference := float((apart[:3] - expected[:, 0]).abs().max())) > _PROBE_TOLERANCE:
-            name = type(self.transformers_model).__name__
+    def check_head(self) -> None:
+        """Raises StageError when our log-probabilities differ from the model's own logits on a short row."""
+        ids = self._probe_ids()
+        batch = layout([Group("probe", ids[:4], (Branch(ids[4:]),))]).to(self._device)
+        with _evaluating(self):
+            ours_N, _ = self.forward(batch, token_logprobs(batch))
+            logits_TV = self.transformers_model(input_ids=torch.tensor([ids], device=self._device)).logits[0].float()
+        own_N = logits_TV[3:-1].log_softmax(-1).gather(1, batch.target_N[:, None])[:, 0]
+        if (difference := float((ours_N - own_N).abs().max())) > _PROBE_TOLERANCE:
             raise StageError(
-                f"{name}: log-probabilities from its hidden states and head differ from its own logits by "
-                f"{difference:.3g}; this architecture does something to its logits that is not supported"
+                f"{type(self.transformers_model).__name__}: log-probabilities from its hidden states and head differ "
+                f"from its own logits by {difference:.3g}; what it does to its logits is not supported"
             )
-        if (difference := float((apart - shared).abs().max())) > _PROBE_TOLERANCE:
-            self.share_prefixes = False
-            return f"a shared prefix changes log-probabilities by {difference:.3g} in this architecture"
-        return None
+
+    def settle_prefix_sharing(self) -> str | None:
+        """Compare hidden states of a shared with those of separate prefixes on a short row.
+
+        Where they differ, every completion gets its own copy of the prompt from now on; returns the reason.
+        """
+        ids = self._probe_ids()
+        group = Group("probe", ids[:4], (Branch(ids[4:7]), Branch(ids[7:])))
+        read = []
+        with _evaluating(self):
+            for share in (True, False):
+                batch = layout([group], share_prefixes=share).to(self._device)
+                read.append(self.forward(batch, _hidden_at(batch.source_N)))
+        difference = float((read[0] - read[1]).abs().max() / read[1].abs().max())
+        if difference <= _PROBE_TOLERANCE:
+            return None
+        self.share_prefixes = False
+        return f"a shared prefix changes hidden states by {difference:.2g} in {type(self.transformers_model).__name__}"
+
+    def _probe_ids(self) -> list[int]:
+        vocabulary = self.transformers_model.get_input_embeddings().weight.shape[0]
+        return [(7 * i + 1) % vocabulary for i in range(9)]
 
     @property
     def _device(self) -> torch.device:
@@ -197,12 +208,17 @@ def branch_rewards(batch: TokenBatch) -> Readout:
     return read
 
 
-def _probe_logprobs(group: Group, share: bool) -> Readout:
-    batch = layout([group], share_prefixes=share)
+def _hidden_at(index: Tensor) -> Readout:
+    return lambda hidden_PH, _: hidden_PH.index_select(0, index)
 
-    def read(hidden_PH: Tensor, scorer: nn.Module) -> Tensor:
-        assert isinstance(scorer, Scorer)
-        logits = scorer.head().logits(hidden_PH.index_select(0, batch.source_N.to(hidden_PH.device)))
-        return logits.log_softmax(-1).gather(1, batch.target_N.to(hidden_PH.device)[:, None])[:, 0]
 
-    return read
+@contextmanager
+def _evaluating(scorer: Scorer) -> Iterator[None]:
+    """No gradients, no dropout."""
+    was_training = scorer.training
+    scorer.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        scorer.train(was_training)

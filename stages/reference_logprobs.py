@@ -1,0 +1,100 @@
+"""Log-probabilities of a dataset's completions under a fixed model, once: reused by every loss, beta and recipe."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from stages.stage import Config as StageConfig
+from stages.stage import Input, Stage, operational
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from stages.context import Context
+
+
+class Config(StageConfig):
+    """Settings of the reference pass."""
+
+    max_length: int = Field(1024, gt=1)
+    """Longest prompt with completion in tokens; must be that of the stage that uses the result."""
+    per_token: bool = False
+    """Keep every token's log-probability besides the sums."""
+    bf16: bool = False
+    """Compute in bfloat16."""
+    micro_batch_tokens: int = operational(8192, gt=0)
+    """Most tokens (padding included) of one forward pass."""
+
+
+def run(context: Context) -> None:
+    """Score input `dataset` under input `model`."""
+    from stages.data.dataset import read_dataset
+    from stages.data.ledger import RowLedger
+    from stages.data.pairs import tokenize_pairs
+    from stages.data.tokenize import tokenize_sequences
+    from stages.training.batch import Branch, Group
+    from stages.training.loop import peak_memory_gb, prepare_process
+    from stages.training.model import load_tokenizer
+    from stages.training.pairs import pair_group
+    from stages.training.reference import score_rows
+    from stages.training.start import frozen_scorer
+
+    config: Config = context.config
+    accelerator = prepare_process(context, config.bf16)
+    context.phase("loading the model")
+    scorer = frozen_scorer(context, "model").to(accelerator.device)
+    tokenizer = load_tokenizer(context.input("model"))
+    dataset, ledger = read_dataset(context.input("dataset")), RowLedger()
+    settings = {"max_length": min(config.max_length, scorer.context_length), "ledger": ledger}
+    if dataset.type == "preference":
+        groups = [pair_group(pair) for pair in tokenize_pairs(dataset, tokenizer, **settings)]
+        names = ("chosen", "rejected")
+    else:
+        rows = tokenize_sequences(dataset, tokenizer, **settings)
+        groups = [Group(row.row_id, (), (Branch(row.token_ids, row.loss_mask),)) for row in rows]
+        names = ("completion",)
+    with accelerator.autocast():
+        scored = score_rows(
+            context,
+            accelerator,
+            scorer,
+            groups,
+            budget_tokens=config.micro_batch_tokens,
+            per_token=config.per_token,
+        )
+    if context.is_main:
+        _write(context.output("logprobs"), scored, names, ledger.to_json())
+        context.counts["rows"] = len(scored)
+        tokens = sum(sum(row["tokens"]) for row in scored)
+        context.metrics["mean_logprob_per_token"] = sum(sum(row["sums"]) for row in scored) / max(1, tokens)
+        context.timings["peak_memory_gb"] = peak_memory_gb()
+
+
+def _write(folder: Path, rows: list[dict[str, Any]], names: tuple[str, ...], ledger: dict[str, Any]) -> None:
+    import json
+
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    columns: dict[str, list[Any]] = {"row_id": [row["row_id"] for row in rows]}
+    for branch, name in enumerate(names):
+        columns[f"{name}_logps"] = [row["sums"][branch] for row in rows]
+        columns[f"{name}_tokens"] = [row["tokens"][branch] for row in rows]
+        if "logprobs" in rows[0]:
+            columns[f"{name}_token_logps"] = [row["logprobs"][branch] for row in rows]
+    parquet.write_table(pyarrow.table(columns), folder / "logprobs.parquet", write_page_checksum=True)
+    (folder / "ledger.json").write_text(json.dumps(ledger, indent=1), encoding="utf-8")
+
+
+STAGE = Stage(
+    name="reference_logprobs",
+    version=1,
+    config=Config,
+    inputs={"model": Input(("model",)), "dataset": Input(("dataset",))},
+    outputs={"logprobs": "logprobs"},
+    run=run,
+    summary="log-probabilities of the completions under a fixed model, resumable by shard",
+    main_metric="mean_logprob_per_token",
+)

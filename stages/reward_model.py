@@ -1,0 +1,71 @@
+"""A reward model: a score for a completion, trained so that chosen ones score above rejected ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from stages.stage import Input, Stage
+from stages.training.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from stages.context import Context
+
+
+class Config(TrainingConfig):
+    """Settings of reward-model training."""
+
+    learning_rate: float = Field(1e-4, gt=0)
+    """Peak learning rate of AdamW."""
+    center_rewards_coefficient: float = Field(0.0, ge=0)
+    """Weight of the term that keeps the scores of a pair centred at zero."""
+    max_length: int = Field(1024, gt=1)
+    """Longest prompt with completion in tokens; what is beyond is cut off and counted in the ledger."""
+
+
+def run(context: Context) -> None:
+    """Train a fresh scalar head and the layers of input `model` on the pairs of input `dataset`."""
+    from stages.data.dataset import read_dataset
+    from stages.data.ledger import RowLedger
+    from stages.data.pairs import tokenize_pairs
+    from stages.training.export import export
+    from stages.training.loop import Trainer, prepare_process
+    from stages.training.model import Scorer, add_adapters, load_reward_model, load_tokenizer
+    from stages.training.pairs import RewardLoss, pair_group
+    from stages.training.start import settle_prefix_sharing
+    from stages.training.windows import DatasetWindows
+
+    config: Config = context.config
+    accelerator = prepare_process(context, config.bf16)
+    context.phase("loading the model")
+    folder = context.input("model")
+    tokenizer = load_tokenizer(folder)
+    model = load_reward_model(folder, new_head_seed=config.seed)
+    model.config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    scorer = Scorer(add_adapters(model, config))
+    settle_prefix_sharing(context, scorer)
+    trainer = Trainer(context, config, accelerator, scorer, RewardLoss(config.center_rewards_coefficient))
+    ledger = RowLedger()
+    pairs = tokenize_pairs(
+        read_dataset(context.input("dataset")),
+        tokenizer,
+        max_length=min(config.max_length, scorer.context_length),
+        ledger=ledger,
+    )
+    groups = [pair_group(pair, pair.margin) for pair in pairs]
+    context.counts["pairs"] = len(groups)
+    trained = trainer.run(DatasetWindows(groups, config))
+    export(context, trained, folder, ledger.to_json())
+
+
+STAGE = Stage(
+    name="reward_model",
+    version=1,
+    config=Config,
+    inputs={"model": Input(("model",)), "dataset": Input(("dataset",))},
+    outputs={"model": "reward_model"},
+    run=run,
+    summary="a Bradley-Terry reward model from preference pairs",
+    main_metric="accuracy",
+)

@@ -1,0 +1,182 @@
+"""On-line reinforcement learning: GRPO, RLOO and relatives, with rollouts of the model that is being trained."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from stages.stage import CodeRef, Input, Stage
+from stages.training.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from stages.context import Context
+
+
+class Config(TrainingConfig):
+    """Settings of on-line reinforcement learning. An item of train_batch_size is a completion."""
+
+    learning_rate: float = Field(1e-6, gt=0)
+    """Peak learning rate of AdamW."""
+    train_batch_size: int = Field(64, gt=0)
+    """Completions of one optimizer step over all processes; a multiple of num_generations."""
+    num_generations: int = Field(8, ge=2)
+    """Completions of one prompt: the group that they are compared in."""
+    rewards: tuple[CodeRef, ...] = ()
+    """Reward functions: built-in names, or `file.py:name` of your own; input reward_model adds one more."""
+    reward_weights: tuple[float, ...] | None = None
+    """One weight a reward, the reward model's last; null: all 1."""
+    advantage_estimator: Literal["grpo", "rloo"] = "grpo"
+    """Baseline: the group's mean (grpo), or the mean of the others (rloo)."""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """Which standard deviation advantages are divided by; grpo only."""
+    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo"
+    """How token losses are averaged: in each sequence first (grpo), over all tokens (dapo, bnpo), or over a constant
+    number of tokens (dr_grpo)."""
+    importance_sampling_level: Literal["token", "sequence", "sequence_sum"] = "token"
+    """What a ratio of new to old probability is of: a token, a sequence's mean (GSPO) or a sequence's sum (RLOO)."""
+    beta: float = Field(0.0, ge=0)
+    """Weight of the KL term to the reference; at 0 no reference is loaded."""
+    epsilon: float = Field(0.2, gt=0)
+    """Ratios are clipped below at 1 - epsilon."""
+    epsilon_high: float | None = Field(None, gt=0)
+    """Ratios are clipped above at 1 + epsilon_high; null: as epsilon."""
+    steps_per_generation: int = Field(1, gt=0)
+    """Optimizer steps that one generation is cut into."""
+    num_iterations: int = Field(1, gt=0)
+    """Times that every completion is used."""
+    mask_truncated_completions: bool = False
+    """Leave completions out that ended at max_completion_length."""
+    temperature: float = Field(1.0, gt=0)
+    """Sampling temperature; also divides the logits in the loss."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Sample from the smallest set of tokens with this much probability."""
+    top_k: int = Field(0, ge=0)
+    """Sample from the k most probable tokens; 0: all."""
+    max_completion_length: int = Field(256, gt=0)
+    """Most tokens of a completion."""
+    max_length: int = Field(1024, gt=1)
+    """Longest prompt in tokens; longer ones are dropped and counted in the ledger."""
+
+
+def check(config: Config, wired: frozenset[str]) -> list[str]:
+    """What is wrong with the configuration and the inputs together."""
+    problems = []
+    count = len(config.rewards) + ("reward_model" in wired)
+    if count == 0:
+        problems.append("no reward: give rewards: [...] or wire input reward_model")
+    if config.reward_weights is not None and len(config.reward_weights) != count:
+        problems.append(f"reward_weights has {len(config.reward_weights)} numbers for {count} rewards")
+    if config.train_batch_size % config.num_generations:
+        problems.append(
+            f"train_batch_size {config.train_batch_size} is no multiple of num_generations {config.num_generations}"
+        )
+    if config.advantage_estimator == "rloo" and config.scale_rewards != "group":
+        problems.append("scale_rewards is of advantage_estimator grpo; rloo does not divide")
+    if "reference" in wired and not config.beta:
+        problems.append("input reference is wired in, but beta is 0, so it would not be used")
+    return problems
+
+
+def run(context: Context) -> None:
+    """Train input `model` on the prompts of input `dataset`, rewarded by functions and input `reward_model`."""
+    from stages.data.dataset import read_dataset
+    from stages.data.ledger import RowLedger
+    from stages.data.tokenize import tokenize_prompts
+    from stages.losses.policy import AGGREGATIONS
+    from stages.training.export import export
+    from stages.training.generation import Generation, advantages_of, measure_groups
+    from stages.training.policy import PolicyLoss, PolicySettings
+    from stages.training.rollout_windows import Plan, RolloutWindows
+    from stages.training.start import frozen_scorer, start
+
+    config: Config = context.config
+    objective = PolicyLoss(
+        PolicySettings(
+            aggregation=AGGREGATIONS[config.loss_type],
+            temperature=config.temperature,
+            epsilon=config.epsilon,
+            epsilon_high=config.epsilon_high,
+            beta=config.beta,
+            max_completion_length=config.max_completion_length,
+            importance_sampling_level=config.importance_sampling_level,
+            comparable=config.top_p == 1.0 and config.top_k == 0,
+        )
+    )
+    trainer, tokenizer = start(context, config, objective)
+    reference = None
+    if config.beta:
+        reference = frozen_scorer(context, "reference" if context.has("reference") else "model", trainer.scorer)
+        reference.to(trainer.accelerator.device)
+    ledger = RowLedger()
+    prompts = tokenize_prompts(
+        read_dataset(context.input("dataset")),
+        tokenizer,
+        max_length=min(config.max_length, trainer.scorer.context_length - config.max_completion_length),
+        ledger=ledger,
+    )
+    reuse = config.steps_per_generation * config.num_iterations > 1
+    windows = RolloutWindows(
+        context,
+        prompts,
+        Plan(
+            prompts_per_step=config.train_batch_size // config.num_generations,
+            num_generations=config.num_generations,
+            steps_per_generation=config.steps_per_generation,
+            num_iterations=config.num_iterations,
+            mask_truncated=config.mask_truncated_completions,
+            seed=config.seed,
+        ),
+        Generation.of(context, trainer, tokenizer, config),
+        advantages=advantages_of(config.advantage_estimator, config.scale_rewards),
+        measure=measure_groups(trainer, reference, config, old=reuse),
+        skippable=not config.beta,
+        count=objective.count,
+        epochs=config.num_train_epochs,
+        max_steps=config.max_steps,
+    )
+    context.counts["prompts"] = len(prompts)
+    trained = trainer.run(windows)
+    export(context, trained, context.input("model"), ledger.to_json(), samples=windows.samples)
+    if context.is_main:
+        _write_rollouts(context, windows.records())
+
+
+def _write_rollouts(context: Context, records: list[dict[str, Any]]) -> None:
+    """Rollouts as a dataset, which `normalize` and the training stages can read."""
+    from stages.data.dataset import write_dataset
+    from stages.data.ledger import RowLedger
+
+    conversational = not isinstance(records[0]["prompt"], str)
+    if conversational:
+        for record in records:
+            record["completion"] = [{"role": "assistant", "content": record["completion"]}]
+    ledger = RowLedger()
+    ledger.use(len(records))
+    write_dataset(
+        context.output("rollouts"),
+        records,
+        type="prompt_completion",
+        conversational=conversational,
+        ledger=ledger,
+        source={"stage": "rl", "fingerprint": context.fingerprint},
+    )
+    context.counts["rollouts"] = len(records)
+
+
+STAGE = Stage(
+    name="rl",
+    version=1,
+    config=Config,
+    inputs={
+        "model": Input(("model",)),
+        "dataset": Input(("dataset",)),
+        "reward_model": Input(("reward_model",), required=False),
+        "reference": Input(("model",), required=False),
+    },
+    outputs={"model": "model", "rollouts": "dataset"},
+    run=run,
+    summary="GRPO, RLOO and relatives with the embedded sampler",
+    check=check,
+    main_metric="reward",
+)

@@ -1,0 +1,107 @@
+"""Windows of distillation: the dataset's completions, or the student's own, decided step by step from the seed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from artifacts.errors import StageError
+from stages.context import Context
+from stages.data.ledger import RowLedger
+from stages.data.tokenize import TokenizedPrompt, tokenize_prompts, tokenize_sequences
+from stages.data.types import Dataset
+from stages.seeds import derive, generator
+from stages.training.batch import Branch, Group
+from stages.training.config import TrainingConfig
+from stages.training.generation import Sampling
+from stages.training.loop import Trainer
+from stages.training.objective import Window
+from stages.training.planner import rows_of_step, steps_in
+
+
+class DistillWindows:
+    """A step takes sampled completions with probability `lmbda` (GKD, arXiv:2306.13649), else given ones."""
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        lmbda: float,
+        given: list[Group],
+        prompts: list[TokenizedPrompt],
+        sampling: Sampling,
+    ) -> None:
+        self.config, self.lmbda, self.given, self.prompts, self.sampling = config, lmbda, given, prompts, sampling
+        rows = max(len(given), len(prompts))
+        self.total_steps = steps_in(rows, config.train_batch_size, config.num_train_epochs, config.max_steps)
+        self.samples: list[dict[str, Any]] = []
+
+    def window(self, step: int) -> Window:
+        """The groups of a step."""
+        config = self.config
+        on_policy = generator(config.seed, "on-policy", step).random() < self.lmbda
+        rows: list[Any] = list(self.prompts if on_policy else self.given)
+        chosen = [rows[i] for i in rows_of_step(step, len(rows), config.train_batch_size, config.seed)]
+        if not on_policy:
+            return Window(chosen, metrics={"on_policy": 0.0})
+        seeds = [(derive(config.seed, "sample", step, prompt.row_id),) for prompt in chosen]
+        completions = [group[0] for group in self.sampling(chosen, seeds)]
+        self.samples.append(
+            {
+                "step": step + 1,
+                "row_id": chosen[0].row_id,
+                "prompt": chosen[0].row["prompt"],
+                "completion": self.sampling.text(completions[0]),
+            }
+        )
+        lengths = [len(completion.token_ids) for completion in completions]
+        ended = sum(completion.finished for completion in completions)
+        return Window(
+            [
+                Group(prompt.row_id, prompt.prompt_ids, (Branch(completion.token_ids),))
+                for prompt, completion in zip(chosen, completions, strict=True)
+            ],
+            metrics={
+                "on_policy": 1.0,
+                "completions/mean_length": sum(lengths) / len(lengths),
+                "completions/clipped_ratio": 1 - ended / len(lengths),
+            },
+        )
+
+    def state(self) -> dict[str, Any]:
+        """The samples kept so far."""
+        return {"samples": self.samples}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take up what `state` gave."""
+        self.samples = state.get("samples", [])
+
+
+def distill_windows(
+    context: Context, config: Any, trainer: Trainer, tokenizer: Any, dataset: Dataset, ledger: RowLedger
+) -> DistillWindows:
+    """Tokenize what the steps need: prompts where completions are sampled, whole rows where they are given."""
+    room = trainer.scorer.context_length
+    given: list[Group] = []
+    prompts: list[TokenizedPrompt] = []
+    if config.lmbda < 1:
+        rows = tokenize_sequences(
+            dataset, tokenizer, max_length=min(config.max_length, room), ledger=ledger if config.lmbda == 0 else RowLedger()
+        )
+        given = [Group(row.row_id, (), (Branch(row.token_ids, row.loss_mask),)) for row in rows]
+    if config.lmbda > 0:
+        longest = min(config.max_length, room - config.max_completion_length)
+        prompts = tokenize_prompts(dataset, tokenizer, max_length=longest, ledger=ledger)
+    context.counts["rows"] = max(len(given), len(prompts))
+    sampling = Sampling.of(trainer, tokenizer, config)
+    return DistillWindows(config, config.lmbda, given, prompts, sampling)
+
+
+def require_same_vocabulary(student: Any, teacher: Any) -> None:
+    """Raises StageError when token ids mean different tokens to the two models."""
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    if ours == theirs:
+        return
+    different = sorted(set(ours.items()) ^ set(theirs.items()))[:3]
+    raise StageError(
+        f"student and teacher have different tokenizers ({len(ours)} and {len(theirs)} tokens; for example "
+        f"{different}); distillation compares distributions token by token and needs the same one"
+    )

@@ -1,0 +1,53 @@
+"""The objective of distillation: a divergence between student and teacher at every completion token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from stages.losses.distillation import Divergence, divergence_over_chunks
+from stages.training.batch import Group, TokenBatch
+from stages.training.language_modeling import asked_tokens
+from stages.training.metrics import Mean
+from stages.training.model import Scorer
+from stages.training.objective import Forward, Readout
+
+
+class DistillationLoss:
+    """Sum over asked-for tokens of the divergence of the two next-token distributions."""
+
+    metric_names: Sequence[str] = ("divergence",)
+
+    def __init__(self, teacher: Scorer, divergence: Divergence, temperature: float) -> None:
+        self.teacher, self.divergence, self.temperature = teacher, divergence, temperature
+
+    def count(self, group: Group) -> float:
+        """Asked-for tokens."""
+        return asked_tokens(group)
+
+    def __call__(self, forward: Forward, batch: TokenBatch) -> tuple[Tensor, dict[str, Mean]]:
+        """(summed divergence, its mean)."""
+        with torch.no_grad():
+            teacher_NH: Tensor = self.teacher(batch, _asked_hidden(batch))
+        losses_N: Tensor = forward(batch, self._readout(batch, teacher_NH))
+        return losses_N.sum(), {"divergence": Mean(losses_N.detach().sum(), len(losses_N))}
+
+    def _readout(self, batch: TokenBatch, teacher_NH: Tensor) -> Readout:
+        def read(hidden_PH: Tensor, student: nn.Module) -> Tensor:
+            assert isinstance(student, Scorer)
+            return divergence_over_chunks(
+                hidden_PH.index_select(0, batch.source_N),
+                student.head(),
+                teacher_NH,
+                self.teacher.head(),
+                self.divergence,
+                temperature=self.temperature,
+            )
+
+        return read
+
+
+def _asked_hidden(batch: TokenBatch) -> Readout:
+    return lambda hidden_PH, _: hidden_PH.index_select(0, batch.source_N)

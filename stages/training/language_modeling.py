@@ -1,0 +1,34 @@
+"""The objective of supervised fine-tuning: negative log-likelihood of the asked-for tokens; its unit is a token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from stages.training.batch import Group, TokenBatch
+from stages.training.metrics import Mean
+from stages.training.model import token_logprobs
+from stages.training.objective import Forward
+
+
+def asked_tokens(group: Group) -> int:
+    """Number of tokens of a group whose log-probability is asked for."""
+    return sum(
+        len(branch.token_ids) if branch.loss_mask is None else sum(branch.loss_mask) for branch in group.branches
+    )
+
+
+class TokenLoss:
+    """Sum of -log p over asked-for tokens."""
+
+    metric_names: Sequence[str] = ("entropy",)
+
+    def count(self, group: Group) -> float:
+        """Asked-for tokens."""
+        return asked_tokens(group)
+
+    def __call__(self, forward: Forward, batch: TokenBatch) -> tuple[Tensor, dict[str, Mean]]:
+        """(sum of -log p, entropy)."""
+        logprobs_N, entropy_N = forward(batch, token_logprobs(batch))
+        return -logprobs_N.sum(), {"entropy": Mean(entropy_N.sum(), len(entropy_N))}

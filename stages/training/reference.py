@@ -1,0 +1,112 @@
+"""Log-probabilities of a dataset's completions under a fixed model: once per (model, rows), resumable by shard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from artifacts.errors import StageError
+from stages.context import Context
+from stages.training.batch import Group
+from stages.training.loop import plan_micro_batches
+from stages.training.model import Scorer, token_logprobs
+from stages.training.pairs import Reference
+
+_SHARD_GROUPS = 256
+"""Rows of one shard: what a killed run computes again at most."""
+
+
+def branch_logprobs(
+    scorer: Scorer, groups: Sequence[Group], budget_tokens: int
+) -> list[list[tuple[list[float], float]]]:
+    """For every group, for every branch: (log-probabilities of its asked-for tokens, their sum)."""
+    results: list[Any] = [None] * len(groups)
+    scorer.eval()
+    for indices in plan_micro_batches(groups, budget_tokens, scorer.share_prefixes):
+        batch = scorer.layout([groups[index] for index in indices])
+        with torch.no_grad():
+            logprobs_N, _ = scorer(batch, token_logprobs(batch))
+        sums_K = batch.sum_by_branch(logprobs_N).tolist()
+        per_branch = [part.tolist() for part in logprobs_N.cpu().split(batch.tokens_per_branch().tolist())]
+        start = 0
+        for index in indices:
+            stop = start + len(groups[index].branches)
+            results[index] = list(zip(per_branch[start:stop], sums_K[start:stop], strict=True))
+            start = stop
+    return results
+
+
+def score_rows(
+    context: Context,
+    accelerator: Accelerator,
+    scorer: Scorer,
+    groups: Sequence[Group],
+    *,
+    budget_tokens: int,
+    per_token: bool,
+) -> list[dict[str, Any]]:
+    """One row a group: row_id, `sums`, `tokens`, and `logprobs` where asked for. Shards go to the ranks in turn."""
+    shards = context.shards
+    names = [f"logprobs-{number:06d}" for number in range(-(-len(groups) // _SHARD_GROUPS))]
+    finished = shards.names()
+    if done := [name for name in names if name in finished]:
+        context.resumed(len(done) * _SHARD_GROUPS)
+    for number, name in enumerate(names):
+        if number % accelerator.num_processes != accelerator.process_index or name in finished:
+            continue
+        part = groups[number * _SHARD_GROUPS : (number + 1) * _SHARD_GROUPS]
+        rows = _shard_rows(part, branch_logprobs(scorer, part, budget_tokens), per_token)
+        shards.save(name, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        context.progress(min((number + 1) * _SHARD_GROUPS, len(groups)), len(groups), unit="row")
+    accelerator.wait_for_everyone()
+    return [json.loads(line) for name in names for line in shards.load(name).decode().splitlines()]
+
+
+def _shard_rows(groups: Sequence[Group], scored: Sequence[Any], per_token: bool) -> list[dict[str, Any]]:
+    rows = []
+    for group, branches in zip(groups, scored, strict=True):
+        row: dict[str, Any] = {
+            "row_id": group.row_id,
+            "sums": [total for _, total in branches],
+            "tokens": [len(values) for values, _ in branches],
+        }
+        if any(not torch.tensor(row["sums"]).isfinite()):
+            raise StageError(f"row {group.row_id}: its log-probability under the reference model is not finite")
+        if per_token:
+            row["logprobs"] = [values for values, _ in branches]
+        rows.append(row)
+    return rows
+
+
+def read_references(folder: Path, groups: Sequence[Group]) -> list[Reference]:
+    """The references of preference groups from a `logprobs` artifact.
+
+    Raises StageError where a row is missing or its token counts differ: another dataset, tokenizer or max_length.
+    """
+    import pyarrow.parquet as parquet
+
+    table = parquet.read_table(folder / "logprobs.parquet", page_checksum_verification=True)
+    if "chosen_logps" not in table.column_names:
+        raise StageError("the log-probabilities are not of preference pairs (no column chosen_logps)")
+    rows = {row["row_id"]: row for row in table.to_pylist()}
+    references = []
+    for group in groups:
+        row = rows.get(group.row_id)
+        if row is None:
+            raise StageError(
+                f"row {group.row_id} has no reference log-probability; compute them on the same dataset and max_length"
+            )
+        found = (row["chosen_tokens"], row["rejected_tokens"])
+        expected = tuple(len(branch.token_ids) for branch in group.branches)
+        if found != expected:
+            raise StageError(
+                f"row {group.row_id}: reference log-probabilities are of {found} tokens, the pair has {expected}; "
+                "compute them with the same tokenizer and max_length"
+            )
+        references.append(Reference(row["chosen_logps"], row["rejected_logps"]))
+    return references

@@ -1,0 +1,232 @@
+"""Windows of on-line learning: prompts are sampled, scored, given advantages, and handed to the loop as groups.
+
+Everything follows from the seed, the step and the weights, so a resumed run samples the same completions again;
+what was sampled for steps still to come travels in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean, pstdev
+from typing import Any, Protocol
+
+from stages.context import Context
+from stages.data.tokenize import TokenizedPrompt
+from stages.rollouts.sampler import Completion, SampleRequest
+from stages.seeds import derive
+from stages.training.batch import Branch, Group
+from stages.training.objective import Window
+from stages.training.planner import rows_of_step, steps_in
+from stages.training.policy import Rollouts
+
+SAMPLES_KEPT_PER_STEP = 1
+"""Groups of a generation whose texts go into samples.jsonl."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A prompt's completions, scored: the unit that is sampled, stored and trained as one."""
+
+    prompt: TokenizedPrompt
+    completions: list[Completion]
+    texts: list[str]
+    rewards: dict[str, list[float | None]]
+    """By reward function."""
+    totals: list[float | None]
+    """Weighted sums; None where nothing scored the completion."""
+
+
+class Generate(Protocol):
+    """Samples completions of prompts with the present weights, and scores them; on every process the same result."""
+
+    def __call__(self, prompts: Sequence[TokenizedPrompt], seeds: Sequence[tuple[int, ...]]) -> list[Sampled]: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How prompts become steps."""
+
+    prompts_per_step: int
+    num_generations: int
+    steps_per_generation: int
+    num_iterations: int
+    mask_truncated: bool
+    seed: int
+
+
+class RolloutWindows:
+    """Generates when a step needs fresh completions; `steps_per_generation x num_iterations` steps use them."""
+
+    def __init__(
+        self,
+        context: Context,
+        prompts: Sequence[TokenizedPrompt],
+        plan: Plan,
+        generate: Generate,
+        *,
+        advantages: Callable[[list[list[float | None]]], list[list[float]]],
+        measure: Callable[[list[Group]], list[Group]],
+        skippable: bool,
+        count: Callable[[Group], float],
+        epochs: float,
+        max_steps: int | None,
+    ) -> None:
+        self.context, self.prompts, self.plan, self.generate = context, prompts, plan, generate
+        self.advantages, self.measure, self.skippable, self.count = advantages, measure, skippable, count
+        self.per_generation = plan.prompts_per_step * plan.steps_per_generation
+        self.steps_per_batch = plan.steps_per_generation * plan.num_iterations
+        generations = steps_in(len(prompts), self.per_generation, epochs, None)
+        self.total_steps = max_steps if max_steps is not None else generations * self.steps_per_batch
+        self.groups: list[Group] = []
+        self.metrics: dict[str, float] = {}
+        self.samples: list[dict[str, Any]] = []
+
+    def window(self, step: int) -> Window:
+        """The groups of a step. Those without signal count in the denominator, but are not computed."""
+        generation, use = divmod(step, self.steps_per_batch)
+        if use == 0:
+            self._sample(generation, step)
+        part = use % self.plan.steps_per_generation
+        size = self.plan.prompts_per_step
+        groups = self.groups[part * size : (part + 1) * size]
+        useful = [group for group in groups if not self.skippable or any(group.data.advantages)]
+        idle = [group for group in groups if not (not self.skippable or any(group.data.advantages))]
+        return Window(
+            useful,
+            uncounted_items=sum(self.count(group) for group in idle),
+            metrics=dict(self.metrics),
+            num_tokens=sum(group.length for group in groups),
+        )
+
+    def _sample(self, generation: int, step: int) -> None:
+        rows = rows_of_step(generation, len(self.prompts), self.per_generation, self.plan.seed)
+        prompts = [self.prompts[row] for row in rows]
+        seeds = [
+            tuple(
+                derive(self.plan.seed, "sample", generation, prompt.row_id, index)
+                for index in range(self.plan.num_generations)
+            )
+            for prompt in prompts
+        ]
+        sampled = self.generate(prompts, seeds)
+        advantages = self.advantages([entry.totals for entry in sampled])
+        groups = [self._group(entry, values) for entry, values in zip(sampled, advantages, strict=True)]
+        self.groups = self.measure(groups)
+        self.metrics = rollout_metrics(sampled)
+        if self.context.is_main:
+            records = [
+                record
+                for entry, values in zip(sampled, advantages, strict=True)
+                for record in rollout_records(entry, values, step + 1)
+            ]
+            self.samples += records[: SAMPLES_KEPT_PER_STEP * self.plan.num_generations]
+            lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            self.context.shards.save(f"rollouts-{generation:08d}", lines.encode())
+
+    def _group(self, sampled: Sampled, advantages: Sequence[float]) -> Group:
+        masked = [self.plan.mask_truncated and not completion.finished for completion in sampled.completions]
+        branches = tuple(
+            Branch(completion.token_ids, [False] * len(completion.token_ids) if hidden else None)
+            for completion, hidden in zip(sampled.completions, masked, strict=True)
+        )
+        logprobs = tuple(
+            [] if hidden else list(completion.logprobs)
+            for completion, hidden in zip(sampled.completions, masked, strict=True)
+        )
+        return Group(sampled.prompt.row_id, sampled.prompt.prompt_ids, branches, Rollouts(tuple(advantages), logprobs))
+
+    def state(self) -> dict[str, Any]:
+        """The groups of steps still to come, and the samples kept so far."""
+        groups = [
+            {
+                "row_id": group.row_id,
+                "prefix_ids": list(group.prefix_ids),
+                "branches": [asdict(branch) for branch in group.branches],
+                "data": asdict(group.data),
+            }
+            for group in (self.groups if self.steps_per_batch > 1 else [])
+        ]
+        return {"groups": groups, "metrics": self.metrics, "samples": self.samples}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take up what `state` gave."""
+        self.metrics, self.samples = state.get("metrics", {}), state.get("samples", [])
+        self.groups = [
+            Group(
+                group["row_id"],
+                group["prefix_ids"],
+                tuple(Branch(**branch) for branch in group["branches"]),
+                Rollouts(**{key: tuple(value) if value is not None else None for key, value in group["data"].items()}),
+            )
+            for group in state.get("groups", [])
+        ]
+
+    def records(self) -> list[dict[str, Any]]:
+        """Every rollout of the run, in order, from the shards that were saved as it went."""
+        generations = -(-self.total_steps // self.steps_per_batch)
+        return [
+            json.loads(line)
+            for generation in range(generations)
+            for line in self.context.shards.load(f"rollouts-{generation:08d}").decode().splitlines()
+        ]
+
+
+def rollout_records(sampled: Sampled, advantages: Sequence[float], step: int) -> list[dict[str, Any]]:
+    """One row a completion. `weights`: the number of optimizer steps behind the weights that sampled it."""
+    return [
+        {
+            "row_id": f"{sampled.prompt.row_id}/{step}/{index}",
+            "prompt_row_id": sampled.prompt.row_id,
+            "prompt": sampled.prompt.row["prompt"],
+            "completion": text,
+            "token_ids": completion.token_ids,
+            "logprobs": completion.logprobs,
+            "finished": completion.finished,
+            "reward": sampled.totals[index],
+            **{f"reward_{name}": values[index] for name, values in sampled.rewards.items()},
+            "advantage": advantages[index],
+            "step": step,
+            "weights": step - 1,
+        }
+        for index, (completion, text) in enumerate(zip(sampled.completions, sampled.texts, strict=True))
+    ]
+
+
+def rollout_metrics(sampled: Sequence[Sampled]) -> dict[str, float]:
+    """Rewards and lengths of a generation, under TRL's names."""
+    lengths = [len(completion.token_ids) for entry in sampled for completion in entry.completions]
+    ended = [
+        len(completion.token_ids) for entry in sampled for completion in entry.completions if completion.finished
+    ]
+    groups = [[value for value in entry.totals if value is not None] for entry in sampled]
+    totals = [value for group in groups for value in group]
+    metrics = {
+        "completions/mean_length": fmean(lengths),
+        "completions/min_length": float(min(lengths)),
+        "completions/max_length": float(max(lengths)),
+        "completions/clipped_ratio": 1 - len(ended) / len(lengths),
+    }
+    if ended:
+        metrics["completions/mean_terminated_length"] = fmean(ended)
+    if totals:
+        metrics["reward"] = fmean(totals)
+        metrics["reward_std"] = fmean(_deviation(group) for group in groups if group)
+        metrics["frac_reward_zero_std"] = fmean(float(len(set(group)) <= 1) for group in groups)
+    for name in sampled[0].rewards:
+        values = [value for entry in sampled for value in entry.rewards[name] if value is not None]
+        if values:
+            metrics[f"rewards/{name}/mean"] = fmean(values)
+            metrics[f"rewards/{name}/std"] = pstdev(values) * (len(values) / max(1, len(values) - 1)) ** 0.5
+    return metrics
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """Bessel-corrected; 0 for a single value."""
+    return pstdev(values) * (len(values) / max(1, len(values) - 1)) ** 0.5
+
+
+def request_of(prompt: TokenizedPrompt, seeds: tuple[int, ...]) -> SampleRequest:
+    """One prompt, one completion a seed."""
+    return SampleRequest(prompt_ids=prompt.prompt_ids, seeds=seeds)

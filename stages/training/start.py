@@ -1,0 +1,38 @@
+"""How every training stage begins: the process group, the model, its adapters, its tokenizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stages.context import Context
+from stages.training.config import TrainingConfig
+from stages.training.loop import Trainer, prepare_process
+from stages.training.model import Scorer, add_adapters, load_causal_lm, load_tokenizer
+from stages.training.objective import Objective
+
+
+def start(context: Context, config: TrainingConfig, objective: Objective) -> tuple[Trainer, Any]:
+    """(trainer over input `model` with adapters where asked for, its tokenizer)."""
+    accelerator = prepare_process(context, config.bf16)
+    context.phase("loading the model")
+    folder = context.input("model")
+    scorer = Scorer(add_adapters(load_causal_lm(folder), config))
+    scorer.check_head()
+    settle_prefix_sharing(context, scorer)
+    return Trainer(context, config, accelerator, scorer, objective), load_tokenizer(folder)
+
+
+def frozen_scorer(context: Context, name: str, like: Scorer | None = None) -> Scorer:
+    """A model that is not trained (reference, teacher), in evaluation mode."""
+    scorer = Scorer(load_causal_lm(context.input(name))).eval().requires_grad_(False)
+    scorer.check_head()
+    settle_prefix_sharing(context, scorer)
+    if like is not None:
+        like.share_prefixes = scorer.share_prefixes = like.share_prefixes and scorer.share_prefixes
+    return scorer
+
+
+def settle_prefix_sharing(context: Context, scorer: Scorer) -> None:
+    """Probe the model, and log the reason where its rows cannot share prefixes."""
+    if (reason := scorer.settle_prefix_sharing()) is not None:
+        context.log(f"every completion gets its own copy of the prompt: {reason}")
