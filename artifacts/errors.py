@@ -12,7 +12,7 @@ class PosttrainError(Exception):
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake in a request: `where` is a place a person can open (`recipe.yaml:12: stages.dpo.with.beta`)."""
+    """One mistake in a request: `where` is a place a person can open (`a.yaml:12: stages.dpo.with.beta`)."""
 
     where: str
     what: str
@@ -45,3 +45,7 @@ class StoreError(PosttrainError):
 
 class DamagedError(StoreError):
     """Something in the store is not what its digest says."""
+
+
+class MissingError(StoreError):
+    """The store answered, and what was asked for is not there."""

@@ -1,0 +1,153 @@
+"""Checkpoints of unfinished work: a new folder each time, its marker last, the newest valid one counts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from artifacts.digest import FileEntry, is_sha256
+from artifacts.errors import DamagedError, RequestError, StoreError
+from artifacts.files import Files, Publication, Stored
+from artifacts.folder import check_folder, differences
+from artifacts.manifest import file_list_problems
+from artifacts.materialize import fetched
+from artifacts.sealed import seal, unseal
+
+logger = logging.getLogger(__name__)
+DONE = "DONE.json"
+NAME = re.compile(r"(\d{10})-[0-9a-f]+")
+ABANDONED_SECONDS = 3600.0
+"""An unfinished checkpoint this old has no writer any more."""
+
+
+@dataclass(frozen=True)
+class _Saved:
+    name: str
+    step: int
+    files: tuple[FileEntry, ...]
+
+
+class Checkpoints:
+    """The checkpoints of one fingerprint, usable from any machine and any run."""
+
+    def __init__(self, files: Files, fingerprint: str, keep: int, cache: Path) -> None:
+        if not is_sha256(fingerprint) or keep < 1:
+            raise RequestError(f"not a fingerprint (64 hex digits) or keep < 1: {fingerprint!r}, {keep}")
+        self._files = files
+        self._key = f"work/{fingerprint}/checkpoints"
+        self._keep = keep
+        self._cache = cache / self._key
+        self._damaged: set[str] = set()
+
+    def save(self, step: int, folder: Path) -> None:
+        """Stores the files of `folder` as the state after `step` steps; durable on return. A local store
+        takes the files away. Then all but the newest valid checkpoints are deleted."""
+        if not 0 <= step < 10**10:
+            raise RequestError(f"a checkpoint's step is between 0 and 10^10, found {step}")
+        entries = self._files.take_in(folder)
+        if any(entry.path == DONE for entry in entries):
+            raise StoreError(f"cannot store {folder} as a checkpoint: {DONE} is the name of its marker")
+        rows = [{"path": entry.path, "size": entry.size, "sha256": entry.sha256} for entry in entries]
+        marker = (DONE, seal({"format": 1, "step": step, "files": rows}))
+        # the time orders checkpoints of one step
+        name = f"{step:010d}-{time.time_ns():016x}{os.urandom(4).hex()}"
+        self._files.publish(Publication(folder, entries, f"{self._key}/{name}", "", marker))
+        self._prune()
+
+    def latest(self) -> tuple[int, Path] | None:
+        """(step, local folder) of the newest checkpoint whose every byte is right, or None. On a local store
+        the folder is the store's own: read it, do not write there. Damaged ones are named in the log."""
+        for name in self._names():
+            try:
+                saved = self._read(name)
+                if saved is not None:
+                    return saved.step, self._localized(saved)
+            except DamagedError as error:
+                self._damaged.add(name)
+                logger.warning("checkpoint %s is damaged and left out: %s", name, error)
+        return None
+
+    def latest_step(self) -> int | None:
+        """The step of the newest checkpoint that looks whole by its marker and sizes; no content is read."""
+        for name in self._names():
+            if self._looks_whole(name, self._files.tree(f"{self._key}/{name}")):
+                return _step(name)
+        return None
+
+    def clear(self) -> None:
+        """Deletes all of them."""
+        for name in self._names():
+            self._files.remove(f"{self._key}/{name}", first=DONE)
+        self._files.remove(self._key)
+
+    def _names(self) -> list[str]:
+        """Names of checkpoint folders, finished or not, newest first."""
+        return sorted(
+            (name for name in self._files.children(self._key) if NAME.fullmatch(name)), reverse=True
+        )
+
+    def _read(self, name: str) -> _Saved | None:
+        """What a checkpoint holds; None: it is not finished. Raises DamagedError."""
+        key = f"{self._key}/{name}/{DONE}"
+        try:
+            data = self._files.read(key)
+        except FileNotFoundError:
+            return None
+        value = unseal(data, f"{self._files.url}/{key}")
+        try:
+            files = tuple(FileEntry(row["path"], row["size"], row["sha256"]) for row in value["files"])
+            step = value["step"]
+        except (KeyError, TypeError) as error:
+            raise DamagedError(f"{self._files.url}/{key} is no marker: {type(error).__name__}") from None
+        problems = file_list_problems(files)
+        if problems or step != _step(name):
+            raise DamagedError(f"{self._files.url}/{key} is no marker of this folder: {problems[:1]}")
+        return _Saved(name, step, files)
+
+    def _localized(self, saved: _Saved) -> Path:
+        key = f"{self._key}/{saved.name}"
+        if self._files.local_root is None:
+            return fetched(self._files, key, saved.files, self._cache / saved.name)
+        folder = self._files.local_root / key
+        problems = check_folder(folder, saved.files, ignore=(DONE,))
+        if problems:
+            raise DamagedError("; ".join(problems[:3]))
+        return folder
+
+    def _looks_whole(self, name: str, found: dict[str, Stored]) -> bool:
+        try:
+            saved = self._read(name) if DONE in found else None
+        except DamagedError:
+            return False
+        if saved is None or name in self._damaged:
+            return False
+        return not differences({p: s.size for p, s in found.items() if p != DONE}, saved.files)
+
+    def _prune(self) -> None:
+        whole = 0
+        for name in self._names():
+            found = self._files.tree(f"{self._key}/{name}")
+            if whole >= self._keep:
+                useless = DONE in found or self._abandoned(name, found)
+            else:
+                looks_whole = self._looks_whole(name, found)
+                whole += looks_whole
+                useless = not looks_whole and (name in self._damaged or self._abandoned(name, found))
+            if useless:
+                self._files.remove(f"{self._key}/{name}", first=DONE)
+
+    def _abandoned(self, name: str, found: dict[str, Stored]) -> bool:
+        """An unfinished one that nobody writes to any more, by the store's clock."""
+        if not found or DONE in found:
+            return False
+        newest = max(found, key=lambda path: found[path].modified)
+        age = self._files.age(f"{self._key}/{name}/{newest}")
+        return age is not None and age > ABANDONED_SECONDS
+
+
+def _step(name: str) -> int:
+    return int(name[:10])

@@ -1,0 +1,106 @@
+"""The index: append-only records of which stage, under which fingerprint, gave which artifacts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from artifacts.digest import is_sha256
+from artifacts.errors import DamagedError, RequestError
+from artifacts.files import Files
+from artifacts.folder import in_parallel
+from artifacts.manifest import Artifact
+from artifacts.sealed import seal, unseal
+
+logger = logging.getLogger(__name__)
+STAGE = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+THREADS = 8
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished run of a stage. `identity` is what was hashed into the fingerprint, readable."""
+
+    stage: str
+    fingerprint: str
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    outputs: Mapping[str, Artifact] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    counts: Mapping[str, Any] = field(default_factory=dict)
+    timings: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        names = ("stage", "fingerprint", "identity", "metrics", "counts", "timings", "provenance")
+        outputs = {name: artifact.to_json() for name, artifact in self.outputs.items()}
+        return seal({"format": 1, "outputs": outputs, **{name: getattr(self, name) for name in names}})
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> Record:
+        """Raises DamagedError."""
+        value = unseal(data, where)
+        try:
+            outputs = {name: Artifact.from_json(item) for name, item in value["outputs"].items()}
+            names = ("stage", "fingerprint", "identity", "metrics", "counts", "timings", "provenance")
+            return cls(outputs=outputs, **{name: value[name] for name in names})
+        except (KeyError, TypeError, AttributeError, RequestError) as error:
+            raise DamagedError(f"{where} is not a record: {type(error).__name__}: {error}") from None
+
+
+def append(files: Files, record: Record) -> str:
+    """Adds a record and returns its key. The time in its name only orders records; two writers at one instant
+    leave two records."""
+    folder = f"{_folder(record.stage)}/{_checked(record.fingerprint)}"
+    key = f"{folder}/{time.time_ns():020d}-{os.urandom(6).hex()}.json"
+    files.write(key, record.to_bytes())
+    return key
+
+
+def records(files: Files, stage: str, fingerprint: str) -> list[Record]:
+    """Records of one fingerprint, newest first. Damaged ones are named in the log and left out."""
+    folder = f"{_folder(stage)}/{_checked(fingerprint)}"
+    return _read(files, [f"{folder}/{name}" for name in files.children(folder)], stage)
+
+
+def stage_records(files: Files, stage: str) -> list[Record]:
+    """Records of every fingerprint of a stage, newest first."""
+    folder = _folder(stage)
+    return _read(files, [f"{folder}/{path}" for path in files.tree(folder)], stage)
+
+
+def _read(files: Files, keys: list[str], stage: str) -> list[Record]:
+    newest_first = sorted(keys, key=lambda key: key.rsplit("/", 1)[-1], reverse=True)
+    found = in_parallel(lambda key: _read_one(files, key, stage), newest_first, THREADS)
+    return [record for record in found if record is not None]
+
+
+def _read_one(files: Files, key: str, stage: str) -> Record | None:
+    try:
+        record = Record.from_bytes(files.read(key), f"{files.url}/{key}")
+    except FileNotFoundError:
+        # deleted since it was listed
+        return None
+    except DamagedError as error:
+        logger.warning("%s; it is not counted", error)
+        return None
+    if (record.stage, record.fingerprint) != (stage, key.split("/")[-2]):
+        logger.warning("%s/%s is a record of another fingerprint; it is not counted", files.url, key)
+        return None
+    return record
+
+
+def _folder(stage: str) -> str:
+    if not STAGE.fullmatch(stage):
+        raise RequestError(f"not the name of a stage: {stage!r}")
+    return f"index/{stage}"
+
+
+def _checked(fingerprint: str) -> str:
+    if not is_sha256(fingerprint):
+        raise RequestError(f"not a fingerprint (64 hex digits): {fingerprint!r}")
+    return fingerprint

@@ -1,0 +1,221 @@
+"""A store's files in a folder of this machine: every change is durable and seen as a whole or not at all.
+
+Order of a publication: contents synced, moved into a private folder below `tmp/` together with the marker,
+its folders synced, then one rename makes it visible, then the folders above are synced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from artifacts.digest import FileEntry
+from artifacts.disk import Disk, temporary_name
+from artifacts.errors import StoreError
+from artifacts.files import Publication, Stored
+from artifacts.folder import hash_folder, scan, sizes
+from artifacts.gather import Gathered
+from artifacts.local_errors import reported
+from artifacts.locks import exclusively
+from artifacts.owner import is_dead
+
+PIECE = 16 * 2**20
+
+
+class LocalFiles:
+    """The Files protocol on a local folder."""
+
+    def __init__(self, root: Path, disk: Disk | None = None) -> None:
+        self.root = root.absolute()
+        self.url = str(self.root)
+        self.local_root: Path | None = self.root
+        self._disk = disk or Disk()
+        with reported("open store", self.root):
+            self._ensure_folder(self.root / "tmp")
+        self._sweep()
+
+    def path(self, key: str) -> Path:
+        """Where a key lies."""
+        assert key and not key.startswith("/") and ".." not in key.split("/"), key
+        return self.root / key
+
+    def read(self, key: str) -> bytes:
+        with reported("read", self.path(key), missing=True):
+            descriptor = os.open(self.path(key), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            with open(descriptor, "rb") as stream:
+                return stream.read()
+
+    def write(self, key: str, data: bytes) -> None:
+        path = self.path(key)
+        with reported("write", path, needed=len(data)):
+            temporary = self.root / "tmp" / temporary_name()
+            try:
+                self._write_new(temporary, data)
+                self._ensure_folder(path.parent)
+                self._disk.rename(temporary, path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+                raise
+            self._sync_upwards(path.parent)
+
+    def swap(self, key: str, expected: bytes | None, data: bytes) -> bool:
+        with exclusively(self.root / "lock"):
+            try:
+                current: bytes | None = self.read(key)
+            except FileNotFoundError:
+                current = None
+            if current != expected:
+                return False
+            self.write(key, data)
+            return True
+
+    def touch(self, key: str) -> None:
+        with reported("touch", self.path(key), missing=True):
+            os.utime(self.path(key))
+
+    def age(self, key: str) -> float | None:
+        clock = self.root / "tmp" / temporary_name()
+        with reported("read the time of", self.path(key)):
+            try:
+                written = os.stat(self.path(key)).st_mtime
+            except FileNotFoundError:
+                return None
+            os.close(self._disk.create(clock))
+            try:
+                return os.stat(clock).st_mtime - written
+            finally:
+                os.unlink(clock)
+
+    def children(self, key: str) -> list[str]:
+        with reported("list", self.path(key)):
+            try:
+                return sorted(os.listdir(self.path(key)))
+            except FileNotFoundError:
+                return []
+
+    def tree(self, key: str) -> dict[str, Stored]:
+        with reported("list", self.path(key)):
+            for _ in range(5):
+                try:
+                    found = scan(self.path(key))
+                    return {path: Stored(sizes(status), status.st_mtime) for path, status in found.items()}
+                except FileNotFoundError:
+                    if not self.path(key).exists():
+                        return {}
+        raise StoreError(f"cannot list {self.path(key)}: it changes all the time; who writes there?")
+
+    def take_in(self, folder: Path) -> tuple[FileEntry, ...]:
+        return hash_folder(folder, before=self._disk.fsync)
+
+    def publish(self, publication: Publication) -> None:
+        target = self.path(publication.key)
+        needed = sum(entry.size for entry in publication.entries) + len(publication.marker[1])
+        with reported("store", target, needed=needed):
+            gathered = Gathered(self._disk, self.root / "tmp" / temporary_name())
+            try:
+                gathered.fill(publication)
+                self._ensure_folder(target.parent)
+                self._make_visible(gathered.folder, target, publication)
+            except BaseException:
+                gathered.undo()
+                raise
+            self._sync_upwards(target.parent)
+            gathered.discard()
+
+    def stream(self, key: str, size: int) -> Iterator[bytes]:
+        with reported("read", self.path(key), missing=True), open(self.path(key), "rb") as stream:
+            while piece := stream.read(PIECE):
+                yield piece
+
+    def delete(self, key: str) -> None:
+        with reported("delete", self.path(key)), contextlib.suppress(FileNotFoundError):
+            self._disk.unlink(self.path(key))
+            self._disk.fsync_folder(self.path(key).parent)
+
+    def remove(self, key: str, first: str | None = None) -> None:
+        path = self.path(key)
+        with reported("delete", path):
+            try:
+                if first is not None:
+                    with contextlib.suppress(FileNotFoundError):
+                        self._disk.unlink(path / first)
+                    self._disk.fsync_folder(path)
+                away = self.root / "tmp" / temporary_name()
+                self._disk.rename(path, away)
+            except FileNotFoundError:
+                return
+            shutil.rmtree(away)
+
+    def _make_visible(self, gathered: Path, target: Path, publication: Publication) -> None:
+        try:
+            self._disk.rename(gathered, target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            self._merge(gathered, target, publication)
+
+    def _merge(self, gathered: Path, target: Path, publication: Publication) -> None:
+        """Another writer was here, or what is here is damaged: same names, same contents, so each file is
+        replaced on its own, marker last. Nobody sees a state that is worse than before."""
+        wanted = {publication.place(entry) for entry in publication.entries}
+        for path in scan(target):
+            if path not in wanted and path != publication.marker[0]:
+                self._disk.unlink(target / path)
+        for place in sorted(wanted):
+            self._ensure_plain_folder(target, (target / place).parent)
+            if (target / place).is_dir():
+                shutil.rmtree(target / place)
+            self._disk.rename(gathered / place, target / place)
+        for folder in sorted({(target / place).parent for place in wanted}):
+            self._sync_upwards(folder, target)
+        self._disk.rename(gathered / publication.marker[0], target / publication.marker[0])
+        self._disk.fsync_folder(target)
+
+    def _ensure_plain_folder(self, base: Path, folder: Path) -> None:
+        """Folders from `base` down to `folder`; a link or a file in their place is taken away."""
+        path = base
+        for part in folder.relative_to(base).parts:
+            path = path / part
+            if path.is_symlink() or path.is_file():
+                self._disk.unlink(path)
+            with contextlib.suppress(FileExistsError):
+                self._disk.mkdir(path)
+
+    def _write_new(self, path: Path, data: bytes) -> None:
+        descriptor = self._disk.create(path)
+        try:
+            self._disk.write(descriptor, data)
+            self._disk.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _ensure_folder(self, folder: Path) -> None:
+        missing = []
+        while not folder.is_dir():
+            missing.append(folder)
+            folder = folder.parent
+        for path in reversed(missing):
+            with contextlib.suppress(FileExistsError):
+                self._disk.mkdir(path)
+            self._disk.fsync_folder(path.parent)
+
+    def _sync_upwards(self, folder: Path, top: Path | None = None) -> None:
+        """Syncs the names of `folder` and of everything above it in the store, also where another process
+        made the folder: what this one acknowledges must not depend on that one's sync."""
+        while True:
+            self._disk.fsync_folder(folder)
+            if folder in (top or self.root, folder.parent):
+                return
+            folder = folder.parent
+
+    def _sweep(self) -> None:
+        """Clears away what processes that died here left half-written."""
+        for path in sorted((self.root / "tmp").iterdir()):
+            if is_dead(path.name):
+                with contextlib.suppress(OSError):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()

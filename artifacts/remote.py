@@ -1,0 +1,193 @@
+"""A store's files behind fsspec. Single objects are written whole or not at all, so the marker that comes
+last is what makes a publication; nothing is renamed."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from artifacts.digest import FileEntry
+from artifacts.errors import StoreError
+from artifacts.files import Publication, Stored
+from artifacts.folder import hash_folder, in_parallel
+from artifacts.retry import Patience, call
+
+R = TypeVar("R")
+PIECE = 16 * 2**20
+THREADS = 4
+_one_process = threading.Lock()
+
+
+class RemoteFiles:
+    """The Files protocol on any fsspec file system. `make` gives a fresh instance; one is made per process,
+    because a file system with open connections does not survive a fork."""
+
+    upload_options: dict[str, Any] = {}  # noqa: RUF012 - a constant of the class
+
+    def __init__(
+        self, url: str, base: str, make: Callable[[], Any], patience: Patience | None = None
+    ) -> None:
+        self.url = url.rstrip("/")
+        self.local_root: Path | None = None
+        self._base = base.rstrip("/")
+        self._make = make
+        self._patience = patience or Patience()
+        self._instance: tuple[int, Any] | None = None
+
+    @property
+    def fs(self) -> Any:
+        """The file system of this process."""
+        if self._instance is None or self._instance[0] != os.getpid():
+            self._instance = (os.getpid(), self._make())
+        return self._instance[1]
+
+    def probe(self, patience: Patience) -> None:
+        """Lists the root: raises StoreError if the store does not answer or refuses."""
+
+        def list_root() -> None:
+            try:
+                self.fs.ls(self._base, detail=False)
+            except FileNotFoundError:
+                self._check_empty_root()
+
+        call("open store", self.url, list_root, patience)
+
+    def _check_empty_root(self) -> None:
+        """Nothing at the root: a new store, which is well."""
+
+    def path(self, key: str) -> str:
+        assert key and not key.startswith("/") and ".." not in key.split("/"), key
+        return f"{self._base}/{key}"
+
+    def read(self, key: str) -> bytes:
+        data: bytes = self._call("read", key, lambda: self.fs.cat_file(self.path(key)))
+        return data
+
+    def write(self, key: str, data: bytes) -> None:
+        self._call("write", key, partial(self._pipe, key, data))
+
+    def swap(self, key: str, expected: bytes | None, data: bytes) -> bool:
+        with _one_process:
+            try:
+                current: bytes | None = self.read(key)
+            except FileNotFoundError:
+                current = None
+            if current != expected:
+                return False
+            self.write(key, data)
+            return True
+
+    def touch(self, key: str) -> None:
+        self.write(key, self.read(key))
+
+    def age(self, key: str) -> float | None:
+        def seconds() -> float:
+            written: datetime = self.fs.modified(self.path(key))
+            return (datetime.now(UTC) - written).total_seconds()
+
+        try:
+            return self._call("read the time of", key, seconds)
+        except FileNotFoundError:
+            return None
+
+    def children(self, key: str) -> list[str]:
+        try:
+            names: list[str] = self._call("list", key, lambda: self.fs.ls(self.path(key), detail=False))
+        except FileNotFoundError:
+            return []
+        return sorted({name.rstrip("/").rsplit("/", 1)[-1] for name in names})
+
+    def tree(self, key: str) -> dict[str, Stored]:
+        try:
+            found = self._call("list", key, lambda: self.fs.find(self.path(key), detail=True))
+        except FileNotFoundError:
+            return {}
+        prefix = f"{self.path(key)}/"
+        return {
+            name.removeprefix(prefix): Stored(int(info["size"]), _modified(info))
+            for name, info in sorted(found.items())
+            if name.startswith(prefix) and info["type"] == "file"
+        }
+
+    def take_in(self, folder: Path) -> tuple[FileEntry, ...]:
+        return hash_folder(folder)
+
+    def publish(self, publication: Publication) -> None:
+        key, entries = publication.key, publication.entries
+        in_parallel(lambda entry: self._upload(publication, entry), entries, THREADS)
+        wanted = {publication.place(entry): entry.size for entry in entries}
+        found = self.tree(key)
+        for place in found:
+            if place not in wanted and place != publication.marker[0]:
+                self.delete(f"{key}/{place}")
+        for place, size in wanted.items():
+            if place not in found or found[place].size != size:
+                have = f"has {found[place].size} bytes" if place in found else "is not there"
+                raise StoreError(
+                    f"cannot store {self.url}/{key}/{place}: the store took {size} bytes, and then it "
+                    f"{have}; run again, and distrust this store if it happens twice"
+                )
+        self.write(f"{key}/{publication.marker[0]}", publication.marker[1])
+
+    def stream(self, key: str, size: int) -> Iterator[bytes]:
+        for start in range(0, size, PIECE):
+            end = min(start + PIECE, size)
+            read = partial(self.fs.cat_file, self.path(key), start=start, end=end)
+            piece: bytes = self._call("read", key, read)
+            yield piece
+
+    def remove(self, key: str, first: str | None = None) -> None:
+        places = [f"{key}/{place}" for place in self.tree(key)]
+        if first is not None and f"{key}/{first}" in places:
+            self.delete(f"{key}/{first}")
+            places.remove(f"{key}/{first}")
+        in_parallel(self.delete, places, THREADS)
+
+    def delete(self, key: str) -> None:
+        try:
+            self._call("delete", key, lambda: self.fs.rm_file(self.path(key)))
+        except FileNotFoundError:
+            return
+
+    def _upload(self, publication: Publication, entry: FileEntry) -> None:
+        key = f"{publication.key}/{publication.place(entry)}"
+        source = publication.folder / entry.path
+
+        def put() -> None:
+            self._make_parent(key)
+            self.fs.put_file(str(source), self.path(key), **self.upload_options)
+
+        if not source.is_file() or source.stat().st_size != entry.size:
+            raise StoreError(f"{source} changed while it was stored; wait for its writer")
+        try:
+            self._call("upload", key, put)
+        except FileNotFoundError:
+            raise StoreError(f"cannot upload {source} to {self.url}/{key}: it has disappeared") from None
+
+    def _pipe(self, key: str, data: bytes) -> None:
+        self._make_parent(key)
+        self.fs.pipe_file(self.path(key), data)
+
+    def _make_parent(self, key: str) -> None:
+        self.fs.makedirs(self.path(key).rsplit("/", 1)[0], exist_ok=True)
+
+    def _call(self, operation: str, key: str, function: Callable[[], R]) -> R:
+        return call(operation, f"{self.url}/{key}", function, self._patience)
+
+
+def memory_files(url: str) -> RemoteFiles:
+    """Files in the memory of this process, for tests and trials."""
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    base = "/" + url.removeprefix("memory://").strip("/")
+    return RemoteFiles(url, base, lambda: MemoryFileSystem(skip_instance_cache=True))
+
+
+def _modified(info: dict[str, Any]) -> float:
+    moment: datetime | float = info["LastModified"] if "LastModified" in info else info["created"]
+    return moment.timestamp() if isinstance(moment, datetime) else moment

@@ -1,0 +1,113 @@
+"""Calls to a remote store: what is repeated, for how long, and what is said when it is given up."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from artifacts.errors import StoreError
+from artifacts.sealed import scrub
+
+R = TypeVar("R")
+REFUSED = (400, 401, 403, 405, 411, 412, 416, 501)
+"""HTTP answers that a second try does not change."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a call is repeated: pauses double from `first_pause` to `longest_pause` seconds, with jitter,
+    until `deadline` seconds after the first try."""
+
+    deadline: float = 120.0
+    first_pause: float = 0.2
+    longest_pause: float = 10.0
+    sleep: Callable[[float], None] = time.sleep
+    clock: Callable[[], float] = time.monotonic
+
+
+def call(operation: str, target: str, function: Callable[[], R], patience: Patience) -> R:
+    """`function()`, repeated while its failure may pass. FileNotFoundError and FileExistsError are answers
+    and go through, unless it is the bucket that is missing; everything else becomes StoreError."""
+    start, attempts, pause = patience.clock(), 0, patience.first_pause
+    while True:
+        attempts += 1
+        try:
+            return function()
+        except StoreError:
+            raise
+        except (FileNotFoundError, FileExistsError) as error:
+            if _error_code(error) == "NoSuchBucket":
+                raise StoreError(
+                    f"cannot {operation} {target}: the bucket does not exist; create it"
+                ) from None
+            raise
+        except Exception as error:
+            elapsed = patience.clock() - start
+            if not _may_pass(error) or elapsed + pause > patience.deadline:
+                tries = f"{attempts} attempt{'s' if attempts > 1 else ''} in {elapsed:.0f} s"
+                raise StoreError(
+                    f"cannot {operation} {target} after {tries}: {_described(error)}; {_advice(error)}"
+                ) from None
+        patience.sleep(pause * random.uniform(0.5, 1.0))
+        pause = min(pause * 2, patience.longest_pause)
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status behind an error, if there is one."""
+    for link in _chain(error):
+        response = getattr(link, "response", None)
+        if isinstance(response, dict):
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            if isinstance(status, int):
+                return status
+        status = getattr(link, "status", None)
+        if isinstance(status, int):
+            return status
+    return None
+
+
+def _error_code(error: BaseException) -> str | None:
+    for link in _chain(error):
+        response = getattr(link, "response", None)
+        if isinstance(response, dict):
+            return str(response.get("Error", {}).get("Code"))
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__
+
+
+def _may_pass(error: Exception) -> bool:
+    """Time-outs, broken connections, 5xx, 409 and 429; of the unknown, what says it is about input/output."""
+    status = status_of(error)
+    if status is not None:
+        return status not in REFUSED
+    if isinstance(error, PermissionError | ImportError | TypeError | NotImplementedError):
+        return False
+    # botocore's NoCredentialsError and ParamValidationError are neither OSError nor about the connection
+    return not type(error).__name__.startswith(("NoCredentials", "PartialCredentials", "ParamValidation"))
+
+
+def _described(error: Exception) -> str:
+    status = status_of(error)
+    text = " ".join(scrub(str(error)).split())
+    return f"{type(error).__name__}{f' (HTTP {status})' if status else ''}: {text[:300] or 'no message'}"
+
+
+def _advice(error: Exception) -> str:
+    status = status_of(error)
+    if isinstance(error, PermissionError) or status in (401, 403) or "Credentials" in type(error).__name__:
+        return (
+            "check the credentials in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE) and "
+            "that they may list, read, write and delete there"
+        )
+    if status == 400:
+        return "check the bucket's name and region (AWS_DEFAULT_REGION)"
+    return "check the network and the endpoint (AWS_ENDPOINT_URL), then run again: nothing done is lost"

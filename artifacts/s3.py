@@ -1,0 +1,109 @@
+"""A store's files on S3 and what speaks its protocol. Credentials, region and endpoint come from the
+environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL, ...) and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from email.utils import parsedate_to_datetime
+from functools import partial
+from typing import Any
+
+from artifacts.errors import RequestError, StoreError
+from artifacts.remote import THREADS, RemoteFiles
+from artifacts.retry import Patience, status_of
+
+CONNECT_SECONDS = 4
+READ_SECONDS = 60
+PART = 32 * 2**20
+LOST_RACE = (409, 412)
+
+
+class S3Files(RemoteFiles):
+    """RemoteFiles with what only S3 has: compare-and-set by ETag, and the server's own clock."""
+
+    # two parts of 32 MiB a file and 4 files at once: at most 256 MiB in memory
+    upload_options = {"chunksize": PART, "max_concurrency": 2}  # noqa: RUF012
+
+    def __init__(
+        self, url: str, make: Callable[[], Any] | None = None, patience: Patience | None = None
+    ) -> None:
+        super().__init__(url, url.removeprefix("s3://").strip("/"), make or _file_system, patience)
+        self._bucket, _, self._prefix = self._base.partition("/")
+        if not self._bucket:
+            raise RequestError(f"{url!r} names no bucket; write s3://bucket/folder")
+
+    def _check_empty_root(self) -> None:
+        try:
+            self.fs.info(self._bucket)
+        except FileNotFoundError:
+            raise StoreError(
+                f"cannot open store {self.url}: there is no bucket {self._bucket!r}; create it"
+            ) from None
+
+    def swap(self, key: str, expected: bytes | None, data: bytes) -> bool:
+        try:
+            if expected is None:
+                self._call("create", key, partial(self._conditionally, key, data, IfNoneMatch="*"))
+                return True
+            tag = self._call("read", key, lambda: self.fs.info(self.path(key)))["ETag"]
+            if self.read(key) != expected:
+                return False
+            self._call("replace", key, partial(self._conditionally, key, data, IfMatch=tag))
+        except (_LostRace, FileNotFoundError, FileExistsError):
+            # the answer to an earlier try may have been lost on the way: ours may be there
+            return self._holds(key, data)
+        return True
+
+    def _holds(self, key: str, data: bytes) -> bool:
+        try:
+            return self.read(key) == data
+        except FileNotFoundError:
+            return False
+
+    def _conditionally(self, key: str, data: bytes, **condition: str) -> None:
+        try:
+            self.fs.pipe_file(self.path(key), data, **condition)
+        except Exception as error:
+            if status_of(error) in LOST_RACE:
+                raise _LostRace(f"{self.url}/{key} was written by another") from None
+            raise
+
+    def age(self, key: str) -> float | None:
+        def seconds() -> float:
+            name = f"{self._prefix}/{key}".strip("/")
+            answer = self.fs.call_s3("head_object", Bucket=self._bucket, Key=name)
+            now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+            return float((now - answer["LastModified"]).total_seconds())
+
+        try:
+            return self._call("read the time of", key, seconds)
+        except FileNotFoundError:
+            return None
+
+    def _make_parent(self, key: str) -> None:
+        """S3 has no folders, and s3fs would create a missing bucket."""
+
+
+class _LostRace(StoreError):
+    """A conditional write was refused, because another writer came first."""
+
+
+def _file_system() -> Any:
+    try:
+        import s3fs
+    except ImportError:
+        raise RequestError("a store on S3 needs the package s3fs: pip install 'posttrain[s3]'") from None
+    fs = s3fs.S3FileSystem(
+        skip_instance_cache=True,
+        use_listings_cache=False,
+        default_cache_type="none",
+        config_kwargs={
+            "connect_timeout": CONNECT_SECONDS,
+            "read_timeout": READ_SECONDS,
+            "retries": {"total_max_attempts": 1},
+            "max_pool_connections": 4 * THREADS,
+        },
+    )
+    # artifacts.retry repeats, with a deadline and the reason; two layers of repetition would multiply
+    fs.retries = 1
+    return fs

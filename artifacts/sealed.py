@@ -1,0 +1,96 @@
+"""Sealed JSON: small files that say themselves whether they are whole.
+
+No JSON reader notices a flipped digit, so every JSON object in the store holds the SHA-256 of the rest of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from artifacts.digest import canonical_json, sha256_bytes
+from artifacts.errors import DamagedError
+
+SEAL = "seal"
+SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY|AUTH", re.IGNORECASE)
+SHORTEST_SECRET = 12
+USERINFO = re.compile(r"(?<=://)[^/@\s'\"]+@")
+SIGNED_QUERY = re.compile(
+    r"(?i)\b(X-Amz-(?:Signature|Credential|Security-Token)|AWSAccessKeyId|Signature)=[^&\s'\"]+"
+)
+
+
+def seal(payload: Mapping[str, Any]) -> bytes:
+    """The file of a payload. Numbers that JSON does not have (NaN, infinities) become null; live secrets of
+    the environment and passwords in URLs become `***`."""
+    body = publishable(payload)
+    assert SEAL not in body
+    return _render({**body, SEAL: sha256_bytes(canonical_json(body))})
+
+
+def unseal(data: bytes, where: str) -> dict[str, Any]:
+    """The payload of a sealed file. Raises DamagedError, naming `where`, if any byte is not as written."""
+    try:
+        value = json.loads(data.decode("utf-8"))
+        body = {key: item for key, item in value.items() if key != SEAL}
+        whole = value[SEAL] == sha256_bytes(canonical_json(body)) and data == _render(value)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        raise DamagedError(
+            f"{where} is damaged ({len(data)} bytes that are not what was written); run it again"
+        )
+    return body
+
+
+def _render(value: Mapping[str, Any]) -> bytes:
+    text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8") + b"\n"
+
+
+def publishable(value: Any) -> Any:
+    """`value` as it may be written: plain JSON, without NaN and without secrets."""
+    return _publishable(value, _live_secrets())
+
+
+def _publishable(value: Any, secrets: tuple[str, ...]) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _publishable(item, secrets) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_publishable(item, secrets) for item in value]
+    if isinstance(value, str):
+        # a lone surrogate cannot be written as UTF-8
+        return _without(value.encode("utf-8", "replace").decode("utf-8"), secrets)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    raise TypeError(f"not JSON: {value!r} ({type(value).__name__})")
+
+
+def scrub(text: str) -> str:
+    """`text` without passwords in URLs, signatures of signed URLs and secrets of the environment."""
+    return _without(SIGNED_QUERY.sub(r"\1=***", text), _live_secrets())
+
+
+def _without(text: str, secrets: tuple[str, ...]) -> str:
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return USERINFO.sub("***@", text)
+
+
+def _live_secrets() -> tuple[str, ...]:
+    """Values of environment variables whose names say that they are secret; longest first, so that a secret
+    that contains another leaves nothing behind."""
+    values = {
+        value
+        for name, value in os.environ.items()
+        if SECRET_NAME.search(name) and len(value) >= SHORTEST_SECRET and not os.path.isabs(value)
+    }
+    return tuple(sorted(values, key=len, reverse=True))

@@ -1,0 +1,64 @@
+"""Finished pieces of a stage that works piece by piece; each carries its SHA-256 in its name."""
+
+from __future__ import annotations
+
+import re
+
+from artifacts.digest import is_sha256, sha256_bytes
+from artifacts.errors import DamagedError, MissingError, RequestError
+from artifacts.files import Files
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,150}")
+
+
+class Shards:
+    """The shards of one fingerprint."""
+
+    def __init__(self, files: Files, fingerprint: str) -> None:
+        if not is_sha256(fingerprint):
+            raise RequestError(f"not a fingerprint (64 hex digits): {fingerprint!r}")
+        self._files = files
+        self._key = f"work/{fingerprint}/shards"
+
+    def names(self) -> set[str]:
+        """Names of the shards that are there."""
+        return set(self._versions())
+
+    def save(self, name: str, data: bytes) -> None:
+        """Durable on return. Saving a name again replaces it."""
+        if not NAME.fullmatch(name):
+            raise RequestError(f"a shard's name has letters, digits, '.', '_' and '-' only, found {name!r}")
+        sha256 = sha256_bytes(data)
+        self._files.write(f"{self._key}/{name}.{sha256}", data)
+        for other in self._versions().get(name, []):
+            if other != sha256:
+                self._files.delete(f"{self._key}/{name}.{other}")
+
+    def load(self, name: str) -> bytes:
+        """Raises MissingError, or DamagedError; then compute the shard again and save it."""
+        versions = self._versions().get(name)
+        if not versions:
+            raise MissingError(f"there is no shard {name!r} in {self._files.url}/{self._key}")
+        for sha256 in versions:
+            try:
+                data = self._files.read(f"{self._key}/{name}.{sha256}")
+            except FileNotFoundError:
+                continue
+            if sha256_bytes(data) == sha256:
+                return data
+        raise DamagedError(
+            f"shard {name!r} in {self._files.url}/{self._key} is damaged; it is computed again"
+        )
+
+    def clear(self) -> None:
+        """Deletes all of them."""
+        self._files.remove(self._key)
+
+    def _versions(self) -> dict[str, list[str]]:
+        """Name -> hashes. More than one: two writers disagreed, or a replacement was interrupted."""
+        found: dict[str, list[str]] = {}
+        for file_name in self._files.children(self._key):
+            name, _, sha256 = file_name.rpartition(".")
+            if name and is_sha256(sha256):
+                found.setdefault(name, []).append(sha256)
+        return found

@@ -1,0 +1,238 @@
+"""The store: artifacts by content, the index by fingerprint, and what belongs to them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from artifacts import aliases, index, lineage, runs
+from artifacts.checkpoints import Checkpoints
+from artifacts.errors import DamagedError, MissingError, StoreError
+from artifacts.files import Files, Publication
+from artifacts.folder import differences
+from artifacts.index import Record
+from artifacts.leases import Lease
+from artifacts.manifest import Artifact, Manifest, library_versions
+from artifacts.materialize import fetched, problems_of
+from artifacts.sealed import publishable, seal
+from artifacts.shards import Shards
+
+logger = logging.getLogger(__name__)
+MANIFEST = "manifest.json"
+PAYLOAD = "files"
+DAMAGED = "damaged.json"
+"""Left beside a manifest by whoever found the content wrong: look-ups do not count the artifact until a new
+copy is put."""
+
+
+class Store:
+    """Everything that is kept. Storage errors raise StoreError; only the store's own word that something is
+    not there makes it a miss. `cache` is a folder of this machine, used by remote stores."""
+
+    def __init__(self, files: Files, cache: Path) -> None:
+        self.files = files
+        self.url = files.url
+        self.is_local = files.local_root is not None
+        self._cache = cache
+        self.scratch = (files.local_root or cache) / "scratch"
+
+    # artifacts
+
+    def put(
+        self,
+        kind: str,
+        folder: Path,
+        *,
+        producer: Mapping[str, Any],
+        metrics: Mapping[str, Any] | None = None,
+        counts: Mapping[str, Any] | None = None,
+    ) -> Artifact:
+        """Stores the files of `folder` and returns the artifact once it is durable. A local store on the same
+        disk takes the files away from `folder`. The same content is stored once; the first manifest stays.
+        Raises StoreError; then nothing is visible and `folder` is as it was."""
+        entries = self.files.take_in(folder)
+        manifest = Manifest(
+            kind=kind,
+            files=entries,
+            producer=publishable(producer),
+            metrics=publishable(metrics or {}),
+            counts=publishable(counts or {}),
+            versions=library_versions(),
+        )
+        artifact = manifest.artifact
+        if not self._renewed(artifact):
+            marker = (MANIFEST, manifest.to_bytes())
+            self.files.publish(Publication(folder, entries, artifact.key, PAYLOAD, marker))
+            self.files.delete(f"{artifact.key}/{DAMAGED}")
+        return artifact
+
+    def _renewed(self, artifact: Artifact) -> bool:
+        """Whether the artifact is there and whole; then its age starts anew, so that nobody deletes it for
+        being old before the record that needs it is written."""
+        try:
+            if not self.is_intact(artifact):
+                return False
+            if self.is_local and problems_of(
+                self.files, artifact.key, PAYLOAD, self.manifest(artifact).files
+            ):
+                return False
+            self.files.touch(f"{artifact.key}/{MANIFEST}")
+        except (DamagedError, MissingError, FileNotFoundError):
+            return False
+        return True
+
+    def manifest(self, artifact: Artifact) -> Manifest:
+        """Raises MissingError when the artifact is not there, DamagedError when its manifest is not whole."""
+        key = f"{artifact.key}/{MANIFEST}"
+        try:
+            data = self.files.read(key)
+        except FileNotFoundError:
+            raise MissingError(f"{artifact.id} ({artifact.kind}) is not in {self.url}") from None
+        return Manifest.from_bytes(data, artifact, f"{self.url}/{key}")
+
+    def is_intact(self, artifact: Artifact) -> bool:
+        """Whether the manifest is whole and every file is there with its size; no content is read. What is
+        wrong is named in the log."""
+        found = self.files.tree(artifact.key)
+        if MANIFEST not in found:
+            return False
+        if DAMAGED in found:
+            logger.warning("%s was found damaged; it is not counted", artifact)
+            return False
+        try:
+            manifest = self.manifest(artifact)
+        except MissingError:
+            return False
+        except DamagedError as error:
+            logger.warning("%s; it is not counted", error)
+            return False
+        sizes = {
+            path.removeprefix(f"{PAYLOAD}/"): stored.size
+            for path, stored in found.items()
+            if path.startswith(f"{PAYLOAD}/")
+        }
+        problems = differences(sizes, manifest.files)
+        if problems:
+            logger.warning("%s is damaged: %s; it is not counted", artifact, "; ".join(problems[:3]))
+        return not problems
+
+    def materialize(self, artifact: Artifact) -> Path:
+        """A local folder with exactly the artifact's files, every byte checked. On a local store it is the
+        store's own folder (read-only files), else a folder of the cache. Raises MissingError, or DamagedError
+        that names the files; then look-ups no longer count the artifact."""
+        try:
+            manifest = self.manifest(artifact)
+            if self.files.local_root is not None:
+                problems = problems_of(self.files, artifact.key, PAYLOAD, manifest.files)
+                if problems:
+                    raise self._damage(artifact, problems)
+                return self.files.local_root / artifact.key / PAYLOAD
+            return fetched(
+                self.files, f"{artifact.key}/{PAYLOAD}", manifest.files, self._cache / artifact.key
+            )
+        except DamagedError as error:
+            self._mark_damaged(artifact, str(error))
+            raise
+
+    def verify(self, artifact: Artifact) -> list[str]:
+        """Rehashes everything in place. What is wrong, one line each; an artifact that is whole again counts
+        again."""
+        try:
+            manifest = self.manifest(artifact)
+        except StoreError as error:
+            if not isinstance(error, DamagedError | MissingError):
+                raise
+            return [str(error)]
+        problems = problems_of(self.files, artifact.key, PAYLOAD, manifest.files)
+        if problems:
+            self._mark_damaged(artifact, "; ".join(problems))
+        else:
+            self.files.delete(f"{artifact.key}/{DAMAGED}")
+        return [f"{artifact}: {problem}" for problem in problems]
+
+    def _damage(self, artifact: Artifact, problems: list[str]) -> DamagedError:
+        where = f"{self.url}/{artifact.key}/{PAYLOAD}"
+        return DamagedError(
+            f"{artifact.id} ({artifact.kind}) is damaged in {where}: {'; '.join(problems[:5])}; "
+            "run the recipe again: the stage that made it will run"
+        )
+
+    def _mark_damaged(self, artifact: Artifact, text: str) -> None:
+        try:
+            self.files.write(f"{artifact.key}/{DAMAGED}", seal({"problems": text}))
+        except StoreError as error:
+            logger.warning("cannot mark %s as damaged: %s", artifact, error)
+
+    def artifacts(self) -> Iterator[Artifact]:
+        """Every artifact that has a manifest, by kind and digest."""
+        for kind in self.files.children("artifacts"):
+            for digest in self.files.children(f"artifacts/{kind}"):
+                try:
+                    artifact = Artifact(kind, digest)
+                except Exception:
+                    logger.warning("%s/artifacts/%s/%s is nothing of ours", self.url, kind, digest)
+                    continue
+                if MANIFEST in self.files.children(artifact.key):
+                    yield artifact
+
+    def find(self, reference: str) -> Artifact:
+        """The artifact of `@alias`, `alias`, `sha256:<prefix>` or `<prefix>` (8 hex digits or more), the last
+        two also as `kind/...`. Raises RequestError if there is none or more than one."""
+        return aliases.find(self.files, reference, self.artifacts)
+
+    def set_alias(self, name: str, artifact: Artifact) -> None:
+        """Names an artifact, which must be there; the name may have meant another one before."""
+        self.manifest(artifact)
+        aliases.write(self.files, name, artifact)
+
+    def aliases(self) -> dict[str, Artifact]:
+        return aliases.read_all(self.files)
+
+    def lineage(self, artifact: Artifact) -> dict[str, Any]:
+        """`{"artifact", "kind", "stage", "fingerprint", "inputs": {name: tree}}`, from the manifests."""
+        return lineage.tree(artifact, self.manifest, self.artifacts)
+
+    # the index
+
+    def append_record(self, record: Record) -> None:
+        """Adds a record; nothing is ever overwritten."""
+        index.append(self.files, record)
+
+    def records(self, stage: str, fingerprint: str) -> list[Record]:
+        """Records of a fingerprint, newest first, whether or not their artifacts are still whole."""
+        return index.records(self.files, stage, fingerprint)
+
+    def stage_records(self, stage: str) -> list[Record]:
+        """Records of every fingerprint of a stage, newest first."""
+        return index.stage_records(self.files, stage)
+
+    def lookup(self, stage: str, fingerprint: str) -> Record | None:
+        """The newest record whose outputs are all whole (by size), or None. Storage errors raise."""
+        for record in self.records(stage, fingerprint):
+            if all(self.is_intact(artifact) for artifact in record.outputs.values()):
+                return record
+        return None
+
+    # work in progress, runs
+
+    def checkpoints(self, fingerprint: str, keep: int = 2) -> Checkpoints:
+        return Checkpoints(self.files, fingerprint, keep, self._cache)
+
+    def shards(self, fingerprint: str) -> Shards:
+        return Shards(self.files, fingerprint)
+
+    def lease(self, fingerprint: str, owner: str, ttl_seconds: float = 60) -> Lease:
+        return Lease(self.files, fingerprint, owner, ttl_seconds)
+
+    def write_run(self, run_id: str, payload: Mapping[str, Any]) -> None:
+        runs.write(self.files, run_id, payload)
+
+    def read_run(self, run_id: str) -> dict[str, Any]:
+        """Raises RequestError for an unknown run."""
+        return runs.read(self.files, run_id)
+
+    def runs(self) -> list[str]:
+        """Ids of the runs, the one written last first."""
+        return runs.names(self.files)
