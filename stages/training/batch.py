@@ -71,9 +71,7 @@ class TokenBatch:
 
     def to(self, device: torch.device) -> TokenBatch:
         """The batch on another device."""
-        moved = {
-            name: value.to(device) if isinstance(value, Tensor) else value for name, value in vars(self).items()
-        }
+        moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in vars(self).items()}
         return TokenBatch(**moved)
 
     def sum_by_branch(self, values_N: Tensor) -> Tensor:

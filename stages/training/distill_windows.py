@@ -84,7 +84,10 @@ def distill_windows(
     prompts: list[TokenizedPrompt] = []
     if config.lmbda < 1:
         rows = tokenize_sequences(
-            dataset, tokenizer, max_length=min(config.max_length, room), ledger=ledger if config.lmbda == 0 else RowLedger()
+            dataset,
+            tokenizer,
+            max_length=min(config.max_length, room),
+            ledger=ledger if config.lmbda == 0 else RowLedger(),
         )
         given = [Group(row.row_id, (), (Branch(row.token_ids, row.loss_mask),)) for row in rows]
     if config.lmbda > 0:

@@ -218,8 +218,12 @@ class Trackers:
 
     def __enter__(self) -> Trackers:
         if self.names:
-            self.accelerator = Accelerator(log_with=self.names, project_dir=str(Path(self.context.spec.job) / "trackers"))
-            settings = {key: value for key, value in self.config.model_dump().items() if isinstance(value, int | float | str)}
+            self.accelerator = Accelerator(
+                log_with=self.names, project_dir=str(Path(self.context.spec.job) / "trackers")
+            )
+            settings = {
+                key: value for key, value in self.config.model_dump().items() if isinstance(value, int | float | str)
+            }
             self.accelerator.init_trackers(f"posttrain-{self.context.spec.recipe}", config=settings)
         return self
 

@@ -34,6 +34,4 @@ class MetricSums:
         zero = torch.zeros(2, dtype=torch.float64)
         totals = torch.stack([torch.stack(self.sums.get(name, [zero])).sum(0) for name in names])
         totals = reduce(totals)
-        return {
-            name: float(total / count) for name, (total, count) in zip(names, totals, strict=True) if count != 0
-        }
+        return {name: float(total / count) for name, (total, count) in zip(names, totals, strict=True) if count != 0}

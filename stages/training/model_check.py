@@ -105,4 +105,6 @@ def check_loaded(
     for name, parameter in model.named_parameters():
         if not bool(parameter.isfinite().all()):
             bad = int((~parameter.isfinite()).sum())
-            raise StageError(f"model folder {folder.name}: {bad} of {parameter.numel()} values of {name} are not finite")
+            raise StageError(
+                f"model folder {folder.name}: {bad} of {parameter.numel()} values of {name} are not finite"
+            )

@@ -104,9 +104,7 @@ class RewardLoss:
         given = margins[0] is not None
         if any((margin is not None) != given for margin in margins):
             raise StageError("some rows have a margin and some have none; give all or none")
-        losses_B = bradley_terry(
-            chosen_B, rejected_B, chosen_B.new_tensor(margins) if given else None, self.center
-        )
+        losses_B = bradley_terry(chosen_B, rejected_B, chosen_B.new_tensor(margins) if given else None, self.center)
         count = len(losses_B)
         with torch.no_grad():
             metrics = {

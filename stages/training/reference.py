@@ -22,7 +22,7 @@ _SHARD_GROUPS = 256
 
 
 def branch_logprobs(
-    scorer: Scorer, groups: Sequence[Group], budget_tokens: int
+    scorer: Scorer, groups: Sequence[Group], budget_tokens: int, *, temperature: float = 1.0
 ) -> list[list[tuple[list[float], float]]]:
     """For every group, for every branch: (log-probabilities of its asked-for tokens, their sum)."""
     results: list[Any] = [None] * len(groups)
@@ -30,7 +30,7 @@ def branch_logprobs(
     for indices in plan_micro_batches(groups, budget_tokens, scorer.share_prefixes):
         batch = scorer.layout([groups[index] for index in indices])
         with torch.no_grad():
-            logprobs_N, _ = scorer(batch, token_logprobs(batch))
+            logprobs_N, _ = scorer(batch, token_logprobs(batch, temperature=temperature))
         sums_K = batch.sum_by_branch(logprobs_N).tolist()
         per_branch = [part.tolist() for part in logprobs_N.cpu().split(batch.tokens_per_branch().tolist())]
         start = 0

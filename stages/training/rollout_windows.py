@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from stages.context import Context
 from stages.data.tokenize import TokenizedPrompt
-from stages.rollouts.sampler import Completion, SampleRequest
+from stages.rollouts.requests import Completion
 from stages.seeds import derive
 from stages.training.batch import Branch, Group
 from stages.training.objective import Window
@@ -197,9 +197,7 @@ def rollout_records(sampled: Sampled, advantages: Sequence[float], step: int) ->
 def rollout_metrics(sampled: Sequence[Sampled]) -> dict[str, float]:
     """Rewards and lengths of a generation, under TRL's names."""
     lengths = [len(completion.token_ids) for entry in sampled for completion in entry.completions]
-    ended = [
-        len(completion.token_ids) for entry in sampled for completion in entry.completions if completion.finished
-    ]
+    ended = [len(completion.token_ids) for entry in sampled for completion in entry.completions if completion.finished]
     groups = [[value for value in entry.totals if value is not None] for entry in sampled]
     totals = [value for group in groups for value in group]
     metrics = {
@@ -225,8 +223,3 @@ def rollout_metrics(sampled: Sequence[Sampled]) -> dict[str, float]:
 def _deviation(values: Sequence[float]) -> float:
     """Bessel-corrected; 0 for a single value."""
     return pstdev(values) * (len(values) / max(1, len(values) - 1)) ** 0.5
-
-
-def request_of(prompt: TokenizedPrompt, seeds: tuple[int, ...]) -> SampleRequest:
-    """One prompt, one completion a seed."""
-    return SampleRequest(prompt_ids=prompt.prompt_ids, seeds=seeds)

@@ -1,0 +1,146 @@
+"""Completions of the model in training: sampled over all processes, decoded, scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from stages.context import Context
+from stages.data.tokenize import TokenizedPrompt
+from stages.losses.advantages import ADVANTAGES
+from stages.rollouts.requests import Completion, SampleRequest, SamplingConfig
+from stages.rollouts.rewards import RewardSet
+from stages.rollouts.sampler import EmbeddedSampler
+from stages.training.batch import Group
+from stages.training.loop import Trainer
+from stages.training.model import Scorer
+from stages.training.reference import branch_logprobs
+from stages.training.rollout_windows import Sampled
+
+
+def end_token_ids(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end a completion: the generation config's, and the tokenizer's."""
+    configured = model.generation_config.eos_token_id
+    ids = configured if isinstance(configured, list) else [configured]
+    return sorted({token for token in [*ids, tokenizer.eos_token_id] if token is not None})
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Samples prompts with the embedded engine, each process its share; every process gets all completions."""
+
+    scorer: Scorer
+    tokenizer: Any
+    settings: SamplingConfig
+    accelerator: Accelerator
+
+    @classmethod
+    def of(cls, trainer: Trainer, tokenizer: Any, config: Any) -> Sampling:
+        """With the sampling fields of a stage's configuration."""
+        fields = {name: getattr(config, name) for name in SamplingConfig.model_fields if hasattr(config, name)}
+        return cls(trainer.scorer, tokenizer, SamplingConfig(**fields), trainer.accelerator)
+
+    def __call__(self, prompts: Sequence[TokenizedPrompt], seeds: Sequence[tuple[int, ...]]) -> list[list[Completion]]:
+        """For every prompt one completion a seed."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        model = self.scorer.transformers_model
+        pad = self.tokenizer.pad_token_id
+        sampler = EmbeddedSampler(
+            model,
+            eos_token_ids=end_token_ids(model, self.tokenizer),
+            pad_token_id=pad if pad is not None else self.tokenizer.eos_token_id,
+        )
+        mine = range(rank, len(prompts), world)
+        requests = [SampleRequest(prompts[i].prompt_ids, seeds[i]) for i in mine]
+        found = list(zip(mine, sampler.sample(requests, self.settings), strict=True))
+        if world > 1:
+            found = sorted(gather_object(found), key=lambda entry: entry[0])
+        return [completions for _, completions in found]
+
+    def text(self, completion: Completion) -> str:
+        """What the completion says, without special tokens."""
+        return str(self.tokenizer.decode(completion.token_ids, skip_special_tokens=True))
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Sampling and rewards together: the `Generate` of rollout windows."""
+
+    sampling: Sampling
+    rewards: RewardSet
+    context: Context
+
+    @classmethod
+    def of(cls, context: Context, trainer: Trainer, tokenizer: Any, config: Any) -> Generation:
+        """With the rewards of a stage's configuration and, where wired in, the reward model."""
+        scorer = None
+        if context.has("reward_model"):
+            from stages.training.reward_scoring import RewardModelScorer
+
+            scorer = RewardModelScorer(context, tokenizer, trainer.accelerator.device, config.micro_batch_tokens)
+        rewards = RewardSet(config.rewards, config.reward_weights, reward_model=scorer)
+        return cls(Sampling.of(trainer, tokenizer, config), rewards, context)
+
+    def __call__(self, prompts: Sequence[TokenizedPrompt], seeds: Sequence[tuple[int, ...]]) -> list[Sampled]:
+        """Sample, decode, score. Rewards are functions of text; every process computes the same ones."""
+        sampled = self.sampling(prompts, seeds)
+        texts = [[self.sampling.text(completion) for completion in group] for group in sampled]
+        scored = self.rewards.score(prompts, sampled, texts)
+        return [
+            Sampled(
+                prompt,
+                completions,
+                group_texts,
+                {name: values[index] for name, values in scored.by_function.items()},
+                scored.totals[index],
+            )
+            for index, (prompt, completions, group_texts) in enumerate(zip(prompts, sampled, texts, strict=True))
+        ]
+
+
+def advantages_of(estimator: str, scale_rewards: str) -> Callable[[list[list[float | None]]], list[list[float]]]:
+    """Rewards of a generation (prompt by completion, None: not scored) -> advantages."""
+    estimate = partial(ADVANTAGES[estimator], **({"scale_rewards": scale_rewards} if estimator == "grpo" else {}))
+
+    def advantages(totals: list[list[float | None]]) -> list[list[float]]:
+        rewards_PG = torch.tensor(
+            [[float("nan") if value is None else value for value in group] for group in totals], dtype=torch.float64
+        )
+        values: list[list[float]] = estimate(rewards_PG).tolist()
+        return values
+
+    return advantages
+
+
+def measure_groups(
+    trainer: Trainer, reference: Scorer | None, config: Any, *, old: bool
+) -> Callable[[list[Group]], list[Group]]:
+    """Adds to fresh rollouts the log-probabilities that later steps compare with: the policy's own where it will
+    have moved on by then (`old`), and the reference's where the loss has a KL term."""
+
+    def logprobs(scorer: Scorer, groups: list[Group]) -> list[tuple[list[float], ...]]:
+        scored = branch_logprobs(scorer, groups, config.micro_batch_tokens, temperature=config.temperature)
+        return [tuple(values for values, _ in branches) for branches in scored]
+
+    def measure(groups: list[Group]) -> list[Group]:
+        if old:
+            values = logprobs(trainer.scorer, groups)
+            groups = [
+                replace(group, data=replace(group.data, old_logprobs=found))
+                for group, found in zip(groups, values, strict=True)
+            ]
+        if reference is not None:
+            values = logprobs(reference, groups)
+            groups = [
+                replace(group, data=replace(group.data, reference_logprobs=found))
+                for group, found in zip(groups, values, strict=True)
+            ]
+        return groups
+
+    return measure

@@ -1,0 +1,44 @@
+"""Scores of a reward-model artifact for completions of prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from stages.context import Context
+from stages.training.batch import Branch, Group
+from stages.training.distill_windows import require_same_vocabulary
+from stages.training.loop import plan_micro_batches
+from stages.training.model import Scorer, branch_rewards, load_reward_model, load_tokenizer
+from stages.training.start import settle_prefix_sharing
+
+
+class RewardModelScorer:
+    """The reward of every completion of a prompt; a prompt is computed once for all of its completions."""
+
+    def __init__(self, context: Context, tokenizer: Any, device: torch.device, budget_tokens: int) -> None:
+        folder = context.input("reward_model")
+        require_same_vocabulary(tokenizer, load_tokenizer(folder))
+        self.scorer = Scorer(load_reward_model(folder)).eval().requires_grad_(False)
+        settle_prefix_sharing(context, self.scorer)
+        self.scorer.to(device)
+        self.budget_tokens = budget_tokens
+
+    def __call__(
+        self, prompts_ids: Sequence[Sequence[int]], completions_ids: Sequence[Sequence[Sequence[int]]]
+    ) -> list[list[float]]:
+        """[prompts][completions] rewards, from token ids."""
+        groups = [
+            Group(str(index), prompt, tuple(Branch(ids) for ids in completions))
+            for index, (prompt, completions) in enumerate(zip(prompts_ids, completions_ids, strict=True))
+        ]
+        results: list[list[float]] = [[] for _ in groups]
+        for indices in plan_micro_batches(groups, self.budget_tokens, self.scorer.share_prefixes):
+            batch = self.scorer.layout([groups[index] for index in indices])
+            with torch.no_grad():
+                rewards = self.scorer(batch, branch_rewards(batch)).tolist()
+            for index in indices:
+                results[index] = [rewards.pop(0) for _ in groups[index].branches]
+        return results

@@ -1,0 +1,60 @@
+"""Tiny random models and groups for the loop's tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from stages.seeds import derive, generator
+from stages.training.batch import Branch, Group
+
+VOCABULARY = 61
+
+
+def tiny_model(model_type: str = "llama", **changes: object) -> torch.nn.Module:
+    """Two layers, hidden size 32, weights from a fixed seed."""
+    settings: dict[str, object] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 128,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "tie_word_embeddings": True,
+    }
+    torch.manual_seed(derive(0, "tiny", model_type))
+    config = AutoConfig.for_model(model_type, **(settings | changes))
+    config._attn_implementation = "sdpa"
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():  # the library's initialization is so small that every distribution is uniform
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.mul_(8)
+    return model.eval()
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    """A tiny Llama saved as a model folder, without a tokenizer."""
+    folder = tmp_path / "tiny-model"
+    tiny_model().save_pretrained(folder)
+    return folder
+
+
+def random_groups(count: int, branches: int, *, seed: int = 0, prefix: tuple[int, int] = (1, 9)) -> list[Group]:
+    """Groups of unequal lengths."""
+    draws = generator(seed, "groups", count, branches)
+    groups = []
+    for number in range(count):
+        prompt = draws.integers(3, VOCABULARY, draws.integers(*prefix)).tolist()
+        tails = [draws.integers(3, VOCABULARY, draws.integers(1, 7)).tolist() for _ in range(branches)]
+        groups.append(Group(f"row{number}", prompt, tuple(Branch(tail) for tail in tails)))
+    return groups
