@@ -1,0 +1,255 @@
+"""What a run would do: for every stage whether it is cached, resumes, runs or may run, and why.
+
+The store is asked; nothing is run and nothing is written. The same decision is made again, with the inputs as
+they then are, when a stage's turn comes: one that ran again and wrote equal bytes leaves the others cached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from artifacts import Artifact, Record, Store
+from artifacts.errors import Problem, RequestError
+from flows.history import History
+from flows.inputs import External, ResolvedInput, StageOutput, input_digests, resolve_external
+from flows.recipe import Recipe, RecipeStage
+from flows.selection import Selection, select
+from stages.identity import fingerprint, identity
+
+State = Literal["cached", "resume", "run", "may_run", "skipped"]
+Outputs = Mapping[str, Mapping[str, Artifact]]
+"""Stage name -> output name -> artifact."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happens to one stage. `fingerprint` and what follows from it: None while an input is not known."""
+
+    stage: str
+    state: State
+    reasons: tuple[str, ...]
+    fingerprint: str | None = None
+    identity: dict[str, Any] | None = None
+    inputs: Mapping[str, tuple[ResolvedInput, ...]] = field(default_factory=dict)
+    record: Record | None = None
+    """The record whose outputs are taken."""
+    step: int | None = None
+    """The step of the checkpoint to go on from."""
+
+    @property
+    def outputs(self) -> dict[str, Artifact]:
+        """The artifacts that are there already."""
+        return {} if self.record is None else dict(self.record.outputs)
+
+    def summary(self) -> str:
+        """`resume at step 40: with.beta: 0.1 -> 0.2`"""
+        state = {"may_run": "may run", "resume": "resume"}.get(self.state, self.state)
+        at = f" at step {self.step}" if self.step is not None else ""
+        return f"{state}{at}: {'; '.join(self.reasons)}"
+
+    def to_json(self) -> dict[str, Any]:
+        """For `posttrain plan --json`."""
+        return {
+            "state": self.state,
+            "reasons": list(self.reasons),
+            "fingerprint": self.fingerprint,
+            "step": self.step,
+            "inputs": {name: [entry.label for entry in entries] for name, entries in self.inputs.items()},
+            "outputs": {name: {"kind": found.kind, "id": found.id} for name, found in self.outputs.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The decisions for all stages of a recipe, and the means to decide again with the inputs at hand."""
+
+    recipe: Recipe
+    store: Store
+    selection: Selection
+    decisions: Mapping[str, Decision]
+    externals: Mapping[External, ResolvedInput]
+    """What every reference to something outside the recipe meant when the plan was made."""
+
+    def decide(self, name: str, outputs: Outputs) -> Decision:
+        """Cached, resume or run, for a stage of which every input is there."""
+        return _Planner(self.recipe, self.store, self.selection, dict(self.externals)).decide(name, outputs)
+
+    def to_json(self) -> dict[str, Any]:
+        """For `posttrain plan --json`."""
+        stages = {
+            name: {"uses": self.recipe.stages[name].uses.name, **decision.to_json()}
+            for name, decision in self.decisions.items()
+        }
+        return {"recipe": self.recipe.name, "store": self.store.url, "stages": stages}
+
+
+def plan(
+    recipe: Recipe,
+    store: Store,
+    *,
+    only: Iterable[str] = (),
+    start: Iterable[str] = (),
+    until: Iterable[str] = (),
+    force: Iterable[str] = (),
+) -> Plan:
+    """Decide for every stage.
+
+    Raises RequestError for references that lead nowhere and for selected stages whose inputs are neither in
+    the store nor selected; StoreError when the store does not answer.
+    """
+    selection = select(recipe, only, start, until, force)
+    planner = _Planner(recipe, store, selection, {})
+    planner.resolve_externals()
+    decisions = planner.walk()
+    return Plan(recipe, store, selection, decisions, planner.externals)
+
+
+class _Planner:
+    def __init__(
+        self, recipe: Recipe, store: Store, selection: Selection, externals: dict[External, ResolvedInput]
+    ) -> None:
+        self.recipe = recipe
+        self.store = store
+        self.selection = selection
+        self.externals = externals
+        self.history = History(recipe, store)
+        self.causes: dict[str, str] = {}
+        """Stage -> why it will or may run, followed back to the stage where it begins."""
+
+    def resolve_externals(self) -> None:
+        """Look up aliases, folders and Hub names of the stages that count."""
+        problems = []
+        for name in self._relevant():
+            stage = self.recipe.stages[name]
+            for input_name, entries in stage.inputs.items():
+                for reference in entries:
+                    if isinstance(reference, StageOutput):
+                        continue
+                    try:
+                        found = resolve_external(reference, stage.uses.inputs[input_name].kinds, self.store)
+                    except RequestError as error:
+                        where = self.recipe.where("stages", name, "inputs", input_name)
+                        problems.append(Problem(where, str(error)))
+                    else:
+                        self.externals[reference] = found
+        if problems:
+            raise RequestError(problems)
+
+    def walk(self) -> dict[str, Decision]:
+        """A decision for every stage, those it reads from first."""
+        decisions: dict[str, Decision] = {}
+        problems = []
+        relevant = self._relevant()
+        for name, stage in self.recipe.stages.items():
+            if name not in relevant:
+                decisions[name] = Decision(name, "skipped", (f"not selected by {self.selection.options}",))
+                continue
+            unknown = [need for need in stage.needs if decisions[need].record is None]
+            try:
+                if unknown:
+                    decisions[name] = self._decide_unknown(stage, decisions, unknown)
+                else:
+                    decisions[name] = self._decide_known(stage, decisions)
+            except RequestError as error:  # data or code that cannot be read
+                problems.append(Problem(self.recipe.where("stages", name), str(error)))
+                decisions[name] = Decision(name, "run", (str(error),))
+                self.causes[name] = f"{name} will run"
+        problems += self._not_there(decisions)
+        if problems:
+            raise RequestError(problems)
+        return {name: self._shown(decision) for name, decision in decisions.items()}
+
+    def decide(self, name: str, outputs: Outputs) -> Decision:
+        """For a stage of which every input is there."""
+        stage = self.recipe.stages[name]
+        inputs = {
+            input_name: tuple(self._resolved(reference, outputs) for reference in entries)
+            for input_name, entries in stage.inputs.items()
+        }
+        what = identity(stage.uses, stage.config, input_digests(inputs, _many(stage)))
+        key = fingerprint(what)
+        record = self.store.lookup(stage.uses.name, key)
+        forced = name in self.selection.forced
+        if record is not None and not forced:
+            done = f"done by run {record.provenance.get('run', 'unknown')}"
+            return Decision(name, "cached", (done,), key, what, inputs, record)
+        reasons = ("forced",) if forced else self.history.why(stage, what, key)
+        step = self.store.checkpoints(key).latest_step()
+        shards = len(self.store.shards(key).names())
+        if step is not None:
+            return Decision(name, "resume", (*reasons, "a checkpoint is there"), key, what, inputs, step=step)
+        if shards:
+            return Decision(name, "resume", (*reasons, f"{shards} shards are done"), key, what, inputs)
+        return Decision(name, "run", reasons, key, what, inputs)
+
+    def _decide_known(self, stage: RecipeStage, decisions: Mapping[str, Decision]) -> Decision:
+        decision = self.decide(stage.name, {need: decisions[need].outputs for need in stage.needs})
+        self.causes[stage.name] = f"{stage.name} will {decision.state}: {'; '.join(decision.reasons)}"
+        return decision
+
+    def _decide_unknown(self, stage: RecipeStage, decisions: Mapping[str, Decision], unknown: list[str]) -> Decision:
+        """For a stage that reads from one that will or may run: it may run, or will for its own reasons."""
+        known = {
+            input_name: tuple(
+                self._resolved(reference, {need: decisions[need].outputs for need in stage.needs})
+                for reference in entries
+            )
+            for input_name, entries in stage.inputs.items()
+            if not any(isinstance(entry, StageOutput) and entry.stage in unknown for entry in entries)
+        }
+        what = identity(stage.uses, stage.config, input_digests(known, _many(stage)))
+        own = ("forced",) if stage.name in self.selection.forced else self.history.own_changes(stage, what)
+        cause = self.causes[unknown[0]]
+        changing = dict.fromkeys(
+            f"input {input_name} may change (because {self.causes[reference.stage]})"
+            for input_name, entries in stage.inputs.items()
+            for reference in entries
+            if isinstance(reference, StageOutput) and reference.stage in unknown
+        )
+        self.causes[stage.name] = f"{stage.name} will run: {'; '.join(own)}" if own else cause
+        first = own and own == (History.FIRST,)
+        return Decision(stage.name, "run" if own else "may_run", own if first else (*own, *changing), inputs=known)
+
+    def _resolved(self, reference: Any, outputs: Outputs) -> ResolvedInput:
+        if isinstance(reference, StageOutput):
+            return ResolvedInput.of(outputs[reference.stage][reference.output])
+        return self.externals[reference]
+
+    def _relevant(self) -> frozenset[str]:
+        return self.selection.selected | self.selection.needed
+
+    def _not_there(self, decisions: Mapping[str, Decision]) -> list[Problem]:
+        """Results that selected stages read and that are neither in the store nor made by this run."""
+        return [
+            Problem(
+                self.selection.options,
+                f"{name} reads from {need}, which is not selected and whose result is not in the store "
+                f"({'; '.join(decisions[need].reasons)}); run with --until {need} first, or without "
+                f"{self.selection.options.split()[0]}",
+            )
+            for name in self.recipe.stages
+            if name in self.selection.selected
+            for need in self.recipe.stages[name].needs
+            if need in self.selection.needed and decisions[need].record is None
+        ]
+
+    def _shown(self, decision: Decision) -> Decision:
+        """A stage that is not selected is skipped, whatever it would do; its result stays usable."""
+        if decision.stage not in self.selection.needed:
+            return decision
+        reasons = (f"not selected by {self.selection.options}; its result is taken", *decision.reasons)
+        return Decision(
+            decision.stage,
+            "skipped",
+            reasons,
+            decision.fingerprint,
+            decision.identity,
+            decision.inputs,
+            decision.record,
+        )
+
+
+def _many(stage: RecipeStage) -> dict[str, bool]:
+    return {name: declared.many for name, declared in stage.uses.inputs.items()}
