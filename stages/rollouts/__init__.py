@@ -1,0 +1,1 @@
+"""Rollouts: samplers that continue prompts, and rewards that score what they wrote."""

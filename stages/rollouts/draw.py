@@ -1,0 +1,96 @@
+"""Drawing tokens from logits with one uniform number each.
+
+B rows, V vocabulary. A token is the inverse of the cumulative distribution at the row's number, so it depends
+on the row's logits and number only: not on the batch around it and on no generator's state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy
+import torch
+from torch import Tensor
+
+from stages.rollouts.requests import SamplingConfig
+
+RESOLUTION = 2.0**52
+"""Probabilities become integers of so many steps: their sums are exact, in any order and on any device."""
+
+
+def uniforms(seeds: Sequence[int], length: int) -> Tensor:
+    """[B, length] float64 in [0, 1): row b holds the first draws of Philox with key seeds[b]."""
+    draws = numpy.empty((len(seeds), length))
+    for row, seed in enumerate(seeds):
+        numpy.random.Generator(numpy.random.Philox(key=seed)).random(out=draws[row])
+    return torch.from_numpy(draws)
+
+
+def draw(logits_BV: Tensor, uniforms_B: Tensor, settings: SamplingConfig) -> tuple[Tensor, Tensor]:
+    """(tokens [B], their log-probabilities [B]) under the distribution that the settings make of the logits."""
+    logits_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
+    if settings.temperature == 0.0:
+        tokens_B = logits_BV.argmax(1)
+        return tokens_B, _at(logits_BV, tokens_B) - logits_BV.logsumexp(1)
+    logits_BV = (logits_BV - logits_BV.amax(1, keepdim=True)).div_(settings.temperature)
+    side = math.isqrt(logits_BV.shape[1] - 1) + 1
+    # padded with impossible tokens to a square, see inverse_cdf
+    weights_BV = logits_BV.new_zeros(logits_BV.shape[0], side * side)
+    torch.exp(logits_BV, out=weights_BV[:, : logits_BV.shape[1]])
+    _filter(weights_BV, settings)
+    tokens_B = inverse_cdf(weights_BV.unflatten(1, (side, side)), uniforms_B)
+    return tokens_B, _at(logits_BV, tokens_B) - weights_BV.sum(1).log()
+
+
+def inverse_cdf(weights_BSS: Tensor, uniforms_B: Tensor) -> Tensor:
+    """[B]: the first v of S x S whose cumulative weight exceeds u times the sum of the weights.
+
+    First the block of S tokens, then the token in it: a running sum over S twice instead of once over S^2.
+    """
+    block_B, inside_B = _choose(weights_BSS.sum(2), uniforms_B)
+    side = weights_BSS.shape[2]
+    weights_BS = weights_BSS.gather(1, block_B[:, None, None].expand(-1, 1, side))[:, 0]
+    token_B, _ = _choose(weights_BS, inside_B)
+    return block_B * side + token_B
+
+
+def _choose(weights_BS: Tensor, uniforms_B: Tensor) -> tuple[Tensor, Tensor]:
+    """([B] index chosen, [B] how far into that weight the number falls, in [0, 1): a uniform number again)."""
+    steps_BS = _steps(weights_BS)
+    cumulative_BS = steps_BS.cumsum(1)
+    target_B = (uniforms_B * cumulative_BS[:, -1]).long().minimum(cumulative_BS[:, -1] - 1)
+    # NaN logits give no index in range; the caller finds them by their log-probability
+    index_B = torch.searchsorted(cumulative_BS, target_B[:, None], right=True)[:, 0]
+    index_B = index_B.clamp(0, weights_BS.shape[1] - 1)
+    chosen_B = _at(steps_BS, index_B)
+    before_B = _at(cumulative_BS, index_B) - chosen_B
+    return index_B, (target_B - before_B) / chosen_B.double()
+
+
+def _steps(weights_BS: Tensor) -> Tensor:
+    """[B, S] int64, in proportion to the weights."""
+    wide_BS = weights_BS.double()
+    return (wide_BS * (RESOLUTION / wide_BS.sum(1, keepdim=True))).long()
+
+
+def _filter(weights_BV: Tensor, settings: SamplingConfig) -> None:
+    """Set to zero, in place, what top_k, top_p and min_p leave out. The largest weight of a row is 1 and
+    stays.
+    """
+    if 0 < settings.top_k < weights_BV.shape[1]:
+        least_B1 = weights_BV.topk(settings.top_k, dim=1).values[:, -1:]
+        weights_BV.masked_fill_(weights_BV < least_B1, 0.0)
+    if settings.top_p < 1.0:
+        sorted_BV, order_BV = weights_BV.sort(dim=1, descending=True, stable=True)
+        steps_BV = _steps(sorted_BV)
+        cumulative_BV = steps_BV.cumsum(1)
+        above_BV = cumulative_BV - steps_BV
+        dropped_BV = above_BV >= settings.top_p * cumulative_BV[:, -1:].double()
+        weights_BV.masked_fill_(torch.zeros_like(dropped_BV).scatter(1, order_BV, dropped_BV), 0.0)
+    if settings.min_p > 0.0:
+        weights_BV.masked_fill_(weights_BV < settings.min_p, 0.0)
+
+
+def _at(values_BV: Tensor, index_B: Tensor) -> Tensor:
+    return values_BV.gather(1, index_B[:, None])[:, 0]
