@@ -31,6 +31,12 @@ def end_token_ids(model: Any, tokenizer: Any) -> list[int]:
     return sorted({token for token in [*ids, tokenizer.eos_token_id] if token is not None})
 
 
+def sampling_settings(config: Any) -> SamplingConfig:
+    """The sampling fields of a stage's configuration."""
+    fields = {name: getattr(config, name) for name in SamplingConfig.model_fields if hasattr(config, name)}
+    return SamplingConfig(**fields)
+
+
 @dataclass(frozen=True)
 class Sampling:
     """Samples prompts with the embedded engine, each process its share; every process gets all completions."""
@@ -38,17 +44,18 @@ class Sampling:
     scorer: Scorer
     tokenizer: Any
     settings: SamplingConfig
-    accelerator: Accelerator
+    accelerator: Accelerator | None
+    """None: every process is given prompts of its own, and samples all of them."""
 
     @classmethod
     def of(cls, trainer: Trainer, tokenizer: Any, config: Any) -> Sampling:
         """With the sampling fields of a stage's configuration."""
-        fields = {name: getattr(config, name) for name in SamplingConfig.model_fields if hasattr(config, name)}
-        return cls(trainer.scorer, tokenizer, SamplingConfig(**fields), trainer.accelerator)
+        return cls(trainer.scorer, tokenizer, sampling_settings(config), trainer.accelerator)
 
     def __call__(self, prompts: Sequence[TokenizedPrompt], seeds: Sequence[tuple[int, ...]]) -> list[list[Completion]]:
         """For every prompt one completion a seed."""
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        together = self.accelerator
+        rank, world = (0, 1) if together is None else (together.process_index, together.num_processes)
         model = self.scorer.transformers_model
         pad = self.tokenizer.pad_token_id
         sampler = EmbeddedSampler(

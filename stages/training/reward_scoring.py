@@ -34,11 +34,16 @@ class RewardModelScorer:
             Group(str(index), prompt, tuple(Branch(ids) for ids in completions))
             for index, (prompt, completions) in enumerate(zip(prompts_ids, completions_ids, strict=True))
         ]
-        results: list[list[float]] = [[] for _ in groups]
-        for indices in plan_micro_batches(groups, self.budget_tokens, self.scorer.share_prefixes):
-            batch = self.scorer.layout([groups[index] for index in indices])
-            with torch.no_grad():
-                rewards = self.scorer(batch, branch_rewards(batch)).tolist()
-            for index in indices:
-                results[index] = [rewards.pop(0) for _ in groups[index].branches]
-        return results
+        return score_branches(self.scorer, groups, self.budget_tokens)
+
+
+def score_branches(scorer: Scorer, groups: Sequence[Group], budget_tokens: int) -> list[list[float]]:
+    """[groups][branches] rewards under a reward model."""
+    results: list[list[float]] = [[] for _ in groups]
+    for indices in plan_micro_batches(groups, budget_tokens, scorer.share_prefixes):
+        batch = scorer.layout([groups[index] for index in indices])
+        with torch.no_grad():
+            rewards = scorer(batch, branch_rewards(batch)).tolist()
+        for index in indices:
+            results[index] = [rewards.pop(0) for _ in groups[index].branches]
+    return results
