@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,13 +150,13 @@ class Context:
         """Say what is going on where there is no count of steps."""
         self._event({"kind": "phase", "text": text})
 
-    def progress(self, step: int, total: int, unit: str = "step", **values: float) -> None:
+    def progress(self, step: int, total: int, unit: str = "step", values: Mapping[str, float] | None = None) -> None:
         """Report progress; events less than half a second apart are dropped, the last one never."""
         now = time.monotonic()
         if step < total and now - self._last_event_time < _SECONDS_BETWEEN_EVENTS:
             return
         self._last_event_time = now
-        self._event({"kind": "progress", "step": step, "total": total, "unit": unit, "values": values})
+        self._event({"kind": "progress", "step": step, "total": total, "unit": unit, "values": values or {}})
 
     def log(self, text: str) -> None:
         """A line for people: the terminal, the log and Prefect show it."""

@@ -47,12 +47,13 @@ def run(context: Context) -> None:
     scorer = frozen_scorer(context, "model").to(accelerator.device)
     tokenizer = load_tokenizer(context.input("model"))
     dataset, ledger = read_dataset(context.input("dataset")), RowLedger()
-    settings = {"max_length": min(config.max_length, scorer.context_length), "ledger": ledger}
+    longest = min(config.max_length, scorer.context_length)
+    names: tuple[str, ...]
     if dataset.type == "preference":
-        groups = [pair_group(pair) for pair in tokenize_pairs(dataset, tokenizer, **settings)]
+        groups = [pair_group(pair) for pair in tokenize_pairs(dataset, tokenizer, max_length=longest, ledger=ledger)]
         names = ("chosen", "rejected")
     else:
-        rows = tokenize_sequences(dataset, tokenizer, **settings)
+        rows = tokenize_sequences(dataset, tokenizer, max_length=longest, ledger=ledger)
         groups = [Group(row.row_id, (), (Branch(row.token_ids, row.loss_mask),)) for row in rows]
         names = ("completion",)
     with accelerator.autocast():

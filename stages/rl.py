@@ -87,7 +87,7 @@ def run(context: Context) -> None:
     from stages.training.export import export
     from stages.training.generation import Generation, advantages_of, measure_groups
     from stages.training.policy import PolicyLoss, PolicySettings
-    from stages.training.rollout_windows import Plan, RolloutWindows
+    from stages.training.rollout_windows import Learning, Plan, RolloutWindows
     from stages.training.start import frozen_scorer, start
 
     config: Config = context.config
@@ -126,14 +126,16 @@ def run(context: Context) -> None:
             num_iterations=config.num_iterations,
             mask_truncated=config.mask_truncated_completions,
             seed=config.seed,
+            epochs=config.num_train_epochs,
+            max_steps=config.max_steps,
         ),
         Generation.of(context, trainer, tokenizer, config),
-        advantages=advantages_of(config.advantage_estimator, config.scale_rewards),
-        measure=measure_groups(trainer, reference, config, old=reuse),
-        skippable=not config.beta,
-        count=objective.count,
-        epochs=config.num_train_epochs,
-        max_steps=config.max_steps,
+        Learning(
+            advantages=advantages_of(config.advantage_estimator, config.scale_rewards),
+            measure=measure_groups(trainer, reference, config, old=reuse),
+            count=objective.count,
+            skippable=not config.beta,
+        ),
     )
     context.counts["prompts"] = len(prompts)
     trained = trainer.run(windows)

@@ -6,7 +6,7 @@ Letters: B rows of the pass, T tokens of a row, N positions whose token's log-pr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -71,8 +71,10 @@ class TokenBatch:
 
     def to(self, device: torch.device) -> TokenBatch:
         """The batch on another device."""
-        moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in vars(self).items()}
-        return TokenBatch(**moved)
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
 
     def sum_by_branch(self, values_N: Tensor) -> Tensor:
         """[K] sums of per-token values over each branch (index_add: deterministic on CPU)."""

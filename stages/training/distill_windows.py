@@ -15,7 +15,7 @@ from stages.training.config import TrainingConfig
 from stages.training.generation import Sampling
 from stages.training.loop import Trainer
 from stages.training.objective import Window
-from stages.training.planner import rows_of_step, steps_in
+from stages.training.windows import row_order
 
 
 class DistillWindows:
@@ -30,19 +30,21 @@ class DistillWindows:
         sampling: Sampling,
     ) -> None:
         self.config, self.lmbda, self.given, self.prompts, self.sampling = config, lmbda, given, prompts, sampling
-        rows = max(len(given), len(prompts))
-        self.total_steps = steps_in(rows, config.train_batch_size, config.num_train_epochs, config.max_steps)
+        self.order = row_order(max(len(given), len(prompts)), config)
+        self.total_steps = self.order.total_steps
         self.samples: list[dict[str, Any]] = []
 
     def window(self, step: int) -> Window:
         """The groups of a step."""
         config = self.config
         on_policy = generator(config.seed, "on-policy", step).random() < self.lmbda
-        rows: list[Any] = list(self.prompts if on_policy else self.given)
-        chosen = [rows[i] for i in rows_of_step(step, len(rows), config.train_batch_size, config.seed)]
+        rows = self.order.rows(step)
+        epoch = self.order.epoch_after(step)
         if not on_policy:
-            return Window(chosen, metrics={"on_policy": 0.0})
-        seeds = [(derive(config.seed, "sample", step, prompt.row_id),) for prompt in chosen]
+            given = [self.given[row % len(self.given)] for row in rows]
+            return Window(given, metrics={"epoch": epoch, "on_policy": 0.0})
+        chosen = [self.prompts[row % len(self.prompts)] for row in rows]
+        seeds = [(derive(config.seed, "sample", step, place, prompt.row_id),) for place, prompt in enumerate(chosen)]
         completions = [group[0] for group in self.sampling(chosen, seeds)]
         self.samples.append(
             {
@@ -60,6 +62,7 @@ class DistillWindows:
                 for prompt, completion in zip(chosen, completions, strict=True)
             ],
             metrics={
+                "epoch": epoch,
                 "on_policy": 1.0,
                 "completions/mean_length": sum(lengths) / len(lengths),
                 "completions/clipped_ratio": 1 - ended / len(lengths),

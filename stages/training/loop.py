@@ -176,8 +176,9 @@ class Trainer:
 
     def _report(self, step: int, total: int, row: dict[str, float], seconds: float, tokens: int) -> None:
         self.context.step_timings.append({"step": step, "seconds": seconds, "tokens": tokens})
-        shown = {key: row[key] for key in ("loss", "reward", "rewards/accuracies", "accuracy") if key in row}
-        self.context.progress(step, total, **shown, tokens_per_second=tokens / max(seconds, 1e-9))
+        shown = {key: value for key, value in row.items() if key in _SHOWN}
+        shown["tokens_per_second"] = tokens / max(seconds, 1e-9)
+        self.context.progress(step, total, "step", shown)
 
     def _finish(self, progress: checkpoint.Progress) -> None:
         context, timed = self.context, self.context.step_timings
@@ -206,6 +207,10 @@ def peak_memory_gb() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+_SHOWN = ("loss", "reward", "rewards/accuracies", "accuracy")
+"""Metrics that go into progress lines."""
 
 
 class Trackers:

@@ -40,9 +40,10 @@ def load_causal_lm(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     check_model_folder(folder)
-    model, info = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True, output_loading_info=True
     )
+    model, info = loaded
     check_loaded(folder, model, info)
     return model
 
@@ -52,7 +53,7 @@ def load_reward_model(folder: Path, *, new_head_seed: int | None = None) -> Any:
     from transformers import AutoModelForSequenceClassification
 
     check_model_folder(folder)
-    model, info = AutoModelForSequenceClassification.from_pretrained(
+    loaded: Any = AutoModelForSequenceClassification.from_pretrained(
         folder,
         num_labels=1,
         dtype=torch.float32,
@@ -60,6 +61,7 @@ def load_reward_model(folder: Path, *, new_head_seed: int | None = None) -> Any:
         local_files_only=True,
         output_loading_info=True,
     )
+    model, info = loaded
     if new_head_seed is None:
         check_loaded(folder, model, info)
     else:
@@ -203,7 +205,8 @@ def branch_rewards(batch: TokenBatch) -> Readout:
 
     def read(hidden_PH: Tensor, scorer: nn.Module) -> Tensor:
         assert isinstance(scorer, Scorer)
-        return scorer.transformers_model.score(hidden_PH.index_select(0, batch.last_K))[:, 0].float()
+        rewards_K1: Tensor = scorer.transformers_model.score(hidden_PH.index_select(0, batch.last_K))
+        return rewards_K1[:, 0].float()
 
     return read
 

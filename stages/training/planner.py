@@ -7,25 +7,59 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 from artifacts.errors import StageError
 from stages.seeds import generator
 
 
-def steps_in(num_rows: int, batch_size: int, epochs: float, max_steps: int | None) -> int:
-    """Number of optimizer steps: `max_steps`, or enough for `epochs` passes (the last step may be smaller)."""
-    if num_rows == 0:
-        raise StageError("nothing to train on: the dataset has no usable row; its ledger says why")
-    steps_per_epoch = math.ceil(num_rows / batch_size)
-    return max_steps if max_steps is not None else math.ceil(steps_per_epoch * epochs)
+@dataclass(frozen=True)
+class RowOrder:
+    """An endless stream of rows: a fresh permutation for every epoch, one after the other, cut into steps.
+
+    With `max_steps` None the stream ends after `epochs` passes, so the last step may be short; every row is used
+    exactly once an epoch.
+    """
+
+    num_rows: int
+    batch_size: int
+    seed: int
+    epochs: float
+    max_steps: int | None
+
+    def __post_init__(self) -> None:
+        if self.num_rows == 0:
+            raise StageError("nothing to train on: the dataset has no usable row; its ledger says why")
+
+    @property
+    def total_steps(self) -> int:
+        """Steps until the stream ends."""
+        return self.max_steps if self.max_steps is not None else math.ceil(self._total_rows / self.batch_size)
+
+    @property
+    def _total_rows(self) -> int:
+        return math.ceil(self.num_rows * self.epochs)
+
+    def rows(self, step: int) -> list[int]:
+        """Row indices of a step (from 0)."""
+        start, stop = step * self.batch_size, (step + 1) * self.batch_size
+        if self.max_steps is None:
+            stop = min(stop, self._total_rows)
+        return [
+            int(_permutation(self.seed, position // self.num_rows, self.num_rows)[position % self.num_rows])
+            for position in range(start, stop)
+        ]
+
+    def epoch_after(self, step: int) -> float:
+        """Passes over the rows once the step is done."""
+        return (step + 1) * self.batch_size / self.num_rows
 
 
-def rows_of_step(step: int, num_rows: int, batch_size: int, seed: int) -> list[int]:
-    """Row indices of an optimizer step. Every epoch is a fresh permutation, and an epoch's last step may be short."""
-    steps_per_epoch = math.ceil(num_rows / batch_size)
-    epoch, position = divmod(step, steps_per_epoch)
-    order = generator(seed, "order", epoch).permutation(num_rows)
-    return [int(row) for row in order[position * batch_size : (position + 1) * batch_size]]
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, num_rows: int) -> Any:
+    return generator(seed, "order", epoch).permutation(num_rows)
 
 
 def micro_batches(lengths: Sequence[int], budget_tokens: int) -> list[list[int]]:

@@ -75,9 +75,9 @@ class PolicyLoss:
         advantages_K = logprobs_N.new_tensor([value for rollouts in known for value in rollouts.advantages])
         advantages_N = advantages_K.index_select(0, batch.branch_N)
         ratios_N = LOG_RATIOS[settings.importance_sampling_level](logprobs_N, old_N, batch.branch_N, batch.num_branches)
-        clip = {"epsilon": settings.epsilon, "epsilon_high": settings.epsilon_high}
-        losses_N = clipped(ratios_N, advantages_N, **clip)
-        low_N, high_N = clipped_tokens(ratios_N, advantages_N, **clip)
+        low, high = settings.epsilon, settings.epsilon_high
+        losses_N = clipped(ratios_N, advantages_N, epsilon=low, epsilon_high=high)
+        low_N, high_N = clipped_tokens(ratios_N, advantages_N, epsilon=low, epsilon_high=high)
         count = len(logprobs_N)
         metrics = {
             "entropy": Mean(entropy_N.sum(), count),

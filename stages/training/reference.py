@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def _shard_rows(groups: Sequence[Group], scored: Sequence[Any], per_token: bool)
             "sums": [total for _, total in branches],
             "tokens": [len(values) for values, _ in branches],
         }
-        if any(not torch.tensor(row["sums"]).isfinite()):
+        if not all(map(math.isfinite, row["sums"])):
             raise StageError(f"row {group.row_id}: its log-probability under the reference model is not finite")
         if per_token:
             row["logprobs"] = [values for values, _ in branches]

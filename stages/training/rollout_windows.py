@@ -7,6 +7,7 @@ what was sampled for steps still to come travels in the checkpoint.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, pstdev
@@ -18,7 +19,7 @@ from stages.rollouts.requests import Completion
 from stages.seeds import derive
 from stages.training.batch import Branch, Group
 from stages.training.objective import Window
-from stages.training.planner import rows_of_step, steps_in
+from stages.training.planner import RowOrder
 from stages.training.policy import Rollouts
 
 SAMPLES_KEPT_PER_STEP = 1
@@ -54,6 +55,35 @@ class Plan:
     num_iterations: int
     mask_truncated: bool
     seed: int
+    epochs: float
+    max_steps: int | None
+
+    @property
+    def prompts_per_generation(self) -> int:
+        """Prompts that are sampled at once."""
+        return self.prompts_per_step * self.steps_per_generation
+
+    @property
+    def steps_per_batch(self) -> int:
+        """Optimizer steps between two generations."""
+        return self.steps_per_generation * self.num_iterations
+
+    def total_steps(self, num_prompts: int) -> int:
+        """Optimizer steps of the run: whole generations, so every step is full."""
+        generations = math.ceil(num_prompts * self.epochs / self.prompts_per_generation)
+        return self.max_steps if self.max_steps is not None else generations * self.steps_per_batch
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How completions become something to learn from."""
+
+    advantages: Callable[[list[list[float | None]]], list[list[float]]]
+    measure: Callable[[list[Group]], list[Group]]
+    """Adds the log-probabilities that the loss compares with."""
+    count: Callable[[Group], float]
+    skippable: bool
+    """Whether a group whose advantages are all zero has no gradient."""
 
 
 class RolloutWindows:
@@ -65,55 +95,51 @@ class RolloutWindows:
         prompts: Sequence[TokenizedPrompt],
         plan: Plan,
         generate: Generate,
-        *,
-        advantages: Callable[[list[list[float | None]]], list[list[float]]],
-        measure: Callable[[list[Group]], list[Group]],
-        skippable: bool,
-        count: Callable[[Group], float],
-        epochs: float,
-        max_steps: int | None,
+        learning: Learning,
     ) -> None:
-        self.context, self.prompts, self.plan, self.generate = context, prompts, plan, generate
-        self.advantages, self.measure, self.skippable, self.count = advantages, measure, skippable, count
-        self.per_generation = plan.prompts_per_step * plan.steps_per_generation
-        self.steps_per_batch = plan.steps_per_generation * plan.num_iterations
-        generations = steps_in(len(prompts), self.per_generation, epochs, None)
-        self.total_steps = max_steps if max_steps is not None else generations * self.steps_per_batch
+        self.context, self.prompts, self.plan = context, prompts, plan
+        self.generate, self.learning = generate, learning
+        self.total_steps = plan.total_steps(len(prompts))
+        self.order = RowOrder(len(prompts), plan.prompts_per_generation, plan.seed, plan.epochs, self.total_steps)
         self.groups: list[Group] = []
         self.metrics: dict[str, float] = {}
         self.samples: list[dict[str, Any]] = []
 
     def window(self, step: int) -> Window:
         """The groups of a step. Those without signal count in the denominator, but are not computed."""
-        generation, use = divmod(step, self.steps_per_batch)
+        generation, use = divmod(step, self.plan.steps_per_batch)
         if use == 0:
             self._sample(generation, step)
         part = use % self.plan.steps_per_generation
         size = self.plan.prompts_per_step
         groups = self.groups[part * size : (part + 1) * size]
-        useful = [group for group in groups if not self.skippable or any(group.data.advantages)]
-        idle = [group for group in groups if not (not self.skippable or any(group.data.advantages))]
+        idle = [group for group in groups if self._is_idle(group)]
         return Window(
-            useful,
-            uncounted_items=sum(self.count(group) for group in idle),
+            [group for group in groups if not self._is_idle(group)],
+            uncounted_items=sum(self.learning.count(group) for group in idle),
             metrics=dict(self.metrics),
             num_tokens=sum(group.length for group in groups),
         )
 
+    def _is_idle(self, group: Group) -> bool:
+        """Whether nothing of the group reaches the gradient."""
+        if all(branch.loss_mask is not None and not any(branch.loss_mask) for branch in group.branches):
+            return True
+        return self.learning.skippable and not any(group.data.advantages)
+
     def _sample(self, generation: int, step: int) -> None:
-        rows = rows_of_step(generation, len(self.prompts), self.per_generation, self.plan.seed)
-        prompts = [self.prompts[row] for row in rows]
+        prompts = [self.prompts[row] for row in self.order.rows(generation)]
         seeds = [
             tuple(
-                derive(self.plan.seed, "sample", generation, prompt.row_id, index)
+                derive(self.plan.seed, "sample", generation, place, prompt.row_id, index)
                 for index in range(self.plan.num_generations)
             )
-            for prompt in prompts
+            for place, prompt in enumerate(prompts)
         ]
         sampled = self.generate(prompts, seeds)
-        advantages = self.advantages([entry.totals for entry in sampled])
+        advantages = self.learning.advantages([entry.totals for entry in sampled])
         groups = [self._group(entry, values) for entry, values in zip(sampled, advantages, strict=True)]
-        self.groups = self.measure(groups)
+        self.groups = self.learning.measure(groups)
         self.metrics = rollout_metrics(sampled)
         if self.context.is_main:
             records = [
@@ -146,7 +172,7 @@ class RolloutWindows:
                 "branches": [asdict(branch) for branch in group.branches],
                 "data": asdict(group.data),
             }
-            for group in (self.groups if self.steps_per_batch > 1 else [])
+            for group in (self.groups if self.plan.steps_per_batch > 1 else [])
         ]
         return {"groups": groups, "metrics": self.metrics, "samples": self.samples}
 
@@ -158,19 +184,25 @@ class RolloutWindows:
                 group["row_id"],
                 group["prefix_ids"],
                 tuple(Branch(**branch) for branch in group["branches"]),
-                Rollouts(**{key: tuple(value) if value is not None else None for key, value in group["data"].items()}),
+                _rollouts(group["data"]),
             )
             for group in state.get("groups", [])
         ]
 
     def records(self) -> list[dict[str, Any]]:
         """Every rollout of the run, in order, from the shards that were saved as it went."""
-        generations = -(-self.total_steps // self.steps_per_batch)
+        generations = -(-self.total_steps // self.plan.steps_per_batch)
         return [
             json.loads(line)
             for generation in range(generations)
             for line in self.context.shards.load(f"rollouts-{generation:08d}").decode().splitlines()
         ]
+
+
+def _rollouts(saved: dict[str, Any]) -> Rollouts:
+    """From JSON, where tuples are lists."""
+    fields: dict[str, Any] = {name: None if values is None else tuple(values) for name, values in saved.items()}
+    return Rollouts(**fields)
 
 
 def rollout_records(sampled: Sampled, advantages: Sequence[float], step: int) -> list[dict[str, Any]]:
@@ -216,10 +248,10 @@ def rollout_metrics(sampled: Sequence[Sampled]) -> dict[str, float]:
         values = [value for entry in sampled for value in entry.rewards[name] if value is not None]
         if values:
             metrics[f"rewards/{name}/mean"] = fmean(values)
-            metrics[f"rewards/{name}/std"] = pstdev(values) * (len(values) / max(1, len(values) - 1)) ** 0.5
+            metrics[f"rewards/{name}/std"] = _deviation(values)
     return metrics
 
 
 def _deviation(values: Sequence[float]) -> float:
     """Bessel-corrected; 0 for a single value."""
-    return pstdev(values) * (len(values) / max(1, len(values) - 1)) ** 0.5
+    return float(pstdev(values) * (len(values) / max(1, len(values) - 1)) ** 0.5)

@@ -8,7 +8,12 @@ from typing import Any
 from stages.training.batch import Group
 from stages.training.config import TrainingConfig
 from stages.training.objective import Window
-from stages.training.planner import rows_of_step, steps_in
+from stages.training.planner import RowOrder
+
+
+def row_order(num_rows: int, config: TrainingConfig) -> RowOrder:
+    """The order of rows that the shared settings ask for."""
+    return RowOrder(num_rows, config.train_batch_size, config.seed, config.num_train_epochs, config.max_steps)
 
 
 class DatasetWindows:
@@ -16,15 +21,13 @@ class DatasetWindows:
 
     def __init__(self, groups: Sequence[Group], config: TrainingConfig) -> None:
         self.groups = groups
-        self.batch_size = config.train_batch_size
-        self.seed = config.seed
-        self.total_steps = steps_in(len(groups), self.batch_size, config.num_train_epochs, config.max_steps)
+        self.order = row_order(len(groups), config)
+        self.total_steps = self.order.total_steps
 
     def window(self, step: int) -> Window:
         """The groups of a step."""
-        rows = rows_of_step(step, len(self.groups), self.batch_size, self.seed)
-        steps_per_epoch = -(-len(self.groups) // self.batch_size)
-        return Window([self.groups[row] for row in rows], metrics={"epoch": (step + 1) / steps_per_epoch})
+        groups = [self.groups[row] for row in self.order.rows(step)]
+        return Window(groups, metrics={"epoch": self.order.epoch_after(step)})
 
     def state(self) -> dict[str, Any]:
         """Nothing to save."""
