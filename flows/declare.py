@@ -23,12 +23,10 @@ KEYS = ("uses", "inputs", "with", "launch")
 RESERVED = ("name", "parameters", "parallel", "launch", "stages")
 """The recipe's own keys; a stage of such a name could not be told from them by `--set`."""
 
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,60}")
 
 
-def declare_stages(
-    document: Document, base: Path
-) -> tuple[list[tuple[Declared, dict[str, Any]]], list[Problem]]:
+def declare_stages(document: Document, base: Path) -> tuple[list[tuple[Declared, dict[str, Any]]], list[Problem]]:
     """Every stage with its own launch settings, and what is wrong with them."""
     stages = document.data.get("stages")
     if not isinstance(stages, Mapping) or not stages:
@@ -79,9 +77,7 @@ class _StageReader:
         elif not isinstance(name, str):
             self._fail(("uses",), f"expected the name of a stage, found {found(name)}; there are: {known}")
         elif name not in registry.STAGES:
-            self._fail(
-                ("uses",), f"unknown stage {name!r}{nearest(name, registry.STAGES)}; there are: {known}"
-            )
+            self._fail(("uses",), f"unknown stage {name!r}{nearest(name, registry.STAGES)}; there are: {known}")
         else:
             return registry.load_stage(name)
         return None
@@ -123,12 +119,7 @@ class _StageReader:
     def _missing_externals(self, model: type[Config], values: Mapping[str, Any]) -> Iterator[Problem]:
         """Data files, code files and functions that the configuration names and that are not there."""
         for place, text in _texts(values, ()):
-            marks = [
-                mark
-                for slot in slots_at(model, place)
-                for mark in slot.metadata
-                if isinstance(mark, External)
-            ]
+            marks = [mark for slot in slots_at(model, place) for mark in slot.metadata if isinstance(mark, External)]
             if not marks:
                 continue
             try:

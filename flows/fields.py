@@ -12,7 +12,18 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from stages.identity import is_operational
+from stages.stage import External
+
 _NONE = type(None)
+_PLURALS = (
+    ("a whole number", "whole numbers"),
+    ("a number", "numbers"),
+    ("a mapping", "mappings"),
+    ("a function", "functions"),
+    ("a file, folder or URL", "files, folders or URLs"),
+    ("one of", "any of"),
+)
 _MAPPINGS = (dict, abc.Mapping)
 
 
@@ -99,6 +110,9 @@ def _words(slot: Slot) -> str:
     if annotation is float:
         return "a number" + _range(slot.metadata)
     if annotation is str:
+        mark = next((entry for entry in slot.metadata if isinstance(entry, External)), None)
+        if mark is not None:
+            return {"code": "a function (file.py:name)", "data": "a file, folder or URL"}[mark.kind]
         return "text" + _length(slot.metadata, ("character", "characters"))
     if annotation is bool:
         return "true or false"
@@ -120,11 +134,7 @@ def _words(slot: Slot) -> str:
 
 
 def _plural(words: str) -> str:
-    for singular, plural in (
-        ("a whole number", "whole numbers"),
-        ("a number", "numbers"),
-        ("a mapping", "mappings"),
-    ):
+    for singular, plural in _PLURALS:
         if words.startswith(singular):
             return plural + words[len(singular) :]
     return words
@@ -132,12 +142,7 @@ def _plural(words: str) -> str:
 
 def _bounds(metadata: Sequence[Any]) -> dict[str, Any]:
     names = ("gt", "ge", "lt", "le", "min_length", "max_length", "multiple_of", "pattern")
-    return {
-        name: value
-        for entry in metadata
-        for name in names
-        if (value := getattr(entry, name, None)) is not None
-    }
+    return {name: value for entry in metadata for name in names if (value := getattr(entry, name, None)) is not None}
 
 
 def _range(metadata: Sequence[Any]) -> str:
@@ -172,3 +177,41 @@ def found(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"a list of {len(value)}"
     return str(value)
+
+
+@dataclass(frozen=True)
+class FieldRow:
+    """One field of a Config for people; a field of a nested model is `outer.inner`."""
+
+    name: str
+    accepts: str
+    default: str
+    """As a recipe would have it; `required` where there is none."""
+    meaning: str
+    operational: bool
+
+
+def field_rows(model: type[BaseModel], prefix: str = "") -> Iterator[FieldRow]:
+    """Every field of a Config in the order declared."""
+    for name, info in model.model_fields.items():
+        alternatives = field_slots(info)
+        plain = [slot for slot in alternatives if not is_model(slot.annotation)]
+        yield FieldRow(
+            prefix + name,
+            expectation(alternatives if len(plain) == len(alternatives) else [*plain, Slot(dict)]),
+            _default(info),
+            " ".join((info.description or "").split()),
+            is_operational(info),
+        )
+        for slot in alternatives:
+            if is_model(slot.annotation):
+                yield from field_rows(slot.annotation, f"{prefix}{name}.")
+
+
+def _default(info: FieldInfo) -> str:
+    if info.is_required():
+        return "required"
+    value = info.get_default(call_default_factory=True, validated_data={})
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, default=lambda other: other.model_dump(mode="json"), ensure_ascii=False)

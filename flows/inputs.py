@@ -115,6 +115,8 @@ class ResolvedInput:
     path: Path | None = None
     hub: str | None = None
     revision: str | None = None
+    written: str | None = None
+    """The path as the recipe has it: records hold no path of a machine."""
 
     @classmethod
     def of(cls, artifact: Artifact) -> ResolvedInput:
@@ -122,10 +124,10 @@ class ResolvedInput:
 
     @property
     def label(self) -> str:
-        """What people call it: an id, a path or a Hub name with its commit."""
+        """What people call it: an id, a path as written or a Hub name with its commit."""
         if self.artifact is not None:
             return self.artifact.id
-        return str(self.path) if self.path is not None else f"{self.hub}@{self.revision}"
+        return str(self.written) if self.path is not None else f"{self.hub}@{self.revision}"
 
     def spec(self) -> dict[str, str]:
         """As `spec.json` holds it."""
@@ -147,7 +149,8 @@ def resolve_external(reference: External, accepted: tuple[str, ...], store: Stor
         found = ResolvedInput.of(store.find(reference.name))
     elif isinstance(reference, Folder):
         kind = folder_kinds(reference.path)[0]
-        found = ResolvedInput(kind, folder_digest(reference.path), path=reference.path.resolve())
+        digest = folder_digest(reference.path)
+        found = ResolvedInput(kind, digest, path=reference.path.resolve(), written=reference.written)
     else:
         found = _resolve_hub(reference, accepted)
     if found.kind not in accepted:
@@ -158,9 +161,7 @@ def resolve_external(reference: External, accepted: tuple[str, ...], store: Stor
 def _resolve_hub(reference: HubModel, accepted: tuple[str, ...]) -> ResolvedInput:
     revision = reference.revision or hub_revision(reference.name, "model")
     if not _COMMIT.fullmatch(revision):
-        raise RequestError(
-            f"{reference}: give the full commit (40 hexadecimal digits) or leave the revision out"
-        )
+        raise RequestError(f"{reference}: give the full commit (40 hexadecimal digits) or leave the revision out")
     kind = next((kind for kind in accepted if kind in HUB_KINDS), "model")
     # a commit fixes the content as well as a digest of the files would, without fetching them
     return ResolvedInput(kind, f"hub:{reference.name}@{revision}", hub=reference.name, revision=revision)
@@ -171,9 +172,7 @@ def kinds_in_words(kinds: tuple[str, ...]) -> str:
     return " or ".join(f"an {kind}" if kind[0] in "aeiou" else f"a {kind}" for kind in kinds)
 
 
-def input_digests(
-    inputs: Mapping[str, tuple[ResolvedInput, ...]], many: Mapping[str, bool]
-) -> dict[str, Any]:
+def input_digests(inputs: Mapping[str, tuple[ResolvedInput, ...]], many: Mapping[str, bool]) -> dict[str, Any]:
     """Digests as the identity of a stage takes them: one, or a list where the stage takes several."""
     return {
         name: [entry.digest for entry in entries] if many[name] else entries[0].digest

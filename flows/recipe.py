@@ -6,6 +6,7 @@ what was expected, what was found, and the nearest valid name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,9 @@ from stages.stage import Config, Stage
 __all__ = ["Launch", "Recipe", "RecipeStage", "find_recipe", "shipped_recipes"]
 
 SHIPPED = Path(__file__).parent / "recipes"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,60}")
+"""Results get the alias `<recipe>/<stage>`, so the name must be able to be a part of one."""
+
 KEYS = ("name", "parameters", "parallel", "launch", "stages")
 
 
@@ -68,9 +72,7 @@ class Recipe:
         return _build(read_document(path), overrides, path, path.parent)
 
     @classmethod
-    def from_dict(
-        cls, values: Mapping[str, Any], overrides: Iterable[str] = (), *, base: Path | None = None
-    ) -> Recipe:
+    def from_dict(cls, values: Mapping[str, Any], overrides: Iterable[str] = (), *, base: Path | None = None) -> Recipe:
         """A recipe made in Python; relative paths count from `base` (default: the working folder)."""
         return _build(Document(values, "recipe"), overrides, None, base or Path.cwd())
 
@@ -120,8 +122,9 @@ def _read(document: Document, path: Path | None, base: Path) -> tuple[Recipe, li
     data = document.data
     problems = [document.problem((key,), unknown_key(key, KEYS, {})) for key in data if key not in KEYS]
     name = data.get("name", path.stem if path else "recipe")
-    if not isinstance(name, str) or not name:
-        problems.append(document.problem(("name",), f"expected text, found {found(name)}"))
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        what = f"expected letters, digits, '.', '_' and '-', beginning with a letter or digit, found {found(name)}"
+        problems.append(document.problem(("name",), what))
     parallel = data.get("parallel", 1)
     if type(parallel) is not int or parallel < 1:
         what = f"expected a whole number of at least 1, found {found(parallel)}"

@@ -30,8 +30,7 @@ def validate(
     Strict: "3" is no number and true is no 1; a whole number is a number, a list a tuple.
     """
     problems = [
-        document.problem((*place, *inner), f"{number} is not a finite number")
-        for inner, number in _infinite(values)
+        document.problem((*place, *inner), f"{number} is not a finite number") for inner, number in _infinite(values)
     ]
     if problems:
         return None, problems
@@ -39,9 +38,7 @@ def validate(
         return model.model_validate_json(json.dumps(values), strict=True), []
     except ValidationError as error:
         for inner, kinds in _by_place(error, values).items():
-            problems.append(
-                document.problem((*place, *inner), _message(model, values, inner, kinds, elsewhere))
-            )
+            problems.append(document.problem((*place, *inner), _message(model, values, inner, kinds, elsewhere)))
         return None, problems
 
 

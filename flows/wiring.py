@@ -74,9 +74,7 @@ class Wiring:
         accepted = stage.uses.inputs
         for name, value in written.items():
             if name not in accepted:
-                takes = (
-                    f"{stage.uses.name} takes: {', '.join(accepted)}" if accepted else "this stage takes none"
-                )
+                takes = f"{stage.uses.name} takes: {', '.join(accepted)}" if accepted else "this stage takes none"
                 self._fail((*place, name), f"unknown input{nearest(name, accepted)}; {takes}")
                 continue
             entries = self._entries((*place, name), value, accepted[name])
@@ -139,9 +137,7 @@ class Wiring:
             self._fail(place, str(error))
             return False
         if not set(kinds) & set(declared.kinds):
-            self._fail(
-                place, f"takes {kinds_in_words(declared.kinds)}, but {reference} is {kinds_in_words(kinds)}"
-            )
+            self._fail(place, f"takes {kinds_in_words(declared.kinds)}, but {reference} is {kinds_in_words(kinds)}")
             return False
         return True
 
@@ -155,9 +151,7 @@ class Wiring:
             output = next(iter(outputs))
         if output not in outputs:
             hint = nearest(output, outputs)
-            self._fail(
-                place, f"stage {name!r} has no output {output!r}{hint}; it writes: {', '.join(outputs)}"
-            )
+            self._fail(place, f"stage {name!r} has no output {output!r}{hint}; it writes: {', '.join(outputs)}")
             return StageOutput(name, output)
         if outputs[output] not in declared.kinds:
             fitting = [f"{name}.{other}" for other, kind in outputs.items() if kind in declared.kinds]
@@ -196,9 +190,7 @@ def _cycles(needs: Mapping[str, set[str]]) -> list[list[str]]:
         name: str | None = start
         while name is not None and name not in done and name not in path:
             path.append(name)
-            name = next(
-                (source for source in needs if source in needs[path[-1]] and source not in done), None
-            )
+            name = next((source for source in needs if source in needs[path[-1]] and source not in done), None)
         if name in path:
             circle = path[path.index(name) :][::-1]  # found against the flow of data
             first = min(range(len(circle)), key=lambda index: list(needs).index(circle[index]))
@@ -209,6 +201,4 @@ def _cycles(needs: Mapping[str, set[str]]) -> list[list[str]]:
 
 def _what_fits(declared: Input) -> str:
     words = f"{kinds_in_words(declared.kinds)}: a stage of this recipe, an @alias or @sha256:... of the store"
-    return words + (
-        ", a Hub name or a folder" if set(HUB_KINDS) & set(declared.kinds) else " or a folder (./x)"
-    )
+    return words + (", a Hub name or a folder" if set(HUB_KINDS) & set(declared.kinds) else " or a folder (./x)")

@@ -129,9 +129,7 @@ class _Reader:
             line = mark.line + 1 if mark else 1
             hint = " (indent with spaces, not tabs)" if "'\\t'" in str(error.problem) else ""
             parts = [part for part in (error.context, error.problem) if part]
-            self.problems.append(
-                Problem(f"{self.origin}:{line}", f"not valid YAML: {', '.join(parts)}{hint}")
-            )
+            self.problems.append(Problem(f"{self.origin}:{line}", f"not valid YAML: {', '.join(parts)}{hint}"))
             return None
         except yaml.YAMLError as error:
             self.problems.append(Problem(self.origin, f"not valid YAML: {error}"))
@@ -160,9 +158,7 @@ class _Reader:
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, place, (*above, node))
         if isinstance(node, yaml.SequenceNode):
-            return [
-                self._value(item, (*place, index), (*above, node)) for index, item in enumerate(node.value)
-            ]
+            return [self._value(item, (*place, index), (*above, node)) for index, item in enumerate(node.value)]
         return self._scalar(node, place)
 
     def _mapping(self, node: yaml.MappingNode, place: Place, above: tuple[yaml.Node, ...]) -> dict[str, Any]:
@@ -185,9 +181,7 @@ class _Reader:
                 continue
             line = key_node.start_mark.line + 1
             if key in values:
-                self._fail(
-                    key_node, (*place, key), f"given twice; the first is in line {lines[key]}; remove one"
-                )
+                self._fail(key_node, (*place, key), f"given twice; the first is in line {lines[key]}; remove one")
                 continue
             lines[key] = line
             self.origins[(*place, key)] = f"{self.origin}:{line}"

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 - messages are written out as they are shown
 """Recipes: what is right is read as meant, and what is wrong is named with file, line, expectation and finding."""
 
 from __future__ import annotations
@@ -99,9 +98,7 @@ def test_a_recipe_made_in_python(tmp_path):
     assert Recipe.from_dict(values, base=tmp_path).stages["data"].config.split == 0.0
     with pytest.raises(RequestError) as refused:
         Recipe.from_dict(values, ["data.splt=0.1"], base=tmp_path)
-    assert str(refused.value) == (
-        "--set data.splt=0.1: stages.data.with.splt: unknown key; did you mean 'split'?"
-    )
+    assert str(refused.value) == ("--set data.splt=0.1: stages.data.with.splt: unknown key; did you mean 'split'?")
 
 
 # Bad input, one line of the issue after the other
@@ -187,7 +184,7 @@ def test_missing_fields_and_inputs(write, model):
     assert mistakes(
         write("stages:\n  data:\n    uses: prepare\n    with: {source: {}}\n  dpo:\n    uses: train\n")
     ) == [
-        "recipe.yaml:4: stages.data.with.source.path: missing; expected text",
+        "recipe.yaml:4: stages.data.with.source.path: missing; expected a file, folder or URL",
         "recipe.yaml:5: stages.dpo.inputs: input 'model' is missing; it takes a model: a stage of this recipe, "
         "an @alias or @sha256:... of the store, a Hub name or a folder",
         "recipe.yaml:5: stages.dpo.inputs: input 'dataset' is missing; it takes a dataset: a stage of this recipe, "
@@ -201,8 +198,7 @@ def test_a_cycle_is_named_in_the_direction_of_the_data(write, model):
         "  after:\n    uses: train\n    inputs: {model: dpo, dataset: data}\n"
     )
     assert mistakes(write(text)) == [
-        "recipe.yaml:5: stages.dpo.inputs: stages need each other in a circle: dpo -> after -> dpo; "
-        "take one input out"
+        "recipe.yaml:5: stages.dpo.inputs: stages need each other in a circle: dpo -> after -> dpo; take one input out"
     ]
     alone = stage("    uses: train\n    inputs: {model: dpo, dataset: data}\n")
     assert mistakes(write(alone)) == [
@@ -212,8 +208,7 @@ def test_a_cycle_is_named_in_the_direction_of_the_data(write, model):
 
 def test_an_output_of_the_wrong_kind(write, model):
     text = stage(
-        TRAIN.replace("./model", "data")
-        + "  third:\n    uses: score\n    inputs: {model: dpo, dataset: dpo}\n"
+        TRAIN.replace("./model", "data") + "  third:\n    uses: score\n    inputs: {model: dpo, dataset: dpo}\n"
     )
     assert mistakes(write(text)) == [
         "recipe.yaml:5: stages.dpo.inputs.model: takes a model, but data.train is a dataset",
@@ -310,10 +305,7 @@ def test_several_mistakes_are_listed_at_once(write, model):
 
 def test_launch_settings(write, model, tmp_path):
     (tmp_path / "my.yaml").write_text("num_machines: 2\n")
-    text = (
-        stage(TRAIN + "    launch: {config: ./my.yaml, env: {A: '1'}}\n")
-        + "launch: {env: {A: '0', B: '2'}}\n"
-    )
+    text = stage(TRAIN + "    launch: {config: ./my.yaml, env: {A: '1'}}\n") + "launch: {env: {A: '0', B: '2'}}\n"
     launch = Recipe.load(write(text)).stages["dpo"].launch
     assert launch.config == str(tmp_path / "my.yaml")
     assert launch.env == {"A": "1", "B": "2"}
@@ -352,9 +344,7 @@ def test_files_that_are_no_recipe(write, text, expected):
 def test_recipes_by_name(tmp_path, monkeypatch):
     (tmp_path / "quickstart.yaml").write_text("stages:\n  s: {uses: prepare}\n")
     monkeypatch.setattr("flows.recipe.SHIPPED", tmp_path)
-    with pytest.raises(
-        RequestError, match=r"no recipe 'quikstart'; did you mean 'quickstart'\?; give a YAML file"
-    ):
+    with pytest.raises(RequestError, match=r"no recipe 'quikstart'; did you mean 'quickstart'\?; give a YAML file"):
         Recipe.load("quikstart")
     with pytest.raises(RequestError, match=r"no such recipe file: mine/quickstart\.yaml"):
         Recipe.load("mine/quickstart.yaml")

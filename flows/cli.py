@@ -1,0 +1,122 @@
+"""The command line. Imports neither torch nor Prefect, and nothing heavy before a command is known."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from artifacts.errors import PosttrainError, RequestError
+
+OK, FAILED, REFUSED = 0, 1, 2
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One message and where help is, instead of the whole usage."""
+        self.exit(REFUSED, f"{self.prog}: {message}\nsee {self.prog} --help\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command with its options."""
+    top = _Parser(prog="posttrain", description="Post-training as pipelines of cached, resumable stages.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    shared = _Parser(add_help=False)
+    shared.add_argument(
+        "--store", metavar="URL", help="the artifact store (default: $POSTTRAIN_STORE or the user's cache)"
+    )
+    shared.add_argument("--json", action="store_true", help="one JSON object on stdout, all else on stderr")
+    recipe = _Parser(add_help=False)
+    recipe.add_argument("recipe", metavar="RECIPE", help="a YAML file or the name of a shipped recipe")
+    recipe.add_argument("--set", action="append", default=[], metavar="A.B=C", help="change a setting: dpo.beta=0.2")
+    for option, text in (
+        ("only", "run this stage alone, with its inputs from the store"),
+        ("from", "run this stage and all that follows from it"),
+        ("until", "run this stage and all that it needs"),
+        ("force", "run this stage even if its result is in the store"),
+    ):
+        recipe.add_argument(f"--{option}", action="append", default=[], metavar="S", help=f"{text} (repeatable)")
+
+    def add(name: str, text: str, *parents: _Parser) -> _Parser:
+        return commands.add_parser(name, help=text, description=text, parents=[*parents, shared])
+
+    add("run", "run a recipe", recipe)
+    add("plan", "say what a run would do, and why", recipe)
+    reference = "an id (8 digits are enough) or an alias"
+    add("show", "an artifact: what it is, its files, metrics and lineage").add_argument("artifact", help=reference)
+    add("path", "a local folder with an artifact's files").add_argument("artifact", help=reference)
+    add("ls", "the artifacts and runs of the store")
+    add("verify", "rehash artifacts and name what is damaged").add_argument(
+        "artifact", nargs="*", help=f"{reference}; none: all"
+    )
+    report = add("report", "a run as one HTML page")
+    report.add_argument("run", help="the id of a run, or `latest`")
+    report.add_argument("-o", "--output", type=Path, metavar="FILE.html", help="where to (default: RUN.html)")
+    add("stages", "the stages there are, or one with its fields").add_argument("name", nargs="?")
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status 0: well; 1: a stage failed or something is damaged; 2: the request was wrong."""
+    options = parser().parse_args(arguments)
+    try:
+        from flows import commands
+
+        return commands.COMMANDS[options.command](options)
+    except RequestError as error:
+        if options.json:
+            problems = [{"where": problem.where, "what": problem.what} for problem in error.problems]
+            print(json.dumps({"state": "refused", "problems": problems}, indent=1))
+        _say(_refusal(error))
+        return REFUSED
+    except PosttrainError as error:
+        if options.json:
+            print(json.dumps({"state": "failed", "error": str(error)}, indent=1))
+        _say(f"posttrain: {error}")
+        return FAILED
+    except KeyboardInterrupt:
+        _say("posttrain: interrupted")
+        return 130
+    except BrokenPipeError:
+        # whoever read our output has enough; nothing may be written when the interpreter closes stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except Exception as error:
+        if os.environ.get("POSTTRAIN_DEBUG") == "1":
+            raise
+        _say(f"posttrain: unexpected {type(error).__name__}: {error}\n{_keep_traceback(error)}")
+        return FAILED
+
+
+def _refusal(error: RequestError) -> str:
+    if len(error.problems) == 1:
+        only = error.problems[0]
+        return f"posttrain: {only.what if only.where == 'request' else only}"
+    listed = "\n".join(f"  {problem}" for problem in error.problems)
+    return f"posttrain: {len(error.problems)} mistakes, nothing was started\n{listed}"
+
+
+def _keep_traceback(error: Exception) -> str:
+    """Write the traceback to a file of the user's cache; says where."""
+    import traceback
+
+    from artifacts import default_cache, scrub
+
+    path = default_cache() / "last-error.log"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(scrub("".join(traceback.format_exception(error))), encoding="utf-8")
+    except OSError as reason:
+        return f"(no log could be written to {path}: {reason}; POSTTRAIN_DEBUG=1 shows the traceback)"
+    return f"the traceback is in {path}; POSTTRAIN_DEBUG=1 shows it"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""What the commands of the command line do. Each takes the parsed options and gives the exit status."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from artifacts.errors import DamagedError, MissingError, Problem, RequestError, StoreError
+
+if TYPE_CHECKING:
+    from artifacts import Artifact, Store
+    from flows.plan import Plan
+
+RUNS_LISTED = 20
+
+
+def run(options: Namespace) -> int:
+    """`posttrain run`"""
+    made = _plan(options)
+    from flows.pipeline import run_pipeline
+    from flows.terminal import Terminal
+
+    with Terminal(json=options.json) as terminal:
+        payload = run_pipeline(made, terminal)
+    if options.json:
+        _print_json(payload)
+    return 0 if payload["state"] == "ok" else 1
+
+
+def plan(options: Namespace) -> int:
+    """`posttrain plan`"""
+    made = _plan(options)
+    if options.json:
+        _print_json(made.to_json())
+    else:
+        from flows.tables import plan_table, show
+
+        show(plan_table(made))
+    return 0
+
+
+def show(options: Namespace) -> int:
+    """`posttrain show`"""
+    store = _open(options)
+    artifact = store.find(options.artifact)
+    manifest = store.manifest(artifact)
+    description = {
+        "id": artifact.id,
+        "kind": artifact.kind,
+        "aliases": [name for name, named in store.aliases().items() if named == artifact],
+        "producer": dict(manifest.producer),
+        "metrics": dict(manifest.metrics),
+        "counts": dict(manifest.counts),
+        "versions": dict(manifest.versions),
+        "files": [{"path": file.path, "size": file.size, "sha256": file.sha256} for file in manifest.files],
+        "lineage": store.lineage(artifact),
+    }
+    if options.json:
+        _print_json(description)
+    else:
+        from flows import tables
+
+        tables.show(*tables.description_tables(description))
+    return 0
+
+
+def path(options: Namespace) -> int:
+    """`posttrain path`"""
+    store = _open(options)
+    artifact = store.find(options.artifact)
+    folder = store.materialize(artifact)
+    if options.json:
+        _print_json({"id": artifact.id, "kind": artifact.kind, "path": str(folder)})
+    else:
+        print(folder)
+    return 0
+
+
+def ls(options: Namespace) -> int:
+    """`posttrain ls`"""
+    store = _open(options)
+    names: dict[Artifact, list[str]] = {}
+    for name, named in store.aliases().items():
+        names.setdefault(named, []).append(name)
+    listed = [_listed(store, artifact, names.get(artifact, [])) for artifact in store.artifacts()]
+    runs = [_run_line(store, run_id) for run_id in store.runs()[:RUNS_LISTED]]
+    if options.json:
+        _print_json({"store": store.url, "artifacts": listed, "runs": runs})
+    else:
+        from flows import tables
+
+        tables.show(*tables.listing_tables(store.url, listed, runs))
+    return 0
+
+
+def verify(options: Namespace) -> int:
+    """`posttrain verify`"""
+    store = _open(options)
+    wanted = [store.find(reference) for reference in options.artifact] or list(store.artifacts())
+    problems = {}
+    for artifact in wanted:
+        found = store.verify(artifact)
+        if found:
+            problems[artifact.id] = found
+            print("\n".join(found), file=sys.stderr)
+    if options.json:
+        _print_json({"checked": len(wanted), "damaged": problems})
+    else:
+        print(f"{len(wanted)} artifacts checked, {len(problems)} damaged")
+    return 1 if problems else 0
+
+
+def report(options: Namespace) -> int:
+    """`posttrain report`"""
+    store = _open(options)
+    run_id = options.run
+    if run_id == "latest":
+        runs = store.runs()
+        if not runs:
+            raise RequestError(f"there is no run in {store.url} yet")
+        run_id = runs[0]
+    output = options.output or Path(f"{run_id}.html")
+    from flows.report import write_report
+
+    write_report(store, run_id, output)
+    if options.json:
+        _print_json({"run": run_id, "report": str(output)})
+    else:
+        print(output)
+    return 0
+
+
+def stages(options: Namespace) -> int:
+    """`posttrain stages`"""
+    from flows.describe import describe_stage
+    from stages import stage as registry
+
+    names = registry.STAGES if options.name is None else (options.name,)
+    described = [describe_stage(registry.load_stage(name)) for name in names]
+    if options.json:
+        _print_json({entry["name"]: entry for entry in described})
+    else:
+        from flows import tables
+
+        tables.show(*(tables.stage_tables(described[0]) if options.name else [tables.stages_table(described)]))
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Namespace], int]] = {
+    command.__name__: command for command in (run, plan, show, path, ls, verify, report, stages)
+}
+
+
+def _plan(options: Namespace) -> Plan:
+    from flows.plan import plan as make_plan
+    from flows.recipe import Recipe
+
+    recipe = Recipe.load(options.recipe, options.set)
+    store = _open(options)
+    with _refused(options):
+        return make_plan(
+            recipe,
+            store,
+            only=options.only,
+            start=getattr(options, "from"),
+            until=options.until,
+            force=options.force,
+        )
+
+
+def _open(options: Namespace) -> Store:
+    from artifacts import open_store
+
+    with _refused(options):
+        return open_store(options.store)
+
+
+@contextmanager
+def _refused(options: Namespace) -> Iterator[None]:
+    """A store that does not answer before anything was started makes the request wrong, not a stage fail."""
+    try:
+        yield
+    except StoreError as error:
+        where = "POSTTRAIN_STORE" if options.store is None else f"--store {options.store}"
+        raise RequestError([Problem(where, str(error))]) from error
+
+
+def _listed(store: Store, artifact: Artifact, aliases: list[str]) -> dict[str, Any]:
+    entry = {"id": artifact.id, "kind": artifact.kind, "aliases": sorted(aliases)}
+    try:
+        manifest = store.manifest(artifact)
+    except (DamagedError, MissingError) as error:
+        return {**entry, "damaged": str(error)}
+    size = sum(file.size for file in manifest.files)
+    return {**entry, "stage": manifest.producer.get("stage"), "files": len(manifest.files), "bytes": size}
+
+
+def _run_line(store: Store, run_id: str) -> dict[str, Any]:
+    try:
+        payload = store.read_run(run_id)
+    except StoreError as error:
+        return {"run": run_id, "damaged": str(error)}
+    return {name: payload.get(name) for name in ("run", "recipe", "state", "started_at", "seconds")}
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False))
