@@ -81,9 +81,7 @@ class Encoder:
                 "{% generation %} and {% endgeneration %} around it, or set assistant_only_loss: false"
             )
         if not self._tokenizer.is_fast:
-            raise DataError(
-                "assistant_only_loss needs a fast tokenizer (tokenizer.json); this one is a slow one"
-            )
+            raise DataError("assistant_only_loss needs a fast tokenizer (tokenizer.json); this one is a slow one")
         masked = []
         for messages, row_id in zip(conversations, row_ids, strict=True):
             text, spans = self._render(messages, row_id, spans=True)

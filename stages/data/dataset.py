@@ -9,8 +9,8 @@ from itertools import accumulate, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+from artifacts.digest import canonical_json
 from artifacts.errors import DataError
-from stages.data.canonical import canonical_bytes
 from stages.data.ledger import RowLedger
 from stages.data.schema import ColumnTypes, typed_columns
 from stages.data.types import ROW_ID, TEXT_COLUMNS, Dataset, Row, required_columns, text_columns
@@ -60,7 +60,7 @@ def write_dataset(
         "columns": list(types.columns),
         "source": dict(source),
     }
-    (folder / DESCRIPTION_FILE).write_bytes(canonical_bytes(description) + b"\n")
+    (folder / DESCRIPTION_FILE).write_bytes(canonical_json(description) + b"\n")
     ledger.write(folder)
     return count
 
@@ -76,9 +76,7 @@ def _write_parquet(path: Path, rows: Iterable[Row], schema: pyarrow.Schema, requ
             for row in block:
                 for column in (ROW_ID, *required):
                     if row.get(column) is None:
-                        raise DataError(
-                            f"row {row.get(ROW_ID)} has no {column!r}; found columns: {', '.join(row)}"
-                        )
+                        raise DataError(f"row {row.get(ROW_ID)} has no {column!r}; found columns: {', '.join(row)}")
             writer.write_table(pyarrow.Table.from_pylist(block, schema=schema), row_group_size=ROWS_PER_GROUP)
             count += len(block)
     return count
@@ -93,12 +91,13 @@ def read_dataset(folder: Path) -> Dataset:
 
     description = _description(folder)
     dataset_type, conversational = description["type"], description["conversational"]
-    table = pyarrow.parquet.read_table(folder / DATA_FILE, page_checksum_verification=True, use_threads=False)
+    try:
+        table = pyarrow.parquet.read_table(folder / DATA_FILE, page_checksum_verification=True, use_threads=False)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{folder / DATA_FILE} cannot be read: {error}; make the dataset again") from error
     for column in (ROW_ID, *required_columns(dataset_type, conversational)):
         if column not in table.column_names:
-            raise DataError(
-                f"{folder / DATA_FILE}: no column {column!r}; found {', '.join(table.column_names)}"
-            )
+            raise DataError(f"{folder / DATA_FILE}: no column {column!r}; found {', '.join(table.column_names)}")
     if table.num_rows != description["rows"]:
         raise DataError(
             f"{folder}: {DATA_FILE} has {table.num_rows} rows, {DESCRIPTION_FILE} says "
@@ -110,9 +109,7 @@ def read_dataset(folder: Path) -> Dataset:
 def _description(folder: Path) -> dict[str, Any]:
     for name in (DESCRIPTION_FILE, DATA_FILE):
         if not (folder / name).is_file():
-            raise DataError(
-                f"{folder} is not a dataset: it has no {name}; make one with the stage `normalize`"
-            )
+            raise DataError(f"{folder} is not a dataset: it has no {name}; make one with the stage `normalize`")
     try:
         description = json.loads((folder / DESCRIPTION_FILE).read_bytes())
         known = description["type"] in TEXT_COLUMNS and isinstance(description["conversational"], bool)
@@ -136,9 +133,7 @@ def merge(datasets: Sequence[Dataset]) -> Dataset:
     for dataset in datasets:
         for row_id in _row_ids(dataset):
             if row_id in seen:
-                raise DataError(
-                    f"row {row_id} is in more than one of the given datasets; give each dataset once"
-                )
+                raise DataError(f"row {row_id} is in more than one of the given datasets; give each dataset once")
             seen.add(row_id)
     columns = tuple(dict.fromkeys(column for dataset in datasets for column in dataset.columns))
     return Dataset(*kinds[0], columns, _ChainedRows([dataset.rows for dataset in datasets]))

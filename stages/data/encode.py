@@ -45,11 +45,7 @@ def encode_prompts(encoder: Encoder, dataset: Dataset, rows: Sequence[Row]) -> l
 def encode_joined(encoder: Encoder, dataset: Dataset, rows: Sequence[Row], column: str) -> list[list[int]]:
     """Token ids of prompt and completion together."""
     joined = [row["prompt"] + row[column] for row in rows]
-    return (
-        encoder.conversations(joined, row_ids(rows))
-        if dataset.conversational
-        else encoder.texts(joined, end=True)
-    )
+    return encoder.conversations(joined, row_ids(rows)) if dataset.conversational else encoder.texts(joined, end=True)
 
 
 def row_ids(rows: Sequence[Row]) -> list[str]:

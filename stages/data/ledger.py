@@ -6,8 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from artifacts.digest import canonical_json
 from artifacts.errors import StageError
-from stages.data.canonical import canonical_bytes
 
 EXAMPLES = 5
 """Examples kept of each state and of each change."""
@@ -34,6 +34,10 @@ class RowLedger:
         self._count(state, 1)
         self._example(state, row_id, detail)
 
+    def move(self, rows: int, state: str) -> None:
+        """`rows` rows are elsewhere (the other split)."""
+        self._count(state, rows)
+
     def truncate(self, row_id: str, tokens: int) -> None:
         """The row is used without its last `tokens` tokens."""
         assert tokens > 0
@@ -54,9 +58,7 @@ class RowLedger:
     def check(self, total: int) -> None:
         """Raises StageError unless each of `total` rows got exactly one state."""
         if self.input != total:
-            raise StageError(
-                f"row ledger: {total} rows came in, {self.input} have a state: {dict(self.states)}"
-            )
+            raise StageError(f"row ledger: {total} rows came in, {self.input} have a state: {dict(self.states)}")
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -69,7 +71,7 @@ class RowLedger:
 
     def write(self, folder: Path) -> None:
         """Writes `ledger.json` into `folder`."""
-        (folder / LEDGER_FILE).write_bytes(canonical_bytes(self.to_json()) + b"\n")
+        (folder / LEDGER_FILE).write_bytes(canonical_json(self.to_json()) + b"\n")
 
     def summary(self) -> str:
         """`90 used, 10 duplicate`."""

@@ -70,9 +70,7 @@ def _pair(
         ledger.drop(row_id, EQUAL_PAIR)
         return None
     # each completion keeps a token even where one conversation is a prefix of the other
-    shared = min(
-        common_prefix(prompt, chosen), common_prefix(prompt, rejected), len(chosen) - 1, len(rejected) - 1
-    )
+    shared = min(common_prefix(prompt, chosen), common_prefix(prompt, rejected), len(chosen) - 1, len(rejected) - 1)
     room = None if max_length is None else max_length - shared
     if shared <= 0:
         ledger.drop(row_id, EMPTY_PROMPT)
@@ -92,6 +90,4 @@ def _pair(
     note_boundary(ledger, row, prompt, shared)
     note_unknown(ledger, row_id, encoder, [*prompt[:shared], *chosen_ids, *rejected_ids])
     margin = row.get("margin")
-    return TokenizedPair(
-        row_id, prompt[:shared], chosen_ids, rejected_ids, None if margin is None else float(margin)
-    )
+    return TokenizedPair(row_id, prompt[:shared], chosen_ids, rejected_ids, None if margin is None else float(margin))

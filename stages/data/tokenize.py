@@ -101,9 +101,7 @@ def tokenize_prompts(
     A prompt longer than `max_length` is dropped, never cut: an answer to half a question teaches nothing.
     """
     if dataset.type == "language_modeling" and not dataset.conversational:
-        raise DataError(
-            "a language_modeling dataset of plain text has no prompts; give one with a prompt column"
-        )
+        raise DataError("a language_modeling dataset of plain text has no prompts; give one with a prompt column")
     encoder = Encoder(tokenizer)
     prompts = []
     for rows in dataset.blocks(ROWS_PER_BLOCK):
@@ -155,9 +153,7 @@ def _cut(
     kept = length if max_length is None else min(length, max_length)
     token_ids, mask = sequence.token_ids[:kept], sequence.loss_mask[:kept]
     if not any(mask):
-        cause = (
-            f"of {length} tokens the first {kept} are kept" if any(sequence.loss_mask) else "nothing to train"
-        )
+        cause = f"of {length} tokens the first {kept} are kept" if any(sequence.loss_mask) else "nothing to train"
         ledger.drop(sequence.row_id, MASKED, cause)
         return None
     if kept < length:

@@ -1,0 +1,137 @@
+"""One reader a format: a local file's rows as dicts, one at a time, each with the place it stands at."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from artifacts.errors import DataError
+from stages.data.files import FORMATS, SourceFile
+from stages.data.strict_json import lines, parse, parse_object
+
+ROWS_PER_BATCH = 1024
+
+
+def read_rows(file: SourceFile, path: Path, wanted: str) -> Iterator[dict[str, Any]]:
+    """The rows of the local copy `path` of `file`, in `wanted` format or by its extension.
+
+    Raises DataError for an unknown extension, a file without rows and whatever is wrong with a row.
+    """
+    name = _format(file, path, wanted)
+    count = 0
+    try:
+        for row in READERS[name](file, path):
+            count += 1
+            yield row
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{file.shown} row {count + 1}: the gzip file is damaged or cut off: {error}") from error
+    if count == 0:
+        raise DataError(f"{file.shown} is empty: it has no row; give a file with rows or leave it out")
+
+
+def _format(file: SourceFile, path: Path, wanted: str) -> str:
+    name = FORMATS.get(file.suffix) if wanted == "auto" else wanted
+    if name is None:
+        raise DataError(
+            f"{file.shown}: unknown extension {file.suffix!r}; set source.format, or use one of {', '.join(FORMATS)}"
+        )
+    if name == "json" and wanted == "auto":
+        with _opened(file, path) as stream:  # many files of JSON lines are called .json
+            start = stream.read(64).lstrip()
+        return "jsonl" if start.startswith(b"{") else "json"
+    return name
+
+
+def _opened(file: SourceFile, path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if file.packed else open(path, "rb")  # type: ignore[return-value]
+
+
+def _jsonl(file: SourceFile, path: Path) -> Iterator[dict[str, Any]]:
+    with _opened(file, path) as stream:
+        for number, line in enumerate(lines(stream, file.shown), 1):
+            yield parse_object(line, f"{file.shown} row {number}")
+
+
+def _json(file: SourceFile, path: Path) -> Iterator[dict[str, Any]]:
+    with _opened(file, path) as stream:
+        data = stream.read()
+    rows = parse(data, file.shown) if data.strip() else []
+    if not isinstance(rows, list):
+        raise DataError(f"{file.shown} holds a {type(rows).__name__}; give a list of objects, or JSON lines")
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise DataError(f"{file.shown} row {number} is a {type(row).__name__}, not an object")
+        yield row
+
+
+def _csv(file: SourceFile, path: Path) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    number = 0
+    try:
+        with _text(file, path) as stream:
+            reader = csv.reader(stream, delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
+            header = next(reader, None)
+            if header is not None and len(set(header)) != len(header):
+                raise DataError(f"{file.shown}: the header names a column twice: {', '.join(header)}")
+            for number, fields in enumerate(reader, 1):
+                if header is None or len(fields) != len(header):
+                    raise DataError(
+                        f"{file.shown} row {number} (line {reader.line_num}) has {len(fields)} fields, the header "
+                        f"{len(header or [])}; quote fields that hold a comma or a line break"
+                    )
+                yield dict(zip(header, fields, strict=True))
+    except csv.Error as error:
+        raise DataError(f"{file.shown} row {number + 1} is not CSV: {error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file.shown} after row {number} is not UTF-8; convert the file") from error
+
+
+def _text(file: SourceFile, path: Path) -> IO[str]:
+    if file.packed:
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return open(path, encoding="utf-8-sig", newline="")
+
+
+def _parquet(file: SourceFile, path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as table:
+            for batch in table.iter_batches(ROWS_PER_BATCH, use_threads=False):
+                yield from batch.to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{file.shown} cannot be read as Parquet: {error}") from error
+
+
+def _arrow(file: SourceFile, path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow
+    import pyarrow.ipc
+
+    try:
+        with pyarrow.memory_map(str(path)) as stream:
+            is_file = stream.read(6) == b"ARROW1"
+            stream.seek(0)
+            if is_file:
+                table = pyarrow.ipc.open_file(stream)
+                batches = (table.get_batch(index) for index in range(table.num_record_batches))
+            else:
+                batches = iter(pyarrow.ipc.open_stream(stream))
+            for batch in batches:
+                yield from batch.to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{file.shown} cannot be read as Arrow: {error}") from error
+
+
+READERS: dict[str, Callable[[SourceFile, Path], Iterator[dict[str, Any]]]] = {
+    "jsonl": _jsonl,
+    "json": _json,
+    "csv": _csv,
+    "parquet": _parquet,
+    "arrow": _arrow,
+}
