@@ -1,0 +1,90 @@
+"""What became of every row: the ledgers of the datasets and training stages, as stacked bars and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flows.reporting.reading import Reader, artifact_of
+from flows.reporting.text import clipped, plain
+
+MAX_EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class State:
+    """One end of rows: how many, their share of the input, where its piece of the bar lies (0 to 100)."""
+
+    name: str
+    kind: str
+    count: int
+    share: float
+    start: float
+    examples: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The ledger of one output of one stage."""
+
+    stage: str
+    output: str
+    rows: int
+    truncated_tokens: int
+    states: tuple[State, ...]
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class Ledgers:
+    ledgers: tuple[Ledger, ...]
+    notes: tuple[str, ...]
+
+
+def read_ledgers(run: Mapping[str, Any], reader: Reader) -> Ledgers:
+    """Every ledger.json of the run's outputs."""
+    ledgers = []
+    for stage, entry in run["stages"].items():
+        for name, output in (entry.get("outputs") or {}).items():
+            artifact = artifact_of(output)
+            content = reader.json(artifact, "ledger.json", stage, expected=output["kind"] == "dataset")
+            if content:
+                ledgers.append(_ledger(stage, name, content, reader))
+    return Ledgers(tuple(ledgers), tuple(reader.notes))
+
+
+def _ledger(stage: str, output: str, content: Mapping[str, Any], reader: Reader) -> Ledger:
+    written = content.get("states")
+    counts = {
+        str(name): count
+        for name, count in (written.items() if isinstance(written, Mapping) else ())
+        if isinstance(count, int) and count >= 0
+    }
+    rows, total = content.get("input"), sum(counts.values())
+    problem = None
+    if rows != total:
+        problem = f"the states sum to {total:,}, the input was {plain(rows)} rows"
+        reader.note(f"{stage}: its ledger does not add up: {problem}")
+    examples = content.get("examples")
+    states, start = [], 0.0
+    for name in sorted(counts, key=lambda name: (_kind(name) != "used", -counts[name], name)):
+        share = counts[name] / total if total else 0.0
+        found = examples.get(name) if isinstance(examples, Mapping) else None
+        states.append(State(name, _kind(name), counts[name], share, start, _examples(found)))
+        start += 100 * share
+    tokens = content.get("truncated_tokens")
+    return Ledger(stage, output, total, tokens if isinstance(tokens, int) else 0, tuple(states), problem)
+
+
+def _kind(state: str) -> str:
+    """`filtered: too long` is of kind `filtered`; the kind gives the colour."""
+    kind = state.partition(":")[0].strip()
+    return kind if kind in ("used", "truncated", "filtered", "duplicate", "masked") else "other"
+
+
+def _examples(found: Any) -> tuple[tuple[str, str], ...]:
+    entries = [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []
+    return tuple(
+        (plain(entry.get("row", "")), clipped(plain(entry.get("detail", "")), 300)) for entry in entries[:MAX_EXAMPLES]
+    )

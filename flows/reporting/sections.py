@@ -1,0 +1,221 @@
+"""One section a stage: what it did and why, its configuration, inputs, outputs, numbers and command."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic_core import PydanticUndefined, to_jsonable_python
+
+from artifacts.errors import PosttrainError
+from flows.reporting.reading import Reader, artifact_of, short
+from flows.reporting.text import duration, number, plain, turns
+from flows.reporting.wiring import Wire, Wiring
+from stages.stage import STAGES, load_stage
+
+MAX_ROLLOUTS = 12
+MAX_ROLLOUTS_READ = 20_000
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One field of a configuration; nested ones have dotted names."""
+
+    name: str
+    value: str
+    is_default: bool
+    meaning: str
+    operational: bool
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One completion sampled while training."""
+
+    step: str
+    prompt: tuple[tuple[str, str], ...]
+    completion: tuple[tuple[str, str], ...]
+    values: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """Everything the page says about one stage. Pairs are (name, text)."""
+
+    name: str
+    anchor: str
+    uses: str
+    state: str
+    time: str
+    fingerprint: str
+    reasons: tuple[str, ...]
+    headline: str
+    """The stage's main metric with its value, if it has both."""
+    error: str
+    resumed_from: str
+    settings: tuple[Setting, ...]
+    launch: tuple[tuple[str, str], ...]
+    inputs: tuple[Wire, ...]
+    outputs: tuple[tuple[str, str, str], ...]
+    """(output, kind, id)"""
+    metrics: tuple[tuple[str, str], ...]
+    timings: tuple[tuple[str, str], ...]
+    counts: tuple[tuple[str, str], ...]
+    versions: tuple[tuple[str, str], ...]
+    command: str
+    rollouts: tuple[Rollout, ...]
+
+
+@dataclass(frozen=True)
+class Sections:
+    stages: tuple[Section, ...]
+    notes: tuple[str, ...]
+
+
+def read_sections(run: Mapping[str, Any], wiring: Wiring, anchors: Mapping[str, str], reader: Reader) -> Sections:
+    """A section for every stage of the run, in the recipe's order."""
+    stages = [_section(name, entry, wiring, anchors[name], reader) for name, entry in run["stages"].items()]
+    return Sections(tuple(stages), tuple(reader.notes))
+
+
+def _section(name: str, entry: Mapping[str, Any], wiring: Wiring, anchor: str, reader: Reader) -> Section:
+    uses, written = str(entry["uses"]), wiring.settings.get(name, {})
+    identity, provenance = _record(name, uses, entry, reader)
+    reasons = [str(reason) for reason in entry.get("reasons") or ()]
+    if entry.get("reason") and str(entry["reason"]) not in reasons:
+        reasons.insert(0, str(entry["reason"]))
+    resumed = entry.get("resumed_from")
+    return Section(
+        name=name,
+        anchor=anchor,
+        uses=uses,
+        state=str(entry["state"]),
+        time=duration(entry.get("seconds")),
+        fingerprint=str(entry.get("fingerprint") or ""),
+        reasons=tuple(reasons),
+        headline=_main_metric(uses, entry.get("metrics") or {}),
+        error=str(entry.get("error") or ""),
+        resumed_from="" if resumed is None else number(resumed),
+        settings=tuple(_settings(name, uses, identity.get("config") or {}, written.get("with") or {}, reader)),
+        launch=tuple(_pairs(written.get("launch"))),
+        inputs=wiring.wires[name],
+        outputs=tuple(
+            (output, str(value["kind"]), str(value["id"])) for output, value in (entry.get("outputs") or {}).items()
+        ),
+        metrics=tuple(_pairs(entry.get("metrics"))),
+        timings=tuple(_pairs(entry.get("timings"))),
+        counts=tuple(_pairs(entry.get("counts"))),
+        versions=tuple(_pairs(provenance.get("versions"))),
+        command=shlex.join(str(word) for word in entry.get("command") or ()),
+        rollouts=tuple(_rollouts(name, entry, reader)),
+    )
+
+
+def _record(
+    name: str, uses: str, entry: Mapping[str, Any], reader: Reader
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Identity and provenance of the newest record of this result; empty for a stage that has none."""
+    if not entry.get("fingerprint") or entry["state"] not in ("ran", "cached"):
+        return {}, {}
+    try:
+        records = reader.store.records(uses, str(entry["fingerprint"]))
+    except PosttrainError as error:
+        reader.note(f"{name}: its record cannot be read: {error}")
+        return {}, {}
+    if not records:
+        reader.note(f"{name}: the store has no record of {short(str(entry['fingerprint']))} any more")
+        return {}, {}
+    return records[0].identity, records[0].provenance
+
+
+def _settings(
+    name: str, uses: str, used: Mapping[str, Any], written: Mapping[str, Any], reader: Reader
+) -> Iterator[Setting]:
+    """What the recipe says, what the record says, and the defaults, the first of them that has the field."""
+    defaults, meanings, operational = _declared(name, uses, reader)
+    flat_defaults = dict(_flat(defaults))
+    values = {**flat_defaults, **dict(_flat(used, defaults)), **dict(_flat(written, defaults))}
+    for field in sorted(values, key=lambda field: field in flat_defaults and values[field] == flat_defaults[field]):
+        top = field.partition(".")[0]
+        is_default = field in flat_defaults and values[field] == flat_defaults[field]
+        yield Setting(field, plain(values[field]), is_default, meanings.get(top, ""), top in operational)
+
+
+def _declared(name: str, uses: str, reader: Reader) -> tuple[dict[str, Any], dict[str, str], set[str]]:
+    """Defaults, meanings and operational fields of a stage's Config."""
+    if uses not in STAGES:
+        reader.note(f"{name}: this version has no stage {uses!r}, so defaults are not told from settings")
+        return {}, {}, set()
+    fields = load_stage(uses).config.model_fields
+    defaults = {}
+    for field, info in fields.items():
+        default = info.get_default(call_default_factory=True, validated_data={})
+        if default is not PydanticUndefined:
+            defaults[field] = to_jsonable_python(default)
+    meanings = {field: info.description or "" for field, info in fields.items()}
+    operational = {
+        field
+        for field, info in fields.items()
+        if isinstance(info.json_schema_extra, Mapping) and info.json_schema_extra.get("operational")
+    }
+    return defaults, meanings, operational
+
+
+def _main_metric(uses: str, metrics: Mapping[str, Any]) -> str:
+    name = load_stage(uses).main_metric if uses in STAGES else None
+    found = dict(_pairs({name: metrics[name]} if name is not None and name in metrics else {}))
+    return "".join(f"{metric} {value}" for metric, value in found.items())
+
+
+def _flat(
+    values: Mapping[str, Any], shape: Mapping[str, Any] | None = None, prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Dotted fields; a mapping is opened where the default (`shape`, if given) is one too."""
+    for name, value in values.items():
+        inner = None if shape is None else shape.get(name)
+        if isinstance(value, Mapping) and value and (shape is None or isinstance(inner, Mapping)):
+            yield from _flat(value, inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _pairs(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Name and text; a measurement with its interval is one entry, other mappings are opened."""
+    for name, value in values.items() if isinstance(values, Mapping) else ():
+        if isinstance(value, Mapping) and "value" in value:
+            interval = [value.get("low"), value.get("high")]
+            known = all(edge is not None for edge in interval)
+            bounds = f" [{number(interval[0])}, {number(interval[1])}]" if known else ""
+            yield f"{prefix}{name}", f"{number(value['value'])}{bounds}"
+        elif isinstance(value, Mapping):
+            yield from _pairs(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", number(value)
+
+
+def _rollouts(name: str, entry: Mapping[str, Any], reader: Reader) -> Iterator[Rollout]:
+    """Completions from training, evenly from first to last."""
+    for output in (entry.get("outputs") or {}).values():
+        if output["kind"] not in ("model", "reward_model"):
+            continue
+        rows = list(reader.lines(artifact_of(output), "samples.jsonl", name, MAX_ROLLOUTS_READ))
+        for row in _spread(rows, MAX_ROLLOUTS):
+            values = tuple(
+                (field, number(value))
+                for field, value in row.items()
+                if field != "step" and isinstance(value, bool | int | float)
+            )
+            yield Rollout(
+                number(row.get("step")),
+                tuple(turns(row.get("prompt"))),
+                tuple(turns(row.get("completion"))),
+                values,
+            )
+
+
+def _spread(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    if len(rows) <= count:
+        return list(rows)
+    return [rows[index * (len(rows) - 1) // (count - 1)] for index in range(count)]

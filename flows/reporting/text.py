@@ -1,0 +1,67 @@
+"""How numbers, times and values are written on the page."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+MAX_TEXT = 4_000
+"""Characters of one prompt or completion that the page holds."""
+
+
+def number(value: object) -> str:
+    """At most four significant digits for floats, thousands separated for integers, other values as text."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "–"}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not isinstance(value, float):
+        return plain(value)
+    if not math.isfinite(value):
+        return str(value)
+    if value == int(value) and abs(value) < 1e6:
+        return f"{int(value):,}"
+    if 1e-3 <= abs(value) < 1e6:
+        digits = max(0, 3 - math.floor(math.log10(abs(value))))
+        written = f"{value:,.{digits}f}"
+        return written.rstrip("0").rstrip(".") if digits else written
+    return re.sub(r"e([+-])0*(\d)", lambda match: "e" + match[1].replace("+", "") + match[2], f"{value:.3g}")
+
+
+def duration(seconds: object) -> str:
+    """`0.4 s`, `12 s`, `3 min 20 s`, `1 h 5 min`."""
+    if not isinstance(seconds, int | float) or not math.isfinite(seconds):
+        return "–"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def plain(value: object) -> str:
+    """A value in one line: strings as they are, all else as JSON."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def clipped(text: str, limit: int = MAX_TEXT) -> str:
+    """The text, cut at `limit` characters with a word on how much is missing."""
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text) - limit:,} more characters)"
+
+
+def turns(value: Any) -> list[tuple[str, str]]:
+    """(role, text) of a prompt or completion; role is empty for plain text."""
+    if value is None:
+        return []
+    if isinstance(value, list) and all(isinstance(turn, dict) and "role" in turn for turn in value):
+        return [(str(turn["role"]), clipped(plain(turn.get("content", "")))) for turn in value]
+    return [("", clipped(plain(value)))]

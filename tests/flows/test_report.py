@@ -1,0 +1,330 @@
+"""The report: what stands on the page is what the artifacts hold, and nothing on it is code but ours."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import os
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from artifacts import Artifact
+from artifacts.errors import RequestError
+from flows.report import render_report, write_report
+from flows.reporting.charts import HEIGHT, MAX_POINTS, PLOT, line_chart, thin, ticks
+from flows.reporting.graph import BOX_HEIGHT, BOX_WIDTH
+from flows.reporting.text import duration, number
+from tests.flows.report_run import ATTACK, LEDGER, METRICS, RESULTS, SmallRun, jsonl, small_run, small_stage
+
+
+class Page(HTMLParser):
+    """Every element with its attributes, and the text below it."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.texts: list[str] = []
+        self.scripts: list[str] = []
+        self.styles: list[str] = []
+        self._inside = ""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        self._inside = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        kept = {"script": self.scripts, "style": self.styles}.get(self._inside, self.texts)
+        kept.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+    def all(self, tag: str, name: str) -> list[dict[str, str]]:
+        """Attributes of every element of that tag that has a class of that name."""
+        return [attrs for found, attrs in self.elements if found == tag and name in attrs.get("class", "").split()]
+
+
+@pytest.fixture(autouse=True)
+def _small_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.reporting.sections.load_stage", small_stage)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> SmallRun:
+    return small_run(tmp_path)
+
+
+def page_of(run: SmallRun) -> Page:
+    return Page(render_report(run.store, run.payload()))
+
+
+def series_of(page: Page, metric: str) -> dict[str, list[list[float]]]:
+    """Run -> points of the charts of one metric."""
+    found, inside = {}, False
+    for tag, attrs in page.elements:
+        if tag == "svg":
+            inside = attrs.get("data-metric") == metric
+        elif inside and tag == "g" and "data-points" in attrs:
+            found[attrs["data-run"]] = json.loads(attrs["data-points"])
+    return found
+
+
+def test_bars_hold_the_values_of_results_json(run: SmallRun) -> None:
+    shown = {
+        (bar["data-stage"], bar["data-metric"]): [float(bar[f"data-{edge}"]) for edge in ("value", "low", "high")]
+        for bar in page_of(run).all("g", "bar")
+    }
+    assert shown == {
+        (f"{model}_eval", metric): [result["value"], result["low"], result["high"]]
+        for model, results in RESULTS.items()
+        for metric, result in results.items()
+    }
+
+
+def test_curves_hold_the_values_of_metrics_jsonl(run: SmallRun) -> None:
+    page = page_of(run)
+    for metric in ("loss", "grad_norm", "learning_rate"):
+        assert series_of(page, metric) == {"sft": [[row["step"], row[metric]] for row in METRICS]}
+    assert series_of(page, "num_tokens") == {}
+
+
+def test_a_long_curve_is_thinned_and_says_so(tmp_path: Path) -> None:
+    run, count = SmallRun(tmp_path), 3_000
+    rows = [{"step": step, "loss": math.sin(step / 50)} for step in range(count)]
+    rows[1_234]["loss"], rows[2_345]["loss"], rows[100]["loss"] = 99.0, -99.0, math.nan
+    run.stage("sft", "sft", {}, {"model": ("model", {"metrics.jsonl": jsonl(rows)})})
+    page = page_of(run)
+    points = series_of(page, "loss")["sft"]
+    assert len(points) <= MAX_POINTS
+    for index in (0, 1_234, 2_345, count - 1):
+        assert [rows[index]["step"], rows[index]["loss"]] in points
+    assert "thinned to at most 1,000 of 3,000 points" in page.text
+    assert "sft: 1 values of loss are not finite numbers" in page.text
+
+
+@given(st.lists(st.none() | st.floats(-1e6, 1e6), min_size=1, max_size=60), st.integers(4, 40))
+def test_thinning_keeps_first_last_lowest_and_highest(values: list[float | None], limit: int) -> None:
+    points = [(float(step), value) for step, value in enumerate(values)]
+    kept = thin(points, limit)
+    finite = [value for value in values if value is not None]
+    assert len(kept) <= limit
+    assert kept == sorted(set(kept), key=lambda point: point[0]) and set(kept) <= set(points)
+    assert (kept[0], kept[-1]) == (points[0], points[-1])
+    if finite:
+        left = [value for _, value in kept if value is not None]
+        assert (min(left), max(left)) == (min(finite), max(finite))
+
+
+def test_a_line_is_drawn_where_its_values_are() -> None:
+    # 0 to 1 are round numbers, so the plot's edges are 0 and 1: half the range lies in the middle of the plot
+    chart = line_chart([("a", 0, [(0, 0.0), (5, 0.5), (10, 1.0)]), ("b", 1, [(0, None), (10, 0.5)])])
+    left, right, top, bottom = (PLOT[edge] for edge in ("left", "right", "top", "bottom"))
+    middle = f"{(left + right) / 2:.1f} {(top + bottom) / 2:.1f}"
+    assert chart.series[0].path == f"M{left:.1f} {bottom:.1f}L{middle}L{right:.1f} {top:.1f}"
+    assert chart.series[1].path == "" and chart.series[1].dots == ((right, (top + bottom) / 2),)
+    assert bottom < HEIGHT
+
+
+def test_user_text_is_text(run: SmallRun) -> None:
+    run.stages["sft"]["reason"] = run.stages["sft"]["uses"] = ATTACK
+    run.stages["sft"]["error"] = run.stages["sft"]["inputs"]["model"][0] = ATTACK
+    page = page_of(run)
+    assert len(page.scripts) == 1 and "owned" not in page.scripts[0]
+    assert not [attrs for tag, attrs in page.elements if tag == "img" or any(n.startswith("on") for n in attrs)]
+    assert page.text.count(ATTACK) >= 5  # prompts, a completion, an example of the ledger, a rollout, the reason
+
+
+def test_the_page_refers_to_nothing_outside(run: SmallRun) -> None:
+    page = page_of(run)
+    ids = {attrs["id"] for _, attrs in page.elements if "id" in attrs}
+    for _, attrs in page.elements:
+        for name in ("src", "srcset", "href", "xlink:href", "action", "data", "poster", "style"):
+            if name in attrs:
+                assert name == "href" and attrs[name].removeprefix("#") in ids
+    assert not [word for word in ("url(", "@import", "http:", "https:", "fetch", "import(") if word in page.styles[0]]
+    assert not [word for word in ("http:", "https:", "fetch(", "import(", "innerHTML") if word in page.scripts[0]]
+
+
+def test_the_policy_allows_only_our_style_and_script(run: SmallRun) -> None:
+    page = page_of(run)
+    policy = next(attrs["content"] for _, attrs in page.elements if "Policy" in attrs.get("http-equiv", ""))
+
+    def digest(content: str) -> str:
+        return base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+
+    assert policy.split("; ") == [
+        "default-src 'none'",
+        f"style-src 'sha256-{digest(page.styles[0])}'",
+        f"script-src 'sha256-{digest(page.scripts[0])}'",
+        "base-uri 'none'",
+        "form-action 'none'",
+    ]
+
+
+def test_ledgers_are_whole(run: SmallRun) -> None:
+    page = page_of(run)
+    pieces = [attrs for tag, attrs in page.elements if tag == "rect" and "data-state" in attrs]
+    assert {piece["data-state"]: int(piece["data-count"]) for piece in pieces} == LEDGER["states"]
+    # shares of 100 rows are the widths in percent, one after the other
+    assert [(piece["data-state"], float(piece["x"]), float(piece["width"])) for piece in pieces] == [
+        ("used", 0, 90),
+        ("duplicate", 90, 7),
+        ("filtered: too long", 97, 3),
+    ]
+    assert "41 tokens cut off" in page.text
+
+
+def test_a_ledger_that_does_not_add_up_is_named(tmp_path: Path) -> None:
+    run = SmallRun(tmp_path)
+    ledger = {"input": 10, "states": {"used": 8, "duplicate": 1}}
+    run.stage("data", "normalize", {}, {"out": ("dataset", {"ledger.json": json.dumps(ledger)})})
+    assert "data: its ledger does not add up: the states sum to 9, the input was 10 rows" in page_of(run).text
+
+
+def test_samples_are_joined_by_row_id(run: SmallRun) -> None:
+    cards = page_of(run).all("article", "sample")
+    assert [(card["data-row"], "data-wrong" in card, "data-changed" in card) for card in cards] == [
+        ("r-1", False, False),  # right, right
+        ("r-2", True, False),  # wrong, wrong with another completion
+        ("r-3", True, True),  # wrong, right
+        ("r-4", False, False),  # right, no record of the second model
+    ]
+
+
+def test_stages_stand_in_the_order_of_the_recipe(run: SmallRun, tmp_path: Path) -> None:
+    run.store.write_run("run-1", run.payload())
+    write_report(run.store, "run-1", tmp_path / "new" / "page.html")
+    page = Page((tmp_path / "new" / "page.html").read_text(encoding="utf-8"))
+    assert [stage["data-stage"] for stage in page.all("details", "stage")] == list(run.recipe)
+    assert os.listdir(tmp_path / "new") == ["page.html"]
+
+
+def test_settings_are_told_from_defaults(run: SmallRun) -> None:
+    html = render_report(run.store, run.payload())
+    section = html[html.index('data-stage="sft"', html.index('id="stages"')) :]
+    section = section[: section.index("Command")]
+    settings = Page(section[section.index('<dl class="settings">') :])
+    shown = " ".join(settings.text.split())
+    assert shown == (
+        "learning_rate 0.0002 sampling.temperature 0.5 "  # set
+        "num_train_epochs 1 sampling.top_p 1.0 logging_steps op 10"  # defaults
+    )
+    assert ["default" in attrs.get("class", "") for tag, attrs in settings.elements if tag == "div"] == [
+        *(False, False),
+        *(True, True, True),
+    ]
+    assert "Resumed from step 7" in html and "python -m stages &#39;a spec.json&#39;" in html
+
+
+def test_lineage_leads_to_the_source(run: SmallRun) -> None:
+    html = render_report(run.store, run.payload())
+    lineage = html[html.index('id="lineage"') : html.index('id="recipe"')]
+    trail = lineage[lineage.index("<strong>sft_eval</strong>") :]
+    places = [trail.index(f'title="{run.output(name)}"') for name in ("sft_eval", "zebra_data", "sft", "base")]
+    assert places == sorted(places)  # inputs by name: dataset, then model, below it what that was made of
+    assert "rows.jsonl" in trail
+
+
+def test_the_graph_has_every_wire_and_no_box_on_another(run: SmallRun) -> None:
+    run.stage("dpo", "preference", {"model": "sft", "dataset": "@pairs"}, {})
+    page = page_of(run)
+    edges = {(edge["data-source"], edge["data-target"]) for edge in page.all("path", "edge")}
+    assert edges == {
+        ("zebra_data", "base"),
+        *(("base", "sft"), ("zebra_data", "sft")),
+        *(("base", "base_eval"), ("zebra_data", "base_eval"), ("sft", "sft_eval"), ("zebra_data", "sft_eval")),
+        *(("sft", "dpo"), ("@pairs", "dpo")),
+    }
+    names = [attrs["data-stage"] for attrs in page.all("a", "node")]
+    inside = [attrs for tag, attrs in page.elements if tag == "rect" and attrs.get("rx") == "8"]
+    place = dict(zip(names, ((float(rect["x"]), float(rect["y"])) for rect in inside), strict=True))
+    for source, target in edges:
+        assert place[source][1] + BOX_HEIGHT < place[target][1]
+    for a, (ax, ay) in place.items():
+        assert not [b for b, (bx, by) in place.items() if b != a and abs(ax - bx) < BOX_WIDTH and ay == by]
+
+
+def test_what_is_missing_or_damaged_is_named(run: SmallRun) -> None:
+    root = run.store.files.local_root
+    evaluation = Artifact("evaluation", run.output("sft_eval").removeprefix("sha256:"))
+    (root / evaluation.key / "manifest.json").unlink()
+    metrics = root / Artifact("model", run.output("sft").removeprefix("sha256:")).key / "files" / "metrics.jsonl"
+    metrics.chmod(0o644)
+    metrics.write_bytes(metrics.read_bytes().replace(b"2.0", b"3.0", 1))
+    page = page_of(run)
+    assert f"sft_eval: evaluation {evaluation.digest[:10]} cannot be read: {evaluation.id}" in page.text
+    assert "sft: metrics.jsonl of model" in page.text and "its content is not what was stored" in page.text
+    assert series_of(page, "loss") == {}
+    assert {bar["data-stage"] for bar in page.all("g", "bar")} == {"base_eval"}
+
+
+def test_bad_lines_are_named_and_the_others_shown(tmp_path: Path) -> None:
+    run = SmallRun(tmp_path)
+    lines = '{"step": 1, "loss": 0.5}\nno json\n[1]\n{"step": 4, "loss": 0.25}\n'
+    run.stage("sft", "sft", {}, {"model": ("model", {"metrics.jsonl": lines})})
+    page = page_of(run)
+    assert series_of(page, "loss") == {"sft": [[1, 0.5], [4, 0.25]]}
+    assert "sft: metrics.jsonl line 2 is not JSON and was left out" in page.text
+    assert "sft: metrics.jsonl line 3 is not a JSON object and was left out" in page.text
+
+
+def test_a_run_that_made_nothing_still_has_a_page(tmp_path: Path) -> None:
+    run = SmallRun(tmp_path)
+    run.stage("sft", "sft", {"model": "hub:owner/name"}, {}, state="failed", error="DataError: row 3 has no text")
+    page = page_of(run)
+    assert "DataError: row 3 has no text" in page.text
+    for sentence in ("no evaluation with numbers", "No model of this run has training metrics", "has a ledger"):
+        assert sentence in page.text
+
+
+def test_secrets_do_not_reach_the_page(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "k3yk3yk3yk3yk3yk3y")
+    run.stages["sft"]["command"] = ["train", "--key", "k3yk3yk3yk3yk3yk3y", "s3://me:hunter2@host/bucket"]
+    html = render_report(run.store, run.payload())
+    assert "k3yk3yk3y" not in html and "hunter2" not in html
+
+
+def test_an_unknown_run_or_a_folder_as_output_is_refused(run: SmallRun, tmp_path: Path) -> None:
+    run.store.write_run("run-1", run.payload())
+    with pytest.raises(RequestError, match=r"run-2.*did you mean 'run-1'"):
+        write_report(run.store, "run-2", tmp_path / "page.html")
+    with pytest.raises(RequestError, match="cannot be written"):
+        write_report(run.store, "run-1", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        *((0, "0"), (1234567, "1,234,567"), (0.5, "0.5"), (12.3456, "12.35"), (99999.96, "100,000")),
+        *((1e-5, "1e-5"), (2.5e-12, "2.5e-12"), (1e7, "1e7"), (-0.00123456, "-0.001235")),
+        *((True, "yes"), (None, "–"), (math.inf, "inf")),
+    ],
+)
+def test_numbers(value: Any, text: str) -> None:
+    assert number(value) == text
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (0.04, 9.96, 59.6, 3599.4, 3725, None)] == [
+        *("0.0 s", "10 s", "1 min 0 s", "59 min 59 s", "1 h 2 min", "–")
+    ]
+
+
+def test_ticks_are_round_and_reach_over_the_range() -> None:
+    assert ticks(0.0, 1.0) == [0, 0.25, 0.5, 0.75, 1]
+    assert ticks(0.13, 0.87) == [0, 0.2, 0.4, 0.6, 0.8, 1]
+    assert ticks(0.0, 2e-5) == [0, 5e-6, 1e-5, 1.5e-5, 2e-5]
+    assert ticks(-3.0, 40.0) == [-20, 0, 20, 40]
