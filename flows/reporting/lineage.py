@@ -110,6 +110,8 @@ class _Tree:
         """Where the rows of a dataset came from, by its own word."""
         content = self.reader.json(artifact_of({"kind": kind, "id": identifier}), "dataset.json", "lineage")
         source = content.get("source")
+        if isinstance(source, Mapping):
+            return " · ".join(f"{name}: {short(plain(value))}" for name, value in source.items())
         return "" if source is None else plain(source)
 
 
