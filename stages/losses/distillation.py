@@ -83,9 +83,7 @@ def divergence_over_chunks(
     """
     vocabulary, teachers = head.weight_VH.shape[0], teacher_head.weight_VH.shape[0]
     if vocabulary != teachers:
-        raise ValueError(
-            f"student and teacher have heads of {vocabulary} and {teachers} tokens; they must be equal"
-        )
+        raise ValueError(f"student and teacher have heads of {vocabulary} and {teachers} tokens; they must be equal")
     chunk = chunk_tokens or chunk_length(vocabulary, hidden_NH.device)
     teacher_hidden_NH = teacher_hidden_NH.detach()
 

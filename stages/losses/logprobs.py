@@ -145,9 +145,7 @@ class _LinearLogprobs(torch.autograd.Function):
         )
 
 
-def _grad_product(
-    head: Head, logits_CV: Tensor, targets_C: Tensor, normalizers_C: Tensor, grad_C: Tensor
-) -> Tensor:
+def _grad_product(head: Head, logits_CV: Tensor, targets_C: Tensor, normalizers_C: Tensor, grad_C: Tensor) -> Tensor:
     """Gradient of sum(grad * logprob) with respect to h W^T + b. [C, V]."""
     grad_CV = (logits_CV - normalizers_C[:, None]).exp_().mul_(-grad_C[:, None])
     grad_CV.scatter_add_(1, targets_C[:, None], grad_C[:, None])

@@ -16,16 +16,12 @@ import torch
 from torch import Tensor
 
 
-def token_log_ratios(
-    logprobs_N: Tensor, old_logprobs_N: Tensor, sequence_N: Tensor, sequences: int
-) -> Tensor:
+def token_log_ratios(logprobs_N: Tensor, old_logprobs_N: Tensor, sequence_N: Tensor, sequences: int) -> Tensor:
     """log rho_t = log pi(y_t) - log pi_old(y_t). Returns [N]. PPO and GRPO, arXiv:2402.03300."""
     return logprobs_N - old_logprobs_N
 
 
-def sequence_mean_log_ratios(
-    logprobs_N: Tensor, old_logprobs_N: Tensor, sequence_N: Tensor, sequences: int
-) -> Tensor:
+def sequence_mean_log_ratios(logprobs_N: Tensor, old_logprobs_N: Tensor, sequence_N: Tensor, sequences: int) -> Tensor:
     """Mean of the token log-ratios of the sequence, given to each of its tokens. [N]. GSPO, arXiv:2507.18071,
     eq. 7.
     """
@@ -34,9 +30,7 @@ def sequence_mean_log_ratios(
     return (sums_S / lengths_S).index_select(0, sequence_N)
 
 
-def sequence_sum_log_ratios(
-    logprobs_N: Tensor, old_logprobs_N: Tensor, sequence_N: Tensor, sequences: int
-) -> Tensor:
+def sequence_sum_log_ratios(logprobs_N: Tensor, old_logprobs_N: Tensor, sequence_N: Tensor, sequences: int) -> Tensor:
     """Sum of the token log-ratios of the sequence, for each of its tokens. [N]. RLOO, arXiv:2402.14740."""
     return _sums(logprobs_N - old_logprobs_N, sequence_N, sequences).index_select(0, sequence_N)
 
@@ -104,11 +98,7 @@ class Aggregation:
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """[N]: the weight of every token."""
-        return (
-            self.token_weights(lengths_S.double(), max_completion_length)
-            .to(dtype)
-            .index_select(0, sequence_N)
-        )
+        return self.token_weights(lengths_S.double(), max_completion_length).to(dtype).index_select(0, sequence_N)
 
 
 def _one(lengths_S: Tensor, max_completion_length: int) -> Tensor:

@@ -21,9 +21,7 @@ from stages.losses.logprobs import Head
 STUDENT = torch.tensor([[0.5, 0.5]], dtype=torch.float64).log() + 3
 TEACHER = torch.tensor([[0.75, 0.25]], dtype=torch.float64).log() - 2
 # jsd with beta 1/2: the mixture is (5/8, 3/8), each of the two divergences counts one half
-JSD = 0.5 * (0.75 * math.log(1.2) + 0.25 * math.log(2 / 3)) + 0.5 * (
-    0.5 * math.log(0.8) + 0.5 * math.log(4 / 3)
-)
+JSD = 0.5 * (0.75 * math.log(1.2) + 0.25 * math.log(2 / 3)) + 0.5 * (0.5 * math.log(0.8) + 0.5 * math.log(4 / 3))
 VALUES = [
     # 3/4 log(3/2) + 1/4 log(1/2)
     ("forward_kl", {}, 0.130812036),

@@ -134,9 +134,7 @@ def test_logits_of_more_than_a_chunk_never_exist():
     assert largest.elements == 8 * 50
     with LargestTensor() as largest:
         teacher = Head(weight.detach(), bias.detach())
-        divergence_over_chunks(
-            hidden, Head(weight), hidden, teacher, reverse_kl, chunk_tokens=8
-        ).sum().backward()
+        divergence_over_chunks(hidden, Head(weight), hidden, teacher, reverse_kl, chunk_tokens=8).sum().backward()
     assert largest.elements == 8 * 50
 
 

@@ -184,7 +184,7 @@ def test_a_prompt_beyond_the_context_is_refused_by_name(tiny_model):
     long = SampleRequest([1] * 60, (1,), row_id="abc-7")
     with pytest.raises(StageError, match=r"prompt 1 \(row abc-7\) has 60 tokens; .* the 64 .* more than 59 tokens"):
         sampler(tiny_model()).sample([*requests()[:1], long], SamplingConfig(max_completion_length=5))
-    with pytest.raises(StageError, match="lower max_completion_length$"):
+    with pytest.raises(StageError, match=r"lower max_completion_length$"):
         sampler(tiny_model()).sample(requests(), SamplingConfig(max_completion_length=64))
     assert sampler(tiny_model()).sample([long], SamplingConfig(max_completion_length=4))
 
