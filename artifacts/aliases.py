@@ -22,8 +22,7 @@ def write(files: Files, name: str, artifact: Artifact) -> None:
     """Points a name at an artifact. Raises RequestError for what cannot be a name."""
     if not NAME.fullmatch(name) or PREFIX.fullmatch(name):
         raise RequestError(
-            f"not a name for an artifact: {name!r}; use letters, digits, '.', '_', '-' and '/', and not only "
-            "hex digits"
+            f"not a name for an artifact: {name!r}; use letters, digits, '.', '_', '-' and '/', and not only hex digits"
         )
     files.write(_key(name), seal({"name": name, **artifact.to_json()}))
 
@@ -80,14 +79,8 @@ def find(files: Files, reference: str, artifacts: Callable[[], Iterable[Artifact
     )
 
 
-def _by_prefix(
-    files: Files, reference: str, kind: str, prefix: str, artifacts: Iterable[Artifact]
-) -> Artifact:
-    matches = [
-        artifact
-        for artifact in artifacts
-        if artifact.digest.startswith(prefix) and kind in ("", artifact.kind)
-    ]
+def _by_prefix(files: Files, reference: str, kind: str, prefix: str, artifacts: Iterable[Artifact]) -> Artifact:
+    matches = [artifact for artifact in artifacts if artifact.digest.startswith(prefix) and kind in ("", artifact.kind)]
     if len(matches) == 1:
         return matches[0]
     if not matches:

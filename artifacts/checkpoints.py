@@ -86,9 +86,7 @@ class Checkpoints:
 
     def _names(self) -> list[str]:
         """Names of checkpoint folders, finished or not, newest first."""
-        return sorted(
-            (name for name in self._files.children(self._key) if NAME.fullmatch(name)), reverse=True
-        )
+        return sorted((name for name in self._files.children(self._key) if NAME.fullmatch(name)), reverse=True)
 
     def _read(self, name: str) -> _Saved | None:
         """What a checkpoint holds; None: it is not finished. Raises DamagedError."""
@@ -111,7 +109,7 @@ class Checkpoints:
     def _localized(self, saved: _Saved) -> Path:
         key = f"{self._key}/{saved.name}"
         if self._files.local_root is None:
-            return fetched(self._files, key, saved.files, self._cache / saved.name)
+            return fetched(self._files, key, saved.files, self._cache / saved.name, ignore=(DONE,))
         folder = self._files.local_root / key
         problems = check_folder(folder, saved.files, ignore=(DONE,))
         if problems:

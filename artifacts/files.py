@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -33,6 +33,12 @@ class Publication:
     def place(self, entry: FileEntry) -> str:
         """Where a file goes, relative to `key`."""
         return f"{self.payload}/{entry.path}" if self.payload else entry.path
+
+    def foreign(self, found: Iterable[str]) -> list[str]:
+        """What of the paths below `key` lies among the payload and is none of it. Only a payload with a
+        folder of its own is published twice."""
+        places = {self.place(entry) for entry in self.entries}
+        return [path for path in found if path.startswith(f"{self.payload}/") and path not in places]
 
 
 class Files(Protocol):

@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,12 +27,12 @@ class Record:
 
     stage: str
     fingerprint: str
-    identity: Mapping[str, Any] = field(default_factory=dict)
-    outputs: Mapping[str, Artifact] = field(default_factory=dict)
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-    counts: Mapping[str, Any] = field(default_factory=dict)
-    timings: Mapping[str, Any] = field(default_factory=dict)
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    identity: dict[str, Any] = field(default_factory=dict)
+    outputs: dict[str, Artifact] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    counts: dict[str, Any] = field(default_factory=dict)
+    timings: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         names = ("stage", "fingerprint", "identity", "metrics", "counts", "timings", "provenance")

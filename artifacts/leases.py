@@ -49,9 +49,7 @@ class Lease:
         clock: Callable[[], float] = _boot_clock,
     ) -> None:
         if not is_sha256(fingerprint) or ttl_seconds <= 0:
-            raise RequestError(
-                f"not a fingerprint (64 hex digits) or ttl <= 0: {fingerprint!r}, {ttl_seconds}"
-            )
+            raise RequestError(f"not a fingerprint (64 hex digits) or ttl <= 0: {fingerprint!r}, {ttl_seconds}")
         self._files = files
         self._key = f"work/{fingerprint}/lease.json"
         self._owner = owner

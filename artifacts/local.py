@@ -95,7 +95,7 @@ class LocalFiles:
         with reported("list", self.path(key)):
             try:
                 return sorted(os.listdir(self.path(key)))
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 return []
 
     def tree(self, key: str) -> dict[str, Stored]:
@@ -104,8 +104,9 @@ class LocalFiles:
                 try:
                     found = scan(self.path(key))
                     return {path: Stored(sizes(status), status.st_mtime) for path, status in found.items()}
-                except FileNotFoundError:
-                    if not self.path(key).exists():
+                except (FileNotFoundError, NotADirectoryError):
+                    # deleted while it was listed, or never there
+                    if not self.path(key).is_dir():
                         return {}
         raise StoreError(f"cannot list {self.path(key)}: it changes all the time; who writes there?")
 
@@ -163,9 +164,8 @@ class LocalFiles:
         """Another writer was here, or what is here is damaged: same names, same contents, so each file is
         replaced on its own, marker last. Nobody sees a state that is worse than before."""
         wanted = {publication.place(entry) for entry in publication.entries}
-        for path in scan(target):
-            if path not in wanted and path != publication.marker[0]:
-                self._disk.unlink(target / path)
+        for path in publication.foreign(scan(target)):
+            self._disk.unlink(target / path)
         for place in sorted(wanted):
             self._ensure_plain_folder(target, (target / place).parent)
             if (target / place).is_dir():

@@ -14,6 +14,7 @@ from artifacts.errors import DamagedError, MissingError
 from artifacts.files import Files
 from artifacts.folder import check_folder, differences, in_parallel
 from artifacts.local_errors import reported
+from artifacts.owner import is_dead
 
 THREADS = 4
 
@@ -51,15 +52,21 @@ def _problem(files: Files, place: str, entry: FileEntry, take: Callable[[bytes],
     return None
 
 
-def fetched(files: Files, place: str, expected: tuple[FileEntry, ...], target: Path) -> Path:
+def fetched(
+    files: Files, place: str, expected: tuple[FileEntry, ...], target: Path, ignore: tuple[str, ...] = ()
+) -> Path:
     """`target`, a folder of the cache with just these files, every byte checked; what the cache already holds
-    is not fetched again. Raises DamagedError naming what is wrong in the store."""
+    is not fetched again. `ignore`: files of the store that are no payload. Raises DamagedError naming what is
+    wrong in the store."""
     with reported("read the cache in", target):
         if target.exists() and not check_folder(target, expected):
             return target
+    found = {path: stored.size for path, stored in files.tree(place).items() if path not in ignore}
+    _raise_if_any(differences(found, expected), f"{files.url}/{place}")
     needed = sum(entry.size for entry in expected)
     with reported("fetch into", target, needed=needed):
         target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target.parent)
         building = target.parent / f".new-{temporary_name()}"
         try:
             _download(files, place, expected, building)
@@ -67,6 +74,13 @@ def fetched(files: Files, place: str, expected: tuple[FileEntry, ...], target: P
         finally:
             shutil.rmtree(building, ignore_errors=True)
     return target
+
+
+def _sweep(folder: Path) -> None:
+    """Clears away what processes that died here left half-fetched."""
+    for path in sorted(folder.glob(".*")):
+        if is_dead(path.name.partition("-")[2]):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _download(files: Files, place: str, expected: tuple[FileEntry, ...], building: Path) -> None:
@@ -84,11 +98,12 @@ def _download(files: Files, place: str, expected: tuple[FileEntry, ...], buildin
         return problem
 
     problems = [problem for problem in in_parallel(download, expected, THREADS) if problem is not None]
+    _raise_if_any(problems, f"{files.url}/{place}")
+
+
+def _raise_if_any(problems: list[str], where: str) -> None:
     if problems:
-        raise DamagedError(
-            f"damaged in {files.url}/{place}: {'; '.join(problems[:5])}; "
-            "run the recipe again: the stage that made it will run"
-        )
+        raise DamagedError(f"{where} is damaged: {'; '.join(problems[:5])}; run again: what made it will be done again")
 
 
 def _put_in_place(building: Path, target: Path, expected: tuple[FileEntry, ...]) -> None:

@@ -67,8 +67,8 @@ def _opened(url: str, seconds: float) -> Files:
         return LocalFiles(_local_path(url))
     if "@" in url or "?" in url or "#" in url:
         raise RequestError(
-            f"the store's URL {scrub(url).split('?')[0]!r} may hold no credentials and no options: they come "
-            "from the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL)"
+            f"the store's URL ({protocol}://...) may hold no credentials and no options: they come from "
+            "the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL)"
         )
     if protocol == "memory":
         from artifacts.remote import memory_files
@@ -80,9 +80,7 @@ def _opened(url: str, seconds: float) -> Files:
         files = S3Files(url)
         files.probe(Patience(deadline=seconds / 2))
         return files
-    raise RequestError(
-        f"a store is a local path, file://, memory:// or s3://bucket/folder; found {scrub(url)!r}"
-    )
+    raise RequestError(f"a store is a local path, file://, memory:// or s3://bucket/folder; found {scrub(url)!r}")
 
 
 def _local_path(url: str) -> Path:

@@ -3,6 +3,7 @@ last is what makes a publication; nothing is renamed."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -29,9 +30,7 @@ class RemoteFiles:
 
     upload_options: dict[str, Any] = {}  # noqa: RUF012 - a constant of the class
 
-    def __init__(
-        self, url: str, base: str, make: Callable[[], Any], patience: Patience | None = None
-    ) -> None:
+    def __init__(self, url: str, base: str, make: Callable[[], Any], patience: Patience | None = None) -> None:
         self.url = url.rstrip("/")
         self.local_root: Path | None = None
         self._base = base.rstrip("/")
@@ -122,9 +121,8 @@ class RemoteFiles:
         in_parallel(lambda entry: self._upload(publication, entry), entries, THREADS)
         wanted = {publication.place(entry): entry.size for entry in entries}
         found = self.tree(key)
-        for place in found:
-            if place not in wanted and place != publication.marker[0]:
-                self.delete(f"{key}/{place}")
+        for place in publication.foreign(found):
+            self.delete(f"{key}/{place}")
         for place, size in wanted.items():
             if place not in found or found[place].size != size:
                 have = f"has {found[place].size} bytes" if place in found else "is not there"
@@ -147,6 +145,11 @@ class RemoteFiles:
             self.delete(f"{key}/{first}")
             places.remove(f"{key}/{first}")
         in_parallel(self.delete, places, THREADS)
+        self._drop_folder(key)
+
+    def _drop_folder(self, key: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._call("delete", key, lambda: self.fs.rm(self.path(key), recursive=True))
 
     def delete(self, key: str) -> None:
         try:

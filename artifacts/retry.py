@@ -12,8 +12,10 @@ from artifacts.errors import StoreError
 from artifacts.sealed import scrub
 
 R = TypeVar("R")
-REFUSED = (400, 401, 403, 405, 411, 412, 416, 501)
-"""HTTP answers that a second try does not change."""
+PASSING = (408, 409, 425, 429, 500, 502, 503, 504)
+"""HTTP errors that a second try may not meet."""
+TRANSPORTS = ("aiobotocore", "aiohttp", "botocore", "fsspec", "http", "urllib3")
+"""Packages whose exceptions without an HTTP answer mean that something went wrong on the way."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,7 @@ def call(operation: str, target: str, function: Callable[[], R], patience: Patie
             raise
         except (FileNotFoundError, FileExistsError) as error:
             if _error_code(error) == "NoSuchBucket":
-                raise StoreError(
-                    f"cannot {operation} {target}: the bucket does not exist; create it"
-                ) from None
+                raise StoreError(f"cannot {operation} {target}: the bucket does not exist; create it") from None
             raise
         except Exception as error:
             elapsed = patience.clock() - start
@@ -85,14 +85,16 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _may_pass(error: Exception) -> bool:
-    """Time-outs, broken connections, 5xx, 409 and 429; of the unknown, what says it is about input/output."""
+    """Time-outs, broken connections, 5xx, 409 and 429."""
     status = status_of(error)
-    if status is not None:
-        return status not in REFUSED
-    if isinstance(error, PermissionError | ImportError | TypeError | NotImplementedError):
+    if status is not None and status >= 300:
+        return status in PASSING
+    if isinstance(error, PermissionError):
         return False
-    # botocore's NoCredentialsError and ParamValidationError are neither OSError nor about the connection
-    return not type(error).__name__.startswith(("NoCredentials", "PartialCredentials", "ParamValidation"))
+    # botocore's NoCredentialsError, ParamValidationError and the like are about the request
+    about_request = type(error).__name__.startswith(("NoCredentials", "PartialCredentials", "Param", "Invalid"))
+    transport = type(error).__module__.split(".")[0] in TRANSPORTS
+    return isinstance(error, OSError) or (transport and not about_request)
 
 
 def _described(error: Exception) -> str:
@@ -105,8 +107,8 @@ def _advice(error: Exception) -> str:
     status = status_of(error)
     if isinstance(error, PermissionError) or status in (401, 403) or "Credentials" in type(error).__name__:
         return (
-            "check the credentials in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE) and "
-            "that they may list, read, write and delete there"
+            "check the credentials in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
+            "AWS_PROFILE) and that they may list, read, write and delete there"
         )
     if status == 400:
         return "check the bucket's name and region (AWS_DEFAULT_REGION)"

@@ -24,9 +24,7 @@ class S3Files(RemoteFiles):
     # two parts of 32 MiB a file and 4 files at once: at most 256 MiB in memory
     upload_options = {"chunksize": PART, "max_concurrency": 2}  # noqa: RUF012
 
-    def __init__(
-        self, url: str, make: Callable[[], Any] | None = None, patience: Patience | None = None
-    ) -> None:
+    def __init__(self, url: str, make: Callable[[], Any] | None = None, patience: Patience | None = None) -> None:
         super().__init__(url, url.removeprefix("s3://").strip("/"), make or _file_system, patience)
         self._bucket, _, self._prefix = self._base.partition("/")
         if not self._bucket:
@@ -36,9 +34,7 @@ class S3Files(RemoteFiles):
         try:
             self.fs.info(self._bucket)
         except FileNotFoundError:
-            raise StoreError(
-                f"cannot open store {self.url}: there is no bucket {self._bucket!r}; create it"
-            ) from None
+            raise StoreError(f"cannot open store {self.url}: there is no bucket {self._bucket!r}; create it") from None
 
     def swap(self, key: str, expected: bytes | None, data: bytes) -> bool:
         try:
@@ -82,6 +78,9 @@ class S3Files(RemoteFiles):
 
     def _make_parent(self, key: str) -> None:
         """S3 has no folders, and s3fs would create a missing bucket."""
+
+    def _drop_folder(self, key: str) -> None:
+        """S3 has no folders."""
 
 
 class _LostRace(StoreError):

@@ -19,9 +19,7 @@ SEAL = "seal"
 SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY|AUTH", re.IGNORECASE)
 SHORTEST_SECRET = 12
 USERINFO = re.compile(r"(?<=://)[^/@\s'\"]+@")
-SIGNED_QUERY = re.compile(
-    r"(?i)\b(X-Amz-(?:Signature|Credential|Security-Token)|AWSAccessKeyId|Signature)=[^&\s'\"]+"
-)
+SIGNED_QUERY = re.compile(r"(?i)\b(X-Amz-(?:Signature|Credential|Security-Token)|AWSAccessKeyId|Signature)=[^&\s'\"]+")
 
 
 def seal(payload: Mapping[str, Any]) -> bytes:
@@ -41,9 +39,7 @@ def unseal(data: bytes, where: str) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         whole = False
     if not whole:
-        raise DamagedError(
-            f"{where} is damaged ({len(data)} bytes that are not what was written); run it again"
-        )
+        raise DamagedError(f"{where} is damaged ({len(data)} bytes that are not what was written); run it again")
     return body
 
 

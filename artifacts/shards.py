@@ -46,9 +46,7 @@ class Shards:
                 continue
             if sha256_bytes(data) == sha256:
                 return data
-        raise DamagedError(
-            f"shard {name!r} in {self._files.url}/{self._key} is damaged; it is computed again"
-        )
+        raise DamagedError(f"shard {name!r} in {self._files.url}/{self._key} is damaged; it is computed again")
 
     def clear(self) -> None:
         """Deletes all of them."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from artifacts import aliases, index, lineage, runs
 from artifacts.checkpoints import Checkpoints
-from artifacts.errors import DamagedError, MissingError, StoreError
+from artifacts.errors import DamagedError, MissingError, RequestError, StoreError
 from artifacts.files import Files, Publication
 from artifacts.folder import differences
 from artifacts.index import Record
@@ -74,9 +74,7 @@ class Store:
         try:
             if not self.is_intact(artifact):
                 return False
-            if self.is_local and problems_of(
-                self.files, artifact.key, PAYLOAD, self.manifest(artifact).files
-            ):
+            if self.is_local and problems_of(self.files, artifact.key, PAYLOAD, self.manifest(artifact).files):
                 return False
             self.files.touch(f"{artifact.key}/{MANIFEST}")
         except (DamagedError, MissingError, FileNotFoundError):
@@ -127,11 +125,12 @@ class Store:
             if self.files.local_root is not None:
                 problems = problems_of(self.files, artifact.key, PAYLOAD, manifest.files)
                 if problems:
-                    raise self._damage(artifact, problems)
+                    raise DamagedError(
+                        f"{artifact.id} ({artifact.kind}) in {self.url} is damaged: {'; '.join(problems[:5])}; "
+                        "run the recipe again: the stage that made it will run"
+                    )
                 return self.files.local_root / artifact.key / PAYLOAD
-            return fetched(
-                self.files, f"{artifact.key}/{PAYLOAD}", manifest.files, self._cache / artifact.key
-            )
+            return fetched(self.files, f"{artifact.key}/{PAYLOAD}", manifest.files, self._cache / artifact.key)
         except DamagedError as error:
             self._mark_damaged(artifact, str(error))
             raise
@@ -152,13 +151,6 @@ class Store:
             self.files.delete(f"{artifact.key}/{DAMAGED}")
         return [f"{artifact}: {problem}" for problem in problems]
 
-    def _damage(self, artifact: Artifact, problems: list[str]) -> DamagedError:
-        where = f"{self.url}/{artifact.key}/{PAYLOAD}"
-        return DamagedError(
-            f"{artifact.id} ({artifact.kind}) is damaged in {where}: {'; '.join(problems[:5])}; "
-            "run the recipe again: the stage that made it will run"
-        )
-
     def _mark_damaged(self, artifact: Artifact, text: str) -> None:
         try:
             self.files.write(f"{artifact.key}/{DAMAGED}", seal({"problems": text}))
@@ -171,7 +163,7 @@ class Store:
             for digest in self.files.children(f"artifacts/{kind}"):
                 try:
                     artifact = Artifact(kind, digest)
-                except Exception:
+                except RequestError:
                     logger.warning("%s/artifacts/%s/%s is nothing of ours", self.url, kind, digest)
                     continue
                 if MANIFEST in self.files.children(artifact.key):
