@@ -13,6 +13,8 @@ from flows.reporting.wiring import Wiring
 
 WIDTH, ROW = 420, 34
 LEFT, RIGHT, TOP, BOTTOM = 118, 62, 4, 22
+SECONDARY = "completions/"
+"""Lengths and the like: what these metrics begin with."""
 BARS = {"width": WIDTH, "row": ROW, "left": LEFT}
 
 
@@ -62,9 +64,10 @@ class Panel:
 
 @dataclass(frozen=True)
 class Headline:
-    """`measurements` by evaluation stage, in the recipe's order."""
+    """`measurements` by evaluation stage, in the recipe's order. `more` panels say how, not how well."""
 
     panels: tuple[Panel, ...]
+    more: tuple[Panel, ...]
     measurements: Mapping[str, tuple[Measurement, ...]]
     notes: tuple[str, ...]
 
@@ -86,7 +89,12 @@ def read_headline(run: Mapping[str, Any], wiring: Wiring, reader: Reader) -> Hea
         for measurement in found:
             groups.setdefault((measurement.metric, measurement.data), []).append(measurement)
     panels = [_panel(members) for members in groups.values()]
-    return Headline(tuple(panels), measurements, tuple(reader.notes))
+    return Headline(
+        panels=tuple(panel for panel in panels if not panel.metric.startswith(SECONDARY)),
+        more=tuple(panel for panel in panels if panel.metric.startswith(SECONDARY)),
+        measurements=measurements,
+        notes=tuple(reader.notes),
+    )
 
 
 def _measurements(stage: str, results: Mapping[str, Any], wiring: Wiring, reader: Reader) -> tuple[Measurement, ...]:

@@ -35,10 +35,19 @@ class Ledger:
     states: tuple[State, ...]
     problem: str | None
 
+    @property
+    def is_full(self) -> bool:
+        """Every row was used, and used whole."""
+        states = {state.name for state in self.states if state.count}
+        return states <= {"used"} and not self.truncated_tokens and self.problem is None
+
 
 @dataclass(frozen=True)
 class Ledgers:
+    """`full`: of which there is nothing to tell but that every row was used."""
+
     ledgers: tuple[Ledger, ...]
+    full: tuple[Ledger, ...]
     notes: tuple[str, ...]
 
 
@@ -51,7 +60,11 @@ def read_ledgers(run: Mapping[str, Any], reader: Reader) -> Ledgers:
             content = reader.json(artifact, "ledger.json", stage, expected=output["kind"] == "dataset")
             if content:
                 ledgers.append(_ledger(stage, name, content, reader))
-    return Ledgers(tuple(ledgers), tuple(reader.notes))
+    return Ledgers(
+        ledgers=tuple(ledger for ledger in ledgers if not ledger.is_full),
+        full=tuple(ledger for ledger in ledgers if ledger.is_full),
+        notes=tuple(reader.notes),
+    )
 
 
 def _ledger(stage: str, output: str, content: Mapping[str, Any], reader: Reader) -> Ledger:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flows.reporting.reading import Reader, artifact_of
-from flows.reporting.text import clipped, number, plain, turns
+from flows.reporting.text import clipped, number, turns
 from flows.reporting.wiring import Wiring
 
 MAX_CARDS = 200
@@ -119,10 +119,11 @@ def _card(row_id: str, columns: Sequence[Sequence[dict[str, Any]]]) -> Card:
     judged = any(verdict is not None for verdict in sum(verdicts, ()))
     compared = verdicts if judged else [tuple(answer.turns or answer.values for answer in c) for c in answers if c]
     expected = next((first[name] for name in _EXPECTED if first.get(name) is not None), "")
+    said = " ".join(text for _, text in turns(expected))
     return Card(
         row_id=row_id,
         prompt=tuple(turns(first.get("prompt"))),
-        expected=clipped(plain(expected)),
+        expected=clipped(said, 300),
         answers=answers,
         wrong=any(verdict is False for verdict in sum(verdicts, ())),
         changed=len(set(compared)) > 1,

@@ -83,9 +83,6 @@ def read_sections(run: Mapping[str, Any], wiring: Wiring, anchors: Mapping[str, 
 def _section(name: str, entry: Mapping[str, Any], wiring: Wiring, anchor: str, reader: Reader) -> Section:
     uses, written = str(entry["uses"]), wiring.settings.get(name, {})
     identity, provenance = _record(name, uses, entry, reader)
-    reasons = [str(reason) for reason in entry.get("reasons") or ()]
-    if entry.get("reason") and str(entry["reason"]) not in reasons:
-        reasons.insert(0, str(entry["reason"]))
     resumed = entry.get("resumed_from")
     return Section(
         name=name,
@@ -94,7 +91,7 @@ def _section(name: str, entry: Mapping[str, Any], wiring: Wiring, anchor: str, r
         state=str(entry["state"]),
         time=duration(entry.get("seconds")),
         fingerprint=str(entry.get("fingerprint") or ""),
-        reasons=tuple(reasons),
+        reasons=_reasons(entry),
         headline=_main_metric(uses, entry.get("metrics") or {}),
         error=str(entry.get("error") or ""),
         resumed_from="" if resumed is None else number(resumed),
@@ -111,6 +108,13 @@ def _section(name: str, entry: Mapping[str, Any], wiring: Wiring, anchor: str, r
         command=shlex.join(str(word) for word in entry.get("command") or ()),
         rollouts=tuple(_rollouts(name, entry, reader)),
     )
+
+
+def _reasons(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """One by one where `reason` is all of them in a line; a skipped stage has another one than the plan's."""
+    several = [str(reason) for reason in entry.get("reasons") or ()]
+    reason = str(entry.get("reason") or "")
+    return tuple(several) if reason in ("", "; ".join(several)) else (reason,)
 
 
 def _record(
