@@ -65,7 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         from flows import commands
 
-        return commands.COMMANDS[options.command](options)
+        status = commands.COMMANDS[options.command](options)
+        sys.stdout.flush()  # here, where a reader that has gone is no error
+        return status
     except RequestError as error:
         if options.json:
             problems = [{"where": problem.where, "what": problem.what} for problem in error.problems]
@@ -83,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         # whoever read our output has enough; nothing may be written when the interpreter closes stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
+        return FAILED if options.command == "run" else OK  # whether the run went well can no longer be told
     except Exception as error:
         if os.environ.get("POSTTRAIN_DEBUG") == "1":
             raise

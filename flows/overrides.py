@@ -157,6 +157,7 @@ class _Filler:
         if isinstance(value, Mapping | list):
             what = f"${{{match[2]}}} is {found(value)} and cannot stand inside a text"
             self.problems.append(self.document.problem(place, what))
+            self.unfilled.add(self.document.where(place))
         return str(value)
 
     def _parameter(self, name: str, place: Place) -> Any:

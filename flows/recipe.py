@@ -20,7 +20,7 @@ from flows.launch_settings import Launch, merge_launch, read_launch
 from flows.overrides import apply_overrides, fill_parameters
 from flows.validate import unknown_key
 from flows.wiring import Wiring
-from flows.yaml_lines import Document, dump, read_document
+from flows.yaml_lines import Document, as_document, dump, read_document
 from stages.names import nearest
 from stages.stage import Config, Stage
 
@@ -74,7 +74,7 @@ class Recipe:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], overrides: Iterable[str] = (), *, base: Path | None = None) -> Recipe:
         """A recipe made in Python; relative paths count from `base` (default: the working folder)."""
-        return _build(Document(values, "recipe"), overrides, None, base or Path.cwd())
+        return _build(as_document(values, "recipe"), overrides, None, base or Path.cwd())
 
     def where(self, *place: str | int) -> str:
         """Where a value stands: `recipe.yaml:12: stages.dpo.with.beta`."""

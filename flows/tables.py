@@ -18,9 +18,15 @@ STATE_STYLES = {"cached": "cyan", "resume": "yellow", "run": "green", "may_run":
 _WIDTH_WITHOUT_TERMINAL = 200
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command line what a reader that has gone means."""
+        raise BrokenPipeError
+
+
 def show(*parts: RenderableType) -> None:
     """Print to stdout, wrapped to the terminal; in a file or pipe, lines are long."""
-    console = Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL, highlight=False)
+    console = _Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL, highlight=False)
     for index, part in enumerate(parts):
         if index:
             console.print()

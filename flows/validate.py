@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,12 +48,27 @@ def unknown_key(key: str, valid: Sequence[str], elsewhere: Mapping[str, Sequence
     for section, names in elsewhere.items():
         if key in names:
             return f"unknown key here; {key!r} belongs under `{section}:`"
-    hint = foreign(key, valid) or nearest(key, valid)
+    # of several that look alike, the one that a single slip of the finger makes
+    hint = foreign(key, valid) or nearest(key, [name for name in valid if _one_slip(key, name)] or valid)
     if not hint:
         for section, names in elsewhere.items():
             if near := nearest(key, names):
                 return f"unknown key{near} (it belongs under `{section}:`)"
     return f"unknown key{hint or '; known are: ' + ', '.join(valid)}"
+
+
+def _one_slip(typed: str, meant: str) -> bool:
+    """Whether one letter was left out, put in, replaced or exchanged with its neighbour."""
+    start = _common(typed, meant)
+    typed, meant = typed[start:], meant[start:]
+    end = _common(typed[::-1], meant[::-1])
+    typed, meant = typed[: len(typed) - end], meant[: len(meant) - end]
+    return max(len(typed), len(meant)) == 1 or (len(typed) == 2 and typed == meant[::-1])
+
+
+def _common(one: str, other: str) -> int:
+    """Letters that both begin with."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def _infinite(values: Any, place: Place = ()) -> Iterator[tuple[Place, float]]:

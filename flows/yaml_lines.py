@@ -106,6 +106,15 @@ def parse_value(text: str, origin: str) -> Any:
     return parse_document(text, origin).data
 
 
+def as_document(values: Any, origin: str) -> Document:
+    """Values made in Python as a document without lines. Raises RequestError for what YAML cannot hold."""
+    try:
+        text = dump(values)
+    except yaml.YAMLError as error:
+        raise RequestError([Problem(origin, f"only text, numbers, booleans, lists and dicts: {error}")]) from error
+    return Document(parse_document(text, origin).data, origin)
+
+
 def dump(data: Any) -> str:
     """YAML that `parse_document` reads back to the same values, keys in the order given."""
     return yaml.dump(data, Dumper=_CoreDumper, sort_keys=False, allow_unicode=True, width=110)

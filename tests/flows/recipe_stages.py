@@ -1,14 +1,17 @@
-"""Small stages whose fields, kinds and messages the recipe tests know by heart."""
+"""Small stages whose fields, kinds and messages the recipe tests know by heart, and recipes of them."""
 
 from __future__ import annotations
 
 import sys
 import types
+from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from artifacts.errors import RequestError
+from flows.recipe import Recipe
 from stages.stage import CodeRef, Config, DataRef, Input, Stage, operational
 
 
@@ -122,3 +125,39 @@ def fake_stages(monkeypatch: pytest.MonkeyPatch) -> None:
         module = types.ModuleType(f"stages.{stage.name}")
         module.STAGE = stage
         monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+@pytest.fixture
+def write_recipe(tmp_path: Path):
+    """Write a recipe beside a data file and a code file; gives the recipe's path."""
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "rewards.py").write_text("def right(prompts, completions):\n    return [1.0]\n")
+
+    def write(text: str) -> Path:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> None:
+    """A folder `model` that looks like one."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+
+
+def mistakes(path: Path, *overrides: str) -> list[str]:
+    """The messages of a recipe that must be refused, without the folder it lies in."""
+    with pytest.raises(RequestError) as refused:
+        Recipe.load(path, overrides)
+    return [str(problem).replace(f"{path.parent}/", "") for problem in refused.value.problems]
+
+
+def with_stage(body: str) -> str:
+    """A recipe of a dataset and one more stage, `dpo`, whose body begins in line 4."""
+    return f"stages:\n  data: {{uses: prepare, with: {{source: {{path: rows.jsonl}}}}}}\n  dpo:\n{body}"
+
+
+TRAIN = "    uses: train\n    inputs: {model: ./model, dataset: data}\n"

@@ -12,7 +12,7 @@ from artifacts import Record, open_store
 from artifacts.errors import RequestError
 from flows.plan import plan
 from flows.recipe import Recipe
-from tests.flows.recipe_stages import STAGES, fake_stages  # noqa: F401
+from tests.flows.recipe_stages import STAGES
 
 pytestmark = pytest.mark.usefixtures("fake_stages")
 

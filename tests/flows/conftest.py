@@ -1,0 +1,3 @@
+"""Fixtures of the recipe and plan tests."""
+
+from tests.flows.recipe_stages import fake_stages, model_folder, write_recipe  # noqa: F401
