@@ -39,13 +39,13 @@ class LaunchSettings(Protocol):
 
 @dataclass(frozen=True)
 class Command:
-    """What is executed: `variables` are the settings of ours that a person needs to repeat it by hand."""
+    """What is executed. `variables`: the settings that a person needs to repeat it by hand, the recipe's too."""
 
     arguments: list[str]
     variables: dict[str, str]
 
     def shell(self) -> str:
-        """One line for a shell. Holds none of the caller's environment, so no credentials."""
+        """One line for a shell. It holds nothing of the caller's environment, so no credentials."""
         settings = [f"{name}={shlex.quote(value)}" for name, value in self.variables.items()]
         return " ".join(["env", *settings, shlex.join(self.arguments)])
 
@@ -54,11 +54,11 @@ def stage_command(launch: LaunchSettings, job: Path, *, threads: int) -> Command
     """The command that runs `job/spec.json`. Raises StageError for a launcher that cannot work."""
     python = launch.python or sys.executable
     spec = str(job / "spec.json")
-    variables = _variables(threads)
+    variables = _variables(threads) | dict(launch.env)
     if launch.processes == 1 and launch.config is None:
         return Command([python, "-m", "stages", spec], variables)
     settings = launcher_settings(launch.config or "ddp")
-    variables |= _device_variables(settings, python, launch)
+    variables = _device_variables(settings, python, launch) | variables
     path = job / "accelerate.yaml"
     path.write_text(yaml.safe_dump(settings | {"num_processes": launch.processes, "num_machines": 1}))
     options = {
@@ -84,9 +84,9 @@ def default_threads(processes: int, parallel: int) -> int:
     return max(1, cores // processes // parallel)
 
 
-def stage_environment(command: Command, launch: LaunchSettings) -> dict[str, str]:
-    """The caller's environment (the store's credentials are there), ours, and what the recipe asks for."""
-    return {**os.environ, **command.variables, **launch.env}
+def stage_environment(command: Command) -> dict[str, str]:
+    """The caller's environment (the store's credentials are there) and the command's settings."""
+    return {**os.environ, **command.variables}
 
 
 def launcher_settings(config: str) -> dict[str, Any]:
@@ -95,9 +95,7 @@ def launcher_settings(config: str) -> dict[str, Any]:
     path = shipped.get(config, Path(config))
     if not path.is_file():
         names = ", ".join(sorted(shipped))
-        raise StageError(
-            f"launch.config {config!r} is neither one of {names} nor a file{nearest(config, shipped)}"
-        )
+        raise StageError(f"launch.config {config!r} is neither one of {names} nor a file{nearest(config, shipped)}")
     settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(settings, dict) or "distributed_type" not in settings:
         raise StageError(f"{path} is not an accelerate configuration: it has no distributed_type")
@@ -106,9 +104,7 @@ def launcher_settings(config: str) -> dict[str, Any]:
 
 def _variables(threads: int) -> dict[str, str]:
     variables = {
-        "OMP_NUM_THREADS": str(
-            threads
-        ),  # a fixed number: results differ in the last bit between thread counts
+        "OMP_NUM_THREADS": str(threads),  # a fixed number: results differ in the last bit between thread counts
         "TOKENIZERS_PARALLELISM": "false",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "PYTHONHASHSEED": "0",
@@ -156,7 +152,5 @@ def _has_accelerator(python: str, env: Sequence[tuple[str, str]]) -> bool:
         raise StageError(f"launch.python {python!r} cannot be started: {error}") from error
     if answer.returncode != 0:
         reason = (answer.stderr.strip().splitlines() or ["no message"])[-1]
-        raise StageError(
-            f"{python} cannot import torch: {reason}; set launch.python to one that has posttrain"
-        )
+        raise StageError(f"{python} cannot import torch: {reason}; set launch.python to one that has posttrain")
     return answer.stdout.strip() == "True"

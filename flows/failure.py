@@ -63,11 +63,7 @@ def _memory(ended: dict[str, Any]) -> str:
 
 
 def _memory_hint(text: str) -> str:
-    return (
-        "; out of memory: lower micro_batch_tokens or use more processes"
-        if _OUT_OF_MEMORY.search(text)
-        else ""
-    )
+    return "; out of memory: lower micro_batch_tokens or use more processes" if _OUT_OF_MEMORY.search(text) else ""
 
 
 def _last_error(log: list[str]) -> str:

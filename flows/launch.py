@@ -151,12 +151,10 @@ def run_stage_process(
         (job / name).unlink(missing_ok=True)
     command = stage_command(launch, job, threads=spec["threads"])
     (job / "spec.json").write_text(json.dumps({**spec, "command": command.arguments}, indent=1))
-    on_event(
-        {"kind": "command", "text": command.shell(), "arguments": command.arguments, "time": time.time()}
-    )
+    on_event({"kind": "command", "text": command.shell(), "arguments": command.arguments, "time": time.time()})
     started = time.monotonic()
     with contextlib.nullcontext(supervisors) if supervisors else Supervisors() as live:
-        with live.start(command, job, stage_environment(command, launch)) as process:
+        with live.start(command, job, stage_environment(command)) as process:
             events, lines = follow_json(job / "events.jsonl"), follow_lines(job / "log.txt")
             ended = False
             while not ended:

@@ -11,9 +11,7 @@ from typing import Any
 LONGEST_LINE_BYTES = 100_000
 """A longer one is passed on in pieces; Prefect's log cuts a record at 1 MB."""
 
-_WARNING = re.compile(
-    r"\b(WARN(ING)?|ERROR|CRITICAL|FATAL)\b|\b\w*(Error|Exception|Warning)\b(:|$)|^Traceback"
-)
+_WARNING = re.compile(r"\b(WARN(ING)?|ERROR|CRITICAL|FATAL)\b|\b\w*(Error|Exception|Warning)\b(:|$)|^Traceback")
 
 
 def is_warning(line: str) -> bool:

@@ -52,9 +52,7 @@ def recorded(tmp_path: Path, count: int) -> list[int]:
     path = tmp_path / "pids"
     return until(
         lambda: (
-            (ids := [int(i) for i in path.read_text().split()] if path.exists() else [])
-            and len(ids) >= count
-            and ids
+            (ids := [int(i) for i in path.read_text().split()] if path.exists() else []) and len(ids) >= count and ids
         )
     )
 
@@ -112,8 +110,7 @@ def test_the_printed_command_runs_by_hand(tmp_path: Path) -> None:
     run_stage_process(spec(tmp_path, "environment"), launch(), events.append)
     seen = tmp_path / "run" / "s" / "seen.json"
     seen.unlink()
-    line = events[0]["text"].replace(f"PYTHONPATH={ROOT}", f"PYTHONPATH={FAKE}:{ROOT}")
-    subprocess.run(line, shell=True, check=True, cwd=tmp_path, env={"PATH": os.environ["PATH"]})
+    subprocess.run(events[0]["text"], shell=True, check=True, cwd=tmp_path, env={"PATH": os.environ["PATH"]})
     assert json.loads(seen.read_text())["env"]["OMP_NUM_THREADS"] == "1"
 
 
@@ -227,9 +224,7 @@ def test_sigterm_to_the_flow_and_to_the_supervisor(flow: Flow, tmp_path: Path) -
 @pytest.mark.slow
 def test_a_killed_worker_of_several_is_named(tmp_path: Path) -> None:
     with pytest.raises(StageFailed, match="killed by signal 9: out of memory"):
-        run_stage_process(
-            spec(tmp_path, "second rank sigkill"), launch(processes=2, config="cpu"), lambda event: None
-        )
+        run_stage_process(spec(tmp_path, "second rank sigkill"), launch(processes=2, config="cpu"), lambda event: None)
 
 
 def test_commands(tmp_path: Path) -> None:

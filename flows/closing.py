@@ -1,0 +1,53 @@
+"""The closing table of a run: stage, state, time, main metric, artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from stages.stage import load_stage
+
+STYLES = {"cached": "cyan", "ran": "green", "failed": "bold red", "skipped": "yellow"}
+SHORT_ID = 12
+"""Hexadecimal digits of an id that are shown; the store finds an artifact by eight."""
+
+
+def closing_table(payload: Mapping[str, Any]) -> Table:
+    """One row a stage of a run's payload."""
+    table = Table(title=f"{payload['recipe']} · run {payload['run']} · {payload['state']}", title_justify="left")
+    table.add_column("stage", style="bold")
+    table.add_column("state")
+    table.add_column("time", justify="right")
+    table.add_column("main metric")
+    table.add_column("artifact")
+    for name, entry in payload["stages"].items():
+        state = f"[{STYLES[entry['state']]}]{entry['state']}[/]"
+        seconds = f"{entry['seconds']:,.1f} s" if entry["state"] in ("ran", "failed") else ""
+        artifact = "" if entry["error"] is None else entry["error"].splitlines()[0]
+        artifact = artifact or ", ".join(short_id(found["id"]) for found in entry["outputs"].values())
+        table.add_row(escape(name), state, seconds, escape(main_metric(entry)), escape(artifact))
+    return table
+
+
+def main_metric(entry: Mapping[str, Any]) -> str:
+    """`accuracy 0.712 [0.668, 0.752]`: the metric that its stage declares as the main one."""
+    name = load_stage(entry["uses"]).main_metric
+    value = entry["metrics"].get(name) if name is not None else None
+    return "" if value is None else f"{name} {format_metric(value)}"
+
+
+def format_metric(value: Any) -> str:
+    """A number in four digits, with its interval where it has one."""
+    if isinstance(value, Mapping) and "value" in value:
+        low, high = value.get("low"), value.get("high")
+        interval = f" [{format_metric(low)}, {format_metric(high)}]" if low is not None else ""
+        return f"{format_metric(value['value'])}{interval}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def short_id(identifier: str) -> str:
+    """The first digits of an artifact's id."""
+    return identifier.removeprefix("sha256:")[:SHORT_ID]

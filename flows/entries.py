@@ -1,0 +1,66 @@
+"""A stage's part of a run's payload: what `posttrain run --json`, the closing table and the report read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from artifacts import Artifact
+from artifacts.errors import PosttrainError
+from flows.launch import StageResult
+from flows.plan import Decision
+from flows.recipe import RecipeStage
+
+Entry = dict[str, Any]
+
+
+def entry_of(stage: RecipeStage, decision: Decision, *, state: str, reason: str | None = None) -> Entry:
+    """An entry with what the decision knows; a cached stage brings the numbers of the run that made it."""
+    record = decision.record
+    known = {name: [found.label for found in entries] for name, entries in decision.inputs.items()}
+    named = {name: [str(reference) for reference in entries] for name, entries in stage.inputs.items()}
+    return {
+        "uses": stage.uses.name,
+        "state": state,
+        "seconds": 0.0,
+        "fingerprint": decision.fingerprint,
+        "reason": reason if reason is not None else "; ".join(decision.reasons),
+        "reasons": list(decision.reasons),
+        "inputs": {**named, **known},
+        "outputs": _outputs({} if record is None else record.outputs),
+        "metrics": {} if record is None else dict(record.metrics),
+        "timings": {} if record is None else dict(record.timings),
+        "counts": {} if record is None else dict(record.counts),
+        "command": [] if record is None else list(record.provenance.get("command", [])),
+        "error": None,
+        "resumed_from": None,
+    }
+
+
+def ran_entry(stage: RecipeStage, decision: Decision, result: StageResult) -> Entry:
+    """A stage that a process of this run made."""
+    return {
+        **entry_of(stage, decision, state="ran"),
+        "seconds": round(result.seconds, 3),
+        "outputs": result.outputs,
+        "metrics": result.metrics,
+        "timings": result.timings,
+        "counts": result.counts,
+        "command": result.command,
+        "resumed_from": result.resumed_from,
+    }
+
+
+def failed_entry(stage: RecipeStage, decision: Decision, error: BaseException, seconds: float) -> Entry:
+    """A stage that ended with an error; an unforeseen one is named by its type."""
+    words = str(error) if isinstance(error, PosttrainError) else f"{type(error).__name__}: {error}"
+    return {**entry_of(stage, decision, state="failed"), "seconds": round(seconds, 3), "error": words}
+
+
+def skipped_entry(stage: RecipeStage, decision: Decision, reason: str) -> Entry:
+    """A stage that was not run; where its result was there already, the entry names it."""
+    return entry_of(stage, decision, state="skipped", reason=reason)
+
+
+def _outputs(outputs: Mapping[str, Artifact]) -> dict[str, dict[str, str]]:
+    return {name: {"kind": found.kind, "id": found.id} for name, found in outputs.items()}

@@ -1,0 +1,177 @@
+"""A recipe becomes a Prefect flow of stage tasks: `run_pipeline(plan)`.
+
+Reports to the API that the user has set up, or to a temporary server of its own, which starts while this process
+imports Prefect. The flow and the task themselves are in `flows.prefect_flow`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from uuid import UUID
+
+from artifacts import default_cache
+from artifacts.errors import PosttrainError, RequestError
+from flows.listener import Listener
+from flows.plan import Plan
+from flows.run import Run
+from flows.server import QUIET, TemporaryServer, configured_url, loopback_without_proxy, require_answer
+
+logger = logging.getLogger(__name__)
+
+SETTLE_SECONDS = 5.0
+"""Prefect's states of tasks reach its database a moment after the flow has ended."""
+
+
+def run_pipeline(plan: Plan, listener: Listener | None = None, *, run_id: str | None = None) -> dict[str, Any]:
+    """Run what the plan says and give the run's payload; its `state` is `failed` where a stage failed.
+
+    Called inside a Prefect flow, the run is a subflow of it. Raises RequestError when the API that the user has
+    set up does not answer, and StageError when a temporary one cannot be started; then nothing was run.
+    """
+    run = Run(plan, listener, run_id)
+    run.listener.planned(plan.decisions)
+    if _inside_prefect():
+        return _flow(run)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_sigterm_raises())
+        url = configured_url()
+        if url is not None:
+            require_answer(url)
+            _before_import({})
+            with _reporting_to(url):
+                return _flow(run)
+        home = Path(os.environ.get("PREFECT_HOME") or default_cache() / "prefect").expanduser()
+        stack.enter_context(loopback_without_proxy())
+        server = stack.enter_context(TemporaryServer(home))
+        _before_import({"PREFECT_HOME": str(home)})
+        import flows.prefect_flow  # noqa: F401  (takes as long as the server's start, so do both at once)
+
+        # heartbeats cost every run a second; this server ends with its flow and watches over none
+        with _reporting_to(server.wait(), PREFECT_FLOWS_HEARTBEAT_FREQUENCY=None):
+            try:
+                payload = _flow(run)
+                _settle(run)
+            finally:
+                _drain()
+        return payload
+
+
+def _flow(run: Run) -> dict[str, Any]:
+    from flows.prefect_flow import PipelineFailed, posttrain, using
+
+    recipe = str(run.recipe.path or run.recipe.name)
+    try:
+        with using(run), _quiet():
+            posttrain(recipe, store=run.store.url)
+    except PipelineFailed:
+        pass  # the payload says it
+    except PosttrainError:
+        raise
+    except Exception as error:
+        import httpx
+
+        if isinstance(error, httpx.HTTPError):
+            raise RequestError(f"Prefect's API failed: {type(error).__name__}: {error}") from error
+        raise
+    finally:
+        payload = run.finish()
+    return payload
+
+
+def _inside_prefect() -> bool:
+    if "prefect" not in sys.modules:
+        return False
+    from prefect.context import FlowRunContext
+
+    return FlowRunContext.get() is not None
+
+
+def _before_import(settings: Mapping[str, str]) -> None:
+    """Settings that Prefect reads when it is imported, where it is not yet."""
+    if "prefect" not in sys.modules:
+        os.environ.update({**QUIET, **settings})
+
+
+@contextlib.contextmanager
+def _reporting_to(url: str, **settings: Any) -> Iterator[None]:
+    import prefect.settings
+
+    given = {"PREFECT_API_URL": url, **settings}
+    with prefect.settings.temporary_settings({getattr(prefect.settings, name): value for name, value in given.items()}):
+        yield
+
+
+def _settle(run: Run) -> None:
+    """Wait until the server has the last states, so that whoever looks into its database later finds them."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+    if run.flow_run_id is None:
+        return
+    _drain()
+    mine = FlowRunFilter(id=FlowRunFilterId(any_=[UUID(run.flow_run_id)]))
+    expected = sum(entry["state"] != "skipped" for entry in run.entries.values())
+    deadline = time.monotonic() + SETTLE_SECONDS
+    with get_client(sync_client=True) as client:
+        while time.monotonic() < deadline:
+            states = [found.state for found in client.read_task_runs(flow_run_filter=mine)]
+            if len(states) >= expected and all(state is not None and state.is_final() for state in states):
+                return
+            time.sleep(0.05)
+    logger.warning("Prefect's temporary server has not recorded every task's end; the store has")
+
+
+def _drain() -> None:
+    """Send what Prefect still holds back; at exit, with the server gone, it would wait for it for minutes."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    EventsWorker.drain_all(timeout=SETTLE_SECONDS)
+    APILogWorker.drain_all(timeout=SETTLE_SECONDS)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Prefect's lines off the terminal, which shows the run itself; its API gets them all the same."""
+
+    def of_others(record: logging.LogRecord) -> bool:
+        if record.name.startswith(("prefect.flow_runs", "prefect.task_runs")):
+            return False
+        return not record.name.startswith("prefect") or record.levelno >= logging.ERROR
+
+    handlers = [*logging.getLogger().handlers, *logging.getLogger("prefect").handlers]
+    for handler in handlers:
+        handler.addFilter(of_others)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(of_others)
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM ends the run as Ctrl-C does, unless somebody else handles it already."""
+    mine = threading.current_thread() is threading.main_thread()
+    if not mine or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

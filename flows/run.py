@@ -1,0 +1,261 @@
+"""One run of a recipe: each stage from its decision to its result, and the run's payload. Knows no Prefect.
+
+A stage that is not cached is worked on under the advisory lease of its fingerprint; whoever finds it taken
+waits and takes the result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from artifacts import Artifact, Lease
+from artifacts.errors import StoreError
+from flows.command import default_threads
+from flows.entries import Entry, entry_of, failed_entry, ran_entry, skipped_entry
+from flows.inputs import input_specs
+from flows.launch import Event, StageResult, StageStopped, Supervisors, run_stage_process
+from flows.listener import Listener, Silence
+from flows.plan import Decision, Plan
+from flows.recipe import RecipeStage
+
+logger = logging.getLogger(__name__)
+
+LEASE_POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a stage ended well."""
+
+    cached: bool
+    reason: str
+    outputs: dict[str, Artifact]
+
+
+class Run:
+    """The state of one run. `execute` may be called from several threads, once for each stage."""
+
+    def __init__(self, plan: Plan, listener: Listener | None = None, run_id: str | None = None) -> None:
+        self.plan = plan
+        self.recipe = plan.recipe
+        self.store = plan.store
+        self.listener = listener or Silence()
+        self.id = run_id or new_run_id()
+        self.supervisors = Supervisors()
+        self.entries: dict[str, Entry] = {}
+        self.outputs: dict[str, Mapping[str, Artifact]] = {}
+        self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
+        self.flow_run_id: str | None = None
+        """Prefect's id of the run, once it has one."""
+        self._started = time.monotonic()
+        self._final: dict[str, Any] | None = None
+
+    def pending(self) -> list[str]:
+        """The stages that this run is about, in order; the others are entered as skipped at once."""
+        for name, decision in self.plan.decisions.items():
+            if decision.state == "skipped":
+                self.outputs[name] = decision.outputs
+                self._end(name, skipped_entry(self._stage(name), decision, "; ".join(decision.reasons)))
+        return [name for name in self.recipe.stages if name not in self.entries]
+
+    def blocked(self, name: str) -> str | None:
+        """The stage on which `name` waits in vain, if there is one."""
+        broken = ("failed", "skipped")
+        for need in self._stage(name).needs:
+            entry = self.entries.get(need)
+            if entry is not None and entry["state"] in broken and not self.outputs.get(need):
+                return need
+        return None
+
+    def skip(self, name: str, cause: str) -> None:
+        """Enter a stage that cannot run because of another one."""
+        reason = f"{cause} {self.entries[cause]['state']}"
+        self._end(name, skipped_entry(self._stage(name), self.plan.decisions[name], reason))
+
+    def fail(self, name: str, error: BaseException, seconds: float = 0.0, decision: Decision | None = None) -> None:
+        """Enter a stage that ended with an error."""
+        known = decision or self.plan.decisions[name]
+        self._end(name, failed_entry(self._stage(name), known, error, seconds))
+
+    def execute(self, name: str, on_event: Callable[[Event], None] | None = None) -> Outcome:
+        """Take the stage's result from the store or make it. Raises what went wrong, after entering it."""
+        started = time.monotonic()
+        decision = self.plan.decisions[name]
+        try:
+            # what a cached stage reads was cached as well, so nothing can have changed for it
+            if decision.state != "cached":
+                decision = self.plan.decide(name, self.outputs)
+            if decision.state == "cached":
+                return self._take(name, decision)
+            with self._lease(name, decision) as decision:
+                if decision.state == "cached":
+                    return self._take(name, decision)
+                return self._make(name, decision, on_event)
+        except BaseException as error:
+            self.fail(name, error, time.monotonic() - started, decision)
+            raise
+
+    def payload(self) -> dict[str, Any]:
+        """The run so far, as `posttrain run --json` and the report have it."""
+        stages = {name: self.entries[name] for name in self.recipe.stages if name in self.entries}
+        done = len(stages) == len(self.recipe.stages)
+        failed = any(entry["state"] == "failed" for entry in stages.values())
+        return {
+            "run": self.id,
+            "recipe": self.recipe.name,
+            "state": "ok" if done and not failed else "failed",
+            "seconds": round(time.monotonic() - self._started, 3),
+            "started_at": self.started_at,
+            "recipe_yaml": self.recipe.text,
+            "stages": stages,
+        }
+
+    def finish(self) -> dict[str, Any]:
+        """End what still runs, enter what was never reached, and keep the payload in the store; once."""
+        if self._final is not None:
+            return self._final
+        self.supervisors.stop()
+        for name, decision in self.plan.decisions.items():
+            if name not in self.entries:
+                self._end(name, skipped_entry(self._stage(name), decision, "the run ended before"))
+        self._final = payload = self.payload()
+        self.store.write_run(self.id, payload)
+        self.listener.finished(payload)
+        return payload
+
+    def _stage(self, name: str) -> RecipeStage:
+        return self.recipe.stages[name]
+
+    def _end(self, name: str, entry: Entry) -> None:
+        self.entries[name] = entry
+        self.listener.ended(name, entry)
+
+    def _take(self, name: str, decision: Decision) -> Outcome:
+        outputs = decision.outputs
+        self._publish(name, outputs)
+        self._end(name, entry_of(self._stage(name), decision, state="cached"))
+        return Outcome(True, "; ".join(decision.reasons), outputs)
+
+    def _make(self, name: str, decision: Decision, on_event: Callable[[Event], None] | None) -> Outcome:
+        stage = self._stage(name)
+        self.listener.started(name, "; ".join(decision.reasons))
+
+        def tell(event: Event) -> None:
+            self.listener.event(name, event)
+            if on_event is not None:
+                on_event(event)
+
+        spec = self._spec(stage, decision)
+        result = run_stage_process(
+            spec,
+            stage.launch,
+            tell,
+            on_warning=lambda line: tell({"kind": "warning", "text": line}),
+            supervisors=self.supervisors,
+        )
+        outputs = _artifacts(result)
+        self._publish(name, outputs)
+        self._end(name, ran_entry(stage, decision, result))
+        _tidy(Path(spec["job"]))
+        return Outcome(False, "; ".join(decision.reasons), outputs)
+
+    def _publish(self, name: str, outputs: Mapping[str, Artifact]) -> None:
+        """Make the outputs known to the stages after it and, by name, to people and other recipes."""
+        self.outputs[name] = outputs
+        for position, (output, artifact) in enumerate(outputs.items()):
+            if position == 0:
+                self.store.set_alias(f"{self.recipe.name}/{name}", artifact)
+            self.store.set_alias(f"{self.recipe.name}/{name}.{output}", artifact)
+
+    def _spec(self, stage: RecipeStage, decision: Decision) -> dict[str, Any]:
+        many = {name: declared.many for name, declared in stage.uses.inputs.items()}
+        threads = stage.launch.threads or default_threads(stage.launch.processes, self.recipe.parallel)
+        return {
+            "stage": stage.uses.name,
+            "name": stage.name,
+            "config": stage.config.model_dump(mode="json"),
+            "inputs": input_specs(decision.inputs, many),
+            "fingerprint": decision.fingerprint,
+            "identity": decision.identity,
+            "store": self.store.url,
+            "run": self.id,
+            "recipe": self.recipe.name,
+            "job": str(self.store.scratch.absolute() / self.id / stage.name),
+            "processes": stage.launch.processes,
+            "threads": threads,
+        }
+
+    @contextlib.contextmanager
+    def _lease(self, name: str, decision: Decision) -> Iterator[Decision]:
+        """Yields the decision to act on: cached where another run did the work meanwhile."""
+        assert decision.fingerprint is not None
+        lease = self.store.lease(decision.fingerprint, self.id)
+        said = False
+        while not lease.acquire():
+            if not said:
+                holder = lease.holder() or {}
+                text = f"run {holder.get('owner', 'unknown')} works on the same; waiting for its result"
+                self.listener.event(name, {"kind": "log", "text": text})
+                said = True
+            if self.supervisors.stopping.wait(LEASE_POLL_SECONDS):
+                raise StageStopped(f"stage {name} was not started: the run ended", expected=True)
+        try:
+            if self.store.lookup(self._stage(name).uses.name, decision.fingerprint) is not None:
+                decision = self.plan.decide(name, self.outputs)
+            with _renewing(lease):
+                yield decision
+        finally:
+            try:
+                lease.release()
+            except StoreError as error:  # it expires by itself; what was made stands
+                logger.warning("the lease of %s was not given back: %s", name, error)
+
+
+@contextlib.contextmanager
+def _renewing(lease: Lease) -> Iterator[None]:
+    """Keep a lease young from a thread while the block runs."""
+    done = threading.Event()
+
+    def renew() -> None:
+        while not done.wait(lease.renew_every):
+            try:
+                if not lease.renew():
+                    logger.warning("another run took over the lease; both results will be right")
+                    return
+            except StoreError as error:  # the next renewal may get through
+                logger.warning("the lease was not renewed: %s", error)
+
+    thread = threading.Thread(target=renew, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def new_run_id() -> str:
+    """`20261122-134559-3fa9`: sorts by time, and two runs started at once differ."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.urandom(3).hex()}"
+
+
+def _artifacts(result: StageResult) -> dict[str, Artifact]:
+    return {
+        name: Artifact(found["kind"], found["id"].removeprefix("sha256:")) for name, found in result.outputs.items()
+    }
+
+
+def _tidy(job: Path) -> None:
+    """Drop the large parts of a job folder that is done; its spec, events and log stay."""
+    for path in [job / "out", *job.glob("scratch-*")]:
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,152 @@
+"""Which Prefect API a run reports to: the one the user has set up, or a temporary server of its own.
+
+Imports no Prefect: the server starts while the flow process is still importing it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+import tomllib
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from urllib.parse import urlsplit
+
+from artifacts.errors import RequestError, StageError
+from flows import temporary_server
+
+STARTUP_SECONDS = 90
+ANSWER_SECONDS = 10
+
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+}
+"""No telemetry, neither from the server nor from the flow."""
+
+_TEMPORARY = {
+    "PREFECT_UI_ENABLED": "0",
+    "PREFECT__SERVER_EPHEMERAL": "1",
+    "PREFECT__SERVER_FINAL": "1",
+    "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
+}
+
+
+def configured_url() -> str | None:
+    """The API that the user has set: in the environment, or in the active profile of Prefect's home."""
+    if url := os.environ.get("PREFECT_API_URL"):
+        return url
+    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
+    path = Path(os.environ.get("PREFECT_PROFILES_PATH", home / "profiles.toml"))
+    with contextlib.suppress(OSError, tomllib.TOMLDecodeError):
+        profiles = tomllib.loads(path.read_text(encoding="utf-8"))
+        active = os.environ.get("PREFECT_PROFILE", profiles.get("active"))
+        url = profiles.get("profiles", {}).get(active, {}).get("PREFECT_API_URL")
+        return str(url) if url else None
+    return None
+
+
+def require_answer(url: str) -> None:
+    """Raises RequestError when nothing answers at the API's address."""
+    try:
+        with _opener(url).open(f"{url.rstrip('/')}/health", timeout=ANSWER_SECONDS):
+            return
+    except urllib.error.HTTPError:
+        return  # somebody answers; whether it lets us in, Prefect says better
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise RequestError(
+            f"Prefect's API at {url} does not answer ({reason}); start it (`prefect server start`), correct "
+            "PREFECT_API_URL, or unset it: a run then brings a temporary server of its own"
+        ) from error
+
+
+class TemporaryServer:
+    """A Prefect server on a free loopback port with its database in `home`; it ends with this process."""
+
+    def __init__(self, home: Path) -> None:
+        home.mkdir(parents=True, exist_ok=True)
+        self._log = home / f"server-{os.getpid()}.log"
+        with open(self._log, "wb") as log:
+            self._process = subprocess.Popen(
+                # -P: the folder of this package must not shadow the standard library
+                [sys.executable, "-P", temporary_server.__file__],
+                env={**os.environ, **QUIET, **_TEMPORARY, "PREFECT_HOME": str(home)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for the flow, which still has to report its end
+            )
+        assert self._process.stdout is not None
+        port = self._process.stdout.readline().strip()
+        self.url = f"http://127.0.0.1:{port.decode() or '0'}/api"
+
+    def wait(self) -> str:
+        """The address of the API once it answers. Raises StageError with the reason when it cannot start."""
+        deadline = time.monotonic() + STARTUP_SECONDS
+        while time.monotonic() < deadline and self._process.poll() is None:
+            try:
+                with _opener(self.url).open(f"{self.url}/health", timeout=deadline - time.monotonic()):
+                    return self.url
+            except urllib.error.HTTPError as error:
+                error.close()  # it is still starting
+            except OSError:
+                pass  # it does not listen yet
+            time.sleep(0.05)
+        lines = self._log.read_text(errors="replace").strip().splitlines() or ["it printed nothing"]
+        problem = "ended" if self._process.poll() is not None else f"did not answer in {STARTUP_SECONDS} s"
+        self.close()
+        raise StageError(
+            f"Prefect's temporary server {problem}: {lines[-1]} (log: {self._log}); its database is in "
+            f"{self._log.parent}; set PREFECT_API_URL to use a server of your own"
+        )
+
+    def close(self) -> None:
+        """End it and wait for that."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        try:
+            self._process.wait(temporary_server.GRACE_SECONDS + 1)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def __enter__(self) -> TemporaryServer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+        if error is None:
+            self._log.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def loopback_without_proxy() -> Iterator[None]:
+    """Keep a proxy that the environment names away from the temporary server."""
+    before = {name: os.environ.get(name) for name in ("no_proxy", "NO_PROXY")}
+    given = before["no_proxy"] or before["NO_PROXY"]
+    for name in before:
+        os.environ[name] = f"{given},127.0.0.1" if given else "127.0.0.1"
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _opener(url: str) -> urllib.request.OpenerDirector:
+    if urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1"):
+        return urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    return urllib.request.build_opener()

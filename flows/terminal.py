@@ -1,0 +1,178 @@
+"""What a person sees of a run: the plan, a live line a stage, the closing table.
+
+With a terminal the lines are redrawn in place; without one they are printed now and then. All of it goes to
+stderr; only the closing table goes to stdout, and with `--json` it too goes to stderr.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from flows.closing import STYLES, closing_table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flows.plan import Decision
+
+SECONDS_BETWEEN_LINES = 10.0
+"""Without a terminal: at most one line a stage in this time."""
+
+
+@dataclass
+class StageLine:
+    """What is known about a stage that runs now. Times are of this machine's monotonic clock, in seconds."""
+
+    name: str
+    started: float
+    phase: str = "starting"
+    step: int = 0
+    total: int = 0
+    unit: str = "step"
+    values: Mapping[str, float] = field(default_factory=dict)
+    first: tuple[float, int] | None = None
+    """(time, step) of the first progress seen: a resumed stage did not do the steps before it now."""
+    now: float = 0.0
+    printed: float = 0.0
+
+    def take(self, event: Mapping[str, Any], now: float) -> None:
+        """Update from one event of the stage."""
+        self.now = now
+        if event["kind"] == "phase":
+            self.phase, self.total = event["text"], 0
+        elif event["kind"] == "progress":
+            self.phase = ""
+            self.step, self.total, self.unit = event["step"], event["total"], event["unit"]
+            self.values = event["values"]
+            if self.first is None or self.first[1] > self.step:
+                self.first = (now, self.step)
+
+    def rate(self) -> float | None:
+        """Units a second since the first progress; None: not known yet."""
+        if self.first is None or self.now <= self.first[0] or self.step <= self.first[1]:
+            return None
+        return (self.step - self.first[1]) / (self.now - self.first[0])
+
+    def describe(self) -> str:
+        """`12/100 steps, 3,120 tokens/s, loss 1.234, 0:41 left`"""
+        if not self.total:
+            return self.phase
+        parts = [f"{self.step:,}/{self.total:,} {self.unit}s"]
+        rate = self.rate()
+        if "tokens_per_second" in self.values:
+            parts.append(f"{self.values['tokens_per_second']:,.0f} tokens/s")
+        elif rate is not None:
+            parts.append(f"{rate:,.3g} {self.unit}s/s")
+        parts += [f"{name} {self.values[name]:.4g}" for name in ("loss", "reward") if name in self.values]
+        if rate is not None and self.step < self.total:
+            parts.append(f"{clock((self.total - self.step) / rate)} left")
+        return ", ".join(parts)
+
+
+class Terminal:
+    """A listener of a run (`flows.listener.Listener`) that shows it to a person."""
+
+    def __init__(
+        self,
+        *,
+        json: bool = False,
+        console: Console | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console = console or Console(stderr=True)
+        self._closing = console or Console(stderr=json)
+        self._monotonic = monotonic
+        self._lines: dict[str, StageLine] = {}
+        self._lock = threading.Lock()
+        self._live: Live | None = None
+
+    def __enter__(self) -> Terminal:
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, get_renderable=self._render, refresh_per_second=4, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def planned(self, decisions: Mapping[str, Decision]) -> None:
+        """Before anything runs: what will be done and why."""
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for name, decision in decisions.items():
+            table.add_row(escape(name), decision.state, escape("; ".join(decision.reasons)))
+        self._console.print(table)
+
+    def started(self, name: str, reason: str) -> None:
+        """A stage process is about to be started."""
+        with self._lock:
+            now = self._monotonic()
+            self._lines[name] = StageLine(name, now, now=now, printed=now)
+        if self._live is None:
+            self._say(name, f"running: {reason}")
+
+    def event(self, name: str, event: Mapping[str, Any]) -> None:
+        """A stage reported something."""
+        with self._lock:
+            line = self._lines.get(name)
+            now = self._monotonic()
+            if line is not None:
+                line.take(event, now)
+            due = self._live is None and line is not None and now - line.printed >= SECONDS_BETWEEN_LINES
+            if due and line is not None:
+                line.printed = now
+        if event["kind"] in ("log", "command", "warning"):
+            self._say(name, event["text"])
+        elif event["kind"] == "resumed":
+            self._say(name, f"resumed at step {event['step']}")
+        elif due and line is not None:
+            self._say(name, line.describe())
+
+    def ended(self, name: str, entry: Mapping[str, Any]) -> None:
+        """A stage is `cached`, `ran`, `failed` or `skipped`."""
+        with self._lock:
+            self._lines.pop(name, None)
+        what = f"{entry['state']} in {clock(entry['seconds'])}" if entry["state"] == "ran" else entry["state"]
+        detail = entry["error"] or (entry["reason"] if entry["state"] != "ran" else "")
+        self._say(name, f"{what}{': ' if detail else ''}{detail}", STYLES[entry["state"]])
+
+    def finished(self, payload: Mapping[str, Any]) -> None:
+        """The run is over, well or not."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        self._closing.print(closing_table(payload))
+
+    def _say(self, name: str, text: str, style: str = "") -> None:
+        self._console.print(Text.assemble((name, "bold"), ": ", (text, style)), soft_wrap=True)
+
+    def _render(self) -> Group:
+        with self._lock:
+            table = Table.grid(padding=(0, 1))
+            for line in self._lines.values():
+                bar = ProgressBar(total=line.total or None, completed=line.step, width=24, pulse=not line.total)
+                spent = clock(self._monotonic() - line.started)
+                table.add_row(Text(line.name, style="bold"), bar, spent, Text(line.describe()))
+        return Group(table)
+
+
+def clock(seconds: float) -> str:
+    """`0:07`, `12:34`, `1:02:03`"""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

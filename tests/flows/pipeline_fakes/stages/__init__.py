@@ -1,0 +1,1 @@
+"""Stands in for the real `stages` in the stage processes of the pipeline's tests."""

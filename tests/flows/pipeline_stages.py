@@ -1,0 +1,81 @@
+"""A stage `make` that joins texts, for tests of the pipeline; its process is in `pipeline_fakes`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+from artifacts import Store, open_store
+from flows.plan import Plan, plan
+from flows.recipe import Recipe
+from stages import stage as declared
+from stages.stage import Config, Input, Stage, operational
+
+HERE = Path(__file__).parent
+
+
+class MakeConfig(Config):
+    text: str = ""
+    """What is written."""
+    fail: str = operational("")
+    """Fail with this message."""
+    until: str = operational("")
+    """Wait for this file."""
+    log: str = operational("")
+    """Append the stage's name to this file: which processes ran."""
+
+
+def _never(context: object) -> None:
+    raise AssertionError("runs in a process of its own")
+
+
+MAKE = Stage(
+    name="make",
+    version=1,
+    config=MakeConfig,
+    inputs={"source": Input(("dataset",), required=False, many=True)},
+    outputs={"dataset": "dataset"},
+    run=_never,
+    main_metric="length",
+)
+
+
+def install() -> None:
+    """Make `make` the only stage there is, in this process."""
+    declared.STAGES = ("make",)
+    module = types.ModuleType("stages.make")
+    module.STAGE = MAKE
+    sys.modules["stages.make"] = module
+
+
+class World:
+    """A recipe of three stages in a row and one beside them, in a folder with its store."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.store: Store = open_store(str(folder / "store"))
+
+    def recipe(self, *overrides: str) -> Recipe:
+        log = str(self.folder / "log")
+        path = os.pathsep.join([str(HERE / "pipeline_fakes"), str(HERE.parent.parent)])
+        stages: dict[str, Any] = {
+            "one": {"uses": "make", "with": {"text": "1", "log": log}},
+            "two": {"uses": "make", "inputs": {"source": ["one"]}, "with": {"text": "2", "log": log}},
+            "three": {"uses": "make", "inputs": {"source": ["two"]}, "with": {"text": "3", "log": log}},
+            "beside": {"uses": "make", "with": {"text": "b", "log": log}},
+        }
+        values = {"name": "small", "parallel": 2, "launch": {"env": {"PYTHONPATH": path}}, "stages": stages}
+        return Recipe.from_dict(values, overrides)
+
+    def plan(self, *overrides: str, **options: Any) -> Plan:
+        return plan(self.recipe(*overrides), self.store, **options)
+
+    def ran(self) -> list[str]:
+        """The stages that had a process since the last call, in the order of their start."""
+        path = self.folder / "log"
+        names = path.read_text().split() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return names

@@ -1,0 +1,293 @@
+"""Recipes as Prefect flows, on a real server: states in the API, payloads, failures, cancellation, leases."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from artifacts.errors import RequestError
+from flows.pipeline import run_pipeline
+from flows.run import Run
+from flows.server import TemporaryServer, configured_url
+from tests.flows.pipeline_stages import MAKE, World
+
+HERE = Path(__file__).parent
+LIMIT_SECONDS = 10
+"""Nothing may be left after this, whatever was killed."""
+
+
+@pytest.fixture(scope="session")
+def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("prefect")
+
+
+@pytest.fixture(scope="session")
+def server(prefect_home: Path) -> Iterator[str]:
+    """One real Prefect server for all tests of this file."""
+    with TemporaryServer(prefect_home) as running:
+        yield running.wait()
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    import types
+
+    monkeypatch.setattr("stages.stage.STAGES", ("make",))
+    module = types.ModuleType("stages.make")
+    module.STAGE = MAKE
+    monkeypatch.setitem(sys.modules, "stages.make", module)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    return World(tmp_path)
+
+
+@pytest.fixture
+def api(server: str, monkeypatch: pytest.MonkeyPatch) -> Api:
+    monkeypatch.setenv("PREFECT_API_URL", server)
+    return Api(server)
+
+
+class Api:
+    """What Prefect's API says about flow runs."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def flow_run(self, run_id: str) -> Any:
+        from prefect.client.orchestration import get_client
+        from prefect.settings import PREFECT_API_URL, temporary_settings
+
+        suffix = run_id.rsplit("-", 1)[-1]
+        with temporary_settings({PREFECT_API_URL: self.url}), get_client(sync_client=True) as client:
+            found = [run for run in client.read_flow_runs() if run.name == f"small {suffix}"]
+        assert len(found) == 1
+        return found[0]
+
+    def task_states(self, run_id: str, count: int) -> dict[str, Any]:
+        """Task name -> state, once `count` tasks have ended: Prefect records them a moment later."""
+        from prefect.client.orchestration import get_client
+        from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+        from prefect.settings import PREFECT_API_URL, temporary_settings
+
+        mine = FlowRunFilter(id=FlowRunFilterId(any_=[self.flow_run(run_id).id]))
+        with temporary_settings({PREFECT_API_URL: self.url}), get_client(sync_client=True) as client:
+
+            def ended() -> dict[str, Any] | None:
+                runs = client.read_task_runs(flow_run_filter=mine)
+                states = {run.name: run.state for run in runs if run.state and run.state.is_final()}
+                return states if len(states) >= count else None
+
+            return until(ended)
+
+
+def until(condition: Callable[[], Any], seconds: float = 30) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"not so within {seconds} s")
+
+
+def states(payload: dict[str, Any]) -> dict[str, str]:
+    return {name: entry["state"] for name, entry in payload["stages"].items()}
+
+
+def text_of(world: World, alias: str) -> str:
+    return (world.store.materialize(world.store.find(alias)) / "text").read_text()
+
+
+def test_run_then_cached(world: World, api: Api) -> None:
+    first = run_pipeline(world.plan())
+    assert first["state"] == "ok" and set(states(first).values()) == {"ran"}
+    assert sorted(world.ran()) == ["beside", "one", "three", "two"]
+    assert text_of(world, "@small/three") == "123"  # each reads what the one before wrote
+    assert text_of(world, "@small/three.dataset") == "123"
+    assert {name: state.name for name, state in api.task_states(first["run"], 4).items()} == dict.fromkeys(
+        ["one", "two", "three", "beside"], "Completed"
+    )
+    assert first["stages"]["three"]["metrics"] == {"length": 3}
+    assert first["stages"]["three"]["inputs"] == {"source": [first["stages"]["two"]["outputs"]["dataset"]["id"]]}
+    assert first["stages"]["one"]["command"][-1].endswith("/one/spec.json")
+    assert world.store.read_run(first["run"]) == json.loads(json.dumps(first))
+
+    second = run_pipeline(world.plan())
+    assert second["state"] == "ok" and set(states(second).values()) == {"cached"}
+    assert world.ran() == []
+    shown = api.task_states(second["run"], 4)
+    assert {state.name for state in shown.values()} == {"Cached"}
+    assert shown["one"].message == f"done by run {first['run']}"
+    assert api.flow_run(second["run"]).state.name == "Completed"
+    for name in first["stages"]:
+        assert second["stages"][name]["outputs"] == first["stages"][name]["outputs"]
+        assert second["stages"][name]["metrics"] == first["stages"][name]["metrics"]
+
+
+def test_failure_skips_what_follows_and_nothing_else(world: World, api: Api) -> None:
+    payload = run_pipeline(world.plan("two.fail=rows.jsonl row 3 has no text"))
+    assert payload["state"] == "failed"
+    assert states(payload) == {"one": "ran", "two": "failed", "three": "skipped", "beside": "ran"}
+    assert payload["stages"]["two"]["error"] == "rows.jsonl row 3 has no text"
+    assert payload["stages"]["three"]["reason"] == "two failed"
+    shown = api.task_states(payload["run"], 3)
+    assert shown["two"].name == "Failed" and "rows.jsonl row 3 has no text" in shown["two"].message
+    assert set(shown) == {"one", "two", "beside"}
+    flow_run = api.flow_run(payload["run"])
+    assert flow_run.state.name == "Failed" and "rows.jsonl row 3 has no text" in flow_run.state.message
+    assert world.store.read_run(payload["run"])["state"] == "failed"
+    with pytest.raises(RequestError):
+        world.store.find("@small/two")
+
+    again = run_pipeline(world.plan())
+    assert states(again) == {"one": "cached", "two": "ran", "three": "ran", "beside": "cached"}
+
+
+def test_selection(world: World, api: Api) -> None:
+    first = run_pipeline(world.plan(until=["one"]))
+    assert states(first) == {"one": "ran", "two": "skipped", "three": "skipped", "beside": "skipped"}
+    assert first["state"] == "ok"
+    second = run_pipeline(world.plan(only=["two"]))
+    assert states(second) == {"one": "skipped", "two": "ran", "three": "skipped", "beside": "skipped"}
+    assert text_of(world, "@small/two") == "12"
+    forced = run_pipeline(world.plan(only=["two"], force=["two"]))
+    assert states(forced)["two"] == "ran"
+    # the same bytes again: two records, one artifact
+    assert forced["stages"]["two"]["outputs"] == second["stages"]["two"]["outputs"]
+
+
+def test_inside_a_flow_of_ones_own(world: World, api: Api) -> None:
+    from prefect import flow
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    @flow
+    def mine() -> dict[str, Any]:
+        return run_pipeline(world.plan(only=["one"]))
+
+    with temporary_settings({PREFECT_API_URL: api.url}):
+        payload = mine()
+    assert payload["state"] == "ok"
+    assert api.flow_run(payload["run"]).parent_task_run_id is not None
+
+
+def test_two_runs_of_the_same_work_once(world: World) -> None:
+    gate = world.folder / "gate"
+    runs = [Run(world.plan(f"one.until={gate}", only=["one"])) for _ in range(2)]
+    threads = [threading.Thread(target=run.execute, args=("one",)) for run in runs]
+    for thread in threads:
+        thread.start()
+    until(lambda: (world.folder / "log").exists())
+    gate.touch()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(run.entries["one"]["state"] for run in runs) == ["cached", "ran"]
+    assert world.ran() == ["one"]
+
+
+def test_an_api_that_does_not_answer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
+    with pytest.raises(RequestError, match=rf"127.0.0.1:{port}.*does not answer.*unset it"):
+        run_pipeline(world.plan())
+    assert world.ran() == [] and world.store.runs() == []
+
+
+def test_the_api_of_the_active_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.delenv("PREFECT_PROFILE", raising=False)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    assert configured_url() is None
+    profiles = 'active = "b"\n[profiles.a]\n[profiles.b]\nPREFECT_API_URL = "http://b/api"\n'
+    (tmp_path / "profiles.toml").write_text(profiles)
+    assert configured_url() == "http://b/api"
+    monkeypatch.setenv("PREFECT_PROFILE", "a")
+    assert configured_url() is None
+    monkeypatch.setenv("PREFECT_API_URL", "http://c/api")
+    assert configured_url() == "http://c/api"
+
+
+class Command:
+    """The run as a process with a temporary Prefect server of its own."""
+
+    def __init__(self, folder: Path, home: Path, *overrides: str) -> None:
+        env = {**os.environ, "PYTHONPATH": str(HERE.parent.parent), "PREFECT_HOME": str(home)}
+        env.pop("PREFECT_API_URL", None)
+        self.process = subprocess.Popen(
+            [sys.executable, str(HERE / "pipeline_process.py"), str(folder), *overrides],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def descendants(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+
+def ended(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+@pytest.fixture
+def own_home(server: str, prefect_home: Path, tmp_path: Path) -> Path:
+    """A Prefect home with an empty database, made by copying one: a new one takes ten seconds."""
+    home = tmp_path / "home"
+    home.mkdir()
+    with sqlite3.connect(prefect_home / "prefect.db") as source, sqlite3.connect(home / "prefect.db") as target:
+        source.backup(target)
+    return home
+
+
+def test_embedded_server_cached_run(world: World, api: Api, own_home: Path) -> None:
+    run_pipeline(world.plan())
+    world.ran()
+    command = Command(world.folder, own_home)
+    out, log = command.process.communicate(timeout=60)
+    assert command.process.returncode == 0, log
+    payload = json.loads(out)  # nothing but the payload on stdout
+    assert set(states(payload).values()) == {"cached"} and world.ran() == []
+    assert "small · run" in log and "three" in log
+    # the database has it all when the command ends, so that a lasting server shows the run
+    with sqlite3.connect(own_home / "prefect.db") as database:
+        shown = database.execute(
+            "select distinct t.state_name from task_run t join flow_run f on f.id = t.flow_run_id where f.name like ?",
+            (f"%{payload['run'][-6:]}",),
+        ).fetchall()
+    assert shown == [("Cached",)]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, -2), (signal.SIGKILL, -9)])
+def test_a_run_that_is_ended_leaves_nothing(world: World, own_home: Path, number: int, status: int) -> None:
+    command = Command(world.folder, own_home, "one.until=never", "beside.until=never")
+    try:
+        log = world.folder / "log"
+        until(lambda: log.exists() and len(log.read_text().split()) == 2, 60)
+        left = command.descendants()
+        assert len(left) >= 5  # Prefect's server, two supervisors, two stages
+        command.process.send_signal(number)
+        until(lambda: all(map(ended, left)), LIMIT_SECONDS)
+        _, errors = command.process.communicate(timeout=30)
+    finally:
+        if command.process.poll() is None:
+            command.process.kill()
+    assert command.process.returncode == status, errors
+    if number != signal.SIGKILL:
+        payload = world.store.read_run(world.store.runs()[0])
+        assert payload["state"] == "failed"
+        assert states(payload) == {"one": "failed", "two": "skipped", "three": "skipped", "beside": "failed"}
+        assert payload["stages"]["one"]["error"] == "stage one was stopped because the run ended"

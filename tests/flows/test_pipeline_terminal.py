@@ -1,0 +1,127 @@
+"""What a person sees of a run: lines from events on a clock that the test sets, and the closing table."""
+
+from __future__ import annotations
+
+import io
+import sys
+import types
+
+import pytest
+from rich.console import Console
+
+from flows.closing import format_metric
+from flows.terminal import StageLine, Terminal, clock
+from tests.flows.pipeline_stages import MAKE
+
+ENTRY = {
+    "uses": "make",
+    "state": "ran",
+    "seconds": 61.0,
+    "reason": "first run",
+    "outputs": {"dataset": {"kind": "dataset", "id": "sha256:" + "ab" * 32}},
+    "metrics": {"length": 3},
+    "error": None,
+}
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.stage.STAGES", ("make",))
+    module = types.ModuleType("stages.make")
+    module.STAGE = MAKE
+    monkeypatch.setitem(sys.modules, "stages.make", module)
+
+
+def progress(step: int, **values: float) -> dict:
+    return {"kind": "progress", "step": step, "total": 100, "unit": "step", "values": values}
+
+
+def test_speed_and_time_left_count_from_where_this_process_began() -> None:
+    line = StageLine("sft", started=0.0)
+    line.take({"kind": "phase", "text": "loading the model"}, 5.0)
+    assert line.describe() == "loading the model"
+    line.take(progress(40), 10.0)  # resumed at step 40: those steps were not done now
+    assert line.describe() == "40/100 steps"
+    line.take(progress(50, loss=1.23456), 20.0)
+    # 10 steps in 10 s; 50 steps are left
+    assert line.describe() == "50/100 steps, 1 steps/s, loss 1.235, 0:50 left"
+    line.take(progress(60, reward=0.5, tokens_per_second=1234.6), 30.0)
+    assert line.describe() == "60/100 steps, 1,235 tokens/s, reward 0.5, 0:40 left"
+    line.take(progress(100), 70.0)
+    assert line.describe() == "100/100 steps, 1 steps/s"
+    line.take(progress(1), 80.0)  # a second loop of the stage counts anew
+    assert line.describe() == "1/100 steps"
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(7, "0:07"), (754, "12:34"), (3723, "1:02:03"), (59.6, "1:00")])
+def test_clock(seconds: float, shown: str) -> None:
+    assert clock(seconds) == shown
+
+
+def test_plain_lines_now_and_then(make: None) -> None:
+    text, now = io.StringIO(), Clock()
+    with Terminal(console=Console(file=text, width=200), monotonic=now) as terminal:
+        terminal.started("sft", "with.beta: 0.1 -> 0.2")
+        for second in range(1, 26):
+            now.now = 100.0 + second
+            terminal.event("sft", progress(second))
+        terminal.event("sft", {"kind": "warning", "text": "WARNING [bold] is no markup"})
+        terminal.ended("sft", ENTRY)
+    # one at the start, one after 10 s and one after 20, warnings at once, one at the end
+    assert text.getvalue().splitlines() == [
+        "sft: running: with.beta: 0.1 -> 0.2",
+        "sft: 10/100 steps, 1 steps/s, 1:30 left",
+        "sft: 20/100 steps, 1 steps/s, 1:20 left",
+        "sft: WARNING [bold] is no markup",
+        "sft: ran in 1:01",
+    ]
+
+
+def test_failures_and_skips_say_why() -> None:
+    text = io.StringIO()
+    with Terminal(console=Console(file=text, width=200)) as terminal:
+        terminal.ended("a", {**ENTRY, "state": "failed", "error": "row 3: no text"})
+        terminal.ended("b", {**ENTRY, "state": "skipped", "reason": "a failed"})
+        terminal.ended("c", {**ENTRY, "state": "cached", "reason": "done by run r"})
+    assert text.getvalue().splitlines() == [
+        "a: failed: row 3: no text",
+        "b: skipped: a failed",
+        "c: cached: done by run r",
+    ]
+
+
+def test_closing_table(make: None) -> None:
+    text = io.StringIO()
+    failed = {**ENTRY, "state": "failed", "seconds": 0.2, "error": "row 3\nmore", "outputs": {}, "metrics": {}}
+    payload = {"recipe": "r", "run": "1", "state": "failed", "stages": {"a": ENTRY, "b": failed}}
+    Terminal(console=Console(file=text, width=200)).finished(payload)
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.getvalue().splitlines() if "│" in line]
+    assert rows == [
+        ["a", "ran", "61.0 s", "length 3", "abababababab"],
+        ["b", "failed", "0.2 s", "", "row 3"],
+    ]
+
+
+def test_a_terminal_is_redrawn_in_place(make: None) -> None:
+    text = io.StringIO()
+    console = Console(file=text, width=100, force_terminal=True, color_system=None)
+    with Terminal(console=console) as terminal:
+        terminal.started("sft", "first run")
+        terminal.event("sft", progress(40, loss=2.0))
+        terminal.event("sft", {"kind": "log", "text": "a line above"})
+        terminal.finished({"recipe": "r", "run": "1", "state": "ok", "stages": {"sft": ENTRY}})
+    assert "40/100 steps" in text.getvalue() and "sft: a line above" in text.getvalue()
+    assert "\x1b[2K" in text.getvalue()  # a line was cleared to be drawn again
+
+
+def test_metrics_with_intervals() -> None:
+    assert format_metric({"value": 0.71234, "low": 0.668, "high": 0.752, "n": 100}) == "0.7123 [0.668, 0.752]"
+    assert format_metric(3) == "3"
