@@ -85,7 +85,7 @@ def loaded_after(statement: str) -> set[str]:
 def test_the_command_line_loads_neither_torch_nor_prefect():
     loaded = loaded_after("import flows.cli")
     assert not loaded & {*HEAVY, "prefect"}
-    assert not loaded & {"pydantic", "yaml", "fsspec", "rich"}  # `--help` needs none of them
+    assert not loaded & {"artifacts", "stages", "pydantic", "yaml", "fsspec", "rich"}  # `--help` needs none of them
 
 
 def test_recipes_and_plans_load_neither_torch_nor_prefect():
