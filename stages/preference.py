@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from stages.stage import Input, Stage
+from stages.stage import Input, Stage, operational
 from stages.training.config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ class Config(TrainingConfig):
     """Probability that a label is wrong (conservative DPO); sigmoid only."""
     max_length: int = Field(1024, gt=1)
     """Longest prompt with completion in tokens; what is beyond is cut off and counted in the ledger."""
+    shard_rows: int = operational(256, gt=0)
+    """Rows of the reference pass that are saved at a time, where the reference is not precomputed."""
 
 
 def check(config: Config, wired: frozenset[str]) -> list[str]:
@@ -79,8 +81,7 @@ def run(context: Context) -> None:
             trainer.accelerator,
             scorer.to(trainer.accelerator.device),
             plain,
-            budget_tokens=config.micro_batch_tokens,
-            per_token=False,
+            config=config,
         )
         references = [Reference(*row["sums"]) for row in rows]
         del scorer

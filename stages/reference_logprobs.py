@@ -26,6 +26,8 @@ class Config(StageConfig):
     """Compute in bfloat16."""
     micro_batch_tokens: int = operational(8192, gt=0)
     """Most tokens (padding included) of one forward pass."""
+    shard_rows: int = operational(256, gt=0)
+    """Rows that are saved at a time: what a killed run computes again at most."""
 
 
 def run(context: Context) -> None:
@@ -62,7 +64,7 @@ def run(context: Context) -> None:
             accelerator,
             scorer,
             groups,
-            budget_tokens=config.micro_batch_tokens,
+            config=config,
             per_token=config.per_token,
         )
     if context.is_main:

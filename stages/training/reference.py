@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -18,8 +18,17 @@ from stages.training.loop import plan_micro_batches
 from stages.training.model import Scorer, token_logprobs
 from stages.training.pairs import Reference
 
-_SHARD_GROUPS = 256
-"""Rows of one shard: what a killed run computes again at most."""
+
+class ScoringConfig(Protocol):
+    """How a pass over fixed rows is cut up; none of it is part of the result."""
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """Most tokens (padding included) of one forward pass."""
+
+    @property
+    def shard_rows(self) -> int:
+        """Rows of one shard: what a killed run computes again at most."""
 
 
 def branch_logprobs(
@@ -48,22 +57,22 @@ def score_rows(
     scorer: Scorer,
     groups: Sequence[Group],
     *,
-    budget_tokens: int,
-    per_token: bool,
+    config: ScoringConfig,
+    per_token: bool = False,
 ) -> list[dict[str, Any]]:
     """One row a group: row_id, `sums`, `tokens`, and `logprobs` where asked for. Shards go to the ranks in turn."""
-    shards = context.shards
-    names = [f"logprobs-{number:06d}" for number in range(-(-len(groups) // _SHARD_GROUPS))]
+    shards, size = context.shards, config.shard_rows
+    names = [f"logprobs-{number:06d}-of-{size}" for number in range(-(-len(groups) // size))]
     finished = shards.names()
     if done := [name for name in names if name in finished]:
-        context.resumed(len(done) * _SHARD_GROUPS)
+        context.resumed(len(done) * size)
     for number, name in enumerate(names):
         if number % accelerator.num_processes != accelerator.process_index or name in finished:
             continue
-        part = groups[number * _SHARD_GROUPS : (number + 1) * _SHARD_GROUPS]
-        rows = _shard_rows(part, branch_logprobs(scorer, part, budget_tokens), per_token)
+        part = groups[number * size : (number + 1) * size]
+        rows = _shard_rows(part, branch_logprobs(scorer, part, config.micro_batch_tokens), per_token)
         shards.save(name, "".join(json.dumps(row) + "\n" for row in rows).encode())
-        context.progress(min((number + 1) * _SHARD_GROUPS, len(groups)), len(groups), unit="row")
+        context.progress(min((number + 1) * size, len(groups)), len(groups), unit="row")
     accelerator.wait_for_everyone()
     return [json.loads(line) for name in names for line in shards.load(name).decode().splitlines()]
 
