@@ -108,7 +108,8 @@ def run(context: Context) -> None:
 def _write_weights(config: InitModelConfig, tokenizer: PreTrainedTokenizerFast, folder: Path) -> int:
     """Writes config, generation config and float32 safetensors; returns the number of parameters.
 
-    Every parameter is drawn from a counter of its own, so that its name and the seed alone decide it. Matrices are N(0, initializer_range^2), norms one, biases zero.
+    Every parameter is drawn from a counter of its own, so that its name and the seed alone decide it.
+    Matrices are N(0, initializer_range^2), norms one, biases zero.
     """
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig

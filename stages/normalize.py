@@ -71,7 +71,7 @@ class NormalizeConfig(Config):
     templates: dict[str, str | list[TemplateMessage]] = Field(default={})
     """Column -> text with {field}s of the source row, or a list of {role, content} with such contents."""
     keep_columns: list[str] | None = None
-    """Other source columns to keep; null: all."""
+    """Columns to keep beside those of the type and those made by columns and templates; null: all."""
     system: str | None = None
     """System message put before conversations that have none."""
     deduplicate: bool | list[str] = True

@@ -36,6 +36,8 @@ class ColumnPlan:
     templates: Mapping[str, Template]
     keep: Sequence[str] | None
     """Other source columns to keep; None: all."""
+    recognized: frozenset[str]
+    """Source columns that rows may be made of: they pass whatever `keep` says."""
 
     def apply(self, row: Mapping[str, Any], where: str) -> dict[str, Any]:
         """The row with our columns first. Raises RowError for a column that is not there or is null."""
@@ -48,7 +50,7 @@ class ColumnPlan:
         rest = {
             column: value
             for column, value in row.items()
-            if column not in consumed and (self.keep is None or column in self.keep)
+            if column not in consumed and (self.keep is None or column in self.recognized or column in self.keep)
         }
         return {**rest, **named, **made}
 

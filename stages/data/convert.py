@@ -17,6 +17,11 @@ from stages.data.conversation import (
 )
 from stages.data.types import ROW_ID, Message, Row, required_columns, text_columns
 
+RECOGNIZED = frozenset(
+    "text messages conversations prompt completion chosen rejected label instruction input output".split()
+)
+"""Source columns that a typed row may be made of."""
+
 _TEXTS = ("text", "messages", "prompt", "completion", "chosen", "rejected")
 _USED = {
     "language_modeling": ("text", "messages", "prompt", "completion"),

@@ -69,7 +69,9 @@ def locate(url: str, wanted: str) -> Located:
         filesystem, path = fsspec.core.url_to_fs(url)
         if any(sign in path for sign in "*?[") and not filesystem.exists(path):
             found = sorted(entry for entry in filesystem.glob(path) if filesystem.isfile(entry))
-            return Located(tuple(_named(filesystem, found, _fixed_part(path), shown)))
+            if not found:
+                raise DataError(f"no file matches {shown}")
+            return Located(tuple(_named(filesystem, found, _fixed_part(path))))
         if filesystem.isfile(path):
             return Located((SourceFile(filesystem, path, shown, PurePosixPath(path).name),))
         if not filesystem.isdir(path):
@@ -88,7 +90,7 @@ def _folder(filesystem: Any, path: str, entries: list[str], shown: str, wanted: 
         return Located(saved=SourceFile(filesystem, path, shown, PurePosixPath(path).name))
     files: list[SourceFile] = []
     ignored: list[SourceFile] = []
-    for file in _named(filesystem, entries, path, shown):
+    for file in _named(filesystem, entries, path):
         known = FORMATS.get(file.suffix)
         visible = not any(part.startswith(".") for part in PurePosixPath(file.name).parts)
         takes = known is not None and (wanted in ("auto", known) or {wanted, known} == {"json", "jsonl"})
@@ -101,9 +103,7 @@ def _folder(filesystem: Any, path: str, entries: list[str], shown: str, wanted: 
     return Located(tuple(files), tuple(file.name for file in ignored))
 
 
-def _named(filesystem: Any, paths: list[str], root: str, shown: str) -> Iterator[SourceFile]:
-    if not paths:
-        raise DataError(f"no file matches {shown}")
+def _named(filesystem: Any, paths: list[str], root: str) -> Iterator[SourceFile]:
     for path in paths:
         name = path.removeprefix(root).lstrip("/")
         yield SourceFile(filesystem, path, _shown(filesystem, path), name)

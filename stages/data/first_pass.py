@@ -13,12 +13,12 @@ from artifacts.digest import canonical_json
 from artifacts.errors import DataError
 from stages.data.columns import ColumnPlan
 from stages.data.conversation import RowError
-from stages.data.convert import Converter, Dropped
+from stages.data.convert import RECOGNIZED, Converter, Dropped
 from stages.data.dataset import column_types
 from stages.data.ledger import RowLedger
 from stages.data.schema import ColumnTypes
 from stages.data.sources import Source, SourceRow, plain
-from stages.data.types import Row, text_columns
+from stages.data.types import Row, required_columns, text_columns
 from stages.identity import load_code
 from stages.names import nearest
 
@@ -64,7 +64,7 @@ class FirstPass:
             name: value if isinstance(value, str) else [turn.model_dump() for turn in value]
             for name, value in config.templates.items()
         }
-        self._plan = ColumnPlan(config.columns, templates, config.keep_columns)
+        self._plan = ColumnPlan(config.columns, templates, config.keep_columns, RECOGNIZED)
 
     def take(self, source_row: SourceRow, source: Source) -> None:
         """Raises DataError for a bad row, unless the configuration says to drop it."""
@@ -102,7 +102,12 @@ class FirstPass:
         def note(reason: str, detail: str) -> None:
             self.ledger.change(reason, label, detail)
 
-        return self.converter.convert(planned, source_row.where, note)
+        row = self.converter.convert(planned, source_row.where, note)
+        if self.config.keep_columns is None:
+            return row
+        required = required_columns(self.converter.type, self.converter.conversational)
+        wanted = {*required, *self.config.keep_columns, *self.config.columns, *self.config.templates}
+        return {name: value for name, value in row.items() if name in wanted}
 
     def _filter(self, row: Row, where: str) -> None:
         filters = self.config.filters

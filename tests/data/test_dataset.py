@@ -15,9 +15,7 @@ def write(folder, rows, kind="prompt_completion", conversational=False):
     folder.mkdir(parents=True, exist_ok=True)
     ledger = RowLedger()
     ledger.use(len(rows))
-    write_dataset(
-        folder, rows, type=kind, conversational=conversational, ledger=ledger, source={"digest": "0"}
-    )
+    write_dataset(folder, rows, type=kind, conversational=conversational, ledger=ledger, source={"digest": "0"})
     return folder
 
 
@@ -105,9 +103,7 @@ def test_a_flipped_bit_in_the_rows_is_seen(tmp_path):
 
 def test_merge_keeps_order_and_refuses_other_types_and_doubles(tmp_path):
     first = read_dataset(write(tmp_path / "a", rows_of(2)))
-    second = read_dataset(
-        write(tmp_path / "b", [{**row, "row_id": row["row_id"] + "b"} for row in rows_of(3)])
-    )
+    second = read_dataset(write(tmp_path / "b", [{**row, "row_id": row["row_id"] + "b"} for row in rows_of(3)]))
     both = merge([first, second])
     assert [row["row_id"] for row in both] == ["r0", "r1", "r0b", "r1b", "r2b"]
     assert both[-1]["row_id"] == "r2b" and len(both) == 5
@@ -115,9 +111,7 @@ def test_merge_keeps_order_and_refuses_other_types_and_doubles(tmp_path):
         merge([first, first])
     chat = [{"row_id": "x", "messages": turns("a", "b")}]
     other = read_dataset(write(tmp_path / "c", chat, "language_modeling", True))
-    with pytest.raises(
-        DataError, match=r"language_modeling \(conversational\), prompt_completion \(standard\)"
-    ):
+    with pytest.raises(DataError, match=r"language_modeling \(conversational\), prompt_completion \(standard\)"):
         merge([first, other])
 
 
@@ -133,7 +127,5 @@ def test_states_sum_to_the_input(fates, missing):
     assert state["truncated_tokens"] == sum(i + 1 for i, fate in enumerate(fates) if fate == "truncate")
     assert all(len(examples) <= 5 for examples in state["examples"].values())
     if missing:
-        with pytest.raises(
-            StageError, match=f"{len(fates) + missing} rows came in, {len(fates)} have a state"
-        ):
+        with pytest.raises(StageError, match=f"{len(fates) + missing} rows came in, {len(fates)} have a state"):
             ledger.check(len(fates) + missing)

@@ -164,16 +164,12 @@ def test_prompts_end_where_the_model_goes_on(tokenizer):
     assert (one.prompt_ids, one.row["answer"]) == (ids("<ab>"), 7)
     (one,), _ = prompts(dataset("prompt_completion", [{"prompt": "ab", "completion": "c"}]), tokenizer)
     assert one.prompt_ids == ids("ab")
-    (one,), _ = prompts(
-        dataset("language_modeling", [{"messages": turns("a", "b", "c", "d")}], True), tokenizer
-    )
+    (one,), _ = prompts(dataset("language_modeling", [{"messages": turns("a", "b", "c", "d")}], True), tokenizer)
     assert (one.prompt_ids, one.row["prompt"]) == (ids("<a>b$<c>"), turns("a", "b", "c"))
 
 
 def test_prompts_are_dropped_not_cut(tokenizer):
-    found, ledger = prompts(
-        dataset("prompt", [{"prompt": "abc"}, {"prompt": "ab"}, {"prompt": ""}]), tokenizer, 2
-    )
+    found, ledger = prompts(dataset("prompt", [{"prompt": "abc"}, {"prompt": "ab"}, {"prompt": ""}]), tokenizer, 2)
     assert [one.row_id for one in found] == ["r1"]
     assert ledger.to_json()["states"] == {
         "filtered: empty prompt": 1,

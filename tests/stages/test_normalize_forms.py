@@ -1,0 +1,183 @@
+"""Every form that people keep rows in, and the typed rows it must give."""
+
+import pytest
+
+from tests.stages.normalized import Normalized, assistant, system, user, write_jsonl
+
+TALK = [user("a"), assistant("b"), user("c"), assistant("d")]
+SHARE = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+
+
+def normalized(tmp_path, rows, **config):
+    return Normalized(tmp_path, write_jsonl(tmp_path / "in" / "rows.jsonl", rows), **config)
+
+
+FORMS = {
+    "text": ({"text": "a b"}, "auto", {"text": "a b"}, "language_modeling"),
+    "messages": ({"messages": TALK}, "auto", {"messages": TALK}, "language_modeling"),
+    "from and value": ({"conversations": SHARE}, "auto", {"messages": TALK[:2]}, "language_modeling"),
+    "messages as a question and its answer": (
+        {"messages": TALK},
+        "prompt_completion",
+        {"prompt": TALK[:3], "completion": TALK[3:]},
+        "prompt_completion",
+    ),
+    "a prompt of messages": ({"messages": [user("a")]}, "prompt", {"prompt": [user("a")]}, "prompt"),
+    "question and answer as one text": (
+        {"prompt": "a ", "completion": "b"},
+        "language_modeling",
+        {"text": "a b"},
+        "language_modeling",
+    ),
+    "prompt": ({"prompt": "a", "answer": 3}, "auto", {"prompt": "a", "answer": 3}, "prompt"),
+    "Alpaca with input": (
+        {"instruction": "Add.", "input": "1, 2", "output": "3"},
+        "auto",
+        {"prompt": [user("Add.\n\n1, 2")], "completion": [assistant("3")]},
+        "prompt_completion",
+    ),
+    "Alpaca without": (
+        {"instruction": "Hi.", "input": "", "output": "Ho."},
+        "auto",
+        {"prompt": [user("Hi.")], "completion": [assistant("Ho.")]},
+        "prompt_completion",
+    ),
+    "transcript": (
+        {"text": "\n\nHuman: a\n\nstill a\n\nAssistant: b"},
+        "auto",
+        {"messages": [user("a\n\nstill a"), assistant("b")]},
+        "language_modeling",
+    ),
+    "hh-rlhf": (
+        {
+            "chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d",
+            "rejected": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: e",
+        },
+        "auto",
+        {"prompt": TALK[:3], "chosen": [assistant("d")], "rejected": [assistant("e")]},
+        "preference",
+    ),
+    "a transcript that waits for its answer": (
+        {"prompt": "\n\nHuman: a\n\nAssistant:", "chosen": " b", "rejected": " c"},
+        "auto",
+        {"prompt": [user("a")], "chosen": [assistant("b")], "rejected": [assistant("c")]},
+        "preference",
+    ),
+    "explicit preference": (
+        {"prompt": "a", "chosen": "b", "rejected": "c", "margin": 0.5},
+        "auto",
+        {"prompt": "a", "chosen": "b", "rejected": "c", "margin": 0.5},
+        "preference",
+    ),
+    # the two conversations part after the user's first message, though they share the assistant's too
+    "implicit prompt ends with the user": (
+        {"chosen": TALK, "rejected": [*TALK[:2], user("x"), assistant("y")]},
+        "auto",
+        {"prompt": TALK[:1], "chosen": TALK[1:], "rejected": [TALK[1], user("x"), assistant("y")]},
+        "preference",
+    ),
+    # TRL's own example: the space before the split belongs to the completions
+    "implicit prompt of text": (
+        {"chosen": "The sky is blue.", "rejected": "The sky is green."},
+        "auto",
+        {"prompt": "The sky is", "chosen": " blue.", "rejected": " green."},
+        "preference",
+    ),
+    "one text begins with the other": (
+        {"chosen": "abc", "rejected": "abcd"},
+        "auto",
+        {"prompt": "ab", "chosen": "c", "rejected": "cd"},
+        "preference",
+    ),
+    "UltraFeedback: the prompt again in both": (
+        {"prompt": "a", "chosen": [user("a"), assistant("b")], "rejected": [user("a"), assistant("c")]},
+        "auto",
+        {"prompt": [user("a")], "chosen": [assistant("b")], "rejected": [assistant("c")]},
+        "preference",
+    ),
+    "unpaired": (
+        {"prompt": "a", "completion": "b", "label": True},
+        "auto",
+        {"prompt": "a", "completion": "b", "label": True},
+        "unpaired_preference",
+    ),
+    "unpaired with labels as text": (
+        {"messages": TALK[:2], "label": "false"},
+        "unpaired_preference",
+        {"prompt": [user("a")], "completion": [assistant("b")], "label": False},
+        "unpaired_preference",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_form(tmp_path, name):
+    row, wanted, expected, kind = FORMS[name]
+    made = normalized(tmp_path, [row], type=wanted)
+    assert made.rows() == [expected]
+    assert (made.dataset().type, made.dataset().columns[0]) == (kind, "row_id")
+    assert made.ledger()["states"] == {"used": 1} and made.ledger()["changes"] == {}
+
+
+def test_system_message_goes_only_where_there_is_none(tmp_path):
+    rows = [{"messages": TALK}, {"messages": [system("x"), *TALK]}]
+    made = normalized(tmp_path, rows, system="Be brief.")
+    assert [row["messages"][0] for row in made.rows()] == [system("Be brief."), system("x")]
+
+
+def test_message_fields_that_are_left_out_are_counted(tmp_path):
+    rows = [{"messages": [{**user("a"), "name": "Ann", "weight": None}, {**assistant("b"), "id": 3}]}]
+    made = normalized(tmp_path, rows)
+    assert made.rows() == [{"messages": TALK[:2]}]
+    assert made.ledger()["changes"] == {"message fields left out: id, name": 1}
+    assert made.ledger()["examples"] == {"message fields left out: id, name": [{"row": "row 1", "detail": "messages"}]}
+
+
+def test_useless_rows_are_dropped_by_reason(tmp_path):
+    good = {"prompt": [user("a")], "chosen": [assistant("b")], "rejected": [assistant("c")]}
+    rows = [
+        good,
+        {**good, "rejected": [assistant("b")]},
+        {**good, "chosen": [assistant(" \n")]},
+        {**good, "prompt": [user("")]},
+    ]
+    made = normalized(tmp_path, rows)
+    assert made.ledger()["states"] == {
+        "filtered: chosen equals rejected": 1,
+        "filtered: empty text": 2,
+        "used": 1,
+    }
+    implicit = [
+        {"chosen": TALK[:2], "rejected": [user("a"), assistant("x")]},
+        {"chosen": TALK[:2], "rejected": TALK[:2]},
+        {"chosen": TALK[:2], "rejected": [user("other"), assistant("x")]},
+    ]
+    made = normalized(tmp_path / "implicit", implicit)
+    assert made.ledger()["states"] == {
+        "filtered: chosen and rejected share no prompt": 1,
+        "filtered: chosen equals rejected": 1,
+        "used": 1,
+    }
+
+
+def test_bad_rows_can_be_dropped_and_counted(tmp_path):
+    rows = [{"messages": TALK}, {"messages": TALK[:3]}, {"messages": TALK[1:]}, {"other": 1}]
+    made = normalized(tmp_path, rows, on_bad_row="drop")
+    assert made.ledger()["states"] == {
+        "bad row: a language_modeling row has no 'prompt'": 1,
+        "bad row: the conversation does not end with the assistant": 1,
+        "bad row: wrong role order: it must begin with the user": 1,
+        "used": 1,
+    }
+    assert made.ledger()["examples"]["bad row: the conversation does not end with the assistant"] == [
+        {
+            "row": "row 2",
+            "detail": "field 'messages': the conversation does not end with the assistant; "
+            "found user, assistant, user; cut or leave it out",
+        }
+    ]
+
+
+def test_columns_of_other_types_stay_as_they_are(tmp_path):
+    row = {"prompt": "a", "chosen": "b", "rejected": "c", "completion": {"model": "x"}, "messages": None, "text": 3}
+    assert normalized(tmp_path, [row]).rows() == [row]
