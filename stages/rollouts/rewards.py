@@ -70,8 +70,13 @@ class RewardSet:
         prompts: Sequence[TokenizedPrompt],
         completions: Sequence[Sequence[Completion]],
         texts: Sequence[Sequence[str]],
+        *,
+        some_scored: bool = True,
     ) -> Scores:
-        """Rewards of every prompt's completions. Raises StageError naming function, row and completion."""
+        """Rewards of every prompt's completions. Raises StageError naming function, row and completion.
+
+        some_scored: None for every completion is an error; not where these are a piece of a larger whole.
+        """
         call = Call.of(prompts, completions, texts)
         flat = {name: checked(name, values, call.places) for name, values in call_all(self._functions, call).items()}
         if self._reward_model is not None:
@@ -79,7 +84,7 @@ class RewardSet:
             scores = self._reward_model([prompt.prompt_ids for prompt in prompts], ids)
             flat[REWARD_MODEL] = checked(REWARD_MODEL, [value for group in scores for value in group], call.places)
         totals = [self._total({name: values[i] for name, values in flat.items()}) for i in range(len(call.places))]
-        if totals and all(total is None for total in totals):
+        if some_scored and totals and all(total is None for total in totals):
             raise StageError(
                 f"no reward function scored any of {len(totals)} completions (all gave None), the first of row "
                 f"{call.places[0].row_id}; check that {', '.join(flat)} find the columns they compare with"

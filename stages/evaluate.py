@@ -1,0 +1,215 @@
+"""Evaluation: loss, accuracy by generation, preference accuracy, reward-model score; each with an interval."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from artifacts.errors import StageError
+from stages.evaluation.config import AnswerConfig, answer_problems
+from stages.stage import Input, Stage
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from stages.context import Context
+    from stages.data.types import Dataset
+    from stages.evaluation.intervals import Estimate
+    from stages.evaluation.measuring import Measured, Subject
+
+Task = Literal["accuracy", "preference_accuracy", "loss", "reward"]
+
+FIRST_METRICS = ("accuracy", "preference/accuracy", "loss", "reward")
+"""The first of these that was measured is the main metric."""
+
+
+class Config(AnswerConfig):
+    """Settings of an evaluation."""
+
+    tasks: tuple[Task, ...] = ()
+    """loss: held-out loss and perplexity; accuracy: completions judged by `rewards`; preference_accuracy: chosen
+    against rejected; reward: score of completions by input reward_model. Empty: all that dataset and inputs permit."""
+    temperature: float = Field(0.0, ge=0)
+    """Sampling temperature; 0 takes the likeliest token."""
+    threshold: float = 1.0
+    """A completion is right when the weighted sum of its rewards is at least this."""
+    completion_only_loss: bool | None = None
+    """Loss of the completion only; null: yes where the rows have a prompt and a completion."""
+    assistant_only_loss: bool = False
+    """Loss of what the assistant says only; needs a chat template with generation markers."""
+    beta: float = Field(0.1, gt=0)
+    """Scale of the implicit reward, where a reference is wired in."""
+
+
+def check(config: Config, wired: frozenset[str]) -> list[str]:
+    """What is wrong with the configuration and the inputs together."""
+    problems = answer_problems(config, len(config.rewards))
+    tasks = set(config.tasks)
+    if "accuracy" in tasks and not config.rewards:
+        problems.append("task accuracy needs rewards: [...] that judge a completion")
+    if "reward" in tasks and "reward_model" not in wired:
+        problems.append("task reward needs input reward_model")
+    if tasks and config.rewards and "accuracy" not in tasks:
+        problems.append("rewards are given, but tasks has no accuracy, so they would not be used")
+    if tasks and "reward_model" in wired and "reward" not in tasks:
+        problems.append("input reward_model is wired in, but tasks has no reward, so it would not be used")
+    references = {"reference_logprobs", "reference"} & wired
+    if len(references) == 2:
+        problems.append("inputs reference_logprobs and reference exclude each other; wire one of them")
+    if tasks and references and "preference_accuracy" not in tasks:
+        problems.append(
+            f"input {min(references)} is wired in, but tasks has no preference_accuracy, so it would not be used"
+        )
+    return problems
+
+
+def run(context: Context) -> None:
+    """Measure input `model` on input `dataset`."""
+    from stages.data.dataset import read_dataset
+    from stages.evaluation.measuring import measure_answers, measure_loss, measure_pairs
+    from stages.evaluation.rows import TaskLedger, draw_rows, joint_ledger
+    from stages.training.loop import peak_memory_gb, prepare_process
+
+    config: Config = context.config
+    accelerator = prepare_process(context, config.bf16)
+    dataset, left_out = draw_rows(read_dataset(context.input("dataset")), config.limit, config.seed)
+    is_reward_model = holds_reward_model(context.input("model"))
+    tasks = permitted_tasks(context, dataset, is_reward_model)
+    subject = _subject(context, accelerator, dataset, is_reward_model)
+    measures = {"accuracy": measure_answers, "preference_accuracy": measure_pairs, "loss": measure_loss}
+    # accuracy and reward judge the same completions
+    first_tasks = dict.fromkeys("accuracy" if task == "reward" else task for task in tasks)
+    ledgers: dict[str, TaskLedger] = {task: TaskLedger() for task in first_tasks}
+    measured = [measures[task](subject, tasks, ledgers[task]) for task in first_tasks]
+    context.counts["rows"] = len(dataset)
+    estimates = {name: found for part in measured for name, found in part.estimates.items()}
+    names = [*(name for name in FIRST_METRICS if name in estimates)]
+    names += [name for name in estimates if name not in names]
+    for name in names:
+        found = estimates[name]
+        context.metrics |= {name: found.value, f"{name}/low": found.low, f"{name}/high": found.high}
+    if context.is_main:
+        ledger = joint_ledger(ledgers, left_out)
+        _write(context, {name: estimates[name] for name in names}, _records(dataset, measured), ledger.to_json())
+    context.timings["peak_memory_gb"] = peak_memory_gb()
+
+
+def holds_reward_model(folder: Path) -> bool:
+    """Whether the model in the folder gives a score and not tokens."""
+    import json
+
+    from stages.training.model_check import check_model_folder
+
+    check_model_folder(folder)
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return any(str(name).endswith("ForSequenceClassification") for name in values.get("architectures") or ())
+
+
+def permitted_tasks(context: Context, dataset: Dataset, is_reward_model: bool) -> tuple[Task, ...]:
+    """The tasks asked for, or all that can be done. Raises StageError for one that cannot."""
+    obstacles = _obstacles(context, dataset, is_reward_model)
+    if named := context.config.tasks:
+        for task in named:
+            if obstacles[task]:
+                raise StageError(f"task {task}: {obstacles[task]}")
+        return tuple(task for task in obstacles if task in named)
+    possible: tuple[Task, ...] = tuple(task for task, obstacle in obstacles.items() if not obstacle)
+    if not possible:
+        reasons = "; ".join(f"{task}: {obstacle}" for task, obstacle in obstacles.items())
+        raise StageError(f"there is nothing to evaluate with these inputs ({reasons})")
+    return possible
+
+
+def _obstacles(context: Context, dataset: Dataset, is_reward_model: bool) -> dict[Task, str]:
+    """Why a task cannot be done; empty where it can."""
+    of_type = f"this dataset is of type {dataset.type}"
+    scores = "the model is a reward model, which gives scores and no tokens" if is_reward_model else ""
+    no_prompt = dataset.type == "language_modeling" and not dataset.conversational
+    answers = scores or (f"it takes prompts, {of_type} without conversations" if no_prompt else "")
+    has_text = dataset.type in ("language_modeling", "prompt_completion")
+    return {
+        "accuracy": answers or ("" if context.config.rewards else "no rewards are given that judge a completion"),
+        "preference_accuracy": "" if dataset.type == "preference" else f"it takes type preference, {of_type}",
+        "loss": scores or ("" if has_text else f"it takes language_modeling or prompt_completion, {of_type}"),
+        "reward": answers or ("" if context.has("reward_model") else "input reward_model is not wired in"),
+    }
+
+
+def _subject(context: Context, accelerator: Any, dataset: Dataset, is_reward_model: bool) -> Subject:
+    from stages.evaluation.measuring import Subject
+    from stages.training.model import Scorer, load_reward_model, load_tokenizer
+    from stages.training.start import frozen_scorer, settle_prefix_sharing
+
+    context.phase("loading the model")
+    if is_reward_model:
+        for name in ("reference_logprobs", "reference"):
+            if context.has(name):
+                raise StageError(f"input {name} is wired in, but the model is a reward model, which needs none")
+        scorer = Scorer(load_reward_model(context.input("model"))).eval().requires_grad_(False)
+        settle_prefix_sharing(context, scorer)
+    else:
+        scorer = frozen_scorer(context, "model")
+    scorer.to(accelerator.device)
+    return Subject(context, accelerator, scorer, load_tokenizer(context.input("model")), dataset, is_reward_model)
+
+
+def _records(dataset: Dataset, measured: list[Measured]) -> list[dict[str, Any]]:
+    """One record an answer, or one a row that was not answered, with all that was measured of the row."""
+    from stages.data.types import ROW_ID
+
+    records = []
+    for row in dataset:
+        found = [part.records[row[ROW_ID]] for part in measured if row[ROW_ID] in part.records]
+        for index in range(max(map(len, found), default=0)):
+            record = {ROW_ID: row[ROW_ID], **_shown(dataset, row)}
+            for fields in reversed(found):  # a completion's own verdict wins over its row's
+                record |= fields[index if len(fields) > 1 else 0]
+            records.append(record)
+    return records
+
+
+def _shown(dataset: Dataset, row: dict[str, Any]) -> dict[str, Any]:
+    """The prompt, what the dataset holds beside it, and the dataset's own completion as `reference`."""
+    from stages.evaluation.rows import extra_columns
+
+    shown: dict[str, Any] = {name: row[name] for name in ("prompt", "chosen", "rejected") if name in row}
+    if "messages" in row and dataset.type == "language_modeling":
+        shown |= {"prompt": row["messages"][:-1], "reference": row["messages"][-1:]}
+    if dataset.type in ("prompt_completion", "unpaired_preference"):
+        shown["reference"] = row["completion"]
+    return shown | extra_columns(dataset, row)
+
+
+def _write(
+    context: Context, estimates: dict[str, Estimate], records: list[dict[str, Any]], ledger: dict[str, Any]
+) -> None:
+    import json
+    from dataclasses import asdict
+
+    from stages.training.export import write_jsonl
+
+    folder = context.output("evaluation")
+    results = {name: asdict(found) for name, found in estimates.items()}
+    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (folder / "ledger.json").write_text(json.dumps(ledger, indent=1) + "\n", encoding="utf-8")
+    write_jsonl(folder / "samples.jsonl", records)
+
+
+STAGE = Stage(
+    name="evaluate",
+    version=1,
+    config=Config,
+    inputs={
+        "model": Input(("model", "reward_model")),
+        "dataset": Input(("dataset",)),
+        "reward_model": Input(("reward_model",), required=False),
+        "reference_logprobs": Input(("logprobs",), required=False),
+        "reference": Input(("model",), required=False),
+    },
+    outputs={"evaluation": "evaluation"},
+    run=run,
+    summary="loss, accuracy, preference accuracy or reward, with intervals and per-sample records",
+    check=check,
+    main_metric="accuracy",
+)

@@ -1,0 +1,1 @@
+"""What `evaluate` and `sample` share: rows, answers and their scores, resumable shards, intervals."""

@@ -1,0 +1,111 @@
+"""A model's answers to prompts, and what rewards say of them; shard by shard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import Accelerator
+
+from artifacts.errors import StageError
+from stages.context import Context
+from stages.data.ledger import RowLedger
+from stages.data.tokenize import TokenizedPrompt, tokenize_prompts
+from stages.data.types import Dataset
+from stages.evaluation.config import AnswerConfig
+from stages.evaluation.shards import in_shards
+from stages.rollouts.rewards import RewardSet
+from stages.seeds import derive
+from stages.training.generation import Sampling, sampling_settings
+from stages.training.model import Scorer
+from stages.training.reward_scoring import RewardModelScorer
+
+_SHARD_COMPLETIONS = 256
+"""Completions of one shard: what a killed run samples again at most."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One completion and its scores."""
+
+    row_id: str
+    """Of the prompt."""
+    sample: int
+    """Which completion of the prompt, from 0."""
+    text: str
+    tokens: int
+    finished: bool
+    totals: dict[str, float | None]
+    """By scoring: the weighted reward; None where no function scored the completion."""
+    rewards: dict[str, float | None]
+    """By reward function."""
+
+
+def open_prompts(
+    dataset: Dataset, tokenizer: Any, scorer: Scorer, config: AnswerConfig, ledger: RowLedger
+) -> list[TokenizedPrompt]:
+    """The prompts that leave room for a completion."""
+    room = scorer.context_length - config.max_completion_length
+    if room <= 0:
+        raise StageError(
+            f"max_completion_length {config.max_completion_length} leaves no room for a prompt: the model takes "
+            f"{scorer.context_length} tokens; lower it"
+        )
+    return tokenize_prompts(dataset, tokenizer, max_length=min(config.max_length, room), ledger=ledger)
+
+
+def reward_model_of(context: Context, accelerator: Accelerator, tokenizer: Any) -> RewardModelScorer | None:
+    """Input `reward_model`, where it is wired in."""
+    if not context.has("reward_model"):
+        return None
+    return RewardModelScorer(context, tokenizer, accelerator.device, context.config.micro_batch_tokens)
+
+
+def answer_prompts(
+    context: Context,
+    accelerator: Accelerator,
+    scorer: Scorer,
+    tokenizer: Any,
+    prompts: Sequence[TokenizedPrompt],
+    scorings: Mapping[str, RewardSet],
+) -> list[list[Answer]]:
+    """num_generations answers a prompt, each scored by every one of `scorings`."""
+    config: AnswerConfig = context.config
+    sampling = Sampling(scorer, tokenizer, sampling_settings(config), accelerator=None)
+
+    def compute(part: Sequence[TokenizedPrompt]) -> list[dict[str, Any]]:
+        seeds = [
+            tuple(derive(config.seed, "sample", prompt.row_id, index) for index in range(config.num_generations))
+            for prompt in part
+        ]
+        sampled = sampling(part, seeds)
+        texts = [[sampling.text(completion) for completion in group] for group in sampled]
+        scored = {name: rewards.score(part, sampled, texts, some_scored=False) for name, rewards in scorings.items()}
+        return [
+            {
+                "answers": [
+                    {
+                        "row_id": prompt.row_id,
+                        "sample": index,
+                        "text": texts[row][index],
+                        "tokens": len(completion.token_ids),
+                        "finished": completion.finished,
+                        "totals": {name: found.totals[row][index] for name, found in scored.items()},
+                        "rewards": {
+                            name: values[row][index]
+                            for found in scored.values()
+                            for name, values in found.by_function.items()
+                        },
+                    }
+                    for index, completion in enumerate(sampled[row])
+                ]
+            }
+            for row, prompt in enumerate(part)
+        ]
+
+    size = max(1, _SHARD_COMPLETIONS // config.num_generations)
+    context.phase("answering prompts")
+    with accelerator.autocast():
+        rows = in_shards(context, accelerator, "answers", prompts, compute, size=size)
+    return [[Answer(**answer) for answer in row["answers"]] for row in rows]

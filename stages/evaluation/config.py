@@ -1,0 +1,43 @@
+"""Settings of stages that let a model answer prompts and score what it says. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from stages.rollouts.requests import SamplingConfig
+from stages.rollouts.rewards import unknown_rewards
+from stages.stage import CodeRef, operational
+
+
+class AnswerConfig(SamplingConfig):
+    """How prompts are chosen, answered and scored."""
+
+    num_generations: int = Field(1, gt=0)
+    """Completions of one prompt."""
+    rewards: tuple[CodeRef, ...] = ()
+    """Reward functions: built-in names, or `file.py:name` of your own."""
+    reward_weights: tuple[float, ...] | None = None
+    """One weight a reward; null: all 1."""
+    max_length: int = Field(1024, gt=1)
+    """Longest row in tokens: longer prompts are dropped, longer rows are cut; both are counted in the ledger."""
+    limit: int | None = Field(None, gt=0)
+    """Use so many rows only, drawn by the seed; null: all rows."""
+    seed: int = Field(42, ge=0)
+    """Every random number of the stage follows from it."""
+    bf16: bool = False
+    """Compute in bfloat16."""
+    micro_batch_tokens: int = operational(8192, gt=0)
+    """Most tokens (padding included) of one forward pass that scores given text."""
+
+
+def answer_problems(config: AnswerConfig, num_rewards: int) -> list[str]:
+    """What is wrong with the settings together; `num_rewards`: functions, and the reward model where it counts."""
+    problems = unknown_rewards(config.rewards)
+    if config.reward_weights is not None and len(config.reward_weights) != num_rewards:
+        problems.append(f"reward_weights has {len(config.reward_weights)} numbers for {num_rewards} rewards")
+    if config.temperature == 0 and config.num_generations > 1:
+        problems.append(
+            f"num_generations {config.num_generations} at temperature 0 gives the same completion "
+            f"{config.num_generations} times; raise temperature, or set num_generations: 1"
+        )
+    return problems

@@ -1,0 +1,56 @@
+"""Work on many rows in pieces that survive a kill: each piece is computed once, by one process, and saved."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from accelerate import Accelerator
+
+from artifacts import Shards
+from artifacts.errors import DamagedError
+from stages.context import Context
+
+Item = TypeVar("Item")
+
+
+def in_shards(
+    context: Context,
+    accelerator: Accelerator,
+    name: str,
+    items: Sequence[Item],
+    compute: Callable[[Sequence[Item]], list[dict[str, Any]]],
+    *,
+    size: int,
+) -> list[dict[str, Any]]:
+    """One JSON object an item, in order, on every process. `compute` gets `size` items at a time.
+
+    A piece depends on its own items only, so neither a resume nor the number of processes changes a byte.
+    """
+    shards, total = context.shards, len(items)
+    names = [f"{name}-{number:06d}" for number in range(-(-total // size))]
+    mine = range(accelerator.process_index, len(names), accelerator.num_processes)
+    there = shards.names()
+    finished = {names[number] for number in mine if names[number] in there and _intact(shards, names[number])}
+    if finished:
+        context.resumed(min(total, len(finished) * accelerator.num_processes * size))
+    for number in mine:
+        start, stop = number * size, min((number + 1) * size, total)
+        if names[number] not in finished:
+            rows = compute(items[start:stop])
+            assert len(rows) == stop - start
+            shards.save(names[number], "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode())
+        context.progress(stop, total, unit="row")
+    accelerator.wait_for_everyone()
+    return [json.loads(line) for name in names for line in shards.load(name).decode().splitlines()]
+
+
+def _intact(shards: Shards, name: str) -> bool:
+    try:
+        shards.load(name)
+    except DamagedError as error:
+        logging.warning("%s", error)
+        return False
+    return True

@@ -1,0 +1,38 @@
+"""Sharded work over several processes."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from stages.context import Context, local_context
+from stages.evaluation.shards import in_shards
+from tests.stages.small_models import save_dataset, save_model
+
+
+def test_processes_share_the_shards_and_all_get_all_rows(tmp_path: Path) -> None:
+    save_model(tmp_path / "model", seed=1)
+    data = save_dataset(tmp_path / "data", "prompt", [{"prompt": "a"}])
+    inputs: dict[str, Any] = {"model": tmp_path / "model", "dataset": data}
+    barrier, worked, results = threading.Barrier(3), [[], [], []], [None] * 3
+
+    def work(rank: int) -> None:
+        local = local_context("evaluate", {}, folder=tmp_path / "run", inputs=inputs)
+        context = Context(local.spec, local.store, rank=rank)
+        process: Any = SimpleNamespace(process_index=rank, num_processes=3, wait_for_everyone=barrier.wait)
+
+        def square(part: Any) -> list[dict[str, int]]:
+            worked[rank] += list(part)
+            return [{"square": number**2} for number in part]
+
+        results[rank] = in_shards(context, process, "squares", range(20), square, size=3)
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [[{"square": number**2} for number in range(20)]] * 3
+    assert worked == [[0, 1, 2, 9, 10, 11, 18, 19], [3, 4, 5, 12, 13, 14], [6, 7, 8, 15, 16, 17]]
