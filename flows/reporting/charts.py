@@ -86,7 +86,9 @@ def line_chart(lines: Sequence[tuple[str, int, Sequence[Point]]]) -> Chart:
         x_range=x_range,
         y_range=y_range,
         x_ticks=tuple(
-            (_x(tick, x_range), number(tick)) for tick in ticks(*x_range) if x_range[0] <= tick <= x_range[1]
+            (_x(tick, x_range), number(tick))
+            for tick in ticks(*x_range)
+            if x_range[0] <= tick <= x_range[1] and tick == int(tick)  # there is no half step
         ),
         y_ticks=tuple((_y(tick, y_range), number(tick)) for tick in y_ticks),
     )

@@ -48,6 +48,8 @@ class Ledgers:
 
     ledgers: tuple[Ledger, ...]
     full: tuple[Ledger, ...]
+    kinds: frozenset[str]
+    """The kinds of states that occur."""
     notes: tuple[str, ...]
 
 
@@ -63,6 +65,7 @@ def read_ledgers(run: Mapping[str, Any], reader: Reader) -> Ledgers:
     return Ledgers(
         ledgers=tuple(ledger for ledger in ledgers if not ledger.is_full),
         full=tuple(ledger for ledger in ledgers if ledger.is_full),
+        kinds=frozenset(state.kind for ledger in ledgers for state in ledger.states),
         notes=tuple(reader.notes),
     )
 

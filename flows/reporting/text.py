@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from typing import Any
 
 MAX_TEXT = 4_000
@@ -27,7 +26,8 @@ def number(value: object) -> str:
         digits = max(0, 3 - math.floor(math.log10(abs(value))))
         written = f"{value:,.{digits}f}"
         return written.rstrip("0").rstrip(".") if digits else written
-    return re.sub(r"e([+-])0*(\d)", lambda match: "e" + match[1].replace("+", "") + match[2], f"{value:.3g}")
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
 def duration(seconds: object) -> str:
