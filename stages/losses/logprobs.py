@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_BYTES = 64 * 2**20
-"""Size of one chunk of float32 logits: smaller ones read the weight more often, larger ones cost memory."""
+CHUNK_BYTES = 16 * 2**20
+"""Size of one chunk of float32 logits. Measured on CPU: 64 MiB take half as long again, being fresh memory from the
+system each time and too large for the cache; 8 MiB read the weight too often."""
 
-CUDA_CHUNK_TOKENS = 1024
-"""Least positions of a chunk on a GPU, where fewer would take longer to read the weight than to multiply."""
+LEAST_TOKENS = {"cpu": 64, "cuda": 1024}
+"""Least positions of a chunk: fewer would take longer to read the weight than to multiply by it."""
 
 
 def chunk_length(vocabulary: int, device: torch.device) -> int:
     """Positions in a chunk."""
-    positions = max(1, CHUNK_BYTES // (4 * vocabulary))
-    return max(positions, CUDA_CHUNK_TOKENS) if device.type == "cuda" else positions
+    return max(LEAST_TOKENS.get(device.type, LEAST_TOKENS["cuda"]), CHUNK_BYTES // (4 * vocabulary))
 
 
 @dataclass(frozen=True)
@@ -95,18 +95,19 @@ class _LinearLogprobs(torch.autograd.Function):
         positions = hidden_NH.shape[0]
         wide = torch.promote_types(weight_VH.dtype, torch.float32)
         logprobs_N, entropy_N, normalizers_N = hidden_NH.new_empty(3, positions, dtype=wide).unbind(0)
+        room = _room(head, min(chunk, positions), 2)
         with torch.autocast(hidden_NH.device.type, enabled=False):
             for start in range(0, positions, chunk):
                 part = slice(start, start + chunk)
-                logits_CV = head.logits(hidden_NH[part])
-                targets_CV = logits_CV.gather(1, targets_N[part, None])[:, 0]
+                logits_CV, weights_CV = (memory[: len(targets_N[part])] for memory in room)
+                _write_logits(head, hidden_NH[part], logits_CV)
                 highest_C = logits_CV.amax(1)
-                weights_CV = (logits_CV - highest_C[:, None]).exp_()
+                logits_CV.sub_(highest_C[:, None])
+                torch.exp(logits_CV, out=weights_CV)
                 sums_C = weights_CV.sum(1)
+                logprobs_N[part] = logits_CV.gather(1, targets_N[part, None])[:, 0] - sums_C.log()
+                entropy_N[part] = sums_C.log() - torch.linalg.vecdot(weights_CV, logits_CV) / sums_C
                 normalizers_N[part] = highest_C + sums_C.log()
-                logprobs_N[part] = targets_CV - normalizers_N[part]
-                expected_C = torch.linalg.vecdot(weights_CV, logits_CV) / sums_C
-                entropy_N[part] = normalizers_N[part] - expected_C
         ctx.save_for_backward(hidden_NH, targets_N, normalizers_N)
         ctx.head, ctx.chunk = head, chunk
         ctx.mark_non_differentiable(entropy_N)
@@ -122,12 +123,20 @@ class _LinearLogprobs(torch.autograd.Function):
         grad_hidden_NH = torch.zeros_like(hidden_NH) if wants_hidden else None
         grad_weight_VH = torch.zeros_like(head.weight_VH, dtype=wide) if wants_weight else None
         grad_bias_V = head.weight_VH.new_zeros(head.weight_VH.shape[0], dtype=wide) if wants_bias else None
+        room = _room(head, min(ctx.chunk, hidden_NH.shape[0]), 1 if head.softcap is None else 2)
         with torch.autocast(hidden_NH.device.type, enabled=False):
             for start in range(0, hidden_NH.shape[0], ctx.chunk):
                 part = slice(start, start + ctx.chunk)
                 hidden_CH = hidden_NH[part].to(head.weight_VH.dtype)
-                logits_CV = head.logits(hidden_CH)
-                grad_CV = _grad_product(head, logits_CV, targets_N[part], normalizers_N[part], grad_N[part])
+                logits_CV = room[0][: len(hidden_CH)]
+                _write_logits(head, hidden_CH, logits_CV)
+                slope_CV = _softcap_slope(head, logits_CV, room[-1][: len(hidden_CH)])
+                grad_CV = logits_CV.sub_(normalizers_N[part, None]).exp_().mul_(-grad_N[part, None])
+                grad_CV.scatter_add_(1, targets_N[part, None], grad_N[part, None])
+                if slope_CV is not None:
+                    grad_CV.mul_(slope_CV)
+                if head.scale != head.temperature:
+                    grad_CV.mul_(head.scale / head.temperature)
                 if grad_bias_V is not None:
                     grad_bias_V += grad_CV.sum(0)
                 grad_CV = grad_CV.to(head.weight_VH.dtype)
@@ -145,14 +154,34 @@ class _LinearLogprobs(torch.autograd.Function):
         )
 
 
-def _grad_product(head: Head, logits_CV: Tensor, targets_C: Tensor, normalizers_C: Tensor, grad_C: Tensor) -> Tensor:
-    """Gradient of sum(grad * logprob) with respect to h W^T + b. [C, V]."""
-    grad_CV = (logits_CV - normalizers_C[:, None]).exp_().mul_(-grad_C[:, None])
-    grad_CV.scatter_add_(1, targets_C[:, None], grad_C[:, None])
+def _room(head: Head, positions: int, chunks: int) -> list[Tensor]:
+    """[positions, V] each: taken once, because the system needs as long to give fresh memory as to fill it."""
+    wide = torch.promote_types(head.weight_VH.dtype, torch.float32)
+    return [head.weight_VH.new_empty(positions, head.weight_VH.shape[0], dtype=wide) for _ in range(chunks)]
+
+
+def _write_logits(head: Head, hidden_CH: Tensor, logits_CV: Tensor) -> None:
+    """`Head.logits` into given memory."""
+    hidden_CH = hidden_CH.to(head.weight_VH.dtype)
+    if logits_CV.dtype == head.weight_VH.dtype:
+        torch.mm(hidden_CH, head.weight_VH.t(), out=logits_CV)
+    else:
+        logits_CV.copy_(hidden_CH @ head.weight_VH.t())
+    if head.bias_V is not None:
+        logits_CV.add_(head.bias_V)
+    if head.scale != 1.0:
+        logits_CV.mul_(head.scale)
     if head.softcap is not None:
-        # logits * temperature / softcap is the tanh, whose derivative is 1 - tanh^2
-        grad_CV.mul_(1 - (logits_CV * (head.temperature / head.softcap)).square())
-    return grad_CV.mul_(head.scale / head.temperature)
+        logits_CV.div_(head.softcap).tanh_().mul_(head.softcap)
+    if head.temperature != 1.0:
+        logits_CV.div_(head.temperature)
+
+
+def _softcap_slope(head: Head, logits_CV: Tensor, room_CV: Tensor) -> Tensor | None:
+    """Derivative of the softcap, 1 - tanh^2, in the given memory; the tanh is logits * temperature / softcap."""
+    if head.softcap is None:
+        return None
+    return torch.mul(logits_CV, head.temperature / head.softcap, out=room_CV).square_().neg_().add_(1.0)
 
 
 def _add_product(total_VH: Tensor, grad_CV: Tensor, hidden_CH: Tensor) -> None:

@@ -138,6 +138,7 @@ def test_logits_of_more_than_a_chunk_never_exist():
     assert largest.elements == 8 * 50
 
 
-def test_a_chunk_of_float32_logits_is_about_64_mib():
-    assert chunk_length(32_000, torch.device("cpu")) * 32_000 * 4 == pytest.approx(64 * 2**20, rel=0.01)
-    assert chunk_length(10**9, torch.device("cpu")) == 1
+def test_a_chunk_of_float32_logits_is_about_16_mib_and_never_thin():
+    assert chunk_length(32_000, torch.device("cpu")) * 32_000 * 4 == pytest.approx(16 * 2**20, rel=0.01)
+    assert chunk_length(10**9, torch.device("cpu")) == 64
+    assert chunk_length(10**9, torch.device("cuda")) == 1024
