@@ -18,7 +18,19 @@ from stages.data.conversation import (
 from stages.data.types import ROW_ID, Message, Row, required_columns, text_columns
 
 RECOGNIZED = frozenset(
-    "text messages conversations prompt completion chosen rejected label instruction input output".split()
+    [
+        "text",
+        "messages",
+        "conversations",
+        "prompt",
+        "completion",
+        "chosen",
+        "rejected",
+        "label",
+        "instruction",
+        "input",
+        "output",
+    ]
 )
 """Source columns that a typed row may be made of."""
 

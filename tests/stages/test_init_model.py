@@ -162,3 +162,18 @@ def test_datasets_without_text(tmp_path):
 def test_sizes_that_do_not_fit(config, message):
     with pytest.raises(ValidationError, match=message):
         InitModelConfig.model_validate(config)
+
+
+def test_golden(tmp_path, chats):
+    """Fails when the same settings would give another model: raise the stage's version, then these values.
+
+    Weights and token ids rather than files, which hold the versions of the libraries that wrote them.
+    """
+    folder, _ = made(tmp_path, chats, vocab_size=270, seed=7)
+    digest = hashlib.sha256()
+    for name, parameter in sorted(AutoModelForCausalLM.from_pretrained(folder).named_parameters()):
+        digest.update(name.encode() + parameter.detach().numpy().tobytes())
+    ids = AutoTokenizer.from_pretrained(folder).apply_chat_template(TALKS[0], return_dict=False)
+    assert digest.hexdigest() == "703849ca9fbd66d71523f92393b30ea5ed95d5193dc3b88039d22df239afd210"
+    # <|user|> 3, <|assistant|> 4, <|end|> 1; a printable ASCII byte is its code - 33 + 5: "1" is 21, "+" 15, "=" 33
+    assert ids == [3, 21, 22, 15, 23, 20, 33, 4, 24, 22, 1]
