@@ -57,7 +57,7 @@ def read(files: Files, name: str) -> Artifact | None:
         raise DamagedError(f"{where} is not an alias; set it again") from None
 
 
-def find(files: Files, reference: str, artifacts: Callable[[], Iterable[Artifact]]) -> Artifact:
+def find(files: Files, reference: str, artifacts: Callable[[str], Iterable[Artifact]]) -> Artifact:
     """What a reference means. Raises RequestError: unknown (with the nearest name) or more than one."""
     if reference.startswith("@sha256:"):
         reference = reference[1:]
@@ -69,7 +69,7 @@ def find(files: Files, reference: str, artifacts: Callable[[], Iterable[Artifact
     kind, _, digest = reference.rpartition("/")
     prefix = digest.removeprefix("sha256:")
     if PREFIX.fullmatch(prefix):
-        return _by_prefix(files, reference, kind, prefix, artifacts())
+        return _by_prefix(files, reference, kind, artifacts(prefix))
     known = [*read_all(files)]
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean @{close[0]}?" if close else ""
@@ -79,8 +79,8 @@ def find(files: Files, reference: str, artifacts: Callable[[], Iterable[Artifact
     )
 
 
-def _by_prefix(files: Files, reference: str, kind: str, prefix: str, artifacts: Iterable[Artifact]) -> Artifact:
-    matches = [artifact for artifact in artifacts if artifact.digest.startswith(prefix) and kind in ("", artifact.kind)]
+def _by_prefix(files: Files, reference: str, kind: str, artifacts: Iterable[Artifact]) -> Artifact:
+    matches = [artifact for artifact in artifacts if kind in ("", artifact.kind)]
     if len(matches) == 1:
         return matches[0]
     if not matches:

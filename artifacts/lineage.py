@@ -13,11 +13,10 @@ from artifacts.manifest import Artifact, Manifest
 def tree(
     artifact: Artifact,
     manifest: Callable[[Artifact], Manifest],
-    artifacts: Callable[[], Iterable[Artifact]],
+    artifacts: Callable[[str], Iterable[Artifact]],
 ) -> dict[str, Any]:
     """`{"artifact", "kind", "stage", "fingerprint", "inputs": {name: tree}}`; a list of inputs gives a list
     of trees. What is outside the store (a path, a Hub model) or no longer there is a leaf that says so."""
-    by_digest: dict[str, list[Artifact]] = {}
 
     def grow(node: Artifact, above: tuple[Artifact, ...]) -> dict[str, Any]:
         leaf: dict[str, Any] = {"artifact": node.id, "kind": node.kind, "stage": None, "fingerprint": None}
@@ -43,10 +42,7 @@ def tree(
         return grow(source, above) if source is not None else {"source": value, "inputs": {}}
 
     def resolve(digest: str) -> Artifact | None:
-        if not by_digest:
-            for known in artifacts():
-                by_digest.setdefault(known.digest, []).append(known)
-        return next(iter(by_digest.get(digest, [])), None)
+        return next(iter(artifacts(digest)), None)
 
     return grow(artifact, ())
 

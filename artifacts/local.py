@@ -111,7 +111,11 @@ class LocalFiles:
         raise StoreError(f"cannot list {self.path(key)}: it changes all the time; who writes there?")
 
     def take_in(self, folder: Path) -> tuple[FileEntry, ...]:
-        return hash_folder(folder, before=self._disk.fsync)
+        def sync(descriptor: int) -> None:
+            with reported("store", folder):
+                self._disk.fsync(descriptor)
+
+        return hash_folder(folder, before=sync)
 
     def publish(self, publication: Publication) -> None:
         target = self.path(publication.key)

@@ -55,7 +55,7 @@ def publishable(value: Any) -> Any:
 
 def _publishable(value: Any, secrets: tuple[str, ...]) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _publishable(item, secrets) for key, item in value.items()}
+        return {_without(str(key), secrets): _publishable(item, secrets) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_publishable(item, secrets) for item in value]
     if isinstance(value, str):

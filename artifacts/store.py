@@ -157,10 +157,12 @@ class Store:
         except StoreError as error:
             logger.warning("cannot mark %s as damaged: %s", artifact, error)
 
-    def artifacts(self) -> Iterator[Artifact]:
-        """Every artifact that has a manifest, by kind and digest."""
+    def artifacts(self, prefix: str = "") -> Iterator[Artifact]:
+        """Every artifact that has a manifest and whose digest begins so, by kind and digest."""
         for kind in self.files.children("artifacts"):
             for digest in self.files.children(f"artifacts/{kind}"):
+                if not digest.startswith(prefix):
+                    continue
                 try:
                     artifact = Artifact(kind, digest)
                 except RequestError:
