@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from stages.rollouts.rewards import unknown_rewards
 from stages.stage import CodeRef, Input, Stage
 from stages.training.config import TrainingConfig
 
@@ -61,7 +62,7 @@ class Config(TrainingConfig):
 
 def check(config: Config, wired: frozenset[str]) -> list[str]:
     """What is wrong with the configuration and the inputs together."""
-    problems = []
+    problems = unknown_rewards(config.rewards)
     count = len(config.rewards) + ("reward_model" in wired)
     if count == 0:
         problems.append("no reward: give rewards: [...] or wire input reward_model")
@@ -100,7 +101,7 @@ def run(context: Context) -> None:
             beta=config.beta,
             max_completion_length=config.max_completion_length,
             importance_sampling_level=config.importance_sampling_level,
-            comparable=config.top_p == 1.0 and config.top_k == 0,
+            tolerance=_tolerance(config),
         )
     )
     trainer, tokenizer = start(context, config, objective)
@@ -142,6 +143,13 @@ def run(context: Context) -> None:
     export(context, trained, context.input("model"), ledger.to_json(), samples=windows.samples)
     if context.is_main:
         _write_rollouts(context, windows.records())
+
+
+def _tolerance(config: Config) -> float | None:
+    """The sampler computes in float32; a bfloat16 trainer differs from it by rounding."""
+    if config.top_p < 1.0 or config.top_k > 0:
+        return None
+    return 0.5 if config.bf16 else 1e-2
 
 
 def _write_rollouts(context: Context, records: list[dict[str, Any]]) -> None:

@@ -64,7 +64,7 @@ class Sampling:
             pad_token_id=pad if pad is not None else self.tokenizer.eos_token_id,
         )
         mine = range(rank, len(prompts), world)
-        requests = [SampleRequest(prompts[i].prompt_ids, seeds[i]) for i in mine]
+        requests = [SampleRequest(prompts[i].prompt_ids, seeds[i], prompts[i].row_id) for i in mine]
         found = list(zip(mine, sampler.sample(requests, self.settings), strict=True))
         if world > 1:
             found = sorted(gather_object(found), key=lambda entry: entry[0])

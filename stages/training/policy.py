@@ -40,8 +40,9 @@ class PolicySettings:
     beta: float
     max_completion_length: int
     importance_sampling_level: str
-    comparable: bool
-    """Whether the sampler drew from the plain distribution (no top-p and the like), so that its numbers compare."""
+    tolerance: float | None
+    """Largest difference between sampler and trainer on policy, in nats a token; beyond it they are out of step.
+    None: the sampler did not draw from the plain distribution (top-p and the like), so its numbers do not compare."""
 
 
 class PolicyLoss:
@@ -54,8 +55,6 @@ class PolicyLoss:
         "clip_ratio/high_mean",
         "sampling/sampling_logp_difference/mean",
     )
-    tolerance = 1e-2
-    """Largest difference between sampler and trainer on policy, in nats a token; beyond it they are out of step."""
 
     def __init__(self, settings: PolicySettings) -> None:
         self.settings = settings
@@ -84,8 +83,8 @@ class PolicyLoss:
             "clip_ratio/low_mean": Mean(low_N.sum(), count),
             "clip_ratio/high_mean": Mean(high_N.sum(), count),
         }
-        if settings.comparable and on_policy:
-            metrics |= self._compare(batch, known, logprobs_N.detach())
+        if settings.tolerance is not None and on_policy:
+            metrics |= self._compare(batch, known, logprobs_N.detach(), settings.tolerance)
         if settings.beta:
             reference_N = _tokens(known, lambda rollouts: rollouts.reference_logprobs, logprobs_N)
             kl_N = kl_k3(logprobs_N, reference_N)
@@ -96,12 +95,14 @@ class PolicyLoss:
         )
         return (losses_N * weights_N).sum(), metrics
 
-    def _compare(self, batch: TokenBatch, known: Sequence[Rollouts], logprobs_N: Tensor) -> dict[str, Mean]:
+    def _compare(
+        self, batch: TokenBatch, known: Sequence[Rollouts], logprobs_N: Tensor, tolerance: float
+    ) -> dict[str, Mean]:
         """On policy, sampler and trainer must agree; a difference means stale weights or different numerics."""
         sampled_N = _tokens(known, lambda rollouts: rollouts.sampled_logprobs, logprobs_N)
         differences_N = (logprobs_N - sampled_N).abs()
         worst = int(differences_N.argmax())
-        if float(differences_N[worst]) > self.tolerance:
+        if float(differences_N[worst]) > tolerance:
             row = batch.groups[self._group_of(batch, int(batch.branch_N[worst]))].row_id
             raise StageError(
                 f"the sampler gave token {int(batch.target_N[worst])} of a completion of row {row} log-probability "
