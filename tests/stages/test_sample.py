@@ -182,6 +182,12 @@ def test_a_killed_run_ends_with_the_same_bytes(
     assert all_files(other) != all_files(whole)
 
 
+def test_what_a_setting_does_not_touch_keeps_its_bytes(tmp_path: Path, inputs: dict[str, Path]) -> None:
+    one = all_files(run_stage("sample", tmp_path / "one", inputs, **settings(tmp_path)))
+    other = all_files(run_stage("sample", tmp_path / "other", inputs, **settings(tmp_path, keep="all_right")))
+    assert {name for name in one if one[name] != other[name]} == {"best/data.parquet", "best/dataset.json"}
+
+
 def test_a_damaged_shard_is_computed_again(
     tmp_path: Path, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
