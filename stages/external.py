@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.digest import sha256_bytes, sha256_file
-from artifacts.errors import PosttrainError, RequestError
+from artifacts.errors import DataError, PosttrainError, RequestError
+from stages.data.files import Located, SourceFile, locate
 from stages.names import nearest
 
 HUB = "hub:"
@@ -27,8 +28,7 @@ def resolve_reference(kind: str, text: str, base: Path) -> str:
         return text
     path = Path(text).expanduser()
     path = path if path.is_absolute() else base / path
-    if not any(_local_files(path)):
-        raise RequestError(f"no such file or folder: {text!r} (looked for {path}); give an existing one")
+    _located(str(path))
     return str(path)
 
 
@@ -126,52 +126,44 @@ def _imported_names(path: Path) -> Iterator[str]:
 
 
 def data_identity(reference: str) -> dict[str, str]:
-    """The content of a file, folder or glob: SHA-256 of its files' names and digests; never a path or a time."""
+    """The content of a file, folder, glob or URL: names and SHA-256 of its files; never a place or a time."""
     if reference.startswith(HUB):
-        return {"hub": reference[len(HUB) :], "revision": hub_revision(reference[len(HUB) :], "dataset")}
-    if "://" in reference:
-        return _remote_identity(reference)
-    path = Path(reference)
-    if path.is_file():
-        return {"sha256": sha256_file(path), "suffix": "".join(path.suffixes[-2:])}
-    return {"sha256": folder_digest(path)}
+        name = reference.removeprefix(HUB)
+        return {"hub": name, "revision": hub_revision(name, "dataset")}
+    located = _located(reference)
+    if located.saved is not None:
+        return {"sha256": folder_digest(Path(reference))}
+    if len(located.files) == 1:
+        (file,) = located.files
+        return {"sha256": _stream_digest(file), "suffix": file.suffix + (".gz" if file.packed else "")}
+    return {"sha256": sha256_bytes("\n".join(f"{file.name}:{_stream_digest(file)}" for file in located.files).encode())}
+
+
+def _located(reference: str) -> Located:
+    try:
+        return locate(reference, "auto")
+    except DataError as error:
+        raise RequestError(str(error)) from error
+
+
+def _stream_digest(file: SourceFile) -> str:
+    digest = hashlib.sha256()
+    try:
+        with file.filesystem.open(file.path, "rb") as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    except Exception as error:  # every file system has errors of its own
+        raise RequestError(f"cannot read {file.shown}: {type(error).__name__}: {error}") from error
+    return digest.hexdigest()
 
 
 def folder_digest(path: Path) -> str:
-    """SHA-256 over the relative names and digests of a folder's (or glob's) files."""
-    root = path if path.is_dir() else path.parent
-    lines = [f"{file.relative_to(root).as_posix()}:{sha256_file(file)}" for file in _local_files(path)]
-    if not lines:
-        raise RequestError(f"no files at {path}")
+    """SHA-256 over the relative names and digests of a folder's files."""
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    if not files:
+        raise RequestError(f"no files in {path}")
+    lines = [f"{file.relative_to(path).as_posix()}:{sha256_file(file)}" for file in files]
     return sha256_bytes("\n".join(lines).encode())
-
-
-def _local_files(path: Path) -> Iterator[Path]:
-    if path.is_file():
-        yield path
-    elif path.is_dir():
-        yield from sorted(file for file in path.rglob("*") if file.is_file())
-    elif any(sign in path.name for sign in "*?["):
-        yield from sorted(path.parent.glob(path.name))
-
-
-def _remote_identity(url: str) -> dict[str, str]:
-    import fsspec
-
-    try:
-        files = fsspec.open_files(url, "rb")
-        lines = []
-        for file in sorted(files, key=lambda entry: str(entry.path)):
-            digest = hashlib.sha256()
-            with file as stream:
-                while chunk := stream.read(_CHUNK_BYTES):
-                    digest.update(chunk)
-            lines.append(f"{Path(file.path).name}:{digest.hexdigest()}")
-    except Exception as error:
-        raise RequestError(f"cannot read {url}: {type(error).__name__}: {error}") from error
-    if not lines:
-        raise RequestError(f"no files at {url}")
-    return {"sha256": sha256_bytes("\n".join(lines).encode()), "suffix": "".join(Path(url).suffixes[-2:])}
 
 
 def hub_revision(name: str, kind: str) -> str:

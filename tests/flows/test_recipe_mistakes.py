@@ -153,8 +153,7 @@ def test_missing_files_and_functions(write_recipe, model_folder):
     text += "      filters: ['rewards.py:rihgt', 'missing.py:f', 'rewards.py:right']\n"
     found = mistakes(write_recipe(text))
     assert found == [
-        "recipe.yaml:5: stages.data.with.source.path: no such file or folder: 'row.jsonl' (looked for row.jsonl); "
-        "give an existing one",
+        "recipe.yaml:5: stages.data.with.source.path: no file or folder row.jsonl; did you mean 'rows.jsonl'?",
         "recipe.yaml:6: stages.data.with.filters[0]: rewards.py defines no function 'rihgt'; "
         "did you mean 'right'?; it has: right",
         "recipe.yaml:6: stages.data.with.filters[1]: no such Python file: 'missing.py' (looked for missing.py)",
