@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 from stages.context import Context, local_context
 from stages.data.dataset import read_dataset, write_dataset
 from stages.data.ledger import RowLedger
-from tests.data.characters import IDS, build_tokenizer
+from tests.data.characters import IDS, build_tokenizer, ids
 
 EOS = IDS["<eos>"]
 
@@ -87,6 +87,21 @@ def greedy(model: Any, prompt_ids: list[int], length: int) -> list[int]:
     """transformers' own greedy completion."""
     made = model.generate(torch.tensor([prompt_ids]), do_sample=False, max_new_tokens=length, pad_token_id=0)
     return made[0, len(prompt_ids) :].tolist()
+
+
+def labels_loss(model: torch.nn.Module, prompt: str, completion: str) -> tuple[float, int]:
+    """transformers' own loss of the completion and its end token: (sum, tokens)."""
+    token_ids = torch.tensor([[*ids(prompt), *ids(completion), EOS]])
+    labels = token_ids.clone()
+    labels[0, : len(prompt)] = -100
+    tokens = len(completion) + 1
+    with torch.no_grad():
+        return float(model(input_ids=token_ids, labels=labels).loss) * tokens, tokens
+
+
+def reward_of(model: torch.nn.Module, token_ids: list[int]) -> float:
+    with torch.no_grad():
+        return float(model(input_ids=torch.tensor([token_ids])).logits[0, 0])
 
 
 class Killed(BaseException):

@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 
 import pytest
-import torch
 
 from artifacts.errors import StageError
 from stages.evaluate import STAGE, Config, check
@@ -15,14 +14,15 @@ from stages.evaluation import answers, text
 from tests.data.characters import answers as spoken
 from tests.data.characters import build_tokenizer, ids
 from tests.stages.small_models import (
-    EOS,
     Killed,
     count_saves,
     greedy,
     kill_after,
+    labels_loss,
     output,
     read_json,
     read_lines,
+    reward_of,
     run_stage,
     save_dataset,
     save_model,
@@ -30,7 +30,6 @@ from tests.stages.small_models import (
 )
 
 COMPLETIONS = [("abc", "def"), ("hg", "a"), ("a b", "hhhhgg"), ("eeee", "bad"), ("cafe", "dead beef"), ("b", "ha")]
-PAIRS = [("abc", "de", "f"), ("hg", "a", "bb"), ("a b", "hhh", "gg"), ("e", "bad", "cab"), ("fa", "b", "dddd")]
 JUDGE = "def judge(completions, answer, **columns):\n    return [float(a == b) for a, b in zip(completions, answer)]\n"
 
 
@@ -42,20 +41,6 @@ def model_folder(tmp_path: Path) -> Path:
 
 def completion_rows() -> list[dict]:
     return [{"prompt": prompt, "completion": completion} for prompt, completion in COMPLETIONS]
-
-
-def pair_rows() -> list[dict]:
-    return [{"prompt": prompt, "chosen": chosen, "rejected": rejected} for prompt, chosen, rejected in PAIRS]
-
-
-def labels_loss(model: torch.nn.Module, prompt: str, completion: str) -> tuple[float, int]:
-    """transformers' own loss of the completion and its end token: (sum, tokens)."""
-    token_ids = torch.tensor([[*ids(prompt), *ids(completion), EOS]])
-    labels = token_ids.clone()
-    labels[0, : len(prompt)] = -100
-    tokens = len(completion) + 1
-    with torch.no_grad():
-        return float(model(input_ids=token_ids, labels=labels).loss) * tokens, tokens
 
 
 def test_loss_is_that_of_transformers_row_by_row(tmp_path: Path) -> None:
@@ -136,60 +121,6 @@ def test_completions_that_nothing_scored_count_neither_way(
             rewards=[f"{tmp_path}/given.py:given"],
             max_completion_length=2,
         )
-
-
-def pair_logps(model: torch.nn.Module) -> list[tuple[float, float]]:
-    return [tuple(-labels_loss(model, p, text)[0] for text in (c, r)) for p, c, r in PAIRS]
-
-
-def test_preference_accuracy_without_a_reference_compares_log_probabilities(tmp_path: Path) -> None:
-    model = save_model(tmp_path / "model", seed=1)
-    data = save_dataset(tmp_path / "data", "preference", pair_rows())
-    context = run_stage("evaluate", tmp_path / "run", {"model": tmp_path / "model", "dataset": data})
-    margins = [chosen - rejected for chosen, rejected in pair_logps(model)]
-    assert 0 < sum(margin > 0 for margin in margins) < len(margins)
-    assert context.metrics["preference/accuracy"] == sum(margin > 0 for margin in margins) / len(margins)
-    assert context.metrics["preference/margin"] == pytest.approx(sum(margins) / len(margins), rel=1e-4)
-    assert "logps/chosen" in context.metrics and "rewards/chosen" not in context.metrics
-
-
-def test_preference_accuracy_by_implicit_rewards(tmp_path: Path) -> None:
-    model, reference = save_model(tmp_path / "model", seed=1), save_model(tmp_path / "reference", seed=2)
-    data = save_dataset(tmp_path / "data", "preference", pair_rows())
-    inputs = {"model": tmp_path / "model", "dataset": data}
-    loaded = run_stage("evaluate", tmp_path / "a", {**inputs, "reference": tmp_path / "reference"}, beta=0.3)
-    scored = run_stage("reference_logprobs", tmp_path / "b", {"model": tmp_path / "reference", "dataset": data})
-    given = run_stage(
-        "evaluate", tmp_path / "c", {**inputs, "reference_logprobs": output(scored, "logprobs")}, beta=0.3
-    )
-    expected = [
-        tuple(0.3 * (own - other) for own, other in zip(pair, before, strict=True))
-        for pair, before in zip(pair_logps(model), pair_logps(reference), strict=True)
-    ]
-    for context in (loaded, given):
-        records = read_lines(output(context, "evaluation") / "samples.jsonl")
-        for record, (chosen, rejected) in zip(records, expected, strict=True):
-            assert record["chosen_score"] == pytest.approx(chosen, abs=1e-4)
-            assert record["rejected_score"] == pytest.approx(rejected, abs=1e-4)
-        assert context.metrics["preference/accuracy"] == sum(a > b for a, b in expected) / len(expected)
-        assert context.metrics["rewards/chosen"] == pytest.approx(sum(a for a, _ in expected) / 5, abs=1e-4)
-
-
-def reward_of(model: torch.nn.Module, token_ids: list[int]) -> float:
-    with torch.no_grad():
-        return float(model(input_ids=torch.tensor([token_ids])).logits[0, 0])
-
-
-def test_preference_accuracy_of_a_reward_model(tmp_path: Path) -> None:
-    model = save_model(tmp_path / "model", seed=4, reward=True)
-    data = save_dataset(tmp_path / "data", "preference", pair_rows())
-    context = run_stage("evaluate", tmp_path / "run", {"model": tmp_path / "model", "dataset": data})
-    expected = [tuple(reward_of(model, [*ids(p), *ids(t), EOS]) for t in (c, r)) for p, c, r in PAIRS]
-    records = read_lines(output(context, "evaluation") / "samples.jsonl")
-    for record, (chosen, rejected) in zip(records, expected, strict=True):
-        assert (record["chosen_score"], record["rejected_score"]) == pytest.approx((chosen, rejected), abs=1e-5)
-        assert record["correct"] == (chosen > rejected)
-    assert context.metrics["preference/accuracy"] == sum(a > b for a, b in expected) / len(expected)
 
 
 def test_reward_is_the_reward_models_score_of_the_completions(tmp_path: Path) -> None:
