@@ -71,7 +71,7 @@ def _flow(run: Run) -> dict[str, Any]:
 
     recipe = str(run.recipe.path or run.recipe.name)
     try:
-        with using(run), _quiet():
+        with using(run):
             posttrain(recipe, store=run.store.url)
     except PipelineFailed:
         pass  # the payload says it
@@ -107,7 +107,10 @@ def _reporting_to(url: str, **settings: Any) -> Iterator[None]:
     import prefect.settings
 
     given = {"PREFECT_API_URL": url, **settings}
-    with prefect.settings.temporary_settings({getattr(prefect.settings, name): value for name, value in given.items()}):
+    with (
+        prefect.settings.temporary_settings({getattr(prefect.settings, name): value for name, value in given.items()}),
+        _quiet(),
+    ):
         yield
 
 
@@ -147,7 +150,8 @@ def _quiet() -> Iterator[None]:
     def of_others(record: logging.LogRecord) -> bool:
         if record.name.startswith(("prefect.flow_runs", "prefect.task_runs")):
             return False
-        return not record.name.startswith("prefect") or record.levelno >= logging.ERROR
+        theirs = record.name.startswith(("prefect", "EventsWorker", "APILogWorker"))
+        return not theirs or record.levelno >= logging.ERROR
 
     handlers = [*logging.getLogger().handlers, *logging.getLogger("prefect").handlers]
     for handler in handlers:

@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 
-GRACE_SECONDS = 2.0
+GRACE_SECONDS = 1.0
 
 
 def main() -> None:

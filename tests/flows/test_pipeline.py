@@ -21,7 +21,7 @@ import pytest
 from artifacts.errors import RequestError
 from flows.pipeline import run_pipeline
 from flows.run import Run
-from flows.server import TemporaryServer, configured_url
+from flows.server import TemporaryServer
 from tests.flows.pipeline_stages import MAKE, World
 
 HERE = Path(__file__).parent
@@ -202,20 +202,6 @@ def test_an_api_that_does_not_answer(world: World, monkeypatch: pytest.MonkeyPat
     with pytest.raises(RequestError, match=rf"127.0.0.1:{port}.*does not answer.*unset it"):
         run_pipeline(world.plan())
     assert world.ran() == [] and world.store.runs() == []
-
-
-def test_the_api_of_the_active_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    monkeypatch.delenv("PREFECT_PROFILE", raising=False)
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
-    assert configured_url() is None
-    profiles = 'active = "b"\n[profiles.a]\n[profiles.b]\nPREFECT_API_URL = "http://b/api"\n'
-    (tmp_path / "profiles.toml").write_text(profiles)
-    assert configured_url() == "http://b/api"
-    monkeypatch.setenv("PREFECT_PROFILE", "a")
-    assert configured_url() is None
-    monkeypatch.setenv("PREFECT_API_URL", "http://c/api")
-    assert configured_url() == "http://c/api"
 
 
 class Command:
