@@ -1,7 +1,7 @@
 """JSON as a dataset may hold it: what Python's parser lets pass and later stages choke on is refused here.
 
 Refused: NaN and infinities (also 1e999), a key twice in one object, lone surrogates. Lines end at \\n only:
-`splitlines` would cut at U+2028 and U+0085, which JSON allows inside strings (trust.md rule 31).
+`splitlines` would cut at U+2028 and U+0085, which JSON allows inside strings.
 """
 
 from __future__ import annotations

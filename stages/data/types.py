@@ -8,7 +8,7 @@
 | preference          | prompt, chosen, rejected  | prompt, chosen, rejected                  |
 | unpaired_preference | prompt, completion, label | prompt, completion, label                 |
 
-Names as TRL's (trl-inventory.md section 3.1). Other columns are kept beside them.
+Names as TRL's. Other columns are kept beside them.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ backward.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,6 +52,16 @@ class Head:
         return logits_NV if self.temperature == 1.0 else logits_NV / self.temperature
 
 
+class TokenScores(NamedTuple):
+    """What is known of every target token."""
+
+    logprobs_N: Tensor
+    entropy_N: Tensor
+    """In nats; no gradient."""
+    is_likeliest_N: Tensor
+    """bool: no token has a higher probability."""
+
+
 def linear_logprobs(  # noqa: PLR0913 - a head is this many things
     hidden_NH: Tensor,
     weight_VH: Tensor,
@@ -62,8 +72,8 @@ def linear_logprobs(  # noqa: PLR0913 - a head is this many things
     softcap: float | None = None,
     scale: float = 1.0,
     chunk_tokens: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target, [N], and entropy of its distribution, [N] without gradient.
+) -> TokenScores:
+    """Log-probability of each target, entropy of its distribution, and whether it is the likeliest token.
 
     log_softmax(z)[n, target_n] with z as in `Head`. Exact gradients for hidden states, weight and bias,
     whichever need one: the backward pass computes each chunk's logits again. Sums run in float32 (float64 for
@@ -75,8 +85,7 @@ def linear_logprobs(  # noqa: PLR0913 - a head is this many things
         raise ValueError(f"hidden states [N, H], weight [V, H] and targets [N] do not fit: found {shapes}")
     head = Head(weight_VH.detach(), None if bias_V is None else bias_V.detach(), scale, softcap, temperature)
     chunk = chunk_tokens or chunk_length(weight_VH.shape[0], weight_VH.device)
-    logprobs_N, entropy_N = _LinearLogprobs.apply(hidden_NH, weight_VH, bias_V, targets_N, head, chunk)
-    return logprobs_N, entropy_N
+    return TokenScores(*_LinearLogprobs.apply(hidden_NH, weight_VH, bias_V, targets_N, head, chunk))
 
 
 class _LinearLogprobs(torch.autograd.Function):
@@ -91,10 +100,11 @@ class _LinearLogprobs(torch.autograd.Function):
         targets_N: Tensor,
         head: Head,
         chunk: int,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         positions = hidden_NH.shape[0]
         wide = torch.promote_types(weight_VH.dtype, torch.float32)
         logprobs_N, entropy_N, normalizers_N = hidden_NH.new_empty(3, positions, dtype=wide).unbind(0)
+        is_likeliest_N = torch.empty(positions, dtype=torch.bool, device=hidden_NH.device)
         room = _room(head, min(chunk, positions), 2)
         with torch.autocast(hidden_NH.device.type, enabled=False):
             for start in range(0, positions, chunk):
@@ -105,17 +115,19 @@ class _LinearLogprobs(torch.autograd.Function):
                 logits_CV.sub_(highest_C[:, None])
                 torch.exp(logits_CV, out=weights_CV)
                 sums_C = weights_CV.sum(1)
-                logprobs_N[part] = logits_CV.gather(1, targets_N[part, None])[:, 0] - sums_C.log()
+                targets_C = logits_CV.gather(1, targets_N[part, None])[:, 0]
+                logprobs_N[part] = targets_C - sums_C.log()
+                is_likeliest_N[part] = targets_C == 0
                 entropy_N[part] = sums_C.log() - torch.linalg.vecdot(weights_CV, logits_CV) / sums_C
                 normalizers_N[part] = highest_C + sums_C.log()
         ctx.save_for_backward(hidden_NH, targets_N, normalizers_N)
         ctx.head, ctx.chunk = head, chunk
-        ctx.mark_non_differentiable(entropy_N)
-        return logprobs_N, entropy_N
+        ctx.mark_non_differentiable(entropy_N, is_likeliest_N)
+        return logprobs_N, entropy_N, is_likeliest_N
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_N: Tensor, _entropy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_N: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         hidden_NH, targets_N, normalizers_N = ctx.saved_tensors
         head: Head = ctx.head
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]

@@ -22,13 +22,18 @@ def asked_tokens(group: Group) -> int:
 class TokenLoss:
     """Sum of -log p over asked-for tokens."""
 
-    metric_names: Sequence[str] = ("entropy",)
+    metric_names: Sequence[str] = ("entropy", "mean_token_accuracy")
 
     def count(self, group: Group) -> float:
         """Asked-for tokens."""
         return asked_tokens(group)
 
     def __call__(self, forward: Forward, batch: TokenBatch) -> tuple[Tensor, dict[str, Mean]]:
-        """(sum of -log p, entropy)."""
-        logprobs_N, entropy_N = forward(batch, token_logprobs(batch))
-        return -logprobs_N.sum(), {"entropy": Mean(entropy_N.sum(), len(entropy_N))}
+        """(sum of -log p, TRL's SFT metrics)."""
+        logprobs_N, entropy_N, is_likeliest_N = forward(batch, token_logprobs(batch))
+        count = len(logprobs_N)
+        metrics = {
+            "entropy": Mean(entropy_N.sum(), count),
+            "mean_token_accuracy": Mean(is_likeliest_N.sum(), count),
+        }
+        return -logprobs_N.sum(), metrics

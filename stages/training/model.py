@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from artifacts.errors import StageError
-from stages.losses.logprobs import Head, linear_logprobs
+from stages.losses.logprobs import Head, TokenScores, linear_logprobs
 from stages.seeds import derive
 from stages.training.batch import Branch, Group, TokenBatch, layout
 from stages.training.config import TrainingConfig
@@ -145,7 +145,7 @@ class Scorer(nn.Module):
         ids = self._probe_ids()
         batch = layout([Group("probe", ids[:4], (Branch(ids[4:]),))]).to(self._device)
         with _evaluating(self):
-            ours_N, _ = self.forward(batch, token_logprobs(batch))
+            ours_N = self.forward(batch, token_logprobs(batch)).logprobs_N
             logits_TV = self.transformers_model(input_ids=torch.tensor([ids], device=self._device)).logits[0].float()
         own_N = logits_TV[3:-1].log_softmax(-1).gather(1, batch.target_N[:, None])[:, 0]
         if (difference := float((ours_N - own_N).abs().max())) > _PROBE_TOLERANCE:
@@ -182,9 +182,9 @@ class Scorer(nn.Module):
 
 
 def token_logprobs(batch: TokenBatch, *, temperature: float = 1.0) -> Readout:
-    """A readout: (logprobs [N], entropy [N] without gradient) of the batch's asked-for tokens."""
+    """A readout: the TokenScores of the batch's asked-for tokens."""
 
-    def read(hidden_PH: Tensor, scorer: nn.Module) -> tuple[Tensor, Tensor]:
+    def read(hidden_PH: Tensor, scorer: nn.Module) -> TokenScores:
         assert isinstance(scorer, Scorer)
         head = scorer.head(temperature)
         return linear_logprobs(

@@ -67,7 +67,7 @@ class PolicyLoss:
     def __call__(self, forward: Forward, batch: TokenBatch) -> tuple[Tensor, dict[str, Mean]]:
         """(weighted sum of token losses, metrics)."""
         settings = self.settings
-        logprobs_N, entropy_N = forward(batch, token_logprobs(batch, temperature=settings.temperature))
+        logprobs_N, entropy_N, _ = forward(batch, token_logprobs(batch, temperature=settings.temperature))
         known = [group.data for group in batch.groups]
         on_policy = known[0].old_logprobs is None
         old_N = logprobs_N.detach() if on_policy else _tokens(known, lambda rollouts: rollouts.old_logprobs, logprobs_N)

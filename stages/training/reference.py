@@ -40,7 +40,7 @@ def branch_logprobs(
     for indices in plan_micro_batches(groups, budget_tokens, scorer.share_prefixes):
         batch = scorer.layout([groups[index] for index in indices])
         with torch.no_grad():
-            logprobs_N, _ = scorer(batch, token_logprobs(batch, temperature=temperature))
+            logprobs_N = scorer(batch, token_logprobs(batch, temperature=temperature)).logprobs_N
         sums_K = batch.sum_by_branch(logprobs_N).tolist()
         per_branch = [part.tolist() for part in logprobs_N.cpu().split(batch.tokens_per_branch().tolist())]
         start = 0

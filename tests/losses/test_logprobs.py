@@ -38,7 +38,7 @@ def whole(hidden, weight, bias, temperature=1.0, softcap=None, scale=1.0):
 def test_a_number():
     # logits 0 and log 3: probabilities 1/4 and 3/4, entropy log 4 - 3/4 log 3
     hidden, weight = torch.ones(1, 1).double(), torch.tensor([[1.0], [3.0]]).double().log()
-    logprobs, entropy = linear_logprobs(hidden, weight, None, torch.tensor([1]))
+    logprobs, entropy, _ = linear_logprobs(hidden, weight, None, torch.tensor([1]))
     assert_close(logprobs.exp().item(), 0.75, atol=1e-12, rtol=0)
     assert_close(entropy.item(), 0.562335145, atol=1e-9, rtol=0)
 
@@ -51,7 +51,7 @@ def test_values_and_gradients_equal_log_softmax(keywords, chunk):
     logs = whole(hidden, weight, bias, **keywords)
     expected = logs.gather(1, targets[:, None])[:, 0]
     expected_gradients = torch.autograd.grad((expected * upstream).sum(), [hidden, weight, bias])
-    actual, entropy = linear_logprobs(hidden, weight, bias, targets, **keywords, chunk_tokens=chunk)
+    actual, entropy, _ = linear_logprobs(hidden, weight, bias, targets, **keywords, chunk_tokens=chunk)
     gradients = torch.autograd.grad((actual * upstream).sum(), [hidden, weight, bias])
     assert_close(actual, expected, atol=1e-12, rtol=0)
     assert_close(entropy, -(logs.exp() * logs).sum(-1).detach(), atol=1e-12, rtol=0)
@@ -82,7 +82,7 @@ def test_only_the_gradients_that_are_asked_for():
 
 def test_no_positions_give_no_values_and_zero_gradients():
     hidden, weight, bias, targets = inputs(positions=0)
-    logprobs, entropy = linear_logprobs(hidden, weight, bias, targets)
+    logprobs, entropy, _ = linear_logprobs(hidden, weight, bias, targets)
     logprobs.sum().backward()
     assert logprobs.shape == entropy.shape == (0,)
     assert weight.grad.abs().max() == 0 and bias.grad.abs().max() == 0 and hidden.grad.shape == (0, 4)
@@ -90,15 +90,15 @@ def test_no_positions_give_no_values_and_zero_gradients():
 
 def test_float32_keeps_large_logits_finite():
     hidden, weight = torch.tensor([[300.0]]), torch.tensor([[1.0], [-1.0]])
-    logprobs, entropy = linear_logprobs(hidden, weight, None, torch.tensor([1]))
+    logprobs, entropy, _ = linear_logprobs(hidden, weight, None, torch.tensor([1]))
     assert logprobs.tolist() == [-600.0] and entropy.tolist() == [0.0]
 
 
 def test_bfloat16_sums_in_float32():
     hidden, weight, bias, targets = inputs(positions=64, hidden=8, vocabulary=50, dtype=torch.float32)
     low = [tensor.detach().bfloat16().requires_grad_() for tensor in (hidden, weight, bias)]
-    logprobs, _ = linear_logprobs(*low, targets, chunk_tokens=5)
-    exact, _ = linear_logprobs(*(tensor.detach().double() for tensor in low), targets)
+    logprobs, _, _ = linear_logprobs(*low, targets, chunk_tokens=5)
+    exact, _, _ = linear_logprobs(*(tensor.detach().double() for tensor in low), targets)
     # a logit below 8 is off by at most 2^-6 in bfloat16; summing the vocabulary in bfloat16 would add far more
     assert logprobs.dtype == torch.float32
     assert_close(logprobs, exact.float(), atol=0.04, rtol=0)

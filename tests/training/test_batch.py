@@ -26,7 +26,7 @@ def test_logprobs_equal_separate_rows(model_type: str, share: bool) -> None:
     groups = random_groups(5, 3)
     batch = layout(groups, share_prefixes=share)
     with torch.no_grad():
-        logprobs, _ = Scorer(model)(batch, token_logprobs(batch))
+        logprobs, _, _ = Scorer(model)(batch, token_logprobs(batch))
         expected = [
             value for group in groups for branch in group.branches for value in separate_logprobs(model, group, branch)
         ]
@@ -39,7 +39,7 @@ def test_gradients_of_shared_prefixes_equal_separate_rows() -> None:
     for share in (True, False):
         scorer = Scorer(tiny_model().double())
         batch = layout(groups, share_prefixes=share)
-        logprobs, _ = scorer(batch, token_logprobs(batch))
+        logprobs, _, _ = scorer(batch, token_logprobs(batch))
         (logprobs * torch.arange(1, len(logprobs) + 1)).sum().backward()
         gradients.append([parameter.grad for parameter in scorer.parameters()])
     for shared, separate in zip(*gradients, strict=True):
@@ -87,7 +87,7 @@ def test_sliding_windows_get_separate_rows() -> None:
     groups = random_groups(3, 2)
     batch = scorer.layout(groups)
     with torch.no_grad():
-        logprobs, _ = scorer(batch, token_logprobs(batch))
+        logprobs, _, _ = scorer(batch, token_logprobs(batch))
         expected = [
             value
             for group in groups
