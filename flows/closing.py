@@ -33,18 +33,20 @@ def closing_table(payload: Mapping[str, Any]) -> Table:
 
 
 def main_metric(entry: Mapping[str, Any]) -> str:
-    """`accuracy 0.712 [0.668, 0.752]`: the metric that its stage declares as the main one."""
-    name = load_stage(entry["uses"]).main_metric
-    value = entry["metrics"].get(name) if name is not None else None
-    return "" if value is None else f"{name} {format_metric(value)}"
+    """`accuracy 0.712 [0.668, 0.752]`: the metric that its stage declares as the main one, or its first."""
+    metrics = entry["metrics"]
+    declared = load_stage(entry["uses"]).main_metric
+    name = declared if declared in metrics else next(iter(metrics), None)
+    if name is None:
+        return ""
+    interval = ""
+    if f"{name}/low" in metrics:
+        interval = f" [{format_metric(metrics[f'{name}/low'])}, {format_metric(metrics[f'{name}/high'])}]"
+    return f"{name} {format_metric(metrics[name])}{interval}"
 
 
 def format_metric(value: Any) -> str:
-    """A number in four digits, with its interval where it has one."""
-    if isinstance(value, Mapping) and "value" in value:
-        low, high = value.get("low"), value.get("high")
-        interval = f" [{format_metric(low)}, {format_metric(high)}]" if low is not None else ""
-        return f"{format_metric(value['value'])}{interval}"
+    """A number in four digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

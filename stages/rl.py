@@ -86,7 +86,7 @@ def run(context: Context) -> None:
     from stages.data.tokenize import tokenize_prompts
     from stages.losses.policy import AGGREGATIONS
     from stages.training.export import export
-    from stages.training.generation import Generation, advantages_of, measure_groups
+    from stages.training.generation import Generation, advantages_of, measure_groups, room_for_prompts
     from stages.training.policy import PolicyLoss, PolicySettings
     from stages.training.rollout_windows import Learning, Plan, RolloutWindows
     from stages.training.start import frozen_scorer, start
@@ -113,7 +113,7 @@ def run(context: Context) -> None:
     prompts = tokenize_prompts(
         read_dataset(context.input("dataset")),
         tokenizer,
-        max_length=min(config.max_length, trainer.scorer.context_length - config.max_completion_length),
+        max_length=room_for_prompts(trainer.scorer, config.max_length, config.max_completion_length),
         ledger=ledger,
     )
     reuse = config.steps_per_generation * config.num_iterations > 1
@@ -169,7 +169,7 @@ def _write_rollouts(context: Context, records: list[dict[str, Any]]) -> None:
         type="prompt_completion",
         conversational=conversational,
         ledger=ledger,
-        source={"stage": "rl", "fingerprint": context.fingerprint},
+        source={"stage": "rl"},
     )
     context.counts["rollouts"] = len(records)
 

@@ -8,16 +8,15 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from artifacts.errors import StageError
 from stages.context import Context
 from stages.data.ledger import RowLedger
 from stages.data.tokenize import TokenizedPrompt, tokenize_prompts
 from stages.data.types import Dataset
 from stages.evaluation.config import AnswerConfig
-from stages.evaluation.shards import in_shards
 from stages.rollouts.rewards import RewardSet
 from stages.seeds import derive
-from stages.training.generation import Sampling, sampling_settings
+from stages.shards import in_shards
+from stages.training.generation import Sampling, room_for_prompts, sampling_settings
 from stages.training.model import Scorer
 from stages.training.reward_scoring import RewardModelScorer
 
@@ -46,13 +45,8 @@ def open_prompts(
     dataset: Dataset, tokenizer: Any, scorer: Scorer, config: AnswerConfig, ledger: RowLedger
 ) -> list[TokenizedPrompt]:
     """The prompts that leave room for a completion."""
-    room = scorer.context_length - config.max_completion_length
-    if room <= 0:
-        raise StageError(
-            f"max_completion_length {config.max_completion_length} leaves no room for a prompt: the model takes "
-            f"{scorer.context_length} tokens; lower it"
-        )
-    return tokenize_prompts(dataset, tokenizer, max_length=min(config.max_length, room), ledger=ledger)
+    longest = room_for_prompts(scorer, config.max_length, config.max_completion_length)
+    return tokenize_prompts(dataset, tokenizer, max_length=longest, ledger=ledger)
 
 
 def reward_model_of(context: Context, accelerator: Accelerator, tokenizer: Any) -> RewardModelScorer | None:

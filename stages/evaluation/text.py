@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from artifacts.errors import StageError
 from stages.context import Context
 from stages.data.tokenize import TokenizedSequence
-from stages.evaluation.shards import in_shards
+from stages.shards import in_shards
 from stages.training.batch import Branch, Group
 from stages.training.model import Scorer
 from stages.training.reference import branch_logprobs

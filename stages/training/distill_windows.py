@@ -12,7 +12,7 @@ from stages.data.types import Dataset
 from stages.seeds import derive, generator
 from stages.training.batch import Branch, Group
 from stages.training.config import TrainingConfig
-from stages.training.generation import Sampling
+from stages.training.generation import Sampling, room_for_prompts
 from stages.training.loop import Trainer
 from stages.training.objective import Window
 from stages.training.windows import row_order
@@ -94,7 +94,7 @@ def distill_windows(
         )
         given = [Group(row.row_id, (), (Branch(row.token_ids, row.loss_mask),)) for row in rows]
     if config.lmbda > 0:
-        longest = min(config.max_length, room - config.max_completion_length)
+        longest = room_for_prompts(trainer.scorer, config.max_length, config.max_completion_length)
         prompts = tokenize_prompts(dataset, tokenizer, max_length=longest, ledger=ledger)
     context.counts["rows"] = max(len(given), len(prompts))
     sampling = Sampling.of(trainer, tokenizer, config)

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from artifacts.errors import StageError
 from stages.context import Context
 from stages.data.tokenize import TokenizedPrompt
 from stages.losses.advantages import ADVANTAGES
@@ -35,6 +36,17 @@ def sampling_settings(config: Any) -> SamplingConfig:
     """The sampling fields of a stage's configuration."""
     fields = {name: getattr(config, name) for name in SamplingConfig.model_fields if hasattr(config, name)}
     return SamplingConfig(**fields)
+
+
+def room_for_prompts(scorer: Scorer, max_length: int, max_completion_length: int) -> int:
+    """The longest prompt, in tokens, that leaves room for a completion. Raises StageError when there is none."""
+    room = scorer.context_length - max_completion_length
+    if room < 1:
+        raise StageError(
+            f"max_completion_length is {max_completion_length}, but the model takes {scorer.context_length} tokens "
+            "in all, so there is no room for a prompt; lower it"
+        )
+    return min(max_length, room)
 
 
 @dataclass(frozen=True)

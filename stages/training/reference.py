@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from accelerate import Accelerator
 
 from artifacts.errors import StageError
 from stages.context import Context
+from stages.shards import in_shards
 from stages.training.batch import Group
 from stages.training.loop import plan_micro_batches
 from stages.training.model import Scorer, token_logprobs
@@ -61,20 +61,11 @@ def score_rows(
     per_token: bool = False,
 ) -> list[dict[str, Any]]:
     """One row a group: row_id, `sums`, `tokens`, and `logprobs` where asked for. Shards go to the ranks in turn."""
-    shards, size = context.shards, config.shard_rows
-    names = [f"logprobs-{number:06d}-of-{size}" for number in range(-(-len(groups) // size))]
-    finished = shards.names()
-    if done := [name for name in names if name in finished]:
-        context.resumed(len(done) * size)
-    for number, name in enumerate(names):
-        if number % accelerator.num_processes != accelerator.process_index or name in finished:
-            continue
-        part = groups[number * size : (number + 1) * size]
-        rows = _shard_rows(part, branch_logprobs(scorer, part, config.micro_batch_tokens), per_token)
-        shards.save(name, "".join(json.dumps(row) + "\n" for row in rows).encode())
-        context.progress(min((number + 1) * size, len(groups)), len(groups), unit="row")
-    accelerator.wait_for_everyone()
-    return [json.loads(line) for name in names for line in shards.load(name).decode().splitlines()]
+
+    def compute(part: Sequence[Group]) -> list[dict[str, Any]]:
+        return _shard_rows(part, branch_logprobs(scorer, part, config.micro_batch_tokens), per_token)
+
+    return in_shards(context, accelerator, "logprobs", groups, compute, size=config.shard_rows)
 
 
 def _shard_rows(groups: Sequence[Group], scored: Sequence[Any], per_token: bool) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from stages.context import Context, local_context
-from stages.evaluation.shards import in_shards
+from stages.shards import in_shards
 from tests.stages.small_models import save_dataset, save_model
 
 
