@@ -28,7 +28,7 @@ from flows.reporting.graph import BOX, draw
 from flows.reporting.headline import BARS, read_headline
 from flows.reporting.ledgers import read_ledgers
 from flows.reporting.lineage import read_lineage
-from flows.reporting.reading import Reader, short
+from flows.reporting.reading import Reader
 from flows.reporting.samples import read_samples
 from flows.reporting.sections import read_sections
 from flows.reporting.wiring import in_order, read_wiring
@@ -95,7 +95,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=text.number, duration=text.duration, short=short)
+    environment.filters.update(number=text.number, duration=text.duration, short=text.short)
     return environment
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from flows.reporting.reading import short
-from flows.reporting.text import duration
+from flows.reporting.text import duration, short
 from flows.reporting.wiring import Wire, Wiring
 
 BOX_WIDTH, BOX_HEIGHT = 176, 46

@@ -8,13 +8,13 @@ from typing import Any
 
 from flows.reporting.charts import ticks
 from flows.reporting.reading import Reader, artifact_of
-from flows.reporting.text import number
+from flows.reporting.text import number, with_intervals
 from flows.reporting.wiring import Wiring
 
 WIDTH, ROW = 420, 34
 LEFT, RIGHT, TOP, BOTTOM = 118, 62, 4, 22
-SECONDARY = "completions/"
-"""Lengths and the like: what these metrics begin with."""
+SECONDARY = ("completions/", "rewards/")
+"""Lengths, scores and the like: what these metrics begin with."""
 BARS = {"width": WIDTH, "row": ROW, "left": LEFT}
 
 
@@ -81,7 +81,7 @@ def read_headline(run: Mapping[str, Any], wiring: Wiring, reader: Reader) -> Hea
                 continue
             results = reader.json(artifact_of(output), "results.json", stage, expected=True)
             if not results and entry.get("metrics"):
-                results = entry["metrics"]
+                results = with_intervals(entry["metrics"])
                 reader.note(f"{stage}: its numbers are those in the record of the run")
             measurements[stage] = _measurements(stage, results, wiring, reader)
     groups: dict[tuple[str, str], list[Measurement]] = {}

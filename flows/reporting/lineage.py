@@ -8,8 +8,8 @@ from typing import Any
 
 from artifacts.errors import PosttrainError
 from flows.reporting.headline import Measurement
-from flows.reporting.reading import Reader, artifact_of, short
-from flows.reporting.text import plain
+from flows.reporting.reading import Reader, artifact_of
+from flows.reporting.text import in_words, plain, short
 from flows.reporting.wiring import Wiring
 
 
@@ -110,9 +110,9 @@ class _Tree:
         """Where the rows of a dataset came from, by its own word."""
         content = self.reader.json(artifact_of({"kind": kind, "id": identifier}), "dataset.json", "lineage")
         source = content.get("source")
-        if isinstance(source, Mapping):
-            return " · ".join(f"{name}: {short(plain(value))}" for name, value in source.items())
-        return "" if source is None else plain(source)
+        settings = self.wiring.settings.get(self.wiring.producers.get(identifier, ""), {}).get("with") or {}
+        # the manifest names content; the recipe says where it was found
+        return in_words([settings.get("source") or "", "" if source is None else source])
 
 
 def _bare(identifier: str) -> str:

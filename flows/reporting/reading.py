@@ -13,18 +13,12 @@ from typing import IO, Any
 from artifacts import Artifact, FileEntry, Manifest, Store
 from artifacts.errors import DamagedError, PosttrainError
 from artifacts.store import PAYLOAD
+from flows.reporting.text import short
 
 MAX_FILE_BYTES = 2**28
 """A larger file of metrics or samples is named, not read."""
 MAX_LINE_BYTES = 8 * 2**20
 """A longer line of a JSONL file is named and skipped."""
-
-
-def short(identifier: str) -> str:
-    """The first ten digits of an id or fingerprint; other references as they are."""
-    digest = identifier.removeprefix("sha256:")
-    is_digest = len(digest) == 64 and set(digest) <= set("0123456789abcdef")
-    return digest[:10] if is_digest else identifier
 
 
 def artifact_of(output: Mapping[str, Any]) -> Artifact:

@@ -19,15 +19,18 @@ MAX_SCANNED = 20_000
 _TEXTS = ("prompt", "completion", "completions", "chosen", "rejected")
 _EXPECTED = ("answer", "reference", "expected", "solution", "target")
 _HIDDEN = frozenset({"row_id", "correct", "index", "sample", "sample_index", *_TEXTS, *_EXPECTED})
+_SHOWN = frozenset({"reward", "score", "margin", "loss", "chosen_score", "rejected_score"})
+"""Values that stand under an answer; the others appear on hovering."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One completion of one model: its turns, whether it was right (None: not judged), other values."""
+    """One completion of one model: its turns, whether it was right (None: not judged), values, and the rest."""
 
     turns: tuple[tuple[str, str], ...]
     correct: bool | None
     values: tuple[tuple[str, str], ...]
+    rest: str
 
 
 @dataclass(frozen=True)
@@ -139,12 +142,14 @@ def _answer(record: Mapping[str, Any]) -> Answer:
         if record.get(name) is not None:
             written += [(f"{name} {role}".strip(), text) for role, text in turns(record[name])]
     correct = record.get("correct")
+    values = [
+        (name, number(value))
+        for name, value in record.items()
+        if name not in _HIDDEN and isinstance(value, bool | int | float)
+    ]
     return Answer(
         turns=tuple(written),
         correct=bool(correct) if isinstance(correct, bool | int | float) else None,
-        values=tuple(
-            (name, number(value))
-            for name, value in record.items()
-            if name not in _HIDDEN and isinstance(value, bool | int | float)
-        ),
+        values=tuple((name, value) for name, value in values if name in _SHOWN),
+        rest=", ".join(f"{name} {value}" for name, value in values if name not in _SHOWN),
     )

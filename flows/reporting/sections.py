@@ -10,8 +10,8 @@ from typing import Any
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from artifacts.errors import PosttrainError
-from flows.reporting.reading import Reader, artifact_of, short
-from flows.reporting.text import duration, number, plain, turns
+from flows.reporting.reading import Reader, artifact_of
+from flows.reporting.text import duration, number, plain, short, turns, with_intervals
 from flows.reporting.wiring import Wire, Wiring
 from stages.stage import STAGES, load_stage
 
@@ -101,7 +101,7 @@ def _section(name: str, entry: Mapping[str, Any], wiring: Wiring, anchor: str, r
         outputs=tuple(
             (output, str(value["kind"]), str(value["id"])) for output, value in (entry.get("outputs") or {}).items()
         ),
-        metrics=tuple(_pairs(entry.get("metrics"))),
+        metrics=tuple(_pairs(with_intervals(entry.get("metrics") or {}))),
         timings=tuple(_pairs(entry.get("timings"))),
         counts=tuple(_pairs(entry.get("counts"))),
         versions=tuple(_pairs(provenance.get("versions"))),

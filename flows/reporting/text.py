@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 MAX_TEXT = 4_000
@@ -44,6 +45,13 @@ def duration(seconds: object) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def short(identifier: str) -> str:
+    """The first ten digits of an id or fingerprint; other references as they are."""
+    digest = identifier.removeprefix("sha256:")
+    is_digest = len(digest) == 64 and set(digest) <= set("0123456789abcdef")
+    return digest[:10] if is_digest else identifier
+
+
 def plain(value: object) -> str:
     """A value in one line: strings as they are, all else as JSON."""
     if isinstance(value, str):
@@ -51,6 +59,27 @@ def plain(value: object) -> str:
     if isinstance(value, float):
         return repr(value)
     return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def in_words(value: object) -> str:
+    """Nested JSON in a line of words: `name: value · name: value`, digests shortened, empty values left out."""
+    if isinstance(value, Mapping):
+        return " · ".join(f"{name}: {words}" for name, inner in value.items() if (words := in_words(inner)))
+    if isinstance(value, list):
+        return "; ".join(filter(None, map(in_words, value)))
+    return short(plain(value)) if isinstance(value, str) else number(value)
+
+
+def with_intervals(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """`x`, `x/low` and `x/high` of a run's record as one metric with its interval; others as they are."""
+    edges = {f"{name}/{edge}" for name in metrics for edge in ("low", "high")} & set(metrics)
+    found: dict[str, Any] = {}
+    for name, value in metrics.items():
+        if {f"{name}/low", f"{name}/high"} <= edges:
+            found[name] = {"value": value, "low": metrics[f"{name}/low"], "high": metrics[f"{name}/high"]}
+        elif name not in edges:
+            found[name] = value
+    return found
 
 
 def clipped(text: str, limit: int = MAX_TEXT) -> str:

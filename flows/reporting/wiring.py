@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from flows.reporting.reading import short
+from flows.reporting.text import short
 
 
 @dataclass(frozen=True)

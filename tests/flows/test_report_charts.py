@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.reporting.charts import HEIGHT, PLOT, line_chart, thin, ticks
-from flows.reporting.text import duration, number
+from flows.reporting.text import duration, in_words, number, with_intervals
 
 
 @given(st.lists(st.none() | st.floats(-1e6, 1e6), min_size=1, max_size=60), st.integers(4, 40))
@@ -59,3 +59,17 @@ def test_ticks_are_round_and_reach_over_the_range() -> None:
     assert ticks(0.13, 0.87) == [0, 0.2, 0.4, 0.6, 0.8, 1]
     assert ticks(0.0, 2e-5) == [0, 5e-6, 1e-5, 1.5e-5, 2e-5]
     assert ticks(-3.0, 40.0) == [-20, 0, 20, 40]
+
+
+def test_intervals_of_a_record_belong_to_their_metric() -> None:
+    flat = {"accuracy": 0.5, "accuracy/high": 0.6, "accuracy/low": 0.4, "loss": 2.0, "loss/low": 1.0, "n/low": 3}
+    assert with_intervals(flat) == {
+        "accuracy": {"value": 0.5, "low": 0.4, "high": 0.6},
+        "loss": 2.0,  # has one edge only
+        "n/low": 3,
+    }
+
+
+def test_sources_in_words() -> None:
+    source = {"path": "", "parts": [{"name": "a.jsonl", "rows": 1200, "sha256": "ab" * 32}, {"name": "b", "rows": 3}]}
+    assert in_words(source) == "parts: name: a.jsonl · rows: 1,200 · sha256: ababababab; name: b · rows: 3"
