@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import platform
 import re
@@ -138,6 +139,7 @@ def file_list_problems(files: tuple[FileEntry, ...]) -> list[str]:
     return problems + collisions(entry.path for entry in files)
 
 
+@functools.cache
 def library_versions() -> dict[str, str]:
     """Versions of Python and of the installed libraries that decide numbers; nothing is imported."""
     versions = {"python": platform.python_version()}

@@ -28,8 +28,6 @@ class RemoteFiles:
     """The Files protocol on any fsspec file system. `make` gives a fresh instance; one is made per process,
     because a file system with open connections does not survive a fork."""
 
-    upload_options: dict[str, Any] = {}  # noqa: RUF012 - a constant of the class
-
     def __init__(self, url: str, base: str, make: Callable[[], Any], patience: Patience | None = None) -> None:
         self.url = url.rstrip("/")
         self.local_root: Path | None = None
@@ -162,8 +160,7 @@ class RemoteFiles:
         source = publication.folder / entry.path
 
         def put() -> None:
-            self._make_parent(key)
-            self.fs.put_file(str(source), self.path(key), **self.upload_options)
+            self._send(source, key)
 
         if not source.is_file() or source.stat().st_size != entry.size:
             raise StoreError(f"{source} changed while it was stored; wait for its writer")
@@ -178,6 +175,11 @@ class RemoteFiles:
 
     def _make_parent(self, key: str) -> None:
         self.fs.makedirs(self.path(key).rsplit("/", 1)[0], exist_ok=True)
+
+    def _send(self, source: Path, key: str) -> None:
+        """One file, seen whole or not at all. fsspec's own put_file opens the target and fills it while others
+        look; a store in memory holds the file in memory anyway."""
+        self._pipe(key, source.read_bytes())
 
     def _call(self, operation: str, key: str, function: Callable[[], R]) -> R:
         return call(operation, f"{self.url}/{key}", function, self._patience)

@@ -18,7 +18,7 @@ from artifacts.s3 import S3Files
 
 FINGERPRINT = "ab" * 32
 FILES = {"a": b"1" * 1000, "b": b"2"}
-CALLS = ("cat_file", "pipe_file", "put_file", "rm_file", "rm", "ls", "find", "info", "modified", "makedirs")
+CALLS = ("cat_file", "pipe_file", "rm_file", "rm", "ls", "find", "info", "modified", "makedirs")
 
 
 class Faulty:
@@ -112,9 +112,7 @@ def test_what_fails_once_is_done_again(error, applied, fill, tmp_path):
     assert count > 20
 
 
-@pytest.mark.parametrize(
-    "error", [PermissionError("403"), TimeoutError("slow"), ValueError("what?")], ids=lambda e: type(e).__name__
-)
+@pytest.mark.parametrize("error", [PermissionError("403"), TimeoutError("slow")], ids=lambda e: type(e).__name__)
 def test_what_fails_for_ever_is_reported_and_leaves_nothing_half_done(error, fill, tmp_path):
     count = 0
     for outcome, store in runs(tmp_path.name, fill(FILES), error, for_ever=True):
@@ -129,7 +127,7 @@ def test_what_fails_for_ever_is_reported_and_leaves_nothing_half_done(error, fil
 def test_a_file_that_vanishes_after_it_was_taken_is_an_error(fill, tmp_path, monkeypatch):
     store = open_store(f"memory://{tmp_path.name}")
     folder = fill(FILES)
-    monkeypatch.setattr(MemoryFileSystem, "put_file", lambda self, source, target, **options: None)
+    monkeypatch.setattr(RemoteFiles, "_send", lambda self, source, key: None)
     with pytest.raises(StoreError, match="and then it is not there"):
         store.put("model", folder, producer={})
     assert list(store.artifacts()) == []

@@ -92,11 +92,11 @@ def test_a_holder_elsewhere_is_waited_for(store, aged):
     assert two.acquire()
 
 
-@pytest.mark.parametrize("body", [b"", b"{}", b"not json", seal({"owner": "x"}), seal({"number": "7"})])
-def test_a_damaged_lease_binds_nobody(store, body):
-    store.files.write(KEY, body)
-    lease = store.lease(FINGERPRINT, "one")
-    assert lease.holder() is None and lease.acquire() and lease.holder()["owner"] == "one"
+def test_a_damaged_lease_binds_nobody(store):
+    for body in (b"", b"{}", b"not json", seal({"owner": "x"}), seal({"number": "7"})):
+        store.files.write(KEY, body)
+        lease = store.lease(FINGERPRINT, "one")
+        assert lease.holder() is None and lease.acquire() and lease.holder()["owner"] == "one"
 
 
 def test_of_many_that_want_it_at_once_one_gets_it(store):

@@ -90,7 +90,7 @@ def race_threads(url: str, folder, writers: int, rounds: int) -> None:
         store = open_store(url)
         while running:
             failures.extend(wrong(store))
-            time.sleep(0.01)
+            time.sleep(0.05)
 
     threads = [threading.Thread(target=writer, args=(index,)) for index in range(writers)]
     watching = threading.Thread(target=reader)
