@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import platform
 import re
 from collections.abc import Mapping
@@ -142,6 +141,9 @@ def file_list_problems(files: tuple[FileEntry, ...]) -> list[str]:
 @functools.cache
 def library_versions() -> dict[str, str]:
     """Versions of Python and of the installed libraries that decide numbers; nothing is imported."""
+    # slow to import, and only needed where something is stored
+    import importlib.metadata
+
     versions = {"python": platform.python_version()}
     for name in NAMED_LIBRARIES:
         try:
