@@ -22,6 +22,13 @@ _PROBE_TOLERANCE = 1e-3
 """Largest difference of a log-probability that reordered float32 sums explain."""
 
 
+def _quietly() -> None:
+    """The library's progress bars would fill the stage's log; the loop reports progress of its own."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a model folder. Raises StageError when there is none."""
     from transformers import AutoTokenizer
@@ -39,6 +46,7 @@ def load_causal_lm(folder: Path) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
+    _quietly()
     check_model_folder(folder)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True, output_loading_info=True
@@ -52,6 +60,7 @@ def load_reward_model(folder: Path, *, new_head_seed: int | None = None) -> Any:
     """A sequence classifier with one output. With `new_head_seed`, a causal model's folder gets a fresh head."""
     from transformers import AutoModelForSequenceClassification
 
+    _quietly()
     check_model_folder(folder)
     loaded: Any = AutoModelForSequenceClassification.from_pretrained(
         folder,

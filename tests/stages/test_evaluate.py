@@ -239,7 +239,7 @@ def test_a_task_that_cannot_be_done_says_why(tmp_path: Path, model_folder: Path)
     save_model(tmp_path / "judge", seed=4, reward=True)
     with pytest.raises(StageError, match="gives scores and no tokens"):
         run_stage("evaluate", tmp_path / "c", {**inputs, "model": tmp_path / "judge"}, rewards=["exact_match"])
-    with pytest.raises(StageError, match="max_completion_length 64 leaves no room for a prompt"):
+    with pytest.raises(StageError, match="max_completion_length is 64, but the model takes 64 tokens"):
         run_stage("evaluate", tmp_path / "d", inputs, rewards=["exact_match"], max_completion_length=64)
 
 
