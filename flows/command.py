@@ -18,6 +18,7 @@ from artifacts.errors import StageError
 from stages.names import nearest
 
 LAUNCHERS = Path(__file__).parent / "launchers"
+UNSHARDED = "the training loop keeps the whole model in every process so far; use ddp, or one process"
 
 
 class LaunchSettings(Protocol):
@@ -123,16 +124,10 @@ def _variables(threads: int) -> dict[str, str]:
 
 def _device_variables(settings: Mapping[str, Any], python: str, launch: LaunchSettings) -> dict[str, str]:
     """What makes accelerate use gloo on CPUs. Raises StageError where that cannot be."""
-    kind = settings["distributed_type"]
+    if settings["distributed_type"] in ("DEEPSPEED", "FSDP"):
+        raise StageError(f"launch.config {launch.config!r} is sharded ({settings['distributed_type']}): {UNSHARDED}")
     if launch.config != "cpu" and _has_accelerator(python, tuple(sorted(launch.env.items()))):
         return {}
-    if kind == "DEEPSPEED":
-        return {"DS_ACCELERATOR": "cpu"}
-    if kind == "FSDP":
-        raise StageError(
-            f"launch.config {launch.config!r} shards with FSDP, which accelerate does on accelerators only, "
-            f"and {python} finds none here; use ddp or zero2 on CPUs"
-        )
     return {"ACCELERATE_USE_CPU": "true"}
 
 

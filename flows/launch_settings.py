@@ -15,7 +15,7 @@ from flows.validate import validate
 from flows.yaml_lines import Document, Place
 from stages.names import nearest
 
-LAUNCHERS = ("cpu", "ddp", "fsdp2", "zero2", "zero3")
+LAUNCHERS = ("cpu", "ddp")
 
 _SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
 
@@ -28,7 +28,7 @@ class Launch(BaseModel):
     processes: int = Field(1, ge=1)
     """Processes that work on the stage together."""
     config: str | None = None
-    """One of cpu, ddp, fsdp2, zero2, zero3, or an accelerate configuration file; null: by the machine."""
+    """cpu, ddp, or an accelerate configuration file; null: by the machine."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of each process; null: the machine's cores divided by the processes."""
     python: str | None = None

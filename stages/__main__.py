@@ -107,6 +107,7 @@ def _provenance(context: Context) -> dict[str, Any]:
         "run": context.spec.run,
         "recipe": context.spec.recipe,
         "stage_name": context.spec.name,
+        "command": context.spec.command,
         "processes": context.processes,
         "threads": context.threads,
         "resumed_from": context.resumed_from,

@@ -46,10 +46,6 @@ def prepare_process(context: Context, bf16: bool = False) -> Accelerator:
     )
     if accelerator.num_processes != context.processes:
         raise StageError(f"{context.processes} processes were asked for, {accelerator.num_processes} found each other")
-    if str(accelerator.distributed_type).rsplit(".", 1)[-1] in ("DEEPSPEED", "FSDP"):
-        raise StageError(
-            "sharded training (ZeRO, FSDP) is not supported by this version; use launch: {config: ddp} or one process"
-        )
     return accelerator
 
 
