@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
     from flows.plan import Decision
 
+WIDTH_OF_FILES = 140
+"""Columns where there is no terminal."""
+
 SECONDS_BETWEEN_LINES = 10.0
 """Without a terminal: at most one line a stage in this time."""
 
@@ -91,8 +94,8 @@ class Terminal:
         console: Console | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._console = console or Console(stderr=True)
-        self._closing = console or Console(stderr=json)
+        self._console = console or wide_console(stderr=True)
+        self._closing = console or wide_console(stderr=json)
         self._monotonic = monotonic
         self._lines: dict[str, StageLine] = {}
         self._lock = threading.Lock()
@@ -169,6 +172,12 @@ class Terminal:
                 spent = clock(self._monotonic() - line.started)
                 table.add_row(Text(line.name, style="bold"), bar, spent, Text(line.describe()))
         return Group(table)
+
+
+def wide_console(*, stderr: bool) -> Console:
+    """A terminal's own width; into a file or pipe, wide enough that no table is torn."""
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=WIDTH_OF_FILES)
 
 
 def clock(seconds: float) -> str:

@@ -11,7 +11,7 @@ from flows.plan import plan
 from flows.recipe import Recipe
 from flows.run import Run
 
-TASK = '''
+TASK = """
 def rows():
     for left in range(12):
         for right in range(10):
@@ -21,13 +21,12 @@ def rows():
 def pairs():
     for left in range(12):
         for right in range(10):
-            wrong = str(left + right + 1)
-            yield {"prompt": f"{left}+{right}=", "chosen": str(left + right), "rejected": wrong}
+            yield {"prompt": f"{left}+{right}=", "chosen": str(left + right), "rejected": f"{left + right}0"}
 
 
 def length(completions, **_):
     return [len(completion) / 4 for completion in completions]
-'''
+"""
 
 BASE: dict[str, Any] = {
     "rows": {"uses": "normalize", "with": {"source": {"function": "task.py:rows"}, "type": "prompt_completion"}},
