@@ -1,0 +1,85 @@
+"""A tiny recipe with every stage in it, and its run on a local store, which several tests look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.in_process import Payload, run_here
+from tests.tiny_recipe import BASE, write_recipe
+
+TRAINING = {"learning_rate": 1e-3, "train_batch_size": 8, "max_length": 48, "max_steps": 3}
+STUDENT = {**BASE["base"], "with": {**BASE["base"]["with"], "hidden_size": 16, "intermediate_size": 24, "seed": 1}}
+
+EVERY_STAGE: dict[str, Any] = {
+    "student": STUDENT,
+    "sft": {"uses": "sft", "inputs": {"model": "base", "dataset": "rows"}, "with": TRAINING},
+    "drawn": {
+        "uses": "sample",
+        "inputs": {"model": "sft", "dataset": "rows"},
+        "with": {
+            "rewards": ["task.py:length"],
+            "threshold": None,
+            "outputs": ["completions", "pairs"],
+            "limit": 8,
+            "max_completion_length": 6,
+        },
+    },
+    "reference": {
+        "uses": "reference_logprobs",
+        "inputs": {"model": "sft", "dataset": "pairs"},
+        "with": {"max_length": 48},
+    },
+    "dpo": {
+        "uses": "preference",
+        "inputs": {"model": "sft", "dataset": "pairs", "reference_logprobs": "reference"},
+        "with": TRAINING,
+    },
+    "judge": {"uses": "reward_model", "inputs": {"model": "sft", "dataset": "pairs"}, "with": TRAINING},
+    "grpo": {
+        "uses": "rl",
+        "inputs": {"model": "dpo", "dataset": "rows", "reward_model": "judge"},
+        "with": {
+            **TRAINING,
+            "max_steps": 2,
+            "rewards": ["task.py:length"],
+            "num_generations": 4,
+            "max_completion_length": 6,
+        },
+    },
+    "small": {
+        "uses": "distill",
+        "inputs": {"model": "student", "teacher": "grpo", "dataset": "rows"},
+        "with": {**TRAINING, "lmbda": 0.5, "beta": 0.5, "max_completion_length": 6},
+    },
+    "scores": {
+        "uses": "evaluate",
+        "inputs": {"model": "sft", "dataset": "rows", "reward_model": "judge"},
+        "with": {"rewards": ["exact_match"], "limit": 16, "max_length": 48, "max_completion_length": 6},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished run with its recipe and its store."""
+
+    recipe: Path
+    store: Path
+    payload: Payload
+
+
+_done: list[Done] = []
+
+
+@pytest.fixture(scope="session")
+def local_run(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """Made once a session, whichever modules import it."""
+    if not _done:
+        folder = tmp_path_factory.mktemp("every_stage")
+        recipe = write_recipe(folder / "recipe", EVERY_STAGE)
+        _done.append(Done(recipe, folder / "store", run_here(recipe, folder / "store")))
+    return _done[0]

@@ -1,0 +1,96 @@
+"""Whole recipes in this process: planned, leased, run and recorded as by `posttrain run`, without a start per stage.
+
+Starting a process and importing torch takes ten times as long as the work of a tiny stage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import flows.run
+import stages.__main__
+from artifacts import Store, open_store
+from artifacts.errors import PosttrainError
+from flows.failure import explain
+from flows.launch import StageFailed, StageResult
+from flows.plan import plan
+from flows.recipe import Recipe
+from flows.run import Run
+
+Payload = dict[str, Any]
+
+
+def run_here(recipe: Path, store: Path | str, settings: Sequence[str] = ()) -> Payload:
+    """The payload of the run; stages that fail are entered as such, and what follows from them as skipped."""
+    run = Run(plan(Recipe.load(str(recipe), list(settings)), open_store(str(store))))
+    with mock.patch.object(flows.run, "run_stage_process", _run_stage), run.supervisors:
+        for name in run.pending():
+            if (cause := run.blocked(name)) is not None:
+                run.skip(name, cause)
+            else:
+                with contextlib.suppress(PosttrainError):
+                    run.execute(name)
+        return run.finish()
+
+
+def _run_stage(spec: dict[str, Any], _: object, __: Callable[[Any], None], **___: object) -> StageResult:
+    """`python -m stages spec.json`, with what it leaves read as the launcher reads it."""
+    job = Path(spec["job"])
+    job.mkdir(parents=True)
+    (job / "spec.json").write_text(json.dumps(spec))
+    # the end of whoever started the tests is not the end of a flow
+    with mock.patch.object(stages.__main__, "die_with_parent"):
+        status = stages.__main__.main([str(job / "spec.json")])
+    (job / "exit.json").write_text(json.dumps({"returncode": status}))
+    if status != 0:
+        message, expected = explain(job, status)
+        raise StageFailed(message, expected=expected)
+    result = json.loads((job / "result.json").read_text())
+    return StageResult(**result, seconds=0.0, command=[])
+
+
+def failures(payload: Payload) -> dict[str, str]:
+    """Stage -> message of those that failed."""
+    return {name: entry["error"] for name, entry in payload["stages"].items() if entry["state"] == "failed"}
+
+
+def states(payload: Payload) -> dict[str, str]:
+    """Stage -> its state."""
+    return {name: entry["state"] for name, entry in payload["stages"].items()}
+
+
+def identifiers(payload: Payload) -> dict[str, dict[str, str]]:
+    """Stage -> output -> artifact id."""
+    return {
+        name: {output: found["id"] for output, found in entry["outputs"].items()}
+        for name, entry in payload["stages"].items()
+    }
+
+
+def assert_nothing_half_written(store: Path | str, payload: Payload) -> None:
+    """Every artifact is whole and was recorded; a stage that failed left no record, output or alias."""
+    opened = open_store(str(store))
+    recorded = set()
+    for entry in payload["stages"].values():
+        records = opened.records(entry["uses"], entry["fingerprint"]) if entry["fingerprint"] else []
+        if entry["state"] == "failed":
+            assert not records and not entry["outputs"], entry
+        recorded |= {found.id for record in records for found in record.outputs.values()}
+    stored = {artifact.id: opened.verify(artifact) for artifact in opened.artifacts()}
+    assert not any(stored.values()), stored
+    assert set(stored) <= recorded
+    assert {found.id for found in opened.aliases().values()} <= recorded
+    assert list(_strangers(opened)) == []
+
+
+def _strangers(store: Store) -> Iterator[Path]:
+    """Folders among a local store's artifacts that no manifest finishes."""
+    if store.is_local:
+        for folder in Path(store.url.removeprefix("file://")).glob("artifacts/*/*"):
+            if not (folder / "manifest.json").is_file():
+                yield folder
