@@ -157,18 +157,27 @@ class Trainer:
 
     def _stop_on_nan(self, step: int, window: Window, loss: float, grad_norm: float) -> None:
         """Find the rows by computing them one by one, and stop before the weights are touched."""
-        culprits = []
         self.wrapped.eval()
-        for group in window.groups:
-            with torch.no_grad():
-                alone, _ = self.objective(self.scorer, self.scorer.layout([group]))
-            if not math.isfinite(float(alone)):
-                culprits.append(group.row_id)
-        rows = f"rows {', '.join(culprits[:8])}" if culprits else "no single row (the gradient overflowed)"
+        self.optimizer.zero_grad(set_to_none=True)
+        culprits = [group.row_id for group in window.groups if not self._is_finite(group)]
+        rows = f"rows {', '.join(culprits[:8])}" if culprits else "no row alone (their sum overflowed)"
+        if len(culprits) > 8:
+            rows += f" and {len(culprits) - 8} more"
+        saved = self.context.checkpoints.latest_step()
+        kept = "no checkpoint was saved before" if saved is None else f"the last checkpoint is of step {saved}"
         raise StageError(
-            f"step {step + 1}: loss {loss}, gradient norm {grad_norm}; {rows}. The weights of step {step} are kept in "
-            "the last checkpoint; lower learning_rate or look at these rows"
+            f"step {step + 1}: loss {loss}, gradient norm {grad_norm}; {rows}. This step changed no weights, and "
+            f"{kept}; lower learning_rate or look at these rows"
         )
+
+    def _is_finite(self, group: Group) -> bool:
+        """Whether loss and gradient of the group alone are numbers."""
+        loss, _ = self.objective(self.scorer, self.scorer.layout([group]))
+        if not math.isfinite(float(loss.detach())):
+            return False
+        # not backward(): that would exchange gradients with the other processes
+        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True) if loss.requires_grad else ()
+        return all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None)
 
     def _report(self, step: int, total: int, row: dict[str, float], seconds: float, tokens: int) -> None:
         self.context.step_timings.append({"step": step, "seconds": seconds, "tokens": tokens})
