@@ -12,6 +12,7 @@ from flows.tail import last_lines
 
 _RANK_SIGNAL = re.compile(r"Signal (\d+) \(SIG\w+\) received by PID|exitcode\s*:\s*-(\d+)")
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|MemoryError", re.IGNORECASE)
+_DISK_FULL = re.compile(r"No space left on device|Disk quota exceeded", re.IGNORECASE)
 _ERROR_LINE = re.compile(r"^(\[rank\d+\]:\s*)?([\w.]*(Error|Exception|Interrupt|Exit))(:.*)?$")
 
 
@@ -31,11 +32,11 @@ def explain(job: Path, returncode: int) -> tuple[str, bool]:
         return f"stage {job.name} was {_killed_by(int(number))}{_memory(ended)}{where}", False
     if error is not None:
         text = f"{error['type']}: {error['message']}"
-        return f"stage {job.name} failed: {text}{_memory_hint(text)}{where}", False
+        return f"stage {job.name} failed: {text}{_hint(text)}{where}", False
     if returncode == 0:
         return f"stage {job.name} ended with status 0 but left no valid result.json{where}", False
     text = _last_error(log)
-    return f"stage {job.name} ended with status {returncode}: {text}{_memory_hint(text)}{where}", False
+    return f"stage {job.name} ended with status {returncode}: {text}{_hint(text)}{where}", False
 
 
 def _status(returncode: int) -> str:
@@ -62,8 +63,10 @@ def _memory(ended: dict[str, Any]) -> str:
     return f" (largest process: {ended['max_rss_bytes'] / 2**30:.1f} GiB)"
 
 
-def _memory_hint(text: str) -> str:
-    return "; out of memory: lower micro_batch_tokens or use more processes" if _OUT_OF_MEMORY.search(text) else ""
+def _hint(text: str) -> str:
+    if _OUT_OF_MEMORY.search(text):
+        return "; out of memory: lower micro_batch_tokens or use more processes"
+    return "; the disk is full: free some space or give another --store" if _DISK_FULL.search(text) else ""
 
 
 def _last_error(log: list[str]) -> str:

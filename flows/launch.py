@@ -146,11 +146,7 @@ def run_stage_process(
     StageStopped where `supervisors` were stopped meanwhile.
     """
     job = Path(spec["job"])
-    job.mkdir(parents=True, exist_ok=True)
-    for name in _LEFTOVERS:
-        (job / name).unlink(missing_ok=True)
-    command = stage_command(launch, job, threads=spec["threads"])
-    (job / "spec.json").write_text(json.dumps({**spec, "command": command.arguments}, indent=1))
+    command = _prepare(job, spec, launch)
     on_event({"kind": "command", "text": command.shell(), "arguments": command.arguments, "time": time.time()})
     started = time.monotonic()
     with contextlib.nullcontext(supervisors) if supervisors else Supervisors() as live:
@@ -165,6 +161,23 @@ def run_stage_process(
                     if on_warning is not None and is_warning(line):
                         on_warning(line)
         return _result(job, process, live, command, time.monotonic() - started)
+
+
+def _prepare(job: Path, spec: dict[str, Any], launch: LaunchSettings) -> Command:
+    """The job folder with the stage's spec and nothing of an earlier attempt. Raises StageFailed."""
+    try:
+        job.mkdir(parents=True, exist_ok=True)
+        for name in _LEFTOVERS:
+            (job / name).unlink(missing_ok=True)
+        command = stage_command(launch, job, threads=spec["threads"])
+        (job / "spec.json").write_text(json.dumps({**spec, "command": command.arguments}, indent=1))
+    except OSError as error:
+        raise StageFailed(
+            f"stage {job.name} cannot be started: no job folder {job}: {error.strerror}; free some space, allow "
+            "writing there, or give another --store",
+            expected=True,
+        ) from error
+    return command
 
 
 def _result(

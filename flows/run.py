@@ -129,8 +129,10 @@ class Run:
             if name not in self.entries:
                 self._end(name, skipped_entry(self._stage(name), decision, "the run ended before"))
         self._final = payload = self.payload()
-        self.store.write_run(self.id, payload)
-        self.listener.finished(payload)
+        try:
+            self.store.write_run(self.id, payload)
+        finally:  # people see how the stages ended even where the store cannot keep it
+            self.listener.finished(payload)
         return payload
 
     def _stage(self, name: str) -> RecipeStage:

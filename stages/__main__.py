@@ -9,6 +9,7 @@ import ctypes
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import time
@@ -118,6 +119,8 @@ def _provenance(context: Context) -> dict[str, Any]:
 
 def _report_failure(job: Path, error: BaseException) -> None:
     traceback.print_exception(error)
+    # nobody reads unfinished outputs, and on a full disk they would leave no room for the message
+    shutil.rmtree(job / "out", ignore_errors=True)
     path = job / "error.json"
     if path.exists():  # the rank that failed first tells the cause, the others only its consequences
         return

@@ -180,9 +180,13 @@ def require_disk(folder: Path, needed_bytes: int, what: str) -> None:
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes:
         raise StageError(
-            f"not enough disk for {what}: {needed_bytes / 1e9:.2f} GB needed, {free_bytes / 1e9:.2f} GB free at "
+            f"not enough disk for {what}: {_megabytes(needed_bytes)} needed, {_megabytes(free_bytes)} free at "
             f"{folder}; free some space or give another --store"
         )
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"
 
 
 def local_context(
