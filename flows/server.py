@@ -6,6 +6,7 @@ Imports no Prefect: the server starts while the flow process is still importing 
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import urlsplit
@@ -25,6 +27,7 @@ STARTUP_SECONDS = 240
 """A new database takes ten seconds to make, and many times that on a machine that is busy; a server that ended is
 noticed at once."""
 ANSWER_SECONDS = 10
+_HEALTH_BYTES = 1024
 
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -55,18 +58,33 @@ def configured_url() -> str | None:
 
 
 def require_answer(url: str) -> None:
-    """Raises RequestError when nothing answers at the API's address."""
+    """Raises RequestError when nothing, or something else than Prefect, answers at the API's address."""
+    is_cloud = (urlsplit(url).hostname or "").endswith(".prefect.cloud")  # what it says there is not known
     try:
-        with _opener(url).open(f"{url.rstrip('/')}/health", timeout=ANSWER_SECONDS):
-            return
-    except urllib.error.HTTPError:
-        return  # somebody answers; whether it lets us in, Prefect says better
+        with _opener(url).open(f"{url.rstrip('/')}/health", timeout=ANSWER_SECONDS) as answer:
+            said = answer.read(_HEALTH_BYTES).strip()
+        if said != b"true" and not is_cloud:
+            raise _not_prefect(url, f"/health says {said[:40]!r} instead of true")
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == HTTPStatus.NOT_FOUND and not is_cloud:
+            raise _not_prefect(url, "it has no /health") from error
+        # whether it lets us in, Prefect says better
+    except http.client.HTTPException as error:
+        raise _not_prefect(url, f"no HTTP: {type(error).__name__}") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise RequestError(
             f"Prefect's API at {url} does not answer ({reason}); start it (`prefect server start`), correct "
             "PREFECT_API_URL, or unset it: a run then brings a temporary server of its own"
         ) from error
+
+
+def _not_prefect(url: str, found: str) -> RequestError:
+    return RequestError(
+        f"what answers at {url} is not Prefect's API ({found}); the port may be another program's. Correct "
+        "PREFECT_API_URL (it ends with /api), or unset it: a run then brings a temporary server of its own"
+    )
 
 
 class TemporaryServer:
