@@ -181,5 +181,8 @@ def _over_answers(rows: Sequence[Sequence[dict[str, Any]]], field: str, seed: in
     """The mean of a field over all answers that have it, with rows as the units that are drawn."""
     values = [[float(record[field]) for record in row if record[field] is not None] for row in rows]
     if not any(values):
-        raise StageError(f"no completion has a {field}: every reward function returned None for all of them")
+        raise StageError(
+            f"no completion has a value of {field!r}: every reward function returned None for all of them; check that "
+            "they find the columns they compare with"
+        )
     return ratio_estimate([sum(row) for row in values], [len(row) for row in values], seed)
