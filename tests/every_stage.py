@@ -1,7 +1,11 @@
-"""A tiny recipe with every stage in it, and its run on a local store, which several tests look at."""
+"""A tiny recipe with every stage in it, and its run on a local store, which several tests look at.
+
+What the golden tests expect follows from all that is here; so it borrows nothing from other tests' recipes.
+"""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,13 +13,45 @@ from typing import Any
 import pytest
 
 from tests.in_process import Payload, run_here
-from tests.tiny_recipe import BASE, write_recipe
+
+TASK = """
+def rows():
+    for left in range(12):
+        for right in range(10):
+            yield {"prompt": f"{left}+{right}=", "completion": str(left + right), "answer": str(left + right)}
+
+
+def pairs():
+    for left in range(12):
+        for right in range(10):
+            yield {"prompt": f"{left}+{right}=", "chosen": str(left + right), "rejected": str(left + right + 1)}
+
+
+def length(completions, **_):
+    return [len(completion) / 4 for completion in completions]
+"""
 
 TRAINING = {"learning_rate": 1e-3, "train_batch_size": 8, "max_length": 48, "max_steps": 3}
-STUDENT = {**BASE["base"], "with": {**BASE["base"]["with"], "hidden_size": 16, "intermediate_size": 24, "seed": 1}}
+SIZES = {
+    "architecture": "llama",
+    "tokenizer": "characters",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
 
 EVERY_STAGE: dict[str, Any] = {
-    "student": STUDENT,
+    "rows": {"uses": "normalize", "with": {"source": {"function": "task.py:rows"}, "type": "prompt_completion"}},
+    "pairs": {"uses": "normalize", "with": {"source": {"function": "task.py:pairs"}, "type": "preference"}},
+    "base": {"uses": "init_model", "inputs": {"dataset": "rows"}, "with": SIZES},
+    "student": {
+        "uses": "init_model",
+        "inputs": {"dataset": "rows"},
+        "with": {**SIZES, "hidden_size": 16, "intermediate_size": 24, "seed": 1},
+    },
     "sft": {"uses": "sft", "inputs": {"model": "base", "dataset": "rows"}, "with": TRAINING},
     "drawn": {
         "uses": "sample",
@@ -80,6 +116,8 @@ def local_run(tmp_path_factory: pytest.TempPathFactory) -> Done:
     """Made once a session, whichever modules import it."""
     if not _done:
         folder = tmp_path_factory.mktemp("every_stage")
-        recipe = write_recipe(folder / "recipe", EVERY_STAGE)
+        (folder / "task.py").write_text(TASK)
+        recipe = folder / "every.yaml"
+        recipe.write_text(json.dumps({"name": "every", "launch": {"threads": 1}, "stages": EVERY_STAGE}))
         _done.append(Done(recipe, folder / "store", run_here(recipe, folder / "store")))
     return _done[0]

@@ -21,6 +21,7 @@ from flows.launch import StageFailed, StageResult
 from flows.plan import plan
 from flows.recipe import Recipe
 from flows.run import Run
+from stages.stage import STAGES
 
 Payload = dict[str, Any]
 
@@ -75,12 +76,11 @@ def identifiers(payload: Payload) -> dict[str, dict[str, str]]:
 def assert_nothing_half_written(store: Path | str, payload: Payload) -> None:
     """Every artifact is whole and was recorded; a stage that failed left no record, output or alias."""
     opened = open_store(str(store))
-    recorded = set()
     for entry in payload["stages"].values():
-        records = opened.records(entry["uses"], entry["fingerprint"]) if entry["fingerprint"] else []
-        if entry["state"] == "failed":
-            assert not records and not entry["outputs"], entry
-        recorded |= {found.id for record in records for found in record.outputs.values()}
+        if entry["state"] == "failed" and entry["fingerprint"]:
+            assert not opened.records(entry["uses"], entry["fingerprint"]) and not entry["outputs"], entry
+    records = [record for stage in STAGES for record in opened.stage_records(stage)]
+    recorded = {found.id for record in records for found in record.outputs.values()}
     stored = {artifact.id: opened.verify(artifact) for artifact in opened.artifacts()}
     assert not any(stored.values()), stored
     assert set(stored) <= recorded
