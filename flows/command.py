@@ -106,6 +106,7 @@ def launcher_settings(config: str) -> dict[str, Any]:
 def _variables(threads: int) -> dict[str, str]:
     variables = {
         "OMP_NUM_THREADS": str(threads),  # a fixed number: results differ in the last bit between thread counts
+        "OMP_WAIT_POLICY": "PASSIVE",  # a waiting thread that spins takes the core from the stage beside it
         "TOKENIZERS_PARALLELISM": "false",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "PYTHONHASHSEED": "0",

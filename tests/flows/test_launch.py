@@ -236,8 +236,15 @@ def test_commands(tmp_path: Path) -> None:
     assert several.arguments[-3:] == ["-m", "stages", str(tmp_path / "spec.json")]
     written = launcher_settings(str(tmp_path / "accelerate.yaml"))
     assert (written["num_processes"], written["distributed_type"]) == (2, "MULTI_GPU")
-    with pytest.raises(StageError, match=r"'zero4' is neither one of cpu, ddp.*did you mean 'zero"):
-        stage_command(launch(config="zero4"), tmp_path, threads=1)
+    with pytest.raises(StageError, match=r"'dpp' is neither one of cpu, ddp.*did you mean 'ddp'"):
+        stage_command(launch(config="dpp"), tmp_path, threads=1)
+
+
+def test_sharded_launchers_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    sharded = tmp_path / "zero.yaml"
+    sharded.write_text("distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 2}\n")
+    with pytest.raises(StageError, match="sharded .DEEPSPEED.*use ddp, or one process"):
+        stage_command(launch(config=str(sharded)), tmp_path, threads=1)
 
 
 def test_threads_share_the_machine() -> None:
