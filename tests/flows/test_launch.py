@@ -243,7 +243,7 @@ def test_commands(tmp_path: Path) -> None:
 def test_sharded_launchers_are_refused_before_anything_starts(tmp_path: Path) -> None:
     sharded = tmp_path / "zero.yaml"
     sharded.write_text("distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 2}\n")
-    with pytest.raises(StageError, match="sharded .DEEPSPEED.*use ddp, or one process"):
+    with pytest.raises(StageError, match=r"sharded .DEEPSPEED.*use ddp, or one process"):
         stage_command(launch(config=str(sharded)), tmp_path, threads=1)
 
 
