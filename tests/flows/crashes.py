@@ -33,7 +33,7 @@ STAGES: dict[str, Any] = {
     "sft": {
         "uses": "sft",
         "inputs": {"model": "base", "dataset": "rows"},
-        "with": {**TRAINING, "max_steps": 24},
+        "with": {**TRAINING, "max_steps": 48},
     },
     "reference": {
         "uses": "reference_logprobs",
@@ -43,7 +43,7 @@ STAGES: dict[str, Any] = {
     "dpo": {
         "uses": "preference",
         "inputs": {"model": "sft", "dataset": "pairs", "reference_logprobs": "reference"},
-        "with": {**TRAINING, "max_steps": 24},
+        "with": {**TRAINING, "max_steps": 48},
     },
     "grpo": {
         "uses": "rl",
@@ -55,7 +55,7 @@ STAGES: dict[str, Any] = {
             "train_batch_size": 16,
             "steps_per_generation": 2,
             "max_completion_length": 5,
-            "max_steps": 24,
+            "max_steps": 48,
         },
     },
 }

@@ -9,7 +9,7 @@ import types
 import pytest
 from rich.console import Console
 
-from flows.closing import format_metric
+from flows.closing import format_metric, main_metric
 from flows.terminal import StageLine, Terminal, clock
 from tests.flows.pipeline_stages import MAKE
 
@@ -123,5 +123,8 @@ def test_a_terminal_is_redrawn_in_place(make: None) -> None:
 
 
 def test_metrics_with_intervals() -> None:
-    assert format_metric({"value": 0.71234, "low": 0.668, "high": 0.752, "n": 100}) == "0.7123 [0.668, 0.752]"
+    measured = {"accuracy": 0.71234, "accuracy/low": 0.668, "accuracy/high": 0.752}
+    assert main_metric({"uses": "evaluate", "metrics": measured}) == "accuracy 0.7123 [0.668, 0.752]"
+    assert main_metric({"uses": "evaluate", "metrics": {"loss": 2.5}}) == "loss 2.5"
+    assert main_metric({"uses": "evaluate", "metrics": {}}) == ""
     assert format_metric(3) == "3"

@@ -32,8 +32,9 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
     monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path / "cache"))
-    S3FileSystem(endpoint_url=f"http://{host}:{port}").mkdir("stores")
-    yield "s3://stores/one"
+    name = f"stores-{port}"  # moto keeps the buckets of all its servers of one process together
+    S3FileSystem(endpoint_url=f"http://{host}:{port}").mkdir(name)
+    yield f"s3://{name}/one"
     server.stop()
 
 
