@@ -39,6 +39,14 @@ class DataError(StageError):
     """A row, column or file of a dataset is wrong."""
 
 
+class OutOfMemory(StageError):
+    """The memory does not suffice, and a process alone cannot go on; micro-batches of so many tokens may fit."""
+
+    def __init__(self, message: str, micro_batch_tokens: int) -> None:
+        self.micro_batch_tokens = micro_batch_tokens
+        super().__init__(message)
+
+
 class StoreError(PosttrainError):
     """The artifact store did not do what was asked: names the operation, the object and the next step."""
 

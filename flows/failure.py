@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def explain(job: Path, returncode: int) -> tuple[str, bool]:
         return f"stage {job.name}: {ended['reason']}{where}", False
     number = ended.get("signal") or _signal_of_a_rank(log)
     if number is not None:
-        return f"stage {job.name} was {_killed_by(int(number))}{_memory(ended)}{where}", False
+        return f"stage {job.name} was {_killed_by(int(number), ended)}{_memory(ended)}{where}", False
     if error is not None:
         text = f"{error['type']}: {error['message']}"
         return f"stage {job.name} failed: {text}{_hint(text)}{where}", False
@@ -43,10 +44,29 @@ def _status(returncode: int) -> str:
     return f"was {_killed_by(-returncode)}" if returncode < 0 else f"ended with status {returncode}"
 
 
-def _killed_by(number: int) -> str:
+def _killed_by(number: int, ended: Mapping[str, Any] | None = None) -> str:
     text = f"killed by signal {number}"
+    if number != signal.SIGKILL:
+        return f"{text} ({signal.strsignal(number)})"
     # SIGKILL that nobody here sent is what the kernel does when memory runs out
-    return text + ": out of memory?" if number == signal.SIGKILL else f"{text} ({signal.strsignal(number)})"
+    kills = None if ended is None else ended.get("oom_kills")
+    if kills:
+        return f"{text}: out of memory, says the kernel"
+    return text + ": out of memory?" + ("" if kills is None else " (the kernel counted no process killed for memory)")
+
+
+def smaller_micro_batch(job: Path) -> int | None:
+    """What a process that ran out of memory asks for, in tokens; None: none did, or it was killed."""
+    error = _read(job / "error.json")
+    return None if error is None else error.get("smaller_micro_batch_tokens")
+
+
+def killed_for_memory(job: Path) -> bool:
+    """Whether the kernel killed a process of the stage and says that it was for memory."""
+    ended = _read(job / "exit.json")
+    if ended is None or ended.get("reason") or not ended.get("oom_kills"):
+        return False
+    return (ended.get("signal") or _signal_of_a_rank(last_lines(job / "log.txt"))) == signal.SIGKILL
 
 
 def _signal_of_a_rank(log: list[str]) -> int | None:

@@ -23,7 +23,7 @@ import psutil
 from artifacts.errors import StageError
 from flows import supervise
 from flows.command import Command, LaunchSettings, stage_command, stage_environment
-from flows.failure import explain
+from flows.failure import explain, killed_for_memory, smaller_micro_batch
 from flows.tail import follow_json, follow_lines, is_warning
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,14 @@ class StageFailed(StageError):
         super().__init__(message)
 
 
+class StageOutOfMemory(StageFailed):
+    """Memory did not suffice. `smaller`: the micro_batch_tokens to try next; None: no forward pass had begun."""
+
+    def __init__(self, message: str, *, expected: bool = False, smaller: int | None = None) -> None:
+        self.smaller = smaller
+        super().__init__(message, expected=expected)
+
+
 class StageStopped(StageFailed):
     """The stage was stopped because the flow ends; it can be resumed from its last checkpoint."""
 
@@ -62,6 +70,15 @@ class StageResult:
     resumed_from: int | None
     seconds: float
     command: list[str]
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """How a stage process was started, how long it ran, and the tokens of its largest forward pass, where it said."""
+
+    command: Command
+    seconds: float
+    pass_tokens: int | None
 
 
 class Supervisors:
@@ -141,9 +158,9 @@ def run_stage_process(
 ) -> StageResult:
     """Run the stage of `spec` in its job folder and wait for it.
 
-    `on_event` gets what the stage reports (`phase`, `progress`, `log`, `resumed`) after a first `command`
-    event; `on_warning` the lines of its output that are warnings or worse. Raises StageFailed, or
-    StageStopped where `supervisors` were stopped meanwhile.
+    `on_event` gets what the stage reports (`phase`, `progress`, `log`, `micro_batch`, `resumed`) after a first
+    `command` event; `on_warning` the lines of its output that are warnings or worse. Raises StageFailed,
+    StageOutOfMemory, or StageStopped where `supervisors` were stopped meanwhile.
     """
     job = Path(spec["job"])
     command = _prepare(job, spec, launch)
@@ -152,15 +169,16 @@ def run_stage_process(
     with contextlib.nullcontext(supervisors) if supervisors else Supervisors() as live:
         with live.start(command, job, stage_environment(command)) as process:
             events, lines = follow_json(job / "events.jsonl"), follow_lines(job / "log.txt")
-            ended = False
+            ended, pass_tokens = False, None
             while not ended:
                 ended = _wait(process, POLL_SECONDS) or live.stopping.is_set()
                 for event in next(events):
+                    pass_tokens = event["tokens"] if event["kind"] == "micro_batch" else pass_tokens
                     on_event(event)
                 for line in next(lines):
                     if on_warning is not None and is_warning(line):
                         on_warning(line)
-        return _result(job, process, live, command, time.monotonic() - started)
+        return _result(job, process, live, StageRun(command, time.monotonic() - started, pass_tokens))
 
 
 def _prepare(job: Path, spec: dict[str, Any], launch: LaunchSettings) -> Command:
@@ -180,9 +198,7 @@ def _prepare(job: Path, spec: dict[str, Any], launch: LaunchSettings) -> Command
     return command
 
 
-def _result(
-    job: Path, process: subprocess.Popen[bytes], live: Supervisors, command: Command, seconds: float
-) -> StageResult:
+def _result(job: Path, process: subprocess.Popen[bytes], live: Supervisors, run: StageRun) -> StageResult:
     result = _read_json(job / "result.json")
     if process.returncode == 0 and result is not None:
         return StageResult(
@@ -191,12 +207,16 @@ def _result(
             timings=result["timings"],
             counts=result["counts"],
             resumed_from=result.get("resumed_from"),
-            seconds=seconds,
-            command=command.arguments,
+            seconds=run.seconds,
+            command=run.command.arguments,
         )
     if live.stopping.is_set():
         raise StageStopped(f"stage {job.name} was stopped because the run ended", expected=True)
     message, expected = explain(job, process.returncode)
+    if (smaller := smaller_micro_batch(job)) is not None:
+        raise StageOutOfMemory(message, expected=expected, smaller=smaller)
+    if killed_for_memory(job):
+        raise StageOutOfMemory(message, smaller=None if run.pass_tokens is None else run.pass_tokens // 2)
     raise StageFailed(message, expected=expected)
 
 

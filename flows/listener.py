@@ -20,7 +20,7 @@ class Listener(Protocol):
         """A stage is about to be worked on."""
 
     def event(self, name: str, event: Mapping[str, Any]) -> None:
-        """A stage process reported: `command`, `phase`, `progress`, `log`, `resumed`, `warning`."""
+        """A stage process reported: `command`, `phase`, `progress`, `log`, `micro_batch`, `resumed`, `warning`."""
 
     def ended(self, name: str, entry: Entry) -> None:
         """A stage is over; `entry` is its part of the payload."""

@@ -27,6 +27,7 @@ from flows.launch import Event, StageResult, StageStopped, Supervisors, run_stag
 from flows.listener import Listener, Silence
 from flows.plan import Decision, Plan
 from flows.recipe import RecipeStage
+from flows.within_memory import within_memory
 
 logger = logging.getLogger(__name__)
 
@@ -157,14 +158,17 @@ class Run:
             if on_event is not None:
                 on_event(event)
 
+        def start(spec: dict[str, Any]) -> StageResult:
+            return run_stage_process(
+                spec,
+                stage.launch,
+                tell,
+                on_warning=lambda line: tell({"kind": "warning", "text": line}),
+                supervisors=self.supervisors,
+            )
+
         spec = self._spec(stage, decision)
-        result = run_stage_process(
-            spec,
-            stage.launch,
-            tell,
-            on_warning=lambda line: tell({"kind": "warning", "text": line}),
-            supervisors=self.supervisors,
-        )
+        result = within_memory(spec, start, tell)
         outputs = _artifacts(result)
         self._publish(name, outputs)
         self._end(name, ran_entry(stage, decision, result))

@@ -9,7 +9,8 @@ the kernel kills the command (PR_SET_PDEATHSIG), and each worker asks for the sa
 
 EXIT_JSON is written last and atomically: `returncode` (null if a signal ended the command), `signal`,
 `reason` (null if the command ended by itself), `killed` (how many descendants had to be killed),
-`max_rss_bytes` (the largest resident size of one process), `seconds`.
+`max_rss_bytes` (the largest resident size of one process), `oom_kills` (how many processes the kernel killed
+meanwhile because memory ran out; null where it does not tell), `seconds`.
 
 Imports the standard library and psutil only: it starts at once and cannot die of the flow's packages.
 """
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> int:
             file=sys.stderr,
         )
     wakeup = _wake_on_signals()
-    started = time.monotonic()
+    started, kills_before = time.monotonic(), oom_kills()
     try:
         launcher = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_die_with(os.getpid())
@@ -73,6 +74,7 @@ def main(arguments: list[str]) -> int:
         "returncode": code if code >= 0 else None,
         "signal": -code if code < 0 else None,
         "reason": reason,
+        "oom_kills": kills_since(kills_before),
     }
     _write_exit(exit_path, result, started, killed)
     return code if code >= 0 else 128 - code
@@ -156,6 +158,37 @@ def _wake_on_signals() -> int:
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
     return read_end
+
+
+def oom_kills(root: Path = Path("/")) -> dict[str, int]:
+    """Every counter of processes killed for memory that the kernel shows us -> its value; rising numbers.
+
+    The control group's own (version 2: memory.events, version 1: memory.oom_control), and the machine's.
+    """
+    places = [root / "proc/vmstat"]
+    groups = root / "sys/fs/cgroup"
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if not controllers:
+                places.append(groups / group.lstrip("/") / "memory.events")
+            elif "memory" in controllers.split(","):
+                # a container may see its own group as the root
+                tops = groups / "memory" / group.lstrip("/"), groups / "memory"
+                places += [top / "memory.oom_control" for top in tops]
+    found = {}
+    for place in places:
+        with contextlib.suppress(OSError, ValueError):
+            values = dict(line.split(maxsplit=1) for line in place.read_text().splitlines())
+            if "oom_kill" in values:
+                found[str(place)] = int(values["oom_kill"])
+    return found
+
+
+def kills_since(before: dict[str, int], root: Path = Path("/")) -> int | None:
+    """By how much the counters rose, at most; None: there are none."""
+    now = oom_kills(root)
+    return max((now[place] - count for place, count in before.items() if place in now), default=None)
 
 
 def _die_with(parent: int) -> Callable[[], None] | None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts import Record, open_store
-from artifacts.errors import PosttrainError, StageError
+from artifacts.errors import OutOfMemory, PosttrainError, StageError
 from stages.context import Context, Spec
 
 _PR_SET_PDEATHSIG = 1
@@ -131,6 +131,7 @@ def _report_failure(job: Path, error: BaseException) -> None:
             "message": str(error) or type(error).__name__,
             "traceback": "".join(traceback.format_exception(error)),
             "expected": isinstance(error, PosttrainError),
+            "smaller_micro_batch_tokens": error.micro_batch_tokens if isinstance(error, OutOfMemory) else None,
         },
     )
 

@@ -162,6 +162,10 @@ class Context:
         """A line for people: the terminal, the log and Prefect show it."""
         self._event({"kind": "log", "text": text})
 
+    def micro_batch(self, tokens: int) -> None:
+        """Say that a forward pass of so many tokens begins: should memory not suffice, that much was too much."""
+        self._event({"kind": "micro_batch", "tokens": tokens})
+
     def resumed(self, step: int) -> None:
         """Say that earlier work was taken up."""
         self.resumed_from = step

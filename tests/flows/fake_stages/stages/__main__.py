@@ -52,6 +52,14 @@ def main(do: str) -> None:
         raise ZeroDivisionError("a bug")
     elif do == "no result":
         pass
+    elif do == "out of memory above 300 tokens":
+        event(kind="micro_batch", tokens=config["micro_batch_tokens"])
+        if config["micro_batch_tokens"] > 300:
+            error = {"type": "OutOfMemory", "message": "out of memory", "expected": True}
+            error["smaller_micro_batch_tokens"] = config["micro_batch_tokens"] // 2
+            (job / "error.json").write_text(json.dumps(error))
+            sys.exit(1)
+        succeed()
     elif do == "sigkill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif do == "leave a daemon":
