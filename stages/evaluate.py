@@ -139,7 +139,7 @@ def _obstacles(context: Context, dataset: Dataset, is_reward_model: bool) -> dic
 def _subject(context: Context, accelerator: Any, dataset: Dataset, is_reward_model: bool) -> Subject:
     from stages.evaluation.measuring import Subject
     from stages.training.model import Scorer, load_reward_model, load_tokenizer
-    from stages.training.start import frozen_scorer, settle_prefix_sharing
+    from stages.training.start import frozen_scorer, settle_packing
 
     context.phase("loading the model")
     if is_reward_model:
@@ -147,7 +147,7 @@ def _subject(context: Context, accelerator: Any, dataset: Dataset, is_reward_mod
             if context.has(name):
                 raise StageError(f"input {name} is wired in, but the model is a reward model, which needs none")
         scorer = Scorer(load_reward_model(context.input("model"))).eval().requires_grad_(False)
-        settle_prefix_sharing(context, scorer)
+        settle_packing(context, scorer)
     else:
         scorer = frozen_scorer(context, "model")
     scorer.to(accelerator.device)

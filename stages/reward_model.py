@@ -33,7 +33,7 @@ def run(context: Context) -> None:
     from stages.training.loop import Trainer, prepare_process
     from stages.training.model import Scorer, add_adapters, load_reward_model, load_tokenizer
     from stages.training.pairs import RewardLoss, pair_group
-    from stages.training.start import settle_prefix_sharing
+    from stages.training.start import settle_packing
     from stages.training.windows import DatasetWindows
 
     config: Config = context.config
@@ -44,7 +44,7 @@ def run(context: Context) -> None:
     model = load_reward_model(folder, new_head_seed=config.seed)
     model.config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     scorer = Scorer(add_adapters(model, config))
-    settle_prefix_sharing(context, scorer)
+    settle_packing(context, scorer)
     trainer = Trainer(context, config, accelerator, scorer, RewardLoss(config.center_rewards_coefficient))
     ledger = RowLedger()
     pairs = tokenize_pairs(

@@ -14,13 +14,14 @@ from stages.data.tokenize import TokenizedSequence
 from stages.shards import in_shards
 from stages.training.batch import Branch, Group
 from stages.training.model import Scorer
+from stages.training.out_of_memory import TokenBudget
 from stages.training.reference import branch_logprobs
 from stages.training.reward_scoring import score_branches
 
 _SHARD_ROWS = 256
 """Rows of one shard: what a killed run computes again at most."""
 
-BranchScores = Callable[[Scorer, Sequence[Group], int], list[list[float]]]
+BranchScores = Callable[[Scorer, Sequence[Group], TokenBudget], list[list[float]]]
 """(model, groups, token budget) -> [groups][branches]"""
 
 
@@ -47,9 +48,9 @@ def pair_rewards(
     return _scores(context, accelerator, "pair-rewards", scorer, groups, score_branches)
 
 
-def logprob_sums(scorer: Scorer, groups: Sequence[Group], budget_tokens: int) -> list[list[float]]:
+def logprob_sums(scorer: Scorer, groups: Sequence[Group], budget: TokenBudget) -> list[list[float]]:
     """[groups][branches] summed log-probabilities of the asked-for tokens, added up in double precision."""
-    scored = branch_logprobs(scorer, groups, budget_tokens)
+    scored = branch_logprobs(scorer, groups, budget)
     return [[math.fsum(values) for values, _ in branches] for branches in scored]
 
 
@@ -61,8 +62,10 @@ def _scores(
     groups: Sequence[Group],
     score: BranchScores,
 ) -> list[list[float]]:
+    budget = TokenBudget(context, context.config.micro_batch_tokens)
+
     def compute(part: Sequence[Group]) -> list[dict[str, Any]]:
-        rows = score(scorer, part, context.config.micro_batch_tokens)
+        rows = score(scorer, part, budget)
         for group, values in zip(part, rows, strict=True):
             if not all(map(math.isfinite, values)):
                 raise StageError(

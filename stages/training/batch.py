@@ -1,4 +1,4 @@
-"""Rows that share a prefix, laid out for one forward pass.
+"""Groups of sequences laid out for one forward pass: one packed row without padding, every shared prefix once.
 
 Letters: B rows of the pass, T tokens of a row, N positions whose token's log-probability is asked for, K branches.
 """
@@ -9,8 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from stages.training.attention import PackedAttention
+from stages.training.planner import packed_micro_batches, padded_micro_batches
+from stages.training.prefix_tree import PackedRow, Positions
 
 
 @dataclass(frozen=True)
@@ -36,20 +41,16 @@ class Group:
         """Tokens of the group with the prefix once."""
         return len(self.prefix_ids) + sum(len(branch.token_ids) for branch in self.branches)
 
-    def apart(self) -> list[Group]:
-        """The same branches, each with its own copy of the prefix."""
-        return [Group(self.row_id, self.prefix_ids, (branch,), self.data) for branch in self.branches]
-
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Groups as tensors. A row is `[prefix | branch 1 | branch 2 ...]`, every branch's positions follow the prefix."""
+    """Groups as tensors: one packed row, or, for models that cannot take one, a padded row a branch."""
 
     groups: tuple[Group, ...]
     input_ids_BT: Tensor
     position_ids_BT: Tensor
-    attention_mask: Tensor | None
-    """[B, 1, T, T], True where a query (row) sees a key; None: plain causal rows."""
+    packed: PackedAttention | None
+    """Who sees whom in the packed row (B = 1); None: plain causal rows, padded on the right."""
     source_N: Tensor
     """Index into the flattened B x T of the position that predicts the asked-for token."""
     target_N: Tensor
@@ -57,7 +58,7 @@ class TokenBatch:
     last_K: Tensor
     """Index into the flattened B x T of the last token of every branch."""
     num_tokens: int
-    """Tokens without padding, every prefix once."""
+    """Tokens without padding, every shared one once."""
 
     @property
     def num_branches(self) -> int:
@@ -71,10 +72,13 @@ class TokenBatch:
 
     def to(self, device: torch.device) -> TokenBatch:
         """The batch on another device."""
+        if device == self.input_ids_BT.device:
+            return self
         moved: dict[str, Any] = {
-            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
-        return replace(self, **moved)
+        packed = None if self.packed is None else PackedAttention(self.packed.segments, device)
+        return replace(self, packed=packed, **moved)
 
     def sum_by_branch(self, values_N: Tensor) -> Tensor:
         """[K] sums of per-token values over each branch (index_add: deterministic on CPU)."""
@@ -85,71 +89,72 @@ class TokenBatch:
         return torch.bincount(self.branch_N, minlength=self.num_branches)
 
 
-@dataclass
-class _Row:
-    ids: list[int]
-    positions: list[int]
-    segments: list[int]
-
-
 def layout(groups: Sequence[Group], *, share_prefixes: bool = True) -> TokenBatch:
     """Lay groups out for one forward pass.
 
-    With `share_prefixes` a group is one row and its prefix is computed once; the result is the same as with
-    separate rows because every branch sees the prefix and itself only. Without, every branch is a row.
+    With `share_prefixes` all groups stand in one row, and tokens that the branches of a group begin with are computed
+    once; the result is that of separate rows. Without, every branch is a row of its own with its copy of the prefix.
     """
-    rows_of = list(groups) if share_prefixes else [one for group in groups for one in group.apart()]
-    rows: list[_Row] = []
-    source: list[tuple[int, int]] = []
-    target: list[int] = []
-    branch_index: list[int] = []
-    last: list[tuple[int, int]] = []
-    for row_number, group in enumerate(rows_of):
-        row = _Row(list(group.prefix_ids), list(range(len(group.prefix_ids))), [0] * len(group.prefix_ids))
-        for segment, branch in enumerate(group.branches, start=1):
-            start, prefix = len(row.ids), len(group.prefix_ids)
-            for t, token in enumerate(branch.token_ids):
-                if branch.loss_mask is None or branch.loss_mask[t]:
-                    before = start + t - 1 if t > 0 else prefix - 1
-                    if before < 0:
-                        raise ValueError(f"row {group.row_id}: its first token has nothing before it to predict it")
-                    source.append((row_number, before))
-                    target.append(token)
-                    branch_index.append(len(last))
-            row.ids += branch.token_ids
-            row.positions += range(prefix, prefix + len(branch.token_ids))
-            row.segments += [segment] * len(branch.token_ids)
-            last.append((row_number, len(row.ids) - 1))
-        rows.append(row)
-    width = max(len(row.ids) for row in rows)
-    shared = any(len(group.branches) > 1 for group in rows_of)
+    return _packed(groups) if share_prefixes else _padded(groups)
+
+
+def _packed(groups: Sequence[Group]) -> TokenBatch:
+    row = PackedRow()
+    places = [row.add_sequences(group.prefix_ids, [branch.token_ids for branch in group.branches]) for group in groups]
     return TokenBatch(
         groups=tuple(groups),
-        input_ids_BT=_pad([row.ids for row in rows], width),
-        position_ids_BT=_positions([row.positions for row in rows], width, shared=shared),
-        attention_mask=_visibility(_pad([row.segments for row in rows], width, fill=-1)) if shared else None,
-        source_N=torch.tensor([row * width + column for row, column in source], dtype=torch.long),
-        target_N=torch.tensor(target, dtype=torch.long),
-        branch_N=torch.tensor(branch_index, dtype=torch.long),
-        last_K=torch.tensor([row * width + column for row, column in last], dtype=torch.long),
-        num_tokens=sum(len(row.ids) for row in rows),
+        input_ids_BT=torch.from_numpy(row.token_ids())[None],
+        position_ids_BT=torch.from_numpy(row.position_ids())[None],
+        packed=PackedAttention(row.segments, torch.device("cpu")),
+        num_tokens=row.num_tokens,
+        **_asked_for(groups, [place for group in places for place in group]),
     )
 
 
-def _pad(rows: list[list[int]], width: int, fill: int = 0) -> Tensor:
-    """[B, width]; padding stands on the right, where no real position looks under a causal mask."""
-    return torch.tensor([row + [fill] * (width - len(row)) for row in rows], dtype=torch.long)
+def _padded(groups: Sequence[Group]) -> TokenBatch:
+    rows = [[*group.prefix_ids, *branch.token_ids] for group in groups for branch in group.branches]
+    width = max(len(row) for row in rows)
+    return TokenBatch(
+        groups=tuple(groups),
+        # padding stands on the right, where no real position looks; plain rows count on through it, because
+        # transformers takes a restart of the positions for a packed row
+        input_ids_BT=torch.tensor([row + [0] * (width - len(row)) for row in rows]),
+        position_ids_BT=torch.arange(width).expand(len(rows), width),
+        packed=None,
+        num_tokens=sum(len(row) for row in rows),
+        **_asked_for(groups, [number * width + np.arange(len(row)) for number, row in enumerate(rows)]),
+    )
 
 
-def _positions(rows: list[list[int]], width: int, *, shared: bool) -> Tensor:
-    """[B, width]. Plain rows count on through the padding: transformers takes a restart for a packed sequence."""
-    return _pad(rows, width) if shared else torch.arange(width).expand(len(rows), width)
+def _asked_for(groups: Sequence[Group], places: Sequence[Positions]) -> dict[str, Tensor]:
+    """Sources, targets and branches of the asked-for tokens; `places`: where every token of a branch's sequence is."""
+    sources, targets, counts, last = [], [], [], []
+    branches = [(group, branch) for group in groups for branch in group.branches]
+    for (group, branch), place in zip(branches, places, strict=True):
+        prefix, tokens = len(group.prefix_ids), np.asarray(branch.token_ids, dtype=np.int64)
+        asked = np.arange(len(tokens)) if branch.loss_mask is None else np.flatnonzero(branch.loss_mask)
+        if len(asked) and asked[0] + prefix == 0:
+            raise ValueError(f"row {group.row_id}: its first token has nothing before it to predict it")
+        sources.append(place[asked + prefix - 1])
+        targets.append(tokens[asked])
+        counts.append(len(asked))
+        last.append(place[-1])
+    return {
+        "source_N": torch.from_numpy(np.concatenate(sources)),
+        "target_N": torch.from_numpy(np.concatenate(targets)),
+        "branch_N": torch.arange(len(branches)).repeat_interleave(torch.tensor(counts)),
+        "last_K": torch.tensor(np.array(last)),
+    }
 
 
-def _visibility(segments_BT: Tensor) -> Tensor:
-    """[B, 1, T, T]: a token sees what is before it in the prefix (segment 0) and in its own branch."""
-    width = segments_BT.shape[1]
-    causal_TT = torch.ones(width, width, dtype=torch.bool).tril()
-    own_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
-    prefix_BTT = (segments_BT == 0)[:, None, :] & (segments_BT >= 0)[:, :, None]
-    return (causal_TT & (own_BTT | prefix_BTT))[:, None]
+def plan_micro_batches(
+    groups: Sequence[Group], budget_tokens: int, share_prefixes: bool, *, least: int = 1
+) -> list[list[int]]:
+    """Indices of groups in micro-batches under the token budget; at least `least`, so that every process has one."""
+    if share_prefixes:
+        return packed_micro_batches([group.length for group in groups], budget_tokens, least)
+    padded = [
+        len(group.branches) * (len(group.prefix_ids) + max(len(branch.token_ids) for branch in group.branches))
+        for group in groups
+    ]
+    return padded_micro_batches(padded, budget_tokens)

@@ -35,10 +35,10 @@ class DistillationLoss:
         return losses_N.sum(), {"divergence": Mean(losses_N.detach().sum(), len(losses_N))}
 
     def _readout(self, batch: TokenBatch, teacher_NH: Tensor) -> Readout:
-        def read(hidden_PH: Tensor, student: nn.Module) -> Tensor:
+        def read(hidden_NH: Tensor, student: nn.Module) -> Tensor:
             assert isinstance(student, Scorer)
             return divergence_over_chunks(
-                hidden_PH.index_select(0, batch.source_N),
+                hidden_NH,
                 student.head(),
                 teacher_NH,
                 self.teacher.head(),
@@ -46,8 +46,8 @@ class DistillationLoss:
                 temperature=self.temperature,
             )
 
-        return read
+        return Readout(batch.source_N, read)
 
 
 def _asked_hidden(batch: TokenBatch) -> Readout:
-    return lambda hidden_PH, _: hidden_PH.index_select(0, batch.source_N)
+    return Readout(batch.source_N, lambda hidden_NH, _: hidden_NH)

@@ -21,6 +21,7 @@ from stages.rollouts.sampler import EmbeddedSampler
 from stages.training.batch import Group
 from stages.training.loop import Trainer
 from stages.training.model import Scorer
+from stages.training.out_of_memory import TokenBudget
 from stages.training.reference import branch_logprobs
 from stages.training.rollout_windows import Sampled
 
@@ -143,8 +144,10 @@ def measure_groups(
     """Adds to fresh rollouts the log-probabilities that later steps compare with: the policy's own where it will
     have moved on by then (`old`), and the reference's where the loss has a KL term."""
 
+    budget = TokenBudget(trainer.context, config.micro_batch_tokens)
+
     def logprobs(scorer: Scorer, groups: list[Group]) -> list[tuple[list[float], ...]]:
-        scored = branch_logprobs(scorer, groups, config.micro_batch_tokens, temperature=config.temperature)
+        scored = branch_logprobs(scorer, groups, budget, temperature=config.temperature)
         return [tuple(values for values, _ in branches) for branches in scored]
 
     def measure(groups: list[Group]) -> list[Group]:

@@ -23,13 +23,14 @@ from artifacts.errors import StageError
 from stages.context import Context
 from stages.seeds import derive
 from stages.training import checkpoint
-from stages.training.batch import Group
+from stages.training.batch import Group, plan_micro_batches
 from stages.training.config import TrainingConfig
 from stages.training.metrics import MetricSums
 from stages.training.model import Scorer
 from stages.training.objective import Objective, Window, Windows
 from stages.training.optimizer import build_optimizer
-from stages.training.planner import micro_batches, share_of_rank
+from stages.training.out_of_memory import TokenBudget
+from stages.training.planner import share_of_rank
 from stages.training.schedule import learning_rate
 
 
@@ -69,6 +70,7 @@ class Trainer:
         scorer.to(accelerator.device)
         if config.gradient_checkpointing:
             scorer.transformers_model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.budget = TokenBudget(context, config.micro_batch_tokens)
         self.optimizer = build_optimizer(scorer, config)
         self.parameters = [parameter for parameter in scorer.parameters() if parameter.requires_grad]
         self.wrapped: nn.Module = accelerator.prepare_model(scorer)
@@ -111,7 +113,11 @@ class Trainer:
         items = sum(self.objective.count(group) for group in window.groups) + window.uncounted_items
         if items <= 0:
             raise StageError(f"step {step + 1} has nothing to learn from: every item of its rows is masked")
-        metrics, num_tokens = self.backward(step, window.groups, items)
+        metrics, num_tokens = self.budget.fit(
+            lambda tokens: self.backward(step, window.groups, items, tokens),
+            drop=lambda: self.optimizer.zero_grad(set_to_none=True),
+            alone=self.accelerator.num_processes == 1,
+        )
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm or math.inf)
         grad_norm = float(norm)
         if not math.isfinite(metrics["loss"]) or not math.isfinite(grad_norm):
@@ -122,10 +128,12 @@ class Trainer:
         tokens = num_tokens if window.num_tokens is None else window.num_tokens
         return {**known, "num_tokens": tokens, **window.metrics, **metrics}, [group.row_id for group in window.groups]
 
-    def backward(self, step: int, groups: Sequence[Group], items: float) -> tuple[dict[str, float], int]:
+    def backward(
+        self, step: int, groups: Sequence[Group], items: float, budget_tokens: int
+    ) -> tuple[dict[str, float], int]:
         """Accumulate the gradient of summed loss / items over this process's share; metrics over all processes."""
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        plan = plan_micro_batches(groups, self.config.micro_batch_tokens, self.scorer.share_prefixes)
+        plan = plan_micro_batches(groups, budget_tokens, self.scorer.share_prefixes, least=world)
         mine = share_of_rank([sum(groups[i].length for i in batch) for batch in plan], rank, world)
         rounds = max(1, -(-len(plan) // world)) if plan else 0
         sums, loss_sum, num_tokens = MetricSums(), torch.zeros((), dtype=torch.float64), 0
@@ -135,8 +143,10 @@ class Trainer:
             real = turn < len(mine)
             index = mine[turn] if real else 0
             torch.manual_seed(derive(self.config.seed, "dropout", step, index))
-            with nullcontext() if turn == rounds - 1 or world == 1 else self.accelerator.no_sync(self.wrapped):
-                batch = self.scorer.layout([groups[i] for i in plan[index]])
+            together = [groups[i] for i in plan[index]]
+            unsynced = turn < rounds - 1 and world > 1
+            with self.budget.micro_batch(together), self.accelerator.no_sync(self.wrapped) if unsynced else nullcontext():
+                batch = self.scorer.layout(together)
                 loss, metrics = self.objective(self.wrapped, batch)
                 # gradients are averaged over processes; undo that, so that `items` is the only divisor
                 self.accelerator.backward(loss * (world / items if real else 0.0))
@@ -193,16 +203,6 @@ class Trainer:
             context.timings["median_step_time"] = median(seconds)
             context.timings["tokens_per_second"] = sum(entry["tokens"] for entry in timed) / max(sum(seconds), 1e-9)
         context.timings["peak_memory_gb"] = peak_memory_gb()
-
-
-def plan_micro_batches(groups: Sequence[Group], budget_tokens: int, share_prefixes: bool) -> list[list[int]]:
-    """Indices of groups in micro-batches under the token budget."""
-    if share_prefixes:
-        return micro_batches([group.length for group in groups], budget_tokens)
-    return micro_batches(
-        [sum(len(group.prefix_ids) + len(branch.token_ids) for branch in group.branches) for group in groups],
-        budget_tokens,
-    )
 
 
 def peak_memory_gb() -> float:

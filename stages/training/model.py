@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,14 @@ from torch import Tensor, nn
 from artifacts.errors import StageError
 from stages.losses.logprobs import Head, TokenScores, linear_logprobs
 from stages.seeds import derive
-from stages.training.batch import Branch, Group, TokenBatch, layout
+from stages.training.attention import packed_pass
+from stages.training.batch import Group, TokenBatch, layout
 from stages.training.config import TrainingConfig
 from stages.training.model_check import check_loaded, check_model_folder
 from stages.training.objective import Readout
 
-_PROBE_TOLERANCE = 1e-3
-"""Largest difference of a log-probability that reordered float32 sums explain."""
+_FEW = 0.8
+"""Share of positions read above which choosing them before the last layer saves nothing."""
 
 
 def _quietly() -> None:
@@ -39,6 +39,12 @@ def load_tokenizer(folder: Path) -> Any:
         raise StageError(f"the model folder {folder.name} has no usable tokenizer: {error}") from error
 
 
+def _keep_softcapping(model: Any) -> None:
+    """transformers' default attention leaves the soft-capping of scores out; its plain one has it."""
+    if getattr(model.config, "attn_logit_softcapping", None) is not None:
+        model.set_attn_implementation("eager")
+
+
 def load_causal_lm(folder: Path) -> Any:
     """The causal language model of a checked folder, in float32.
 
@@ -49,9 +55,10 @@ def load_causal_lm(folder: Path) -> Any:
     _quietly()
     check_model_folder(folder)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True, output_loading_info=True
+        folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
     )
     model, info = loaded
+    _keep_softcapping(model)
     check_loaded(folder, model, info)
     return model
 
@@ -66,11 +73,11 @@ def load_reward_model(folder: Path, *, new_head_seed: int | None = None) -> Any:
         folder,
         num_labels=1,
         dtype=torch.float32,
-        attn_implementation="sdpa",
         local_files_only=True,
         output_loading_info=True,
     )
     model, info = loaded
+    _keep_softcapping(model)
     if new_head_seed is None:
         check_loaded(folder, model, info)
     else:
@@ -109,7 +116,11 @@ class Scorer(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
-        self.share_prefixes = True
+        self.share_prefixes = False
+        """Packed rows of prefix trees, once `probes.settle_layout` has seen that the model can; else a padded row a
+        branch."""
+        self.reads_few = False
+        """The last layer can be run on the positions that are read alone."""
 
     @property
     def transformers_model(self) -> Any:
@@ -137,67 +148,36 @@ class Scorer(nn.Module):
     def layout(self, groups: list[Group]) -> TokenBatch:
         """The groups as tensors on the model's device."""
         batch = layout(groups, share_prefixes=self.share_prefixes)
-        return batch.to(next(self.parameters()).device)
+        return batch.to(self.device)
 
     def forward(self, batch: TokenBatch, readout: Readout) -> Any:
-        """Run the layers and read out of the hidden states [B x T, H]."""
-        hidden_BTH = self.transformers_model.base_model(
-            input_ids=batch.input_ids_BT,
-            attention_mask=batch.attention_mask,
-            position_ids=batch.position_ids_BT,
-            use_cache=False,
-        ).last_hidden_state
-        return readout(hidden_BTH.flatten(0, 1), self)
-
-    def check_head(self) -> None:
-        """Raises StageError when our log-probabilities differ from the model's own logits on a short row."""
-        ids = self._probe_ids()
-        batch = layout([Group("probe", ids[:4], (Branch(ids[4:]),))]).to(self._device)
-        with _evaluating(self):
-            ours_N = self.forward(batch, token_logprobs(batch)).logprobs_N
-            logits_TV = self.transformers_model(input_ids=torch.tensor([ids], device=self._device)).logits[0].float()
-        own_N = logits_TV[3:-1].log_softmax(-1).gather(1, batch.target_N[:, None])[:, 0]
-        if (difference := float((ours_N - own_N).abs().max())) > _PROBE_TOLERANCE:
-            raise StageError(
-                f"{type(self.transformers_model).__name__}: log-probabilities from its hidden states and head differ "
-                f"from its own logits by {difference:.3g}; what it does to its logits is not supported"
-            )
-
-    def settle_prefix_sharing(self) -> str | None:
-        """Compare hidden states of a shared with those of separate prefixes on a short row.
-
-        Where they differ, every completion gets its own copy of the prompt from now on; returns the reason.
-        """
-        ids = self._probe_ids()
-        group = Group("probe", ids[:4], (Branch(ids[4:7]), Branch(ids[7:])))
-        read = []
-        with _evaluating(self):
-            for share in (True, False):
-                batch = layout([group], share_prefixes=share).to(self._device)
-                read.append(self.forward(batch, _hidden_at(batch.source_N)))
-        difference = float((read[0] - read[1]).abs().max() / read[1].abs().max())
-        if difference <= _PROBE_TOLERANCE:
-            return None
-        self.share_prefixes = False
-        return f"a shared prefix changes hidden states by {difference:.2g} in {type(self.transformers_model).__name__}"
-
-    def _probe_ids(self) -> list[int]:
-        vocabulary = self.transformers_model.get_input_embeddings().weight.shape[0]
-        return [(7 * i + 1) % vocabulary for i in range(9)]
+        """Run the layers, and read what the readout asks for out of the hidden states at its positions."""
+        assert batch.packed is None or self.share_prefixes, "this model has not been seen to take packed rows"
+        extra: dict[str, Any] = {} if batch.packed is None else {"packed": batch.packed}
+        few = self.reads_few and bool(extra) and len(readout.positions_R) < _FEW * batch.num_tokens
+        if few:
+            extra["reads"] = readout.positions_R
+        with packed_pass() if extra else nullcontext():
+            hidden_BTH = self.transformers_model.base_model(
+                input_ids=batch.input_ids_BT, position_ids=batch.position_ids_BT, use_cache=False, **extra
+            ).last_hidden_state
+        hidden_PH = hidden_BTH.flatten(0, 1)
+        return readout.read(hidden_PH if few else hidden_PH.index_select(0, readout.positions_R), self)
 
     @property
-    def _device(self) -> torch.device:
+    def device(self) -> torch.device:
+        """Where the model is."""
         return next(self.parameters()).device
 
 
 def token_logprobs(batch: TokenBatch, *, temperature: float = 1.0) -> Readout:
     """A readout: the TokenScores of the batch's asked-for tokens."""
 
-    def read(hidden_PH: Tensor, scorer: nn.Module) -> TokenScores:
+    def read(hidden_NH: Tensor, scorer: nn.Module) -> TokenScores:
         assert isinstance(scorer, Scorer)
         head = scorer.head(temperature)
         return linear_logprobs(
-            hidden_PH.index_select(0, batch.source_N),
+            hidden_NH,
             head.weight_VH,
             head.bias_V,
             batch.target_N,
@@ -206,31 +186,15 @@ def token_logprobs(batch: TokenBatch, *, temperature: float = 1.0) -> Readout:
             scale=head.scale,
         )
 
-    return read
+    return Readout(batch.source_N, read)
 
 
 def branch_rewards(batch: TokenBatch) -> Readout:
     """A readout: reward [K] of every branch, from the hidden state of its last token."""
 
-    def read(hidden_PH: Tensor, scorer: nn.Module) -> Tensor:
+    def read(hidden_KH: Tensor, scorer: nn.Module) -> Tensor:
         assert isinstance(scorer, Scorer)
-        rewards_K1: Tensor = scorer.transformers_model.score(hidden_PH.index_select(0, batch.last_K))
+        rewards_K1: Tensor = scorer.transformers_model.score(hidden_KH)
         return rewards_K1[:, 0].float()
 
-    return read
-
-
-def _hidden_at(index: Tensor) -> Readout:
-    return lambda hidden_PH, _: hidden_PH.index_select(0, index)
-
-
-@contextmanager
-def _evaluating(scorer: Scorer) -> Iterator[None]:
-    """No gradients, no dropout."""
-    was_training = scorer.training
-    scorer.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        scorer.train(was_training)
+    return Readout(batch.last_K, read)

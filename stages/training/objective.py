@@ -11,8 +11,16 @@ from torch import Tensor, nn
 from stages.training.batch import Group, TokenBatch
 from stages.training.metrics import Mean
 
-Readout = Callable[[Tensor, nn.Module], Any]
-"""(hidden states [B x T, H], the Scorer) -> what the objective needs of them."""
+
+@dataclass(frozen=True)
+class Readout:
+    """What an objective needs of a forward pass: hidden states at R positions of the flattened rows, made into it."""
+
+    positions_R: Tensor
+    read: Callable[[Tensor, nn.Module], Any]
+    """(hidden states [R, H], the Scorer) -> the result of the pass."""
+
+
 Forward = Callable[[TokenBatch, Readout], Any]
 """The Scorer behind its distributed wrapper."""
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from heapq import heappop, heappush
 from typing import Any
 
 from artifacts.errors import StageError
@@ -62,8 +63,40 @@ def _permutation(seed: int, epoch: int, num_rows: int) -> Any:
     return generator(seed, "order", epoch).permutation(num_rows)
 
 
-def micro_batches(lengths: Sequence[int], budget_tokens: int) -> list[list[int]]:
-    """Indices in micro-batches whose padded size (rows x longest row) is within the budget.
+def packed_micro_batches(lengths: Sequence[int], budget_tokens: int, least: int = 1) -> list[list[int]]:
+    """Indices in micro-batches of at most `budget_tokens` tokens, about equally full, nothing padded.
+
+    At least `least` micro-batches, so that every process gets one (fewer only if there are fewer groups). A group
+    longer than the budget has a micro-batch of its own. Longest first onto the emptiest (Graham, 1969).
+    """
+    if not lengths:
+        return []
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    alone = [[index] for index in order if lengths[index] >= budget_tokens]
+    rest = order[len(alone) :]
+    total = sum(lengths[index] for index in rest)
+    count = min(len(rest), max(-(-total // budget_tokens), least - len(alone)))
+    while rest:
+        batches = _spread(rest, lengths, count)
+        if max(sum(lengths[index] for index in batch) for batch in batches) <= budget_tokens:
+            return [*alone, *batches]
+        count += 1
+    return alone
+
+
+def _spread(order: Sequence[int], lengths: Sequence[int], count: int) -> list[list[int]]:
+    batches: list[list[int]] = [[] for _ in range(count)]
+    emptiest = [(0, number) for number in range(count)]
+    for index in order:
+        tokens, number = heappop(emptiest)
+        batches[number].append(index)
+        heappush(emptiest, (tokens + lengths[index], number))
+    return batches
+
+
+def padded_micro_batches(lengths: Sequence[int], budget_tokens: int) -> list[list[int]]:
+    """Indices in micro-batches whose padded size (rows x longest row) is within the budget: for models that cannot
+    take a packed row.
 
     Rows of like length go together; a row longer than the budget has a micro-batch of its own.
     """

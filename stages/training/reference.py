@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from accelerate import Accelerator
 
 from artifacts.errors import StageError
 from stages.context import Context
 from stages.shards import in_shards
-from stages.training.batch import Group
-from stages.training.loop import plan_micro_batches
+from stages.training.batch import Group, TokenBatch
 from stages.training.model import Scorer, token_logprobs
+from stages.training.out_of_memory import TokenBudget
 from stages.training.pairs import Reference
+from stages.training.passes import without_gradients
 
 
 class ScoringConfig(Protocol):
@@ -32,15 +32,13 @@ class ScoringConfig(Protocol):
 
 
 def branch_logprobs(
-    scorer: Scorer, groups: Sequence[Group], budget_tokens: int, *, temperature: float = 1.0
+    scorer: Scorer, groups: Sequence[Group], budget: TokenBudget, *, temperature: float = 1.0
 ) -> list[list[tuple[list[float], float]]]:
     """For every group, for every branch: (log-probabilities of its asked-for tokens, their sum)."""
     results: list[Any] = [None] * len(groups)
-    scorer.eval()
-    for indices in plan_micro_batches(groups, budget_tokens, scorer.share_prefixes):
-        batch = scorer.layout([groups[index] for index in indices])
-        with torch.no_grad():
-            logprobs_N = scorer(batch, token_logprobs(batch, temperature=temperature)).logprobs_N
+
+    def compute(indices: list[int], batch: TokenBatch) -> None:
+        logprobs_N = scorer(batch, token_logprobs(batch, temperature=temperature)).logprobs_N
         sums_K = batch.sum_by_branch(logprobs_N).tolist()
         per_branch = [part.tolist() for part in logprobs_N.cpu().split(batch.tokens_per_branch().tolist())]
         start = 0
@@ -48,6 +46,9 @@ def branch_logprobs(
             stop = start + len(groups[index].branches)
             results[index] = list(zip(per_branch[start:stop], sums_K[start:stop], strict=True))
             start = stop
+
+    scorer.eval()
+    without_gradients(scorer, groups, budget, compute)
     return results
 
 
@@ -61,9 +62,10 @@ def score_rows(
     per_token: bool = False,
 ) -> list[dict[str, Any]]:
     """One row a group: row_id, `sums`, `tokens`, and `logprobs` where asked for. Shards go to the ranks in turn."""
+    budget = TokenBudget(context, config.micro_batch_tokens)
 
     def compute(part: Sequence[Group]) -> list[dict[str, Any]]:
-        return _shard_rows(part, branch_logprobs(scorer, part, config.micro_batch_tokens), per_token)
+        return _shard_rows(part, branch_logprobs(scorer, part, budget), per_token)
 
     return in_shards(context, accelerator, "logprobs", groups, compute, size=config.shard_rows)
 

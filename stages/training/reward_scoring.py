@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from stages.context import Context
-from stages.training.batch import Branch, Group
+from stages.training.batch import Branch, Group, TokenBatch
 from stages.training.distill_windows import require_same_vocabulary
-from stages.training.loop import plan_micro_batches
 from stages.training.model import Scorer, branch_rewards, load_reward_model, load_tokenizer
-from stages.training.start import settle_prefix_sharing
+from stages.training.out_of_memory import TokenBudget
+from stages.training.passes import without_gradients
+from stages.training.start import settle_packing
 
 
 class RewardModelScorer:
@@ -22,9 +23,9 @@ class RewardModelScorer:
         folder = context.input("reward_model")
         require_same_vocabulary(tokenizer, load_tokenizer(folder))
         self.scorer = Scorer(load_reward_model(folder)).eval().requires_grad_(False)
-        settle_prefix_sharing(context, self.scorer)
+        settle_packing(context, self.scorer)
         self.scorer.to(device)
-        self.budget_tokens = budget_tokens
+        self.budget = TokenBudget(context, budget_tokens)
 
     def __call__(
         self, prompts_ids: Sequence[Sequence[int]], completions_ids: Sequence[Sequence[Sequence[int]]]
@@ -34,16 +35,17 @@ class RewardModelScorer:
             Group(str(index), prompt, tuple(Branch(ids) for ids in completions))
             for index, (prompt, completions) in enumerate(zip(prompts_ids, completions_ids, strict=True))
         ]
-        return score_branches(self.scorer, groups, self.budget_tokens)
+        return score_branches(self.scorer, groups, self.budget)
 
 
-def score_branches(scorer: Scorer, groups: Sequence[Group], budget_tokens: int) -> list[list[float]]:
+def score_branches(scorer: Scorer, groups: Sequence[Group], budget: TokenBudget) -> list[list[float]]:
     """[groups][branches] rewards under a reward model."""
     results: list[list[float]] = [[] for _ in groups]
-    for indices in plan_micro_batches(groups, budget_tokens, scorer.share_prefixes):
-        batch = scorer.layout([groups[index] for index in indices])
-        with torch.no_grad():
-            rewards = scorer(batch, branch_rewards(batch)).tolist()
+
+    def compute(indices: list[int], batch: TokenBatch) -> None:
+        rewards = scorer(batch, branch_rewards(batch)).tolist()
         for index in indices:
             results[index] = [rewards.pop(0) for _ in groups[index].branches]
+
+    without_gradients(scorer, groups, budget, compute)
     return results

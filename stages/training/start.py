@@ -9,6 +9,7 @@ from stages.training.config import TrainingConfig
 from stages.training.loop import Trainer, prepare_process
 from stages.training.model import Scorer, add_adapters, load_causal_lm, load_tokenizer
 from stages.training.objective import Objective
+from stages.training.probes import check_head, settle_layout
 
 
 def start(context: Context, config: TrainingConfig, objective: Objective) -> tuple[Trainer, Any]:
@@ -17,22 +18,22 @@ def start(context: Context, config: TrainingConfig, objective: Objective) -> tup
     context.phase("loading the model")
     folder = context.input("model")
     scorer = Scorer(add_adapters(load_causal_lm(folder), config))
-    scorer.check_head()
-    settle_prefix_sharing(context, scorer)
+    check_head(scorer)
+    settle_packing(context, scorer)
     return Trainer(context, config, accelerator, scorer, objective), load_tokenizer(folder)
 
 
 def frozen_scorer(context: Context, name: str, like: Scorer | None = None) -> Scorer:
     """A model that is not trained (reference, teacher), in evaluation mode."""
     scorer = Scorer(load_causal_lm(context.input(name))).eval().requires_grad_(False)
-    scorer.check_head()
-    settle_prefix_sharing(context, scorer)
+    check_head(scorer)
+    settle_packing(context, scorer)
     if like is not None:
         like.share_prefixes = scorer.share_prefixes = like.share_prefixes and scorer.share_prefixes
     return scorer
 
 
-def settle_prefix_sharing(context: Context, scorer: Scorer) -> None:
-    """Probe the model, and log the reason where its rows cannot share prefixes."""
-    if (reason := scorer.settle_prefix_sharing()) is not None:
-        context.log(f"every completion gets its own copy of the prompt: {reason}")
+def settle_packing(context: Context, scorer: Scorer) -> None:
+    """Probe the model, and log the reason where its rows cannot be packed."""
+    if (reason := settle_layout(scorer)) is not None:
+        context.log(f"every completion gets a padded row with its own copy of the prompt: {reason}")

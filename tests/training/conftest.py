@@ -10,6 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from stages.seeds import derive, generator
 from stages.training.batch import Branch, Group
+from stages.training.model import Scorer
+from stages.training.probes import settle_layout
 
 VOCABULARY = 61
 
@@ -32,13 +34,21 @@ def tiny_model(model_type: str = "llama", **changes: object) -> torch.nn.Module:
     }
     torch.manual_seed(derive(0, "tiny", model_type))
     config = AutoConfig.for_model(model_type, **(settings | changes))
-    config._attn_implementation = "sdpa"
-    model = AutoModelForCausalLM.from_config(config)
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    implementation = "eager" if capped else None  # the default leaves soft-capping out
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=implementation)
     with torch.no_grad():  # the library's initialization is so small that every distribution is uniform
         for parameter in model.parameters():
             if parameter.ndim >= 2:
                 parameter.mul_(8)
     return model.eval()
+
+
+def packing_scorer(model: torch.nn.Module) -> Scorer:
+    """The model with packed rows, as the stages use it."""
+    scorer = Scorer(model)
+    assert settle_layout(scorer) is None
+    return scorer
 
 
 @pytest.fixture

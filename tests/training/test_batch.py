@@ -7,7 +7,9 @@ import torch
 
 from stages.training.batch import Branch, Group, layout
 from stages.training.model import Scorer, token_logprobs
-from tests.training.conftest import random_groups, tiny_model
+from stages.training.prefix_tree import LEAST_SHARED
+from stages.training.probes import check_head
+from tests.training.conftest import packing_scorer, random_groups, tiny_model
 
 
 def separate_logprobs(model: torch.nn.Module, group: Group, branch: Branch) -> list[float]:
@@ -26,25 +28,11 @@ def test_logprobs_equal_separate_rows(model_type: str, share: bool) -> None:
     groups = random_groups(5, 3)
     batch = layout(groups, share_prefixes=share)
     with torch.no_grad():
-        logprobs, _, _ = Scorer(model)(batch, token_logprobs(batch))
         expected = [
             value for group in groups for branch in group.branches for value in separate_logprobs(model, group, branch)
         ]
+        logprobs, _, _ = packing_scorer(model)(batch, token_logprobs(batch))
     torch.testing.assert_close(logprobs, torch.tensor(expected), atol=2e-5, rtol=0)
-
-
-def test_gradients_of_shared_prefixes_equal_separate_rows() -> None:
-    groups = random_groups(4, 2, seed=1)
-    gradients = []
-    for share in (True, False):
-        scorer = Scorer(tiny_model().double())
-        batch = layout(groups, share_prefixes=share)
-        logprobs, _, _ = scorer(batch, token_logprobs(batch))
-        (logprobs * torch.arange(1, len(logprobs) + 1)).sum().backward()
-        gradients.append([parameter.grad for parameter in scorer.parameters()])
-    for shared, separate in zip(*gradients, strict=True):
-        # not to float64's precision: transformers' norms compute in float32
-        assert float((shared - separate).norm() / separate.norm()) < 1e-6
 
 
 def test_masked_tokens_are_not_asked_for() -> None:
@@ -52,7 +40,6 @@ def test_masked_tokens_are_not_asked_for() -> None:
     batch = layout([Group("a", (), (Branch([5, 6, 7, 8], [False, True, False, True]),))])
     assert batch.source_N.tolist() == [0, 2]
     assert batch.target_N.tolist() == [6, 8]
-    assert batch.attention_mask is None
     assert batch.num_tokens == 4
 
 
@@ -64,14 +51,30 @@ def test_layout_of_a_pair_by_hand() -> None:
     assert batch.source_N.tolist() == [1, 2, 1]
     assert batch.branch_N.tolist() == [0, 0, 1]
     assert batch.last_K.tolist() == [3, 4]
-    assert batch.attention_mask is not None
-    assert batch.attention_mask[0, 0].int().tolist() == [
-        [1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [1, 1, 1, 0, 0],
-        [1, 1, 1, 1, 0],
-        [1, 1, 0, 0, 1],
+    assert batch.packed is not None
+    assert [(s.start, s.stop, s.end, s.position, s.parent) for s in batch.packed.segments] == [
+        (0, 2, 5, 0, None),
+        (2, 4, 4, 2, 0),
+        (4, 5, 5, 2, 0),
     ]
+
+
+def test_branches_that_begin_alike_share_more_than_the_prefix() -> None:
+    # 16 tokens in common make a segment of their own; one branch ends where it does
+    common = list(range(3, 3 + LEAST_SHARED))
+    group = Group("a", (40,), (Branch([*common, 50]), Branch([51]), Branch(common), Branch([*common, 52, 53])))
+    batch = layout([group])
+    assert batch.packed is not None
+    assert [(s.start, s.stop, s.end, s.position, s.parent) for s in batch.packed.segments] == [
+        (0, 1, 21, 0, None),
+        (1, 17, 20, 1, 0),
+        (17, 18, 18, 17, 1),
+        (18, 20, 20, 17, 1),
+        (20, 21, 21, 1, 0),
+    ]
+    assert batch.num_tokens == 21
+    assert batch.last_K.tolist() == [17, 20, 16, 19]
+    assert batch.tokens_per_branch().tolist() == [17, 1, 16, 18]
 
 
 def test_first_token_cannot_be_asked_for() -> None:
@@ -79,24 +82,6 @@ def test_first_token_cannot_be_asked_for() -> None:
         layout([Group("a", (), (Branch([5, 6]),))])
 
 
-def test_sliding_windows_get_separate_rows() -> None:
-    """A window counts rows of the key matrix, not positions: the probe notices and says so."""
-    scorer = Scorer(tiny_model("mistral", sliding_window=3))
-    assert scorer.settle_prefix_sharing() is not None
-    assert not scorer.share_prefixes
-    groups = random_groups(3, 2)
-    batch = scorer.layout(groups)
-    with torch.no_grad():
-        logprobs, _, _ = scorer(batch, token_logprobs(batch))
-        expected = [
-            value
-            for group in groups
-            for branch in group.branches
-            for value in separate_logprobs(scorer.model, group, branch)
-        ]
-    torch.testing.assert_close(logprobs, torch.tensor(expected), atol=2e-5, rtol=0)
-
-
 @pytest.mark.parametrize("model_type", ["llama", "qwen3", "gemma2", "gpt2"])
 def test_head_of_known_architectures(model_type: str) -> None:
-    Scorer(tiny_model(model_type)).check_head()
+    check_head(Scorer(tiny_model(model_type)))

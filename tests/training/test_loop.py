@@ -16,7 +16,7 @@ from stages.training.language_modeling import TokenLoss
 from stages.training.loop import Trainer, prepare_process
 from stages.training.model import Scorer
 from stages.training.windows import DatasetWindows
-from tests.training.conftest import random_groups, tiny_model
+from tests.training.conftest import packing_scorer, random_groups, tiny_model
 
 
 class Stop(Exception):
@@ -58,7 +58,7 @@ def sequences(count: int = 12) -> list[Group]:
 
 
 def train(context: Context, groups: list[Group], stop_before: int = -1) -> tuple[Scorer, list[dict[str, float]]]:
-    scorer = Scorer(tiny_model())
+    scorer = packing_scorer(tiny_model())
     trainer = Trainer(context, context.config, prepare_process(context), scorer, TokenLoss())
     windows = StoppingWindows(groups, context.config)
     windows.stop_before = stop_before
@@ -121,7 +121,7 @@ def test_resume_gives_the_same_bits(tmp_path: Path, stop_before: int) -> None:
 
 def test_nan_stops_before_the_weights_and_names_the_row(tmp_path: Path) -> None:
     groups = sequences()
-    scorer = Scorer(tiny_model())
+    scorer = packing_scorer(tiny_model())
     context = context_for(tmp_path)
     trainer = Trainer(context, context.config, prepare_process(context), scorer, PoisonedLoss("row7"))
     before = [parameter.clone() for parameter in scorer.model.parameters()]

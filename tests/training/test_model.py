@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from artifacts.errors import StageError
 from stages.sft import Config
 from stages.training.batch import Branch, Group, layout
-from stages.training.model import Scorer, add_adapters, branch_rewards, load_causal_lm, load_reward_model
-from tests.training.conftest import random_groups
+from stages.training.model import add_adapters, branch_rewards, load_causal_lm, load_reward_model
+from stages.training.objective import Readout
+from tests.training.conftest import packing_scorer, random_groups
 
 
 def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
@@ -105,7 +106,7 @@ def test_rewards_equal_transformers_classifier(model_folder: Path) -> None:
     groups = random_groups(4, 2)
     with torch.no_grad():
         batch = layout(groups)
-        ours = Scorer(model)(batch, branch_rewards(batch))
+        ours = packing_scorer(model)(batch, branch_rewards(batch))
         theirs = [
             float(model(input_ids=torch.tensor([[*group.prefix_ids, *branch.token_ids]])).logits)
             for group in groups
@@ -127,11 +128,12 @@ def test_a_reward_model_without_its_head_is_refused(model_folder: Path) -> None:
 
 def test_adapters_train_alone_and_start_as_the_model(model_folder: Path) -> None:
     """LoRA's second matrix starts at zero, so the adapted model is the model; only adapters get gradients."""
-    plain = Scorer(load_causal_lm(model_folder))
-    adapted = Scorer(add_adapters(load_causal_lm(model_folder), Config(lora_r=4, lora_alpha=8)))
+    plain = packing_scorer(load_causal_lm(model_folder))
+    adapted = packing_scorer(add_adapters(load_causal_lm(model_folder), Config(lora_r=4, lora_alpha=8)))
     batch = layout([Group("a", (5, 6), (Branch([7, 8]),))])
     with torch.no_grad():
-        hidden = [scorer(batch, lambda states, _: states) for scorer in (plain, adapted)]
+        whole = Readout(torch.arange(batch.num_tokens), lambda hidden, _: hidden)
+        hidden = [scorer(batch, whole) for scorer in (plain, adapted)]
     torch.testing.assert_close(hidden[0], hidden[1], atol=0, rtol=0)
     trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
     assert trained

@@ -1,0 +1,230 @@
+"""Attention over a packed row of prefix trees, registered with transformers under the name `prefix_tree`.
+
+B = 1 row, h heads, T tokens, d head size. Three ways that give the same numbers: fused kernels over the parts of the
+plan (CPU), torch's variable-length kernel (CUDA, half precision), and plain matrix products a segment at a time for
+what neither can do (soft-capped scores, dropout, other devices and types).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stages.training.attention_blocks import BlockAttention
+from stages.training.attention_plan import Part, Stack, plan_attention
+from stages.training.prefix_tree import Segment, ancestors
+
+NAME = "prefix_tree"
+_UNKNOWN = ("s_aux", "position_bias", "head_mask", "cache")
+"""What other attention functions take and this one does not: it changes the scores, so it must not be ignored."""
+
+_packed_pass: ContextVar[bool] = ContextVar("packed_pass", default=False)
+
+
+class UnsupportedAttentionError(Exception):
+    """The model asks of its attention what packed rows cannot give."""
+
+
+@dataclass(frozen=True)
+class KeyGather:
+    """For a kernel that takes rows of different lengths: every segment's queries, and all keys on its path."""
+
+    key_index: Tensor
+    query_starts: Tensor
+    """[S + 1] int32, cumulative."""
+    key_starts: Tensor
+    most_queries: int
+    most_keys: int
+
+
+class PackedAttention:
+    """The segments of one packed row, and the plans made from them: one for every window that a layer has."""
+
+    def __init__(self, segments: Sequence[Segment], device: torch.device) -> None:
+        self.segments, self.device = tuple(segments), device
+        self.windows: set[int | None] = set()
+        """The sliding windows that layers have asked for."""
+        self._parts: dict[int | None, list[Part]] = {}
+        self._gather: KeyGather | None = None
+
+    def parts(self, window: int | None) -> list[Part]:
+        """The plan for layers with this sliding window."""
+        if window not in self._parts:
+            plan = plan_attention(self.segments, window)
+            self._parts[window] = [part.to(self.device) if isinstance(part, Stack) else part for part in plan]
+        return self._parts[window]
+
+    def gather(self) -> KeyGather:
+        """Queries and keys for `varlen_attn`."""
+        if self._gather is None:
+            paths = [[*ancestors(self.segments, i), segment] for i, segment in enumerate(self.segments)]
+            index = torch.cat([torch.arange(above.start, above.stop) for path in paths for above in path])
+            queries = [segment.tokens for segment in self.segments]
+            keys = [sum(above.tokens for above in path) for path in paths]
+            self._gather = KeyGather(
+                index.to(self.device), self._starts(queries), self._starts(keys), max(queries), max(keys)
+            )
+        return self._gather
+
+    def _starts(self, lengths: list[int]) -> Tensor:
+        return torch.tensor([0, *lengths]).cumsum(0).to(self.device, torch.int32)
+
+
+def register() -> None:
+    """Make `attn_implementation="prefix_tree"` known to transformers; more than once does no harm."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    def mask(*args: Any, **kwargs: Any) -> Tensor | None:
+        return None if _packed_pass.get() else sdpa_mask(*args, **kwargs)
+
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, mask)
+
+
+@contextmanager
+def packed_pass() -> Iterator[None]:
+    """Inside, transformers makes no mask: the `packed` argument of the forward pass says who sees whom."""
+    token = _packed_pass.set(True)
+    try:
+        yield
+    finally:
+        _packed_pass.reset(token)
+
+
+def attend(  # noqa: PLR0913 - the signature is transformers'
+    module: nn.Module,
+    query_1hTd: Tensor,
+    key_1kTd: Tensor,
+    value_1kTd: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    packed: PackedAttention | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention function: [1, T, h, d] for a packed row; without `packed`, by the mask it is given."""
+    if packed is None and softcap is not None:
+        # transformers' sdpa would leave the soft-capping out
+        scale = scaling if scaling is not None else query_1hTd.shape[-1] ** -0.5
+        return _by_mask(query_1hTd, key_1kTd, value_1kTd, attention_mask, scale, softcap, dropout), None
+    if packed is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        out_BThd, _ = sdpa_attention_forward(
+            module, query_1hTd, key_1kTd, value_1kTd, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+        return out_BThd, None
+    if unknown := [name for name in _UNKNOWN if kwargs.get(name) is not None]:
+        raise UnsupportedAttentionError(f"its attention takes {', '.join(unknown)}")
+    packed.windows.add(sliding_window)
+    scale = scaling if scaling is not None else query_1hTd.shape[-1] ** -0.5
+    if softcap is not None or dropout or not _has_kernel(query_1hTd):
+        out_1hTd = segment_by_segment(
+            query_1hTd, key_1kTd, value_1kTd, packed.segments, sliding_window, scale, softcap, dropout
+        )
+        return out_1hTd.transpose(1, 2), None
+    if query_1hTd.is_cuda:
+        return _varlen(query_1hTd, key_1kTd, value_1kTd, packed.gather(), sliding_window, scale), None
+    return BlockAttention.apply(query_1hTd, key_1kTd, value_1kTd, packed.parts(sliding_window), scale), None
+
+
+def _has_kernel(query: Tensor) -> bool:
+    if query.is_cuda:
+        return query.dtype in (torch.bfloat16, torch.float16)
+    return query.device.type == "cpu"
+
+
+def _varlen(
+    query_1hTd: Tensor, key_1kTd: Tensor, value_1kTd: Tensor, gather: KeyGather, window: int | None, scale: float
+) -> Tensor:
+    """[1, T, h, d]. Causality is aligned at the end of queries and keys, which is what a path of segments needs."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    query_Thd, key_Tkd, value_Tkd = (states[0].transpose(0, 1) for states in (query_1hTd, key_1kTd, value_1kTd))
+    out_Thd = varlen_attn(
+        query_Thd.contiguous(),
+        key_Tkd.index_select(0, gather.key_index),
+        value_Tkd.index_select(0, gather.key_index),
+        gather.query_starts,
+        gather.key_starts,
+        gather.most_queries,
+        gather.most_keys,
+        scale=scale,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=query_Thd.shape[1] != key_Tkd.shape[1],
+    )
+    assert isinstance(out_Thd, Tensor)
+    return out_Thd[None]
+
+
+def segment_by_segment(  # noqa: PLR0913 - what attention can have
+    query_1hTd: Tensor,
+    key_1kTd: Tensor,
+    value_1kTd: Tensor,
+    segments: Sequence[Segment],
+    window: int | None,
+    scale: float,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """[1, h, T, d] by the definition: softmax over the keys of a segment's path, itself causal. Differentiable."""
+    key_1hTd, value_1hTd = (_for_all_heads(states, query_1hTd) for states in (key_1kTd, value_1kTd))
+    out = []
+    for index, segment in enumerate(segments):
+        path = [slice(above.start, above.stop) for above in [*ancestors(segments, index), segment]]
+        key_1hKd = torch.cat([key_1hTd[:, :, part] for part in path], 2)
+        value_1hKd = torch.cat([value_1hTd[:, :, part] for part in path], 2)
+        place_Q1 = segment.position + torch.arange(segment.tokens, device=key_1hKd.device)[:, None]
+        distance_QK = place_Q1 - torch.arange(key_1hKd.shape[2], device=key_1hKd.device)
+        seen_QK = distance_QK >= 0 if window is None else (distance_QK >= 0) & (distance_QK < window)
+        query_1hQd = query_1hTd[:, :, segment.start : segment.stop]
+        out.append(_softmax_attention(query_1hQd, key_1hKd, value_1hKd, seen_QK, scale, softcap, dropout))
+    return torch.cat(out, 2)
+
+
+def _by_mask(
+    query_BhQd: Tensor,
+    key_BkKd: Tensor,
+    value_BkKd: Tensor,
+    seen: Tensor | None,
+    scale: float,
+    softcap: float,
+    dropout: float,
+) -> Tensor:
+    """[B, Q, h, d]; `seen` is bool [B, 1, Q, K], or None for causal attention."""
+    key_BhKd, value_BhKd = (_for_all_heads(states, query_BhQd) for states in (key_BkKd, value_BkKd))
+    if seen is None:
+        queries, keys = query_BhQd.shape[2], key_BhKd.shape[2]
+        seen = torch.ones(queries, keys, dtype=torch.bool, device=query_BhQd.device).tril(keys - queries)
+    out_BhQd = _softmax_attention(query_BhQd, key_BhKd, value_BhKd, seen, scale, softcap, dropout)
+    return out_BhQd.transpose(1, 2)
+
+
+def _softmax_attention(
+    query_BhQd: Tensor,
+    key_BhKd: Tensor,
+    value_BhKd: Tensor,
+    seen: Tensor,
+    scale: float,
+    softcap: float | None,
+    dropout: float,
+) -> Tensor:
+    scores_BhQK = query_BhQd @ key_BhKd.transpose(-1, -2) * scale
+    if softcap is not None:
+        scores_BhQK = softcap * torch.tanh(scores_BhQK / softcap)
+    wide = torch.promote_types(scores_BhQK.dtype, torch.float32)
+    weights_BhQK = scores_BhQK.masked_fill(~seen, -torch.inf).softmax(-1, dtype=wide)
+    return torch.dropout(weights_BhQK.to(query_BhQd.dtype), dropout, dropout > 0) @ value_BhKd
+
+
+def _for_all_heads(states_BkTd: Tensor, query_BhTd: Tensor) -> Tensor:
+    return states_BkTd.repeat_interleave(query_BhTd.shape[1] // states_BkTd.shape[1], 1)

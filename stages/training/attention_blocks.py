@@ -1,0 +1,135 @@
+"""Attention over the parts of a plan with torch's fused CPU kernel, forward and backward.
+
+A token's keys lie in several parts. Each part gives the softmax over its own keys with the logarithm of its
+normalizer; parts are joined by their normalizers. The kernel's backward pass needs of the forward pass only the
+output and the normalizer, and is exact for a part when it gets those of ALL parts: with p = exp(score - logsumexp)
+and delta = sum(grad_out * out), d score = p (grad_out . value - delta) (FlashAttention, arXiv:2205.14135, appendix B.4).
+So only queries, keys, values, output and normalizers are kept, and no key is copied for its branches.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from stages.training.attention_plan import Block, Padded, Part
+
+_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+class BlockAttention(torch.autograd.Function):
+    """(query [1, h, T, d], key and value [1, k, T, d], parts, scale) -> [1, T, h, d]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query_1hTd: Tensor, key_1kTd: Tensor, value_1kTd: Tensor, parts: list[Part], scale: float
+    ) -> Tensor:
+        _, heads, tokens, size = query_1hTd.shape
+        out_1Thd = query_1hTd.new_empty(1, tokens, heads, size)
+        wide = torch.promote_types(query_1hTd.dtype, torch.float32)
+        sums_Th = query_1hTd.new_empty(tokens, heads, dtype=wide)
+        for part in parts:
+            states = _take(query_1hTd, part, 0), _take(key_1kTd, part, 1), _take(value_1kTd, part, 1)
+            result, sums = _forward(*states, 0.0, part.causal, attn_mask=_mask(part, query_1hTd), scale=scale)
+            _join(out_1Thd[0], sums_Th, part, result, sums.to(wide))
+        ctx.save_for_backward(query_1hTd, key_1kTd, value_1kTd, out_1Thd, sums_Th)
+        ctx.parts, ctx.scale = parts, scale
+        return out_1Thd
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_1Thd: Tensor) -> tuple[Tensor | None, ...]:
+        query_1hTd, key_1kTd, value_1kTd, out_1Thd, sums_Th = ctx.saved_tensors
+        out_1hTd, grad_1hTd = out_1Thd.transpose(1, 2), grad_1Thd.transpose(1, 2)
+        grads = [_zeros_packed(states) for states in (query_1hTd, key_1kTd, value_1kTd)]
+        for part in ctx.parts:
+            grad_query, grad_key, grad_value = _backward(
+                _without_padding(_take(grad_1hTd, part, 0), part),
+                _take(query_1hTd, part, 0),
+                _take(key_1kTd, part, 1),
+                _take(value_1kTd, part, 1),
+                _take(out_1hTd, part, 0),
+                _take(sums_Th.t()[None, ..., None], part, 0)[..., 0],
+                0.0,
+                part.causal,
+                attn_mask=_mask(part, query_1hTd),
+                scale=ctx.scale,
+            )
+            for total, grad, side in zip(grads, (grad_query, grad_key, grad_value), (0, 1, 1), strict=True):
+                _add(total, part, grad, side)
+        return (*grads, None, None)
+
+
+def _zeros_packed(states_1hTd: Tensor) -> Tensor:
+    """Zeros with the tokens outermost in memory, as the projections before the attention lay them out."""
+    _, heads, tokens, size = states_1hTd.shape
+    return states_1hTd.new_zeros(1, tokens, heads, size).transpose(1, 2)
+
+
+def _take(states_1hTd: Tensor, part: Part, side: int) -> Tensor:
+    """[n, h, Q or K, d]: a view for a block, a copy for a stack. `side`: 0 queries, 1 keys."""
+    tokens = part.keys if side else part.queries
+    if isinstance(tokens, Padded):
+        return states_1hTd[0].transpose(0, 1)[tokens.index_nL].transpose(1, 2)
+    return states_1hTd[:, :, slice(*tokens)]
+
+
+def _mask(part: Part, like: Tensor) -> Tensor | None:
+    """Additive mask, broadcast over [n, h, Q, K], or None."""
+    if isinstance(part, Block):
+        hidden = None if part.visible_QK is None else ~part.visible_QK
+    elif part.causal or part.keys.is_full:
+        return None  # under a causal mask no real query sees the padding behind it
+    else:
+        hidden = torch.ones(part.keys.index_nL.shape, dtype=torch.bool)
+        hidden.view(-1)[part.keys.real_R] = False
+        hidden = hidden[:, None, None]
+    return None if hidden is None else torch.zeros(hidden.shape, dtype=like.dtype).masked_fill_(hidden, -torch.inf)
+
+
+def _real(states_nhLd: Tensor, tokens: Padded) -> Tensor:
+    """[R, h, d]: what is no padding."""
+    states_Phd = states_nhLd.transpose(1, 2).flatten(0, 1)
+    return states_Phd if tokens.is_full else states_Phd[tokens.real_R]
+
+
+def _without_padding(grad_nhQd: Tensor, part: Part) -> Tensor:
+    """A padding query has no gradient, so it adds nothing to any key's."""
+    if isinstance(part, Block) or part.queries.is_full:
+        return grad_nhQd
+    is_real_P = torch.zeros(part.queries.index_nL.numel(), dtype=grad_nhQd.dtype)
+    is_real_P[part.queries.real_R] = 1
+    return grad_nhQd * is_real_P.view(part.queries.index_nL.shape)[:, None, :, None]
+
+
+def _join(out_Thd: Tensor, sums_Th: Tensor, part: Part, result_nhQd: Tensor, sums_nhQ: Tensor) -> None:
+    """Join a part's softmax to what its queries have already: a mean weighted by the normalizers."""
+    tokens = part.queries
+    if isinstance(tokens, Padded):
+        place: Any = tokens.index_nL.view(-1)[tokens.real_R]
+        result_Rhd, sums_Rh = _real(result_nhQd, tokens), _real(sums_nhQ[..., None], tokens)[..., 0]
+    else:
+        place = slice(*tokens)
+        result_Rhd, sums_Rh = result_nhQd[0].transpose(0, 1), sums_nhQ[0].t()
+    if part.first:
+        out_Thd[place], sums_Th[place] = result_Rhd, sums_Rh
+        return
+    before_Rh = sums_Th[place]
+    total_Rh = torch.logaddexp(before_Rh, sums_Rh)
+    old_Rh1, new_Rh1 = (before_Rh - total_Rh).exp_()[..., None], (sums_Rh - total_Rh).exp_()[..., None]
+    out_Thd[place] = (out_Thd[place] * old_Rh1).add_(result_Rhd * new_Rh1).to(out_Thd.dtype)
+    sums_Th[place] = total_Rh
+
+
+def _add(total_1hTd: Tensor, part: Part, grad_nhLd: Tensor, side: int) -> None:
+    """Add a part's gradient at its place."""
+    tokens = part.keys if side else part.queries
+    if isinstance(tokens, Padded):
+        place = tokens.index_nL.view(-1)[tokens.real_R]
+        total_1hTd[0].transpose(0, 1).index_add_(0, place, _real(grad_nhLd, tokens))
+    else:
+        total_1hTd[:, :, slice(*tokens)] += grad_nhLd

@@ -1,0 +1,111 @@
+"""Attention over random prefix trees against a dense mask, in float64, values and gradients."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from stages.training.attention import PackedAttention, segment_by_segment
+from stages.training.attention_blocks import BlockAttention
+from stages.training.attention_plan import Stack, plan_attention
+from stages.training.prefix_tree import Segment, ancestors
+
+trees = st.lists(st.tuples(st.integers(1, 12), st.floats(0, 1)), min_size=1, max_size=9)
+"""(length, where the parent lies on the path above: 0 none, 1 the segment before)."""
+
+
+def segments_of(drawn: list[tuple[int, float]]) -> tuple[Segment, ...]:
+    """Depth-first: a segment hangs from one of the path that ends at the one before it, or starts a new tree."""
+    starts, parents, depths, path = [], [], [], list[int]()
+    total = 0
+    for index, (length, share) in enumerate(drawn):
+        path = path[: round(share * len(path))]
+        parent = path[-1] if path else None
+        parents.append(parent)
+        depths.append(0 if parent is None else depths[parent] + drawn[parent][0])
+        starts.append(total)
+        total += length
+        path.append(index)
+    ends = [start + drawn[index][0] for index, start in enumerate(starts)]
+    for index in reversed(range(len(drawn))):
+        if (parent := parents[index]) is not None:
+            ends[parent] = max(ends[parent], ends[index])
+    return tuple(Segment(start, start + drawn[i][0], ends[i], depths[i], parents[i]) for i, start in enumerate(starts))
+
+
+def visible(segments: tuple[Segment, ...], window: int | None) -> Tensor:
+    """[T, T] by the definition, token by token."""
+    total = segments[-1].stop
+    seen = torch.zeros(total, total, dtype=torch.bool)
+    for index, segment in enumerate(segments):
+        keys = [token for above in ancestors(segments, index) for token in range(above.start, above.stop)]
+        for token in range(segment.start, segment.stop):
+            keys = [*keys, token]
+            seen[token, keys[-window:] if window is not None else keys] = True
+    return seen
+
+
+def dense(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scale: float) -> Tensor:
+    repeats = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    scores = (query @ key.transpose(-1, -2) * scale).masked_fill(~seen, -torch.inf)
+    return scores.softmax(-1) @ value
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(trees, st.sampled_from([None, 1, 3, 7]))
+def test_blocks_and_segments_equal_a_dense_mask(drawn: list[tuple[int, float]], window: int | None) -> None:
+    segments = segments_of(drawn)
+    generator = torch.Generator().manual_seed(len(drawn))
+    shapes = [(1, 4, segments[-1].stop, 8), (1, 2, segments[-1].stop, 8), (1, 2, segments[-1].stop, 8)]
+    states = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+    weights = torch.randn(shapes[0], generator=generator, dtype=torch.float64)
+    expected = dense(*states, visible(segments, window), 0.3)
+    expected_grads = torch.autograd.grad((expected * weights).sum(), states)
+    parts = PackedAttention(segments, torch.device("cpu")).parts(window)
+    for found in (
+        BlockAttention.apply(*states, parts, 0.3).transpose(1, 2),
+        segment_by_segment(*states, segments, window, 0.3),
+    ):
+        torch.testing.assert_close(found, expected)
+        for gradient, right in zip(torch.autograd.grad((found * weights).sum(), states), expected_grads, strict=True):
+            torch.testing.assert_close(gradient, right)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(trees, st.sampled_from([None, 3]))
+def test_keys_for_the_variable_length_kernel(drawn: list[tuple[int, float]], window: int | None) -> None:
+    """What the CUDA kernel is given, worked off by its documented rule: causal, aligned at the end, window left."""
+    segments = segments_of(drawn)
+    gather = PackedAttention(segments, torch.device("cpu")).gather()
+    seen = torch.zeros(segments[-1].stop, segments[-1].stop, dtype=torch.bool)
+    for row in range(len(segments)):
+        queries = range(int(gather.query_starts[row]), int(gather.query_starts[row + 1]))
+        keys = gather.key_index[int(gather.key_starts[row]) : int(gather.key_starts[row + 1])]
+        for number, query in enumerate(queries):
+            last = len(keys) - len(queries) + number
+            first = 0 if window is None else max(0, last - window + 1)
+            seen[query, keys[first : last + 1]] = True
+    assert torch.equal(seen, visible(segments, window))
+    assert gather.most_keys == int(gather.key_starts.diff().max())
+
+
+def test_many_short_rows_are_few_calls_and_long_ones_have_no_padding() -> None:
+    short = segments_of([(10 + i % 3, 0.0) for i in range(64)])
+    plan = plan_attention(short, None)
+    assert len(plan) == 1
+    assert isinstance(plan[0], Stack)
+    long = segments_of([(384, 0.0), (32, 1.0), (32, 0.5), (200, 0.0)])
+    assert [part.size for part in plan_attention(long, None) if not isinstance(part, Stack)] == [
+        (384, 384),
+        (200, 200),
+        (64, 384),
+    ]
+
+
+def test_a_window_costs_no_square() -> None:
+    """One row of 1,000 tokens, window 10: every tile sees at most two windows."""
+    plan = plan_attention(segments_of([(1000, 0.0)]), 10)
+    assert sum(part.size[0] * part.size[1] for part in plan if not isinstance(part, Stack)) <= 1000 * 20
