@@ -1,0 +1,143 @@
+"""What is measured: models, stages, shapes, and the matrix of cases with what each is to reach."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+WARMUP_STEPS = 2
+"""Steps of a run that are not timed: first allocations, first calls into libraries."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A Qwen3 decoder with tied embeddings; sizes as in transformers' Qwen3Config."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+    def deeper(self, layers: int) -> Architecture:
+        """The same with another number of layers."""
+        return Architecture(layers, self.hidden, self.intermediate, self.heads, self.kv_heads, self.head_dim)
+
+
+MODELS = {"XS": Architecture(2, 128, 384, 2, 1, 64), "S": Architecture(4, 256, 768, 4, 2, 64)}
+
+
+def teacher_of(architecture: Architecture) -> Architecture:
+    """The teacher in distillation: half as many layers again."""
+    return architecture.deeper(architecture.layers * 3 // 2)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of a stage takes."""
+
+    prompts: int
+    completions: int
+    """Completions of one prompt."""
+
+
+STEPS = {
+    "sft": Step(prompts=8, completions=1),
+    "reference": Step(prompts=4, completions=2),
+    "dpo": Step(prompts=4, completions=2),
+    "reward": Step(prompts=4, completions=2),
+    "grpo": Step(prompts=8, completions=8),
+    "distill": Step(prompts=8, completions=1),
+}
+"""Stage -> its step. `reference` scores pairs, `grpo` and `distill` update on recorded completions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One measurement: everything that rows, weights and steps follow from."""
+
+    stage: str
+    prompt_tokens: int
+    """Mean length of a prompt."""
+    completion_tokens: int
+    """Mean length of a completion."""
+    prompts: int
+    """Prompts of one step."""
+    completions: int
+    """Completions of one prompt."""
+    vocabulary: int = 32_000
+    architecture: Architecture = MODELS["S"]
+    examples: int = 64
+    """Prompts of the dataset, which the steps go round."""
+    steps: int = 10
+    seed: int = 0
+
+    @property
+    def shape(self) -> str:
+        """As on the command line, `P384C32`."""
+        return f"P{self.prompt_tokens}C{self.completion_tokens}"
+
+    @property
+    def name(self) -> str:
+        """One line that tells cases apart."""
+        group = f" G{self.completions}" if self.stage == "grpo" else ""
+        return f"{self.stage} {self.shape}{group} V{self.vocabulary}"
+
+
+def case_of(
+    stage: str,
+    shape: str,
+    *,
+    vocabulary: int = 32_000,
+    model: str = "S",
+    group_size: int | None = None,
+    steps: int = 10,
+) -> Case:
+    """The case that names mean. Raises ValueError for names that mean nothing."""
+    found = re.fullmatch(r"P(\d+)C(\d+)", shape)
+    if found is None:
+        raise ValueError(f"shape {shape!r}: expected mean lengths of prompt and completion, such as P384C32")
+    if stage not in STEPS:
+        raise ValueError(f"no stage {stage!r} to measure; there are {', '.join(STEPS)}")
+    if model not in MODELS:
+        raise ValueError(f"no model {model!r}; there are {', '.join(MODELS)}")
+    if steps <= WARMUP_STEPS:
+        raise ValueError(f"{steps} steps: the first {WARMUP_STEPS} are not timed, so give more")
+    step = STEPS[stage]
+    return Case(
+        stage=stage,
+        prompt_tokens=int(found[1]),
+        completion_tokens=int(found[2]),
+        prompts=step.prompts,
+        completions=step.completions if group_size is None else group_size,
+        vocabulary=vocabulary,
+        architecture=MODELS[model],
+        steps=steps,
+    )
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A row of the published table: how many times the tokens a second, which share of the working memory."""
+
+    case: Case
+    over_plain: float
+    over_trl: float
+    memory: float
+    """Of the plain loop's."""
+
+
+MATRIX = (
+    Goal(case_of("sft", "P128C128"), 2, 4, 0.6),
+    Goal(case_of("sft", "P128C128", vocabulary=151_936), 2, 7, 0.3),
+    Goal(case_of("reference", "P384C32"), 6, 12, 0.5),
+    Goal(case_of("dpo", "P384C32"), 7, 17, 0.4),
+    Goal(case_of("dpo", "P128C128"), 2.8, 6.5, 0.5),
+    Goal(case_of("reward", "P384C32"), 3, 3, 0.6),
+    Goal(case_of("grpo", "P384C32"), 8, 15, 0.3),
+    Goal(case_of("distill", "P384C32"), 3, 5, 0.5),
+)
+
+FLOOR_GOAL = 1.5
+"""A step takes at most so many times its arithmetic floor."""

@@ -1,0 +1,97 @@
+"""The arithmetic floor: multiplications that a step cannot do without, over how fast this machine multiplies.
+
+Every distinct prompt once and every completion once go through the layers: one unit forward, two backward. The head
+is applied to completion tokens only: logits, gradient of the hidden states, gradient of the weight; once more the
+logits where a token's weight in the loss is known only after all logits (DPO). Attention counts exactly the pairs
+that a causal mask lets see each other. The last layer counts in full, norms and elementwise work not at all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from tests.benchmarks.cases import Architecture, Case, teacher_of
+from tests.benchmarks.rows import Row
+
+TRAINING, SCORING = 3, 1
+"""Units of the layers."""
+
+
+@dataclass(frozen=True)
+class Units:
+    """How often a stage's step passes through the parts of a model."""
+
+    layers: int
+    head: int
+    """Products with the head's matrix for a completion token."""
+    teacher: int = 0
+    """Forward passes of a teacher, head included."""
+
+
+UNITS = {
+    "sft": Units(TRAINING, 3),
+    "reference": Units(SCORING, 1),
+    "dpo": Units(TRAINING, 4),
+    "reward": Units(TRAINING, 0),
+    "grpo": Units(TRAINING, 3),
+    "distill": Units(TRAINING, 3, teacher=1),
+}
+
+
+def layer_flops(architecture: Architecture, rows: Sequence[Row]) -> float:
+    """Floating-point operations of one forward pass of the rows through the layers, every prompt once."""
+    wide, narrow = architecture.heads * architecture.head_dim, architecture.kv_heads * architecture.head_dim
+    weights = architecture.hidden * (2 * wide + 2 * narrow + 3 * architecture.intermediate)
+    tokens = sum(len(row.prompt) + row.completion_tokens for row in rows)
+    # two products, queries with keys and weights with values, of a multiplication and an addition for every element
+    attention = 4 * wide * sum(map(_pairs, rows))
+    return float(architecture.layers * (2 * weights * tokens + attention))
+
+
+def _pairs(row: Row) -> int:
+    """(query, key) pairs of a row: the prompt among itself, every completion with the prompt and itself."""
+    prompt = len(row.prompt)
+    return _triangle(prompt) + sum(len(tail) * prompt + _triangle(len(tail)) for tail in row.completions)
+
+
+def _triangle(length: int) -> int:
+    return length * (length + 1) // 2
+
+
+def step_flops(case: Case, rows: Sequence[Row]) -> float:
+    """Floating-point operations that a step on these rows takes at least."""
+    units, architecture = UNITS[case.stage], case.architecture
+    head = 2.0 * architecture.hidden * case.vocabulary * sum(row.completion_tokens for row in rows)
+    own = units.layers * layer_flops(architecture, rows) + units.head * head
+    if units.teacher == 0:
+        return own
+    return own + units.teacher * (layer_flops(teacher_of(architecture), rows) + head)
+
+
+def measure_rate(case: Case, seconds: float = 1.0) -> dict[str, float]:
+    """Matrix shape -> floating-point operations a second in float32, the median over repeated products.
+
+    The shapes are a layer's widest product and a chunk of the head.
+    """
+    hidden = case.architecture.hidden
+    shapes = [(2048, hidden, case.architecture.intermediate), (256, hidden, case.vocabulary)]
+    return {f"[{m}, {k}] x [{k}, {n}]": _rate(m, k, n, seconds / len(shapes)) for m, k, n in shapes}
+
+
+def _rate(m: int, k: int, n: int, seconds: float) -> float:
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    left, right, out = (torch.rand(*shape, device=device) for shape in ((m, k), (k, n), (m, n)))
+    taken: list[float] = []
+    started = time.perf_counter()
+    while len(taken) < 5 or time.perf_counter() - started < seconds:
+        before = time.perf_counter()
+        torch.mm(left, right, out=out)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - before)
+    return 2 * m * k * n / median(taken[1:])

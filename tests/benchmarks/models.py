@@ -1,0 +1,128 @@
+"""Random weights saved once for a case, so that every contestant loads the same files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.benchmarks.cases import Architecture, Case, teacher_of
+from tests.benchmarks.rows import BOS, EOS, PAD
+
+LONGEST_ROW = 8192
+INITIAL_DEVIATION = 0.06
+"""Of every matrix. The library's 0.02 gives nearly uniform distributions, on which every loss is log V."""
+
+SETTINGS: dict[str, Any] = {
+    "learning_rate": 1e-4,
+    "weight_decay": 0.01,
+    "betas": (0.9, 0.999),
+    "adam_epsilon": 1e-8,
+    "max_grad_norm": 1.0,
+    "lr_scheduler_type": "constant",
+}
+"""Of AdamW and the step, under the names that posttrain and transformers share."""
+
+BETA = 0.1
+"""Of DPO."""
+EPSILON = 0.2
+"""Of the clipped policy gradient."""
+
+
+@dataclass(frozen=True)
+class CaseFolder:
+    """What a case's contestants read."""
+
+    path: Path
+
+    @property
+    def model(self) -> Path:
+        """The model that is trained or scores: a causal one, or a classifier with one output for `reward`."""
+        return self.path / "model"
+
+    @property
+    def teacher(self) -> Path:
+        """The teacher, where the stage is distillation."""
+        return self.path / "teacher"
+
+    @property
+    def scratch(self) -> Path:
+        """A place for what a contestant writes."""
+        return self.path / "scratch"
+
+    def references(self) -> dict[str, list[float]]:
+        """Row id -> summed log-probability of every completion under the untrained model (`dpo` only)."""
+        found: dict[str, list[float]] = json.loads((self.path / "references.json").read_text(encoding="utf-8"))
+        return found
+
+    def save_references(self, references: dict[str, list[float]]) -> None:
+        """What `references` gives back."""
+        (self.path / "references.json").write_text(json.dumps(references), encoding="utf-8")
+
+
+def save_models(case: Case, folder: CaseFolder) -> None:
+    """The models that the case needs, each with a tokenizer of as many words as the vocabulary has tokens."""
+    from transformers import Qwen3ForCausalLM, Qwen3ForSequenceClassification
+
+    torch.manual_seed(case.seed)
+    kind: Any = Qwen3ForSequenceClassification if case.stage == "reward" else Qwen3ForCausalLM
+    _save(kind(qwen3_config(case.architecture, case.vocabulary)), folder.model, case.vocabulary)
+    if case.stage == "distill":
+        teacher = Qwen3ForCausalLM(qwen3_config(teacher_of(case.architecture), case.vocabulary))
+        _save(teacher, folder.teacher, case.vocabulary)
+
+
+def qwen3_config(architecture: Architecture, vocabulary: int) -> Any:
+    """The transformers configuration of an architecture; as a classifier, with one output."""
+    from transformers import Qwen3Config
+
+    return Qwen3Config(
+        vocab_size=vocabulary,
+        hidden_size=architecture.hidden,
+        intermediate_size=architecture.intermediate,
+        num_hidden_layers=architecture.layers,
+        num_attention_heads=architecture.heads,
+        num_key_value_heads=architecture.kv_heads,
+        head_dim=architecture.head_dim,
+        max_position_embeddings=LONGEST_ROW,
+        initializer_range=INITIAL_DEVIATION,
+        tie_word_embeddings=True,
+        pad_token_id=PAD,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+        num_labels=1,  # type: ignore[call-arg]  # passed on to the base class
+    )
+
+
+def _save(model: Any, folder: Path, vocabulary: int) -> None:
+    model.save_pretrained(folder)
+    _tokenizer(vocabulary).save_pretrained(folder)
+
+
+def _tokenizer(vocabulary: int) -> Any:
+    """A word a token; the rows are token ids already, but trainers want a tokenizer beside the model."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    words = {f"w{index}": index for index in range(vocabulary)}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words, unk_token=f"w{EOS}")),
+        pad_token=f"w{PAD}",
+        bos_token=f"w{BOS}",
+        eos_token=f"w{EOS}",
+        unk_token=f"w{EOS}",
+        padding_side="right",
+    )
+
+
+def load(folder: Path, *, classifier: bool = False) -> Any:
+    """The saved model in float32 with torch's attention, on the GPU where there is one."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    kind: Any = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
+    model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")

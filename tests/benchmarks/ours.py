@@ -1,0 +1,152 @@
+"""posttrain's own engine: its objectives through its Trainer, as the stages start them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from stages.context import Context, local_context
+from stages.losses.distillation import divergence_of
+from stages.losses.policy import AGGREGATIONS
+from stages.losses.preference import PREFERENCE_LOSSES
+from stages.training.batch import Branch, Group
+from stages.training.distillation import DistillationLoss
+from stages.training.language_modeling import TokenLoss
+from stages.training.loop import Trainer, prepare_process
+from stages.training.model import Scorer, load_reward_model
+from stages.training.objective import Objective, Window
+from stages.training.out_of_memory import TokenBudget
+from stages.training.pairs import PreferenceLoss, Reference, RewardLoss
+from stages.training.policy import PolicyLoss, PolicySettings, Rollouts
+from stages.training.reference import branch_logprobs
+from stages.training.start import frozen_scorer, start
+from tests.benchmarks.cases import Case
+from tests.benchmarks.models import BETA, EPSILON, SETTINGS, CaseFolder
+from tests.benchmarks.recorder import Recorder
+from tests.benchmarks.rows import PAD, Row
+
+StepOf = Callable[[Sequence[Row]], dict[str, Any]]
+"""Rows of a step -> what the parity gate compares."""
+
+
+def run(case: Case, steps: Sequence[Sequence[Row]], folder: CaseFolder, recorder: Recorder) -> None:
+    """Every step in turn."""
+    step = STAGES[case.stage](case, folder)
+    recorder.begin()
+    for rows in steps:
+        recorder.done(step(rows))
+
+
+class Training:
+    """A Trainer with groups made of a step's rows."""
+
+    def __init__(self, trainer: Trainer, case: Case, group: Callable[[Row], Group]) -> None:
+        self.trainer, self.case, self.group, self.done = trainer, case, group, 0
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """One optimizer step."""
+        row, _ = self.trainer.step(self.done, self.case.steps, Window([self.group(one) for one in rows]))
+        self.done += 1
+        return {"loss": row["loss"], "grad_norm": row["grad_norm"]}
+
+
+def _sft(case: Case, folder: CaseFolder) -> StepOf:
+    context = _context("sft", case, folder)
+    return Training(_trainer(context, TokenLoss()), case, _sequence)
+
+
+def _reference(case: Case, folder: CaseFolder) -> StepOf:
+    context = _context("reference_logprobs", case, folder)
+    accelerator = prepare_process(context)
+    scorer = frozen_scorer(context, "model").to(accelerator.device)
+    budget = TokenBudget(context, context.config.micro_batch_tokens)
+
+    def score(rows: Sequence[Row]) -> dict[str, Any]:
+        scored = branch_logprobs(scorer, [_branches(row) for row in rows], budget)
+        return {"logprobs": [total for branches in scored for _, total in branches]}
+
+    return score
+
+
+def _dpo(case: Case, folder: CaseFolder) -> StepOf:
+    loss = partial(PREFERENCE_LOSSES["sigmoid"], beta=BETA)
+    trainer = _trainer(_context("preference", case, folder), PreferenceLoss(loss, BETA))
+    references = folder.references()
+    return Training(trainer, case, lambda row: _branches(row, Reference(*references[row.row_id])))
+
+
+def _reward(case: Case, folder: CaseFolder) -> StepOf:
+    context = _context("reward_model", case, folder)
+    accelerator = prepare_process(context)
+    model = load_reward_model(context.input("model"))
+    model.config.pad_token_id = PAD
+    trainer = Trainer(context, context.config, accelerator, Scorer(model), RewardLoss(0.0))
+    return Training(trainer, case, _branches)
+
+
+def _grpo(case: Case, folder: CaseFolder) -> StepOf:
+    settings = PolicySettings(
+        aggregation=AGGREGATIONS["dapo"],
+        temperature=1.0,
+        epsilon=EPSILON,
+        epsilon_high=None,
+        beta=0.0,
+        max_completion_length=case.completion_tokens,
+        importance_sampling_level="token",
+        tolerance=None,
+    )
+    return Training(_trainer(_context("rl", case, folder), PolicyLoss(settings)), case, _rollouts)
+
+
+def _distill(case: Case, folder: CaseFolder) -> StepOf:
+    context = _context("distill", case, folder, teacher=folder.teacher)
+    teacher = frozen_scorer(context, "teacher")
+    trainer = _trainer(context, DistillationLoss(teacher, divergence_of(1.0), 1.0))
+    share = trainer.scorer.share_prefixes and teacher.share_prefixes
+    trainer.scorer.share_prefixes = teacher.share_prefixes = share
+    teacher.to(trainer.accelerator.device)
+    return Training(trainer, case, _branches)
+
+
+STAGES: dict[str, Callable[[Case, CaseFolder], StepOf]] = {
+    "sft": _sft,
+    "reference": _reference,
+    "dpo": _dpo,
+    "reward": _reward,
+    "grpo": _grpo,
+    "distill": _distill,
+}
+"""Stage -> what makes its steps, the model loaded and the optimizer built."""
+
+
+def _context(stage: str, case: Case, folder: CaseFolder, **inputs: Path) -> Context:
+    """A context outside any recipe."""
+    settings: dict[str, Any] = {}
+    if case.stage != "reference":
+        settings = {**SETTINGS, "max_steps": case.steps, "train_batch_size": case.prompts * case.completions}
+    return local_context(stage, settings, folder=folder.scratch / "ours", inputs={"model": folder.model, **inputs})
+
+
+def _trainer(context: Context, objective: Objective) -> Trainer:
+    trainer, _ = start(context, context.config, objective)
+    return trainer
+
+
+def _sequence(row: Row) -> Group:
+    """A whole row of which the completion is trained, as stage `sft` lays it out."""
+    (completion,) = row.completions
+    mask = [False] * len(row.prompt) + [True] * len(completion)
+    return Group(row.row_id, (), (Branch([*row.prompt, *completion], mask),))
+
+
+def _branches(row: Row, data: object = None) -> Group:
+    """Completions of one prompt."""
+    return Group(row.row_id, row.prompt, tuple(map(Branch, row.completions)), data)
+
+
+def _rollouts(row: Row) -> Group:
+    """On policy: the log-probabilities at sampling time are those of the step itself."""
+    unused = tuple([0.0] * len(completion) for completion in row.completions)
+    return _branches(row, Rollouts(advantages=row.advantages, sampled_logprobs=unused))

@@ -1,0 +1,164 @@
+"""Runs a case: every contestant in a fresh process, in turn, round after round."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from tests.benchmarks.cases import WARMUP_STEPS, Case
+from tests.benchmarks.floor import step_flops
+from tests.benchmarks.parity import difference, require_parity
+from tests.benchmarks.rows import batches, make_rows
+from tests.benchmarks.worker import CONTESTANTS, case_to_json
+
+ROOT = Path(__file__).parents[2]
+SAME_NUMBERS = ("plain", "trl-best")
+"""Contestants that compute what `ours` computes; TRL's defaults compute in bfloat16."""
+
+
+class BenchmarkError(Exception):
+    """A contestant's process failed."""
+
+
+@dataclass
+class Runs:
+    """One contestant's runs, one a round."""
+
+    name: str
+    results: list[dict[str, Any]] = field(default_factory=list)
+    parity: float | None = None
+    """Largest relative difference of its numbers from ours; None where it computes something else, or is ours."""
+
+    def step_seconds(self) -> list[float]:
+        """The median step of every round, without the first steps."""
+        return [median(result["seconds"][WARMUP_STEPS:]) for result in self.results]
+
+    def working_memory(self) -> list[int]:
+        """Bytes, of every round."""
+        return [result["working_memory"] for result in self.results]
+
+
+@dataclass
+class Measured:
+    """A case with everything that was seen."""
+
+    case: Case
+    runs: dict[str, Runs]
+    rates: dict[str, list[float]]
+    """Shape of a product -> floating-point operations a second, of every round."""
+    flops: float
+    """Necessary operations of the median timed step."""
+    tokens: float
+    """Completion tokens of a timed step, on average."""
+    loads: list[float]
+    """Load averages before every round."""
+    versions: dict[str, str]
+
+    @property
+    def best_rate(self) -> tuple[str, float]:
+        """The shape with the highest median rate, and that rate."""
+        medians = {shape: median(rates) for shape, rates in self.rates.items()}
+        shape = max(medians, key=lambda one: medians[one])
+        return shape, medians[shape]
+
+    @property
+    def floor_seconds(self) -> float:
+        """The time of a step whose operations all run at the best rate."""
+        return self.flops / self.best_rate[1]
+
+
+def measure(
+    case: Case, contestants: Sequence[str], rounds: int, *, threads: int, say: Callable[[str], None]
+) -> Measured:
+    """Raises ParityError where numbers differ that should not, BenchmarkError where a process fails."""
+    steps = batches(case, make_rows(case))[WARMUP_STEPS:]
+    measured = Measured(
+        case=case,
+        runs={name: Runs(name) for name in contestants},
+        rates={},
+        flops=median(step_flops(case, rows) for rows in steps),
+        tokens=sum(row.completion_tokens for rows in steps for row in rows) / len(steps),
+        loads=[],
+        versions={},
+    )
+    with TemporaryDirectory(prefix="posttrain-benchmark-") as name:
+        processes = Processes(case, Path(name), threads)
+        measured.versions = processes.run("prepare")["versions"]
+        for turn in range(rounds):
+            measured.loads.append(os.getloadavg()[0])
+            for shape, rate in processes.run("matrix-rate")["rates"].items():
+                measured.rates.setdefault(shape, []).append(rate)
+            for contestant in contestants:
+                result = processes.run(contestant)
+                measured.runs[contestant].results.append(result)
+                timed = result["seconds"][WARMUP_STEPS:]
+                say(f"{case.name}: round {turn + 1} of {rounds}, {contestant}: {median(timed):.3f} s a step")
+            _gate(measured)
+    return measured
+
+
+def _gate(measured: Measured) -> None:
+    """Every step of the newest round against ours."""
+    ours = measured.runs.get("ours")
+    if ours is None:
+        return
+    own = ours.results[-1]["values"]
+    for name in SAME_NUMBERS:
+        if (runs := measured.runs.get(name)) is not None:
+            theirs = runs.results[-1]["values"]
+            require_parity("ours", own, name, theirs)
+            runs.parity = max(runs.parity or 0.0, difference(own, theirs))
+
+
+class Processes:
+    """Starts the tasks of a case one after the other."""
+
+    def __init__(self, case: Case, folder: Path, threads: int) -> None:
+        self.case, self.folder, self.threads = case, folder, threads
+
+    def run(self, task: str) -> dict[str, Any]:
+        """The result of a task in a process of its own."""
+        spec, result = self.folder / "spec.json", self.folder / "result.json"
+        spec.write_text(json.dumps({"task": task, "case": case_to_json(self.case)}), encoding="utf-8")
+        result.unlink(missing_ok=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.benchmarks.worker", str(spec)],
+            cwd=ROOT,
+            env=os.environ | self._environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        if done.returncode != 0 or not result.is_file():
+            raise BenchmarkError(
+                f"{self.case.name}: {task} ended with status {done.returncode}:\n{done.stderr[-3000:].strip()}"
+            )
+        found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+        return found
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            "OMP_NUM_THREADS": str(self.threads),
+            "HF_HUB_OFFLINE": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+
+
+def require_known(contestants: Sequence[str]) -> None:
+    """Raises ValueError for a name that is none, or TRL where it is not installed."""
+    from importlib.util import find_spec
+
+    for name in contestants:
+        if name not in CONTESTANTS:
+            raise ValueError(f"no contestant {name!r}; there are {', '.join(CONTESTANTS)}")
+    if any(name.startswith("trl") for name in contestants) and find_spec("trl") is None:
+        raise ValueError("TRL is not installed: pip install -e '.[benchmarks]', or give --contestants ours,plain")
