@@ -3,8 +3,8 @@
 A token's keys lie in several parts. Each part gives the softmax over its own keys with the logarithm of its
 normalizer; parts are joined by their normalizers. The kernel's backward pass needs of the forward pass only the
 output and the normalizer, and is exact for a part when it gets those of ALL parts: with p = exp(score - logsumexp)
-and delta = sum(grad_out * out), d score = p (grad_out . value - delta) (FlashAttention, arXiv:2205.14135, appendix B.4).
-So only queries, keys, values, output and normalizers are kept, and no key is copied for its branches.
+and delta = sum(grad_out * out), d score = p (grad_out . value - delta) (arXiv:2205.14135, appendix B.4). So only
+queries, keys, values, output and normalizers are kept, and no key is copied for its branches.
 """
 
 from __future__ import annotations
@@ -45,7 +45,11 @@ class BlockAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_1Thd: Tensor) -> tuple[Tensor | None, ...]:
         query_1hTd, key_1kTd, value_1kTd, out_1Thd, sums_Th = ctx.saved_tensors
         out_1hTd, grad_1hTd = out_1Thd.transpose(1, 2), grad_1Thd.transpose(1, 2)
-        grads = [_zeros_packed(states) for states in (query_1hTd, key_1kTd, value_1kTd)]
+        # the first parts hold every token once: as a query always, as a key unless a window cuts them
+        once = all(part.causal for part in ctx.parts if part.first)
+        grads = [
+            _room(states, written=side == 0 or once) for side, states in enumerate((query_1hTd, key_1kTd, value_1kTd))
+        ]
         for part in ctx.parts:
             grad_query, grad_key, grad_value = _backward(
                 _without_padding(_take(grad_1hTd, part, 0), part),
@@ -60,21 +64,24 @@ class BlockAttention(torch.autograd.Function):
                 scale=ctx.scale,
             )
             for total, grad, side in zip(grads, (grad_query, grad_key, grad_value), (0, 1, 1), strict=True):
-                _add(total, part, grad, side)
+                _add(total, part, grad, side, write=part.first and (side == 0 or once))
         return (*grads, None, None)
 
 
-def _zeros_packed(states_1hTd: Tensor) -> Tensor:
-    """Zeros with the tokens outermost in memory, as the projections before the attention lay them out."""
+def _room(states_1hTd: Tensor, *, written: bool) -> Tensor:
+    """Room with the tokens outermost in memory, as the projections lay them out; zeros unless all is `written`."""
     _, heads, tokens, size = states_1hTd.shape
-    return states_1hTd.new_zeros(1, tokens, heads, size).transpose(1, 2)
+    shape = (1, tokens, heads, size)
+    room_1Thd = states_1hTd.new_empty(shape) if written else states_1hTd.new_zeros(shape)
+    return room_1Thd.transpose(1, 2)
 
 
 def _take(states_1hTd: Tensor, part: Part, side: int) -> Tensor:
     """[n, h, Q or K, d]: a view for a block, a copy for a stack. `side`: 0 queries, 1 keys."""
     tokens = part.keys if side else part.queries
     if isinstance(tokens, Padded):
-        return states_1hTd[0].transpose(0, 1)[tokens.index_nL].transpose(1, 2)
+        states_Phd = states_1hTd[0].transpose(0, 1).index_select(0, tokens.index_nL.flatten())
+        return states_Phd.view(*tokens.index_nL.shape, *states_Phd.shape[1:]).transpose(1, 2)
     return states_1hTd[:, :, slice(*tokens)]
 
 
@@ -94,7 +101,7 @@ def _mask(part: Part, like: Tensor) -> Tensor | None:
 def _real(states_nhLd: Tensor, tokens: Padded) -> Tensor:
     """[R, h, d]: what is no padding."""
     states_Phd = states_nhLd.transpose(1, 2).flatten(0, 1)
-    return states_Phd if tokens.is_full else states_Phd[tokens.real_R]
+    return states_Phd if tokens.is_full else states_Phd.index_select(0, tokens.real_R)
 
 
 def _without_padding(grad_nhQd: Tensor, part: Part) -> Tensor:
@@ -110,7 +117,7 @@ def _join(out_Thd: Tensor, sums_Th: Tensor, part: Part, result_nhQd: Tensor, sum
     """Join a part's softmax to what its queries have already: a mean weighted by the normalizers."""
     tokens = part.queries
     if isinstance(tokens, Padded):
-        place: Any = tokens.index_nL.view(-1)[tokens.real_R]
+        place: Any = tokens.index_nL.view(-1).index_select(0, tokens.real_R)
         result_Rhd, sums_Rh = _real(result_nhQd, tokens), _real(sums_nhQ[..., None], tokens)[..., 0]
     else:
         place = slice(*tokens)
@@ -125,11 +132,14 @@ def _join(out_Thd: Tensor, sums_Th: Tensor, part: Part, result_nhQd: Tensor, sum
     sums_Th[place] = total_Rh
 
 
-def _add(total_1hTd: Tensor, part: Part, grad_nhLd: Tensor, side: int) -> None:
-    """Add a part's gradient at its place."""
+def _add(total_1hTd: Tensor, part: Part, grad_nhLd: Tensor, side: int, *, write: bool) -> None:
+    """Add a part's gradient at its place, or write it where nothing was."""
     tokens = part.keys if side else part.queries
+    total_Thd = total_1hTd[0].transpose(0, 1)
     if isinstance(tokens, Padded):
-        place = tokens.index_nL.view(-1)[tokens.real_R]
-        total_1hTd[0].transpose(0, 1).index_add_(0, place, _real(grad_nhLd, tokens))
+        place_R = tokens.index_nL.view(-1).index_select(0, tokens.real_R)
+        (total_Thd.index_copy_ if write else total_Thd.index_add_)(0, place_R, _real(grad_nhLd, tokens))
+    elif write:
+        total_Thd[slice(*tokens)] = grad_nhLd[0].transpose(0, 1)
     else:
-        total_1hTd[:, :, slice(*tokens)] += grad_nhLd
+        total_Thd[slice(*tokens)] += grad_nhLd[0].transpose(0, 1)

@@ -19,6 +19,8 @@ Span = tuple[int, int]
 
 WASTE_WORTH_A_CALL = 2048
 """Scores that may be computed in vain to save a kernel call: about what a call costs beside its work."""
+LONGEST_TRIANGLE = 256
+"""Tokens up to which computing the hidden half of causal attention costs less than cutting it up."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,9 @@ class Padded:
 Part = Block | Stack
 
 
-def plan_attention(segments: Sequence[Segment], window: int | None) -> list[Part]:
+def plan_attention(
+    segments: Sequence[Segment], window: int | None, longest_triangle: int = LONGEST_TRIANGLE
+) -> list[Part]:
     """The parts of a row's attention: first those in which every token attends to its own segment, then the others.
 
     `window`: a token sees itself and at most window - 1 before it, by position; None: everything.
@@ -90,14 +94,29 @@ def plan_attention(segments: Sequence[Segment], window: int | None) -> list[Part
     if window is not None and longest > window:
         blocks = [block for index in range(len(segments)) for block in _tiles(segments, index, window)]
         return sorted(blocks, key=lambda block: not block.first)
-    own = [Block(span, span, causal=True) for span in ((segment.start, segment.stop) for segment in segments)]
-    levels: dict[int, list[Block]] = {}
+    levels: dict[tuple[int, int], list[Block]] = {}
     for index, segment in enumerate(segments):
+        depth = len(ancestors(segments, index))
+        for level, block in _triangle((segment.start, segment.stop), longest_triangle):
+            # all triangles come first and together
+            levels.setdefault((-1 if block.causal else depth, level), []).append(block)
         if segment.end > segment.stop:
-            block = Block((segment.stop, segment.end), (segment.start, segment.stop))
-            levels.setdefault(len(ancestors(segments, index)), []).append(block)
+            below = Block((segment.stop, segment.end), (segment.start, segment.stop))
+            levels.setdefault((depth, 0), []).append(below)
     # a level at a time: within a stack no query may stand twice
-    return [*_stacked(own), *(part for level in levels.values() for part in _stacked(level))]
+    return [part for _, level in sorted(levels.items(), key=lambda item: item[0]) for part in _stacked(level)]
+
+
+def _triangle(span: Span, longest: int, level: int = 1) -> Iterator[tuple[int, Block]]:
+    """Causal attention within a span: two halves, and the second seeing the first; the kernel skips nothing itself."""
+    start, stop = span
+    if stop - start <= longest:
+        yield 0, Block(span, span, causal=True)
+        return
+    middle = (start + stop + 1) // 2
+    yield from _triangle((start, middle), longest, level + 1)
+    yield from _triangle((middle, stop), longest, level + 1)
+    yield level, Block((middle, stop), (start, middle))
 
 
 def _tiles(segments: Sequence[Segment], index: int, window: int) -> Iterator[Block]:

@@ -64,7 +64,7 @@ def test_blocks_and_segments_equal_a_dense_mask(drawn: list[tuple[int, float]], 
     weights = torch.randn(shapes[0], generator=generator, dtype=torch.float64)
     expected = dense(*states, visible(segments, window), 0.3)
     expected_grads = torch.autograd.grad((expected * weights).sum(), states)
-    parts = PackedAttention(segments, torch.device("cpu")).parts(window)
+    parts = plan_attention(segments, window, longest_triangle=3)
     for found in (
         BlockAttention.apply(*states, parts, 0.3).transpose(1, 2),
         segment_by_segment(*states, segments, window, 0.3),
@@ -97,12 +97,21 @@ def test_many_short_rows_are_few_calls_and_long_ones_have_no_padding() -> None:
     plan = plan_attention(short, None)
     assert len(plan) == 1
     assert isinstance(plan[0], Stack)
-    long = segments_of([(384, 0.0), (32, 1.0), (32, 0.5), (200, 0.0)])
-    assert [part.size for part in plan_attention(long, None) if not isinstance(part, Stack)] == [
-        (384, 384),
-        (200, 200),
-        (64, 384),
-    ]
+    long = segments_of([(250, 0.0), (32, 1.0), (32, 0.5), (200, 0.0)])
+    plan = plan_attention(long, None)
+    assert isinstance(plan[2], Stack)
+    assert [part.size for part in plan if not isinstance(part, Stack)] == [(250, 250), (200, 200), (64, 250)]
+
+
+def test_a_long_triangle_is_cut_so_that_little_is_computed_in_vain() -> None:
+    plan = plan_attention(segments_of([(4096, 0.0)]), None)
+    scores = sum(
+        part.queries.index_nL.shape[0] * part.queries.index_nL.shape[1] * part.keys.index_nL.shape[1]
+        if isinstance(part, Stack)
+        else part.size[0] * part.size[1]
+        for part in plan
+    )
+    assert scores == 4096 * 4096 // 2 + 16 * 256 * 256 // 2
 
 
 def test_a_window_costs_no_square() -> None:
