@@ -14,12 +14,13 @@ from stages.losses.preference import PREFERENCE_LOSSES
 from stages.training.batch import Branch, Group
 from stages.training.distillation import DistillationLoss
 from stages.training.language_modeling import TokenLoss
-from stages.training.loop import Trainer, prepare_process
+from stages.training.loop import Trainer
 from stages.training.model import Scorer, load_reward_model
 from stages.training.objective import Objective, Window
 from stages.training.out_of_memory import TokenBudget
 from stages.training.pairs import PreferenceLoss, Reference, RewardLoss
 from stages.training.policy import PolicyLoss, PolicySettings, Rollouts
+from stages.training.processes import prepare_process
 from stages.training.reference import branch_logprobs
 from stages.training.start import frozen_scorer, start
 from tests.benchmarks.cases import Case
