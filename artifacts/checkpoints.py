@@ -6,10 +6,12 @@ import logging
 import os
 import re
 import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from artifacts.digest import FileEntry, is_sha256
+from artifacts.digest import FileEntry, is_sha256, sha256_bytes
 from artifacts.errors import DamagedError, RequestError, StoreError
 from artifacts.files import Files, Publication, Stored
 from artifacts.folder import check_folder, differences
@@ -19,9 +21,16 @@ from artifacts.sealed import seal, unseal
 
 logger = logging.getLogger(__name__)
 DONE = "DONE.json"
+PART = "part.json"
+"""The marker of one process's part; what counts is DONE, which lists the files of all parts."""
 NAME = re.compile(r"(\d{10})-[0-9a-f]+")
 ABANDONED_SECONDS = 3600.0
 """An unfinished checkpoint this old has no writer any more."""
+_SECONDS_BETWEEN_LOOKS = 0.2
+
+
+def _pause() -> None:
+    time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
 @dataclass(frozen=True)
@@ -46,17 +55,43 @@ class Checkpoints:
     def save(self, step: int, folder: Path) -> None:
         """Stores the files of `folder` as the state after `step` steps; durable on return. A local store
         takes the files away. Then all but the newest valid checkpoints are deleted."""
+        entries = self._taken_in(folder, DONE)
+        marker = (DONE, _marker(step, entries))
+        self._files.publish(Publication(folder, entries, f"{self._key}/{self.new_name(step)}", "", marker))
+        self._prune()
+
+    def new_name(self, step: int) -> str:
+        """The name of a checkpoint that several processes are going to save together."""
         if not 0 <= step < 10**10:
             raise RequestError(f"a checkpoint's step is between 0 and 10^10, found {step}")
-        entries = self._files.take_in(folder)
-        if any(entry.path == DONE for entry in entries):
-            raise StoreError(f"cannot store {folder} as a checkpoint: {DONE} is the name of its marker")
-        rows = [{"path": entry.path, "size": entry.size, "sha256": entry.sha256} for entry in entries]
-        marker = (DONE, seal({"format": 1, "step": step, "files": rows}))
         # the time orders checkpoints of one step
-        name = f"{step:010d}-{time.time_ns():016x}{os.urandom(4).hex()}"
-        self._files.publish(Publication(folder, entries, f"{self._key}/{name}", "", marker))
+        return f"{step:010d}-{time.time_ns():016x}{os.urandom(4).hex()}"
+
+    def save_part(self, name: str, part: int, folder: Path) -> None:
+        """Stores the files of `folder` as one process's part; durable on return, and not counted until `finish`."""
+        entries = self._taken_in(folder, PART)
+        marker = (PART, _marker(_step(name), entries))
+        self._files.publish(Publication(folder, entries, f"{self._key}/{name}/{_part(part)}", "", marker))
+
+    def finish(self, name: str, parts: int, pause: Callable[[], None] = _pause) -> None:
+        """Waits (`pause`, again and again) until so many parts are durable, then makes the checkpoint count."""
+        entries: list[FileEntry] = []
+        for part in range(parts):
+            while (found := self._part_entries(name, _part(part))) is None:
+                pause()
+            entries += found
+        self._files.write(f"{self._key}/{name}/{DONE}", _marker(_step(name), entries))
         self._prune()
+
+    def open(self, name: str) -> Path:
+        """The local folder of a checkpoint whose name another process has from `latest`. A local store's own
+        folder has just been checked there; a copy of this machine is checked here, byte by byte."""
+        if self._files.local_root is not None:
+            return self._files.local_root / f"{self._key}/{name}"
+        saved = self._read(name)
+        if saved is None:
+            raise DamagedError(f"{self._files.url}/{self._key}/{name} has no {DONE}")
+        return self._localized(saved)
 
     def latest(self) -> tuple[int, Path] | None:
         """(step, local folder) of the newest checkpoint whose every byte is right, or None. On a local store
@@ -84,6 +119,23 @@ class Checkpoints:
             self._files.remove(f"{self._key}/{name}", first=DONE)
         self._files.remove(self._key)
 
+    def _taken_in(self, folder: Path, marker: str) -> tuple[FileEntry, ...]:
+        entries = self._files.take_in(folder)
+        if any(entry.path == marker for entry in entries):
+            raise StoreError(f"cannot store {folder} as a checkpoint: {marker} is the name of its marker")
+        return entries
+
+    def _part_entries(self, name: str, part: str) -> list[FileEntry] | None:
+        """The files of a part with its marker, relative to the checkpoint; None: it is not durable yet."""
+        key = f"{self._key}/{name}/{part}/{PART}"
+        try:
+            data = self._files.read(key)
+        except FileNotFoundError:
+            return None
+        files = _entries(unseal(data, f"{self._files.url}/{key}"))
+        marker = FileEntry(f"{part}/{PART}", len(data), sha256_bytes(data))
+        return [marker, *(FileEntry(f"{part}/{entry.path}", entry.size, entry.sha256) for entry in files)]
+
     def _names(self) -> list[str]:
         """Names of checkpoint folders, finished or not, newest first."""
         return sorted((name for name in self._files.children(self._key) if NAME.fullmatch(name)), reverse=True)
@@ -97,8 +149,7 @@ class Checkpoints:
             return None
         value = unseal(data, f"{self._files.url}/{key}")
         try:
-            files = tuple(FileEntry(row["path"], row["size"], row["sha256"]) for row in value["files"])
-            step = value["step"]
+            files, step = _entries(value), value["step"]
         except (KeyError, TypeError) as error:
             raise DamagedError(f"{self._files.url}/{key} is no marker: {type(error).__name__}") from None
         problems = file_list_problems(files)
@@ -149,3 +200,16 @@ class Checkpoints:
 
 def _step(name: str) -> int:
     return int(name[:10])
+
+
+def _part(number: int) -> str:
+    return f"part-{number:05d}"
+
+
+def _marker(step: int, entries: Iterable[FileEntry]) -> bytes:
+    rows = [{"path": entry.path, "size": entry.size, "sha256": entry.sha256} for entry in entries]
+    return seal({"format": 1, "step": step, "files": rows})
+
+
+def _entries(marker: Mapping[str, Any]) -> tuple[FileEntry, ...]:
+    return tuple(FileEntry(row["path"], row["size"], row["sha256"]) for row in marker["files"])

@@ -16,9 +16,9 @@ import yaml
 
 from artifacts.errors import StageError
 from stages.names import nearest
+from stages.sharding import Zero, sharding_of
 
 LAUNCHERS = Path(__file__).parent / "launchers"
-UNSHARDED = "the training loop keeps the whole model in every process so far; use ddp, or one process"
 
 
 class LaunchSettings(Protocol):
@@ -91,7 +91,8 @@ def stage_environment(command: Command) -> dict[str, str]:
 
 
 def launcher_settings(config: str) -> dict[str, Any]:
-    """An accelerate configuration: a shipped one by name, or a file."""
+    """An accelerate configuration: a shipped one by name, or a file. Raises StageError for one that is not, or that
+    asks for what the stages do not do."""
     shipped = {path.stem: path for path in LAUNCHERS.glob("*.yaml")}
     path = shipped.get(config, Path(config))
     if not path.is_file():
@@ -100,7 +101,19 @@ def launcher_settings(config: str) -> dict[str, Any]:
     settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(settings, dict) or "distributed_type" not in settings:
         raise StageError(f"{path} is not an accelerate configuration: it has no distributed_type")
+    _find_beside(path, settings)
+    try:
+        sharding_of(settings)
+    except StageError as error:
+        raise StageError(f"launch.config {config!r}: {error}") from error
     return settings
+
+
+def _find_beside(path: Path, settings: dict[str, Any]) -> None:
+    """The DeepSpeed file of a configuration lies beside it; the job has a copy of the configuration only."""
+    deepspeed = settings.get("deepspeed_config") or {}
+    if (name := deepspeed.get("deepspeed_config_file")) and str(name) != "none":
+        deepspeed["deepspeed_config_file"] = str(path.parent.resolve() / str(name))
 
 
 def _variables(threads: int) -> dict[str, str]:
@@ -124,18 +137,27 @@ def _variables(threads: int) -> dict[str, str]:
 
 
 def _device_variables(settings: Mapping[str, Any], python: str, launch: LaunchSettings) -> dict[str, str]:
-    """What makes accelerate use gloo on CPUs. Raises StageError where that cannot be."""
-    if settings["distributed_type"] in ("DEEPSPEED", "FSDP"):
-        raise StageError(f"launch.config {launch.config!r} is sharded ({settings['distributed_type']}): {UNSHARDED}")
-    if launch.config != "cpu" and _has_accelerator(python, tuple(sorted(launch.env.items()))):
+    """What makes accelerate and DeepSpeed use gloo on CPUs. Raises StageError for an interpreter without them."""
+    has_accelerator, has_deepspeed = _abilities(python, tuple(sorted(launch.env.items())))
+    is_zero = isinstance(sharding_of(settings), Zero)
+    if is_zero and not has_deepspeed:
+        raise StageError(
+            f"launch.config {launch.config!r} needs DeepSpeed, which {python} does not have; "
+            "pip install 'posttrain[deepspeed]', or use fsdp2"
+        )
+    if launch.config != "cpu" and has_accelerator:
         return {}
-    return {"ACCELERATE_USE_CPU": "true"}
+    return {"ACCELERATE_USE_CPU": "true", **({"DS_ACCELERATOR": "cpu"} if is_zero else {})}
 
 
 @functools.cache
-def _has_accelerator(python: str, env: Sequence[tuple[str, str]]) -> bool:
-    """Asked of the interpreter that will run the stage; this process and its environment need no torch."""
-    code = "import torch; print(torch.accelerator.is_available())"
+def _abilities(python: str, env: Sequence[tuple[str, str]]) -> tuple[bool, bool]:
+    """(an accelerator is there, DeepSpeed is installed), asked of the interpreter that will run the stage; this process
+    and its environment need no torch."""
+    code = (
+        "import importlib.util as util, torch; "
+        "print(torch.accelerator.is_available(), util.find_spec('deepspeed') is not None)"
+    )
     try:
         answer = subprocess.run(
             [python, "-P", "-c", code],
@@ -149,4 +171,5 @@ def _has_accelerator(python: str, env: Sequence[tuple[str, str]]) -> bool:
     if answer.returncode != 0:
         reason = (answer.stderr.strip().splitlines() or ["no message"])[-1]
         raise StageError(f"{python} cannot import torch: {reason}; set launch.python to one that has posttrain")
-    return answer.stdout.strip() == "True"
+    has_accelerator, has_deepspeed = answer.stdout.split()[-2:]
+    return has_accelerator == "True", has_deepspeed == "True"

@@ -10,12 +10,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from artifacts.errors import Problem
+from artifacts.errors import Problem, StageError
+from flows.command import launcher_settings
 from flows.validate import validate
 from flows.yaml_lines import Document, Place
 from stages.names import nearest
 
-LAUNCHERS = ("cpu", "ddp")
+LAUNCHERS = ("cpu", "ddp", "fsdp2", "zero2", "zero3")
 
 _SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
 
@@ -28,7 +29,7 @@ class Launch(BaseModel):
     processes: int = Field(1, ge=1)
     """Processes that work on the stage together."""
     config: str | None = None
-    """cpu, ddp, or an accelerate configuration file; null: by the machine."""
+    """cpu, ddp, fsdp2, zero2, zero3, or an accelerate configuration file; null: ddp where there are several."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of each process; null: the machine's cores divided by the processes."""
     python: str | None = None
@@ -66,14 +67,8 @@ def _file(text: str, base: Path) -> Path:
 
 def _wrong(launch: Launch, base: Path) -> Iterator[tuple[str, str]]:
     config, python = launch.config, launch.python
-    if config is not None and config not in LAUNCHERS and not _file(config, base).is_file():
-        yield (
-            "config",
-            (
-                f"{config!r} is neither one of {', '.join(LAUNCHERS)} nor an accelerate configuration file "
-                f"(looked for {_file(config, base)}){nearest(config, LAUNCHERS)}"
-            ),
-        )
+    if config is not None and config not in LAUNCHERS and (wrong := _wrong_file(config, base)):
+        yield "config", wrong
     if python is not None:
         found = _file(python, base).is_file() if "/" in python else shutil.which(python)
         if not found:
@@ -85,3 +80,16 @@ def _wrong(launch: Launch, base: Path) -> Iterator[tuple[str, str]]:
                 f"env.{name}",
                 "looks like a credential; set it in the environment and leave it out of the recipe",
             )
+
+
+def _wrong_file(config: str, base: Path) -> str | None:
+    if not _file(config, base).is_file():
+        return (
+            f"{config!r} is neither one of {', '.join(LAUNCHERS)} nor an accelerate configuration file "
+            f"(looked for {_file(config, base)}){nearest(config, LAUNCHERS)}"
+        )
+    try:
+        launcher_settings(str(_file(config, base)))
+    except StageError as error:
+        return str(error)
+    return None

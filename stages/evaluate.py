@@ -69,7 +69,8 @@ def run(context: Context) -> None:
     from stages.data.dataset import read_dataset
     from stages.evaluation.measuring import measure_answers, measure_loss, measure_pairs
     from stages.evaluation.rows import TaskLedger, draw_rows, joint_ledger
-    from stages.training.loop import peak_memory_gb, prepare_process
+    from stages.training.processes import prepare_process
+    from stages.training.reporting import peak_memory_gb
 
     config: Config = context.config
     accelerator = prepare_process(context, config.bf16)

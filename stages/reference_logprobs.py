@@ -37,10 +37,11 @@ def run(context: Context) -> None:
     from stages.data.pairs import tokenize_pairs
     from stages.data.tokenize import tokenize_sequences
     from stages.training.batch import Branch, Group
-    from stages.training.loop import peak_memory_gb, prepare_process
     from stages.training.model import load_tokenizer
     from stages.training.pairs import pair_group
+    from stages.training.processes import prepare_process
     from stages.training.reference import score_rows
+    from stages.training.reporting import peak_memory_gb
     from stages.training.start import frozen_scorer
 
     config: Config = context.config

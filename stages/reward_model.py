@@ -30,22 +30,28 @@ def run(context: Context) -> None:
     from stages.data.ledger import RowLedger
     from stages.data.pairs import tokenize_pairs
     from stages.training.export import export
-    from stages.training.loop import Trainer, prepare_process
+    from stages.training.loop import Trainer
     from stages.training.model import Scorer, add_adapters, load_reward_model, load_tokenizer
     from stages.training.pairs import RewardLoss, pair_group
+    from stages.training.processes import prepare_process
     from stages.training.start import settle_packing
     from stages.training.windows import DatasetWindows
 
     config: Config = context.config
-    accelerator = prepare_process(context, config.bf16)
+    accelerator = prepare_process(context)
     context.phase("loading the model")
     folder = context.input("model")
     tokenizer = load_tokenizer(folder)
-    model = load_reward_model(folder, new_head_seed=config.seed)
-    model.config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    scorer = Scorer(add_adapters(model, config))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+    def build() -> Scorer:
+        model = load_reward_model(folder, new_head_seed=config.seed)
+        model.config.pad_token_id = pad
+        return Scorer(add_adapters(model, config))
+
+    scorer = build()
     settle_packing(context, scorer)
-    trainer = Trainer(context, config, accelerator, scorer, RewardLoss(config.center_rewards_coefficient))
+    trainer = Trainer(context, config, accelerator, scorer, RewardLoss(config.center_rewards_coefficient), build)
     ledger = RowLedger()
     pairs = tokenize_pairs(
         read_dataset(context.input("dataset")),

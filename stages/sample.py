@@ -65,8 +65,9 @@ def run(context: Context) -> None:
     from stages.evaluation.rows import TaskLedger, draw_rows
     from stages.evaluation.tables import TABLES, Answered
     from stages.rollouts.rewards import RewardSet
-    from stages.training.loop import peak_memory_gb, prepare_process
     from stages.training.model import load_tokenizer
+    from stages.training.processes import prepare_process
+    from stages.training.reporting import peak_memory_gb
     from stages.training.start import frozen_scorer
 
     config: Config = context.config

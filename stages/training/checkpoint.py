@@ -1,4 +1,8 @@
-"""A training state in files that nothing unpickles: safetensors and JSON."""
+"""A training state in files that nothing unpickles: safetensors and JSON, readable by any number of processes.
+
+Every process writes whole tensors (a float32 weight and its optimizer state) for its share of the parameters. The
+loop waits for the copy to host memory only; a thread writes, hashes, stores and marks.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +10,37 @@ import json
 import platform
 import shutil
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
+from artifacts.errors import StageError
 from stages.context import Context, require_disk
-from stages.training.optimizer import load_optimizer_tensors, optimizer_tensors
+from stages.training.adam import MOMENTS
+from stages.training.background import Background
+from stages.training.parallel import Parallel
+from stages.training.processes import Processes
 
-_SHARE_OF_TIME = 0.05
+_COPYING_SHARE = 0.05
+_WRITING_SHARE = 0.2
+"""Of the time, at most, where a run saves as often as it can; writing goes on beside the steps."""
 _SECONDS_BETWEEN = 15.0
+_FILE_BYTES = 2**30
 
 
-def numerics(threads: int, processes: int, micro_batch_tokens: int) -> dict[str, Any]:
+def numerics(processes: Processes, sharding: str, micro_batch_tokens: int) -> dict[str, Any]:
     """What must be equal for equal bits; where it differs, results are equal to about 1e-5."""
     return {
-        "threads": threads,
-        "processes": processes,
+        "threads": torch.get_num_threads(),
+        "processes": processes.size,
+        "sharding": sharding,
         "micro_batch_tokens": micro_batch_tokens,
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "machine": platform.machine(),
@@ -46,61 +62,128 @@ class Progress:
     numerics: dict[str, Any] = field(default_factory=dict)
 
 
-def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The weights that training changes, tied ones once."""
-    return {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
+class Saver:
+    """Saves states in the background, one at a time: after every `steps` steps, or as often as it costs little."""
+
+    def __init__(self, context: Context, parallel: Parallel, processes: Processes, steps: int | None) -> None:
+        self.context, self.parallel, self.processes, self.steps = context, parallel, processes, steps
+        self.background = Background()
+        self._owners = owners(parallel.shapes(), processes.size)
+        self.agreed = (0.0, 0.0)
+        """The sums of `wishes` over all processes."""
+        self._last_end, self._copying_seconds, self._writing_seconds = time.monotonic(), 0.0, 0.0
+
+    def wishes(self) -> list[float]:
+        """[this process would save now, it is still writing], to be summed over processes. Raises what went wrong in
+        the background since."""
+        self.background.check()
+        pause = max(_SECONDS_BETWEEN, self._copying_seconds / _COPYING_SHARE, self._writing_seconds / _WRITING_SHARE)
+        due = self.context.is_main and time.monotonic() - self._last_end >= pause
+        return [float(due), float(self.background.busy)]
+
+    def is_due(self, step: int) -> bool:
+        """Whether to save after this many steps; the same on every process."""
+        due, busy = self.agreed
+        return step % self.steps == 0 if self.steps is not None else due > 0 and busy == 0
+
+    def save(self, progress: Progress) -> None:
+        """Copy the state to host memory and begin to write it. Collective."""
+        self.background.wait()
+        started = time.monotonic()
+        tensors = self._copied()
+        checkpoints = self.context.checkpoints
+        name = self.processes.share(checkpoints.new_name(progress.step) if self.processes.rank == 0 else "")
+        folder = self.context.scratch / f"checkpoint-{progress.step}"
+        folder.mkdir()
+        needed = sum(tensor.nbytes for tensor in tensors.values())
+        require_disk(folder, int(needed * 1.05) + 1_000_000, f"a checkpoint of step {progress.step}")
+        # lists grow while the thread writes; their entries never change
+        frozen = replace(progress, metrics=list(progress.metrics), rows=list(progress.rows))
+        self._copying_seconds = time.monotonic() - started
+        self.background.start(partial(self._write, name, folder, tensors, frozen))
+
+    def _copied(self) -> dict[str, Tensor]:
+        """This process's share: `name` -> weight, `name|moment` -> state."""
+        tensors: dict[str, Tensor] = {}
+        for name in self.parallel.shapes():
+            weight, moments = self.parallel.weight(name), self.parallel.moments(name)
+            if self._owners[name] == self.processes.rank:
+                tensors[name] = _on_host(weight)
+                tensors |= {f"{name}|{key}": _on_host(value) for key, value in moments.items()}
+        if self.processes.device.type == "cuda":
+            torch.cuda.synchronize(self.processes.device)
+        return tensors
+
+    def _write(self, name: str, folder: Path, tensors: dict[str, Tensor], progress: Progress) -> None:
+        started = time.monotonic()
+        for number, keys in enumerate(_files(tensors)):
+            save_file({key: tensors.pop(key).contiguous() for key in keys}, folder / f"state-{number:05d}.safetensors")
+        if self.processes.rank == 0:
+            (folder / "progress.json").write_text(json.dumps(vars(progress)), encoding="utf-8")
+        checkpoints = self.context.checkpoints
+        if self.processes.size == 1:
+            checkpoints.save(progress.step, folder)
+        else:
+            checkpoints.save_part(name, self.processes.rank, folder)
+            if self.processes.rank == 0:
+                checkpoints.finish(name, self.processes.size)
+        shutil.rmtree(folder, ignore_errors=True)
+        self._last_end = time.monotonic()
+        self._writing_seconds = self._last_end - started
 
 
-def save(context: Context, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Write a resumable state of this step into the store; it counts once it is complete."""
-    folder = context.scratch / f"checkpoint-{progress.step}"
-    folder.mkdir()
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in trained_tensors(model).items()}
-    moments = {name: tensor.cpu().contiguous() for name, tensor in optimizer_tensors(model, optimizer).items()}
-    needed = sum(tensor.nbytes for tensor in [*tensors.values(), *moments.values()])
-    require_disk(folder, int(needed * 1.05) + 1_000_000, f"a checkpoint of step {progress.step}")
-    save_file(tensors, folder / "model.safetensors")
-    save_file(moments, folder / "optimizer.safetensors")
-    (folder / "progress.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
-    context.checkpoints.save(progress.step, folder)
-    shutil.rmtree(folder, ignore_errors=True)
+def owners(shapes: Mapping[str, torch.Size], processes: int) -> dict[str, int]:
+    """Tensor -> the process that writes it: the largest first, each to whoever has least."""
+    load = [0] * processes
+    owner: dict[str, int] = {}
+    for name in sorted(shapes, key=lambda name: (-shapes[name].numel(), name)):
+        owner[name] = load.index(min(load))
+        load[owner[name]] += shapes[name].numel()
+    return owner
 
 
-def restore(context: Context, model: nn.Module, optimizer: torch.optim.Optimizer, expected: dict[str, Any]) -> Progress:
-    """Take up the newest valid state of this fingerprint, or start at step 0."""
-    found = context.checkpoints.latest()
-    if found is None:
+def _on_host(tensor: Tensor) -> Tensor:
+    """A copy that later steps do not change; from a GPU it is complete at its next synchronization."""
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    return copy.copy_(tensor.detach(), non_blocking=True)
+
+
+def _files(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
+    """Names by file; a process without a share writes an empty one."""
+    keys: list[str] = []
+    for key, tensor in tensors.items():
+        if keys and sum(tensors[one].nbytes for one in keys) + tensor.nbytes > _FILE_BYTES:
+            yield keys
+            keys = []
+        keys.append(key)
+    yield keys
+
+
+def restore(context: Context, parallel: Parallel, processes: Processes, expected: dict[str, Any]) -> Progress:
+    """Take up the newest valid state of this fingerprint, or start at step 0. Collective."""
+    found = context.checkpoints.latest() if processes.rank == 0 else None
+    name = processes.share(found[1].name if found is not None else None)
+    if name is None:
         return Progress(numerics=expected)
-    step, folder = found
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, tensor in load_file(folder / "model.safetensors").items():
-            parameters[name].copy_(tensor)
-    load_optimizer_tensors(model, optimizer, load_file(folder / "optimizer.safetensors"))
-    progress = Progress(**json.loads((folder / "progress.json").read_text(encoding="utf-8")))
-    context.resumed(step)
-    changed = {key: (progress.numerics.get(key), value) for key, value in expected.items()}
-    for key, (before, now) in changed.items():
+    folder = found[1] if found is not None else context.checkpoints.open(name)
+    main = next(folder.rglob("progress.json"))
+    progress = Progress(**json.loads(main.read_text(encoding="utf-8")))
+    _load(folder, parallel, progress.step)
+    context.resumed(progress.step)
+    for key, now in expected.items():
+        before = progress.numerics.get(key)
         if before != now:
             context.log(f"resumed with {key} = {now} instead of {before}: results are equal to 1e-5, not bit for bit")
     return progress
 
 
-class SaveClock:
-    """Decides when to save: every `steps`, or so that saving takes at most 5 % of the time."""
-
-    def __init__(self, steps: int | None) -> None:
-        self.steps = steps
-        self.last_end = time.monotonic()
-        self.cost_seconds = 0.0
-
-    def due(self, step: int) -> bool:
-        """Whether a state should be saved after this many steps."""
-        if self.steps is not None:
-            return step % self.steps == 0
-        return time.monotonic() - self.last_end >= max(_SECONDS_BETWEEN, self.cost_seconds / _SHARE_OF_TIME)
-
-    def saved(self, seconds: float) -> None:
-        """Note what a save took."""
-        self.cost_seconds = seconds
-        self.last_end = time.monotonic()
+def _load(folder: Path, parallel: Parallel, step: int) -> None:
+    files = [safe_open(path, framework="pt") for path in sorted(folder.rglob("*.safetensors"))]
+    where = {key: file for file in files for key in file.keys()}  # noqa: SIM118 - no mapping
+    for name, shape in parallel.shapes().items():
+        if name not in where or tuple(where[name].get_slice(name).get_shape()) != tuple(shape):
+            raise StageError(f"the checkpoint of step {step} in {folder} has no {name} of shape {tuple(shape)}")
+        keys = {key: f"{name}|{key}" for key in MOMENTS}
+        moments = {key: where[full].get_tensor(full) for key, full in keys.items() if full in where}
+        parallel.load(name, where[name].get_tensor(name), moments, step)
+    parallel.loaded()

@@ -26,7 +26,7 @@ def export(
     if not context.is_main:
         return
     folder = context.output("model")
-    model = trained.scorer.model
+    model = trained.model
     size = sum(parameter.numel() * 4 for parameter in model.parameters())
     require_disk(folder, int(size * 1.05) + 1_000_000, "the trained model")
     if hasattr(model, "merge_and_unload"):

@@ -63,7 +63,7 @@ class Sampling:
     @classmethod
     def of(cls, trainer: Trainer, tokenizer: Any, config: Any) -> Sampling:
         """With the sampling fields of a stage's configuration."""
-        return cls(trainer.scorer, tokenizer, sampling_settings(config), trainer.accelerator)
+        return cls(trainer.policy(), tokenizer, sampling_settings(config), trainer.accelerator)
 
     def __call__(self, prompts: Sequence[TokenizedPrompt], seeds: Sequence[tuple[int, ...]]) -> list[list[Completion]]:
         """For every prompt one completion a seed."""
@@ -152,7 +152,7 @@ def measure_groups(
 
     def measure(groups: list[Group]) -> list[Group]:
         if old:
-            values = logprobs(trainer.scorer, groups)
+            values = logprobs(trainer.policy(), groups)
             groups = [
                 replace(group, data=replace(group.data, old_logprobs=found))
                 for group, found in zip(groups, values, strict=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,19 +19,34 @@ class Mean:
 
 @dataclass
 class MetricSums:
-    """Adds up the Means of a step by name."""
+    """Adds up the Means of a step by name, without waiting for the device."""
 
-    sums: dict[str, list[Tensor]] = field(default_factory=dict)
+    known: dict[str, list[float]] = field(default_factory=dict)
+    """[sum, count] of what the host knows."""
+    computed: dict[str, list[Tensor | None]] = field(default_factory=dict)
+    """[sum, count] of what is on the device, in float64."""
 
     def add(self, metrics: Mapping[str, Mean]) -> None:
         """Take in the metrics of one micro-batch."""
         for name, mean in metrics.items():
-            pair = torch.stack([torch.as_tensor(part).detach().double().cpu() for part in (mean.sum, mean.count)])
-            self.sums.setdefault(name, []).append(pair)
+            known = self.known.setdefault(name, [0.0, 0.0])
+            computed = self.computed.setdefault(name, [None, None])
+            for place, part in enumerate((mean.sum, mean.count)):
+                if isinstance(part, Tensor):
+                    before, value = computed[place], part.detach().double()
+                    computed[place] = value if before is None else before + value
+                else:
+                    known[place] += part
 
-    def reduce(self, names: list[str], reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Name -> mean over micro-batches and processes. Every process passes the same names."""
-        zero = torch.zeros(2, dtype=torch.float64)
-        totals = torch.stack([torch.stack(self.sums.get(name, [zero])).sum(0) for name in names])
-        totals = reduce(totals)
-        return {name: float(total / count) for name, (total, count) in zip(names, totals, strict=True) if count != 0}
+    def stacked(self, names: Sequence[str], device: torch.device) -> Tensor:
+        """[2 x names] sums and counts in float64; zeros for what was not measured."""
+        nothing = torch.zeros((), dtype=torch.float64, device=device)
+        host = [value for name in names for value in self.known.get(name, (0.0, 0.0))]
+        parts = [part for name in names for part in self.computed.get(name, (None, None))]
+        computed = torch.stack([nothing if part is None else part.to(device) for part in parts])
+        return computed + torch.tensor(host, dtype=torch.float64).to(device, non_blocking=True)
+
+
+def pairs(names: Sequence[str], values: Sequence[float]) -> dict[str, tuple[float, float]]:
+    """Name -> (sum, count), from the values of `MetricSums.stacked`."""
+    return {name: (values[2 * place], values[2 * place + 1]) for place, name in enumerate(names)}

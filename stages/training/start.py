@@ -6,21 +6,26 @@ from typing import Any
 
 from stages.context import Context
 from stages.training.config import TrainingConfig
-from stages.training.loop import Trainer, prepare_process
+from stages.training.loop import Trainer
 from stages.training.model import Scorer, add_adapters, load_causal_lm, load_tokenizer
 from stages.training.objective import Objective
 from stages.training.probes import check_head, settle_layout
+from stages.training.processes import prepare_process
 
 
 def start(context: Context, config: TrainingConfig, objective: Objective) -> tuple[Trainer, Any]:
     """(trainer over input `model` with adapters where asked for, its tokenizer)."""
-    accelerator = prepare_process(context, config.bf16)
+    accelerator = prepare_process(context)
     context.phase("loading the model")
     folder = context.input("model")
-    scorer = Scorer(add_adapters(load_causal_lm(folder), config))
+
+    def build() -> Scorer:
+        return Scorer(add_adapters(load_causal_lm(folder), config))
+
+    scorer = build()
     check_head(scorer)
     settle_packing(context, scorer)
-    return Trainer(context, config, accelerator, scorer, objective), load_tokenizer(folder)
+    return Trainer(context, config, accelerator, scorer, objective, build), load_tokenizer(folder)
 
 
 def frozen_scorer(context: Context, name: str, like: Scorer | None = None) -> Scorer:

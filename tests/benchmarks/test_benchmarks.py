@@ -70,7 +70,7 @@ def keep_first_gradients(step: Any) -> dict[str, torch.Tensor]:
     """Filled before the first update: parameter name -> gradient."""
     own = isinstance(step, ours.Training)
     model, optimizer = (
-        (step.trainer.scorer.model, step.trainer.optimizer)
+        (step.trainer.scorer.model, step.trainer.parallel.adam.optimizer)
         if own
         else (
             step.loop.model,

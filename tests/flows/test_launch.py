@@ -240,11 +240,22 @@ def test_commands(tmp_path: Path) -> None:
         stage_command(launch(config="dpp"), tmp_path, threads=1)
 
 
-def test_sharded_launchers_are_refused_before_anything_starts(tmp_path: Path) -> None:
-    sharded = tmp_path / "zero.yaml"
-    sharded.write_text("distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 2}\n")
-    with pytest.raises(StageError, match=r"sharded .DEEPSPEED.*use ddp, or one process"):
-        stage_command(launch(config=str(sharded)), tmp_path, threads=1)
+@pytest.mark.parametrize("config", ["zero2", "zero3", "fsdp2"])
+def test_sharded_launchers_run_on_cpus(tmp_path: Path, config: str) -> None:
+    command = stage_command(launch(config=config, processes=2), tmp_path, threads=1)
+    assert command.variables["ACCELERATE_USE_CPU"] == "true"
+    assert (command.variables.get("DS_ACCELERATOR") == "cpu") == config.startswith("zero")
+
+
+def test_a_deepspeed_file_lies_beside_its_configuration(tmp_path: Path) -> None:
+    (tmp_path / "zero.json").write_text('{"zero_optimization": {"stage": 3}}')
+    (tmp_path / "zero.yaml").write_text(
+        "distributed_type: DEEPSPEED\ndeepspeed_config: {deepspeed_config_file: zero.json}\n"
+    )
+    (tmp_path / "job").mkdir()
+    stage_command(launch(config=str(tmp_path / "zero.yaml"), processes=2), tmp_path / "job", threads=1)
+    written = launcher_settings(str(tmp_path / "job" / "accelerate.yaml"))
+    assert written["deepspeed_config"]["deepspeed_config_file"] == str(tmp_path / "zero.json")
 
 
 def test_threads_share_the_machine() -> None:

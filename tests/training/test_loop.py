@@ -13,8 +13,9 @@ from stages.context import Context, local_context
 from stages.sft import Config
 from stages.training.batch import Branch, Group
 from stages.training.language_modeling import TokenLoss
-from stages.training.loop import Trainer, prepare_process
+from stages.training.loop import Trainer
 from stages.training.model import Scorer
+from stages.training.processes import prepare_process
 from stages.training.windows import DatasetWindows
 from tests.training.conftest import packing_scorer, random_groups, tiny_model
 

@@ -16,9 +16,10 @@ from artifacts.errors import OutOfMemory, StageError
 from stages.context import Context
 from stages.training.batch import Branch, Group, TokenBatch
 from stages.training.language_modeling import TokenLoss
-from stages.training.loop import Trainer, prepare_process
+from stages.training.loop import Trainer
 from stages.training.model import Scorer, load_reward_model
 from stages.training.out_of_memory import TokenBudget, is_out_of_memory
+from stages.training.processes import prepare_process
 from stages.training.reference import branch_logprobs
 from stages.training.reward_scoring import score_branches
 from stages.training.windows import DatasetWindows
@@ -127,7 +128,7 @@ def test_nothing_of_the_failed_attempt_is_kept(tmp_path: Path) -> None:
         gc.collect()
         assert objective.held and all(loss() is None for loss in objective.held)
 
-    drop, trainer.optimizer.zero_grad = trainer.optimizer.zero_grad, lambda **_: (check(), drop(set_to_none=True))  # type: ignore[method-assign,func-returns-value]
+    drop, trainer.parallel.discard = trainer.parallel.discard, lambda: (check(), drop())  # type: ignore[method-assign,func-returns-value]
     trainer.run(DatasetWindows(sequences(), context.config))
 
 
