@@ -1,22 +1,30 @@
 """Divergences between the token distributions of a student and a teacher: one value per position.
 
 N positions, V vocabulary (one vocabulary for both). Logits in, [N] out; gradients reach the student only if
-the teacher's tensors need none.
+the teacher's tensors need none. For hidden states instead of logits see `linear_divergence`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
-from torch.utils.checkpoint import checkpoint
 
-from stages.losses.logprobs import Head, chunk_length
+from stages.losses.divergence_slopes import forward_kl_slope, jsd_slope, reverse_kl_slope
 
-Divergence = Callable[[Tensor, Tensor], Tensor]
+
+@dataclass(frozen=True)
+class Divergence:
+    """A divergence in two forms that agree."""
+
+    of_logits: Callable[[Tensor, Tensor], Tensor]
+    """(student_logits [N, V], teacher_logits [N, V]) -> [N]; differentiable."""
+    slope: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    """The same with its gradient, in place; see `divergence_slopes`."""
 
 
 def forward_kl(student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
@@ -41,8 +49,7 @@ def jsd(student_NV: Tensor, teacher_NV: Tensor, *, beta: float = 0.5) -> Tensor:
 
     Agarwal et al., arXiv:2306.13649, eq. 1. At beta 0 and 1 it is zero everywhere; see `divergence_of`.
     """
-    if not 0.0 < beta < 1.0:
-        raise ValueError(f"beta of the generalized JSD must lie between 0 and 1, found {beta}")
+    _check(beta)
     student_logs, teacher_logs = _logs(student_NV), _logs(teacher_NV)
     weights = student_logs.new_tensor([1.0 - beta, beta]).log()
     mixture_logs = torch.logaddexp(student_logs + weights[0], teacher_logs + weights[1])
@@ -58,46 +65,19 @@ DIVERGENCES: dict[str, Callable[..., Tensor]] = {
 
 
 def divergence_of(beta: float) -> Divergence:
-    """TRL's reading of `beta`: 0 is the forward KL, 1 the reverse KL, between them the generalized JSD."""
-    if beta in (0.0, 1.0):
-        return forward_kl if beta == 0.0 else reverse_kl
-    return partial(jsd, beta=beta)
+    """TRL's reading of `beta`: 0 is the forward KL, 1 the reverse KL, between them the generalized JSD.
 
-
-def divergence_over_chunks(
-    hidden_NH: Tensor,
-    head: Head,
-    teacher_hidden_NH: Tensor,
-    teacher_head: Head,
-    divergence: Divergence,
-    *,
-    temperature: float = 1.0,
-    chunk_tokens: int | None = None,
-) -> Tensor:
-    """`divergence` of both models' distributions at every position, [N], holding logits of one chunk at a
-    time.
-
-    Both logits are divided by `temperature`, with no factor temperature^2 (as in TRL). The backward pass
-    computes a chunk's logits again. Nothing of the teacher gets a gradient. Raises ValueError for heads of
-    unequal vocabulary.
+    Raises ValueError for others.
     """
-    vocabulary, teachers = head.weight_VH.shape[0], teacher_head.weight_VH.shape[0]
-    if vocabulary != teachers:
-        raise ValueError(f"student and teacher have heads of {vocabulary} and {teachers} tokens; they must be equal")
-    chunk = chunk_tokens or chunk_length(vocabulary, hidden_NH.device)
-    teacher_hidden_NH = teacher_hidden_NH.detach()
+    if beta in (0.0, 1.0):
+        return Divergence(forward_kl, forward_kl_slope) if beta == 0.0 else Divergence(reverse_kl, reverse_kl_slope)
+    _check(beta)
+    return Divergence(partial(jsd, beta=beta), partial(jsd_slope, beta=beta))
 
-    def part(hidden_CH: Tensor, teacher_hidden_CH: Tensor) -> Tensor:
-        with torch.autocast(hidden_NH.device.type, enabled=False):
-            with torch.no_grad():
-                teacher_CV = teacher_head.logits(teacher_hidden_CH) / temperature
-            return divergence(head.logits(hidden_CH) / temperature, teacher_CV)
 
-    parts = [
-        checkpoint(part, *both, use_reentrant=False, preserve_rng_state=False)
-        for both in zip(hidden_NH.split(chunk), teacher_hidden_NH.split(chunk), strict=True)
-    ]
-    return torch.cat(parts)
+def _check(beta: float) -> None:
+    if not 0.0 < beta < 1.0:
+        raise ValueError(f"beta of the generalized JSD must lie between 0 and 1, found {beta}")
 
 
 def _logs(logits_NV: Tensor) -> Tensor:

@@ -1,208 +1,215 @@
 """Log-probabilities of given tokens from hidden states, without ever holding all logits.
 
-N positions, H hidden size, V vocabulary. Logits exist for one chunk of positions at a time, forward and
-backward.
+N positions, C positions of a chunk, H hidden size, V vocabulary. With z = slope (h W^T + b) (see `Head`), p its
+softmax and y the target:
+
+    d logprob / d h = slope (W_y - p W)        d logprob / d W = slope (e_y - p)^T h
+
+so a chunk takes one product for its logits, one for p W and one for the weight's gradient, and no pass over [C, V]
+but maximum, exponential and sum. The target's own row is kept apart, with weight 1 - p_y, from the others'.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_BYTES = 16 * 2**20
-"""Size of one chunk of float32 logits. Measured on CPU: 64 MiB take half as long again, being fresh memory from the
-system each time and too large for the cache; 8 MiB read the weight too often."""
+from stages.losses.head import ChunkedHead, Head, HeadGradient, chunk_length
 
-LEAST_TOKENS = {"cpu": 64, "cuda": 1024}
-"""Least positions of a chunk: fewer would take longer to read the weight than to multiply by it."""
-
-
-def chunk_length(vocabulary: int, device: torch.device) -> int:
-    """Positions in a chunk."""
-    return max(LEAST_TOKENS.get(device.type, LEAST_TOKENS["cuda"]), CHUNK_BYTES // (4 * vocabulary))
-
-
-@dataclass(frozen=True)
-class Head:
-    """What turns hidden states into logits: softcap * tanh(scale (h W^T + b) / softcap) / temperature.
-
-    Softcap as in Gemma 2, scale as in Cohere (`logit_scale`) and Granite (1 / `logits_scaling`).
-    """
-
-    weight_VH: Tensor
-    bias_V: Tensor | None = None
-    scale: float = 1.0
-    softcap: float | None = None
-    temperature: float = 1.0
-
-    def logits(self, hidden_NH: Tensor) -> Tensor:
-        """[N, V], float32 or the weight's type where that is wider. A plain differentiable expression."""
-        weight_VH, bias_V = self.weight_VH, self.bias_V
-        logits_NV = _wide(hidden_NH.to(weight_VH.dtype) @ weight_VH.t())
-        if bias_V is not None:
-            logits_NV = logits_NV + bias_V
-        if self.scale != 1.0:
-            logits_NV = logits_NV * self.scale
-        if self.softcap is not None:
-            logits_NV = self.softcap * torch.tanh(logits_NV / self.softcap)
-        return logits_NV if self.temperature == 1.0 else logits_NV / self.temperature
+KEPT_BYTES = 64 * 2**20
+"""Probabilities up to this size are kept for the backward pass; larger ones are computed again in it."""
 
 
 class TokenScores(NamedTuple):
     """What is known of every target token."""
 
     logprobs_N: Tensor
-    entropy_N: Tensor
-    """In nats; no gradient."""
+    entropy_N: Tensor | None
+    """In nats; no gradient. None where it was not asked for."""
     is_likeliest_N: Tensor
     """bool: no token has a higher probability."""
 
 
-def linear_logprobs(  # noqa: PLR0913 - a head is this many things
-    hidden_NH: Tensor,
-    weight_VH: Tensor,
-    bias_V: Tensor | None,
-    targets_N: Tensor,
-    *,
-    temperature: float = 1.0,
-    softcap: float | None = None,
-    scale: float = 1.0,
-    chunk_tokens: int | None = None,
+@dataclass(frozen=True)
+class Wanted:
+    """What a pass over the chunks must leave behind."""
+
+    hidden: bool
+    weight: bool
+    bias: bool
+    entropy: bool
+
+    @classmethod
+    def of(cls, hidden_NH: Tensor, head: Head, with_entropy: bool) -> Wanted:
+        """Gradients of what needs one, where gradients are computed at all."""
+        on = torch.is_grad_enabled()
+        bias = head.bias_V is not None and head.bias_V.requires_grad
+        return cls(on and hidden_NH.requires_grad, on and head.weight_VH.requires_grad, on and bias, with_entropy)
+
+    @property
+    def head(self) -> bool:
+        """A gradient of weight or bias."""
+        return self.weight or self.bias
+
+    @property
+    def direction(self) -> bool:
+        """The slope along the hidden state: its gradient, and the way to the entropy."""
+        return self.hidden or self.entropy
+
+
+class ChunkScores(NamedTuple):
+    """A chunk after its logits: d logprob / d (h W^T + b) = target_C at the target, -scales_C others_CV elsewhere."""
+
+    logprobs_C: Tensor
+    is_likeliest_C: Tensor
+    others_CV: Tensor
+    """0 at the target."""
+    scales_C: Tensor
+    target_C: Tensor
+    direction_CH: Tensor | None
+    """d logprob / d h."""
+    entropy_C: Tensor | None
+
+
+def score_chunk(room: ChunkedHead, hidden_CH: Tensor, targets_C: Tensor, wanted: Wanted) -> ChunkScores:
+    """Scores of one chunk; `others_CV` is the room's memory, until its next chunk."""
+    head, at_C1 = room.head, targets_C[:, None]
+    logits_CV = room.logits(hidden_CH)
+    highest_C1 = logits_CV.amax(1, keepdim=True)
+    targets_C1 = logits_CV.gather(1, at_C1)
+    above_C = (targets_C1 - highest_C1)[:, 0]
+    others_CV = logits_CV.sub_(highest_C1).exp_().scatter_(1, at_C1, 0.0)
+    # 1 - p of the target is the others' share: nothing cancels where it is almost certain
+    rest_C = others_CV.sum(1)
+    sums_C = rest_C + above_C.exp()
+    logprobs_C, share_C, scales_C = above_C - sums_C.log(), rest_C / sums_C, head.slope / sums_C
+    chunk = ChunkScores(logprobs_C, above_C == 0, others_CV, scales_C, share_C * head.slope, None, None)
+    if not (wanted.head or wanted.direction):
+        return chunk
+    spread_C = None
+    if head.softcap is not None:
+        if wanted.entropy:
+            spread_C = share_C * targets_C1[:, 0] - room.mean_logits(others_CV) / sums_C
+        tanh_C = targets_C1[:, 0] * (head.temperature / head.softcap)
+        chunk = chunk._replace(target_C=chunk.target_C * (1 - tanh_C.square()))
+        room.apply_softcap_slope(others_CV)
+    return _with_direction(room, chunk, hidden_CH, targets_C, spread_C, wanted) if wanted.direction else chunk
+
+
+def _with_direction(
+    room: ChunkedHead, chunk: ChunkScores, hidden_CH: Tensor, targets_C: Tensor, spread_C: Tensor | None, wanted: Wanted
+) -> ChunkScores:
+    """The chunk with its direction, and its entropy -logprob + (z_y - E[z]), which follows without another pass."""
+    target_C1, scales_C1 = chunk.target_C[:, None], chunk.scales_C[:, None]
+    rows_CH = room.weight_VH.index_select(0, targets_C)
+    direction_CH = room.to_hidden(chunk.others_CV).mul_(-scales_C1).addcmul_(rows_CH.to(target_C1.dtype), target_C1)
+    if not wanted.entropy:
+        return chunk._replace(direction_CH=direction_CH)
+    if spread_C is None:
+        spread_C = (hidden_CH * direction_CH).sum(1)
+        if (bias_V := room.head.bias_V) is not None:
+            bias_V = bias_V.to(direction_CH.dtype)
+            spread_C = spread_C + chunk.target_C * bias_V[targets_C] - chunk.scales_C * (chunk.others_CV @ bias_V)
+    # rounding must not make it negative
+    return chunk._replace(direction_CH=direction_CH, entropy_C=(spread_C - chunk.logprobs_C).clamp_(min=0))
+
+
+def linear_logprobs(
+    hidden_NH: Tensor, head: Head, targets_N: Tensor, *, with_entropy: bool = True, chunk_tokens: int | None = None
 ) -> TokenScores:
     """Log-probability of each target, entropy of its distribution, and whether it is the likeliest token.
 
-    log_softmax(z)[n, target_n] with z as in `Head`. Exact gradients for hidden states, weight and bias,
-    whichever need one: the backward pass computes each chunk's logits again. Sums run in float32 (float64 for
-    float64 weights). Hidden states of another type than the weight are cast to the weight's type; autocast
-    does not apply inside.
+    log_softmax(z)[n, target_n] with z as in `Head`. For losses that need all log-probabilities before the gradient of
+    any is known; for others `linear_token_loss` takes one product less. Exact gradients for hidden states, weight and
+    bias, whichever need one. Products of [N, V] x H: one without gradients; two where only the hidden states need one
+    (or for the entropy); with the weight's gradient three where the probabilities fit into KEPT_BYTES, else four.
+    Raises ValueError for shapes that do not fit.
     """
-    if hidden_NH.shape[0] != targets_N.shape[0] or hidden_NH.shape[1] != weight_VH.shape[1]:
-        shapes = [tuple(tensor.shape) for tensor in (hidden_NH, weight_VH, targets_N)]
-        raise ValueError(f"hidden states [N, H], weight [V, H] and targets [N] do not fit: found {shapes}")
-    head = Head(weight_VH.detach(), None if bias_V is None else bias_V.detach(), scale, softcap, temperature)
-    chunk = chunk_tokens or chunk_length(weight_VH.shape[0], weight_VH.device)
-    return TokenScores(*_LinearLogprobs.apply(hidden_NH, weight_VH, bias_V, targets_N, head, chunk))
+    head.check(hidden_NH, targets_N)
+    wanted = Wanted.of(hidden_NH, head, with_entropy)
+    positions = len(targets_N)
+    keep = wanted.head and positions * head.vocabulary * head.sum_type.itemsize <= KEPT_BYTES
+    longest = chunk_tokens or (max(1, positions) if keep else chunk_length(head))
+    form = partial(Head, scale=head.scale, softcap=head.softcap, temperature=head.temperature)
+    with torch.autocast(hidden_NH.device.type, enabled=False):
+        return TokenScores(
+            *_LinearLogprobs.apply(hidden_NH, head.weight_VH, head.bias_V, targets_N, form, longest, wanted)
+        )
 
 
 class _LinearLogprobs(torch.autograd.Function):
-    """d logprob / d logit_v = [v = target] - p_v, then back through temperature, softcap, scale, product."""
+    """The hidden states' gradient needs the direction of the forward pass alone, the weight's also p."""
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0913 - autograd takes tensors one by one
         ctx: Any,
         hidden_NH: Tensor,
         weight_VH: Tensor,
         bias_V: Tensor | None,
         targets_N: Tensor,
-        head: Head,
-        chunk: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        positions = hidden_NH.shape[0]
-        wide = torch.promote_types(weight_VH.dtype, torch.float32)
-        logprobs_N, entropy_N, normalizers_N = hidden_NH.new_empty(3, positions, dtype=wide).unbind(0)
-        is_likeliest_N = torch.empty(positions, dtype=torch.bool, device=hidden_NH.device)
-        room = _room(head, min(chunk, positions), 2)
-        with torch.autocast(hidden_NH.device.type, enabled=False):
-            for start in range(0, positions, chunk):
-                part = slice(start, start + chunk)
-                logits_CV, weights_CV = (memory[: len(targets_N[part])] for memory in room)
-                _write_logits(head, hidden_NH[part], logits_CV)
-                highest_C = logits_CV.amax(1)
-                logits_CV.sub_(highest_C[:, None])
-                torch.exp(logits_CV, out=weights_CV)
-                sums_C = weights_CV.sum(1)
-                targets_C = logits_CV.gather(1, targets_N[part, None])[:, 0]
-                logprobs_N[part] = targets_C - sums_C.log()
-                is_likeliest_N[part] = targets_C == 0
-                entropy_N[part] = sums_C.log() - torch.linalg.vecdot(weights_CV, logits_CV) / sums_C
-                normalizers_N[part] = highest_C + sums_C.log()
-        ctx.save_for_backward(hidden_NH, targets_N, normalizers_N)
-        ctx.head, ctx.chunk = head, chunk
-        ctx.mark_non_differentiable(entropy_N, is_likeliest_N)
-        return logprobs_N, entropy_N, is_likeliest_N
+        form: Callable[[Tensor, Tensor | None], Head],
+        longest: int,
+        wanted: Wanted,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        room = ChunkedHead(form(weight_VH, bias_V), len(targets_N), longest)
+        scores = room_for_scores(room, hidden_NH, wanted.entropy)
+        directions_NH = hidden_NH.new_empty(hidden_NH.shape, dtype=room.head.sum_type) if wanted.hidden else None
+        chunk = None
+        for part in room.parts:
+            chunk = score_chunk(room, hidden_NH[part], targets_N[part], wanted)
+            keep_scores(scores, part, chunk)
+            if directions_NH is not None:
+                assert chunk.direction_CH is not None
+                directions_NH[part] = chunk.direction_CH
+        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, targets_N, directions_NH)
+        ctx.form, ctx.longest, ctx.wanted = form, longest, wanted
+        ctx.kept = chunk if wanted.head and len(room.parts) == 1 else None
+        ctx.mark_non_differentiable(scores.is_likeliest_N, *([] if scores.entropy_N is None else [scores.entropy_N]))
+        return scores.logprobs_N, scores.entropy_N, scores.is_likeliest_N
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_N: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_NH, targets_N, normalizers_N = ctx.saved_tensors
-        head: Head = ctx.head
-        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        wide = normalizers_N.dtype
-        grad_hidden_NH = torch.zeros_like(hidden_NH) if wants_hidden else None
-        grad_weight_VH = torch.zeros_like(head.weight_VH, dtype=wide) if wants_weight else None
-        grad_bias_V = head.weight_VH.new_zeros(head.weight_VH.shape[0], dtype=wide) if wants_bias else None
-        room = _room(head, min(ctx.chunk, hidden_NH.shape[0]), 1 if head.softcap is None else 2)
-        with torch.autocast(hidden_NH.device.type, enabled=False):
-            for start in range(0, hidden_NH.shape[0], ctx.chunk):
-                part = slice(start, start + ctx.chunk)
-                hidden_CH = hidden_NH[part].to(head.weight_VH.dtype)
-                logits_CV = room[0][: len(hidden_CH)]
-                _write_logits(head, hidden_CH, logits_CV)
-                slope_CV = _softcap_slope(head, logits_CV, room[-1][: len(hidden_CH)])
-                grad_CV = logits_CV.sub_(normalizers_N[part, None]).exp_().mul_(-grad_N[part, None])
-                grad_CV.scatter_add_(1, targets_N[part, None], grad_N[part, None])
-                if slope_CV is not None:
-                    grad_CV.mul_(slope_CV)
-                if head.scale != head.temperature:
-                    grad_CV.mul_(head.scale / head.temperature)
-                if grad_bias_V is not None:
-                    grad_bias_V += grad_CV.sum(0)
-                grad_CV = grad_CV.to(head.weight_VH.dtype)
-                if grad_hidden_NH is not None:
-                    grad_hidden_NH[part] = grad_CV @ head.weight_VH
-                if grad_weight_VH is not None:
-                    _add_product(grad_weight_VH, grad_CV, hidden_CH)
-        return (
-            grad_hidden_NH,
-            None if grad_weight_VH is None else grad_weight_VH.to(head.weight_VH.dtype),
-            None if grad_bias_V is None or head.bias_V is None else grad_bias_V.to(head.bias_V.dtype),
-            None,
-            None,
-            None,
-        )
+        hidden_NH, weight_VH, bias_V, targets_N, directions_NH = ctx.saved_tensors
+        wanted, chunk = ctx.wanted, ctx.kept
+        grad_hidden_NH = None if directions_NH is None else (directions_NH * grad_N[:, None]).to(hidden_NH.dtype)
+        head: Head = ctx.form(weight_VH, bias_V)
+        gradient = HeadGradient(head, weight=wanted.weight, bias=wanted.bias)
+        if chunk is not None:
+            add_chunk(gradient, chunk, grad_N, hidden_NH, targets_N)
+        elif wanted.head:
+            again = replace(wanted, hidden=False, entropy=False)
+            with torch.autocast(hidden_NH.device.type, enabled=False):
+                room = ChunkedHead(head, len(targets_N), ctx.longest)
+                for part in room.parts:
+                    chunk = score_chunk(room, hidden_NH[part], targets_N[part], again)
+                    add_chunk(gradient, chunk, grad_N[part], hidden_NH[part], targets_N[part])
+        return grad_hidden_NH, *gradient.result(), None, None, None, None
 
 
-def _room(head: Head, positions: int, chunks: int) -> list[Tensor]:
-    """[positions, V] each: taken once, because the system needs as long to give fresh memory as to fill it."""
-    wide = torch.promote_types(head.weight_VH.dtype, torch.float32)
-    return [head.weight_VH.new_empty(positions, head.weight_VH.shape[0], dtype=wide) for _ in range(chunks)]
+def add_chunk(gradient: HeadGradient, chunk: ChunkScores, grad_C: Tensor, hidden_CH: Tensor, targets_C: Tensor) -> None:
+    """Add what a chunk gives to weight and bias, `grad_C` being d loss / d logprob."""
+    gradient.add(chunk.others_CV, -chunk.scales_C * grad_C, hidden_CH)
+    gradient.add_rows(targets_C, chunk.target_C * grad_C, hidden_CH)
 
 
-def _write_logits(head: Head, hidden_CH: Tensor, logits_CV: Tensor) -> None:
-    """`Head.logits` into given memory."""
-    hidden_CH = hidden_CH.to(head.weight_VH.dtype)
-    if logits_CV.dtype == head.weight_VH.dtype:
-        torch.mm(hidden_CH, head.weight_VH.t(), out=logits_CV)
-    else:
-        logits_CV.copy_(hidden_CH @ head.weight_VH.t())
-    if head.bias_V is not None:
-        logits_CV.add_(head.bias_V)
-    if head.scale != 1.0:
-        logits_CV.mul_(head.scale)
-    if head.softcap is not None:
-        logits_CV.div_(head.softcap).tanh_().mul_(head.softcap)
-    if head.temperature != 1.0:
-        logits_CV.div_(head.temperature)
+def room_for_scores(room: ChunkedHead, hidden_NH: Tensor, with_entropy: bool) -> TokenScores:
+    """Scores of all positions, to be filled in."""
+    positions = len(hidden_NH)
+    values = hidden_NH.new_empty(2, positions, dtype=room.head.sum_type)
+    is_likeliest_N = torch.empty(positions, dtype=torch.bool, device=hidden_NH.device)
+    return TokenScores(values[0], values[1] if with_entropy else None, is_likeliest_N)
 
 
-def _softcap_slope(head: Head, logits_CV: Tensor, room_CV: Tensor) -> Tensor | None:
-    """Derivative of the softcap, 1 - tanh^2, in the given memory; the tanh is logits * temperature / softcap."""
-    if head.softcap is None:
-        return None
-    return torch.mul(logits_CV, head.temperature / head.softcap, out=room_CV).square_().neg_().add_(1.0)
-
-
-def _add_product(total_VH: Tensor, grad_CV: Tensor, hidden_CH: Tensor) -> None:
-    """total += grad^T hidden, in the type of `total`."""
-    if total_VH.dtype == grad_CV.dtype:
-        total_VH.addmm_(grad_CV.t(), hidden_CH)
-    else:
-        total_VH.add_(grad_CV.t() @ hidden_CH)
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+def keep_scores(scores: TokenScores, part: slice, chunk: ChunkScores) -> None:
+    """Fill in the scores of a chunk."""
+    scores.logprobs_N[part] = chunk.logprobs_C
+    scores.is_likeliest_N[part] = chunk.is_likeliest_C
+    if scores.entropy_N is not None and chunk.entropy_C is not None:
+        scores.entropy_N[part] = chunk.entropy_C

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from stages.losses.distillation import Divergence, divergence_over_chunks
+from stages.losses.distillation import Divergence
+from stages.losses.linear_divergence import linear_divergence
 from stages.training.batch import Group, TokenBatch
 from stages.training.language_modeling import asked_tokens
 from stages.training.metrics import Mean
@@ -31,20 +32,14 @@ class DistillationLoss:
         """(summed divergence, its mean)."""
         with torch.no_grad():
             teacher_NH: Tensor = self.teacher(batch, _asked_hidden(batch))
-        losses_N: Tensor = forward(batch, self._readout(batch, teacher_NH))
-        return losses_N.sum(), {"divergence": Mean(losses_N.detach().sum(), len(losses_N))}
+        loss, divergences_N = forward(batch, self._readout(batch, teacher_NH))
+        return loss, {"divergence": Mean(divergences_N.sum(), len(divergences_N))}
 
     def _readout(self, batch: TokenBatch, teacher_NH: Tensor) -> Readout:
-        def read(hidden_NH: Tensor, student: nn.Module) -> Tensor:
+        def read(hidden_NH: Tensor, student: nn.Module) -> tuple[Tensor, Tensor]:
             assert isinstance(student, Scorer)
-            return divergence_over_chunks(
-                hidden_NH,
-                student.head(),
-                teacher_NH,
-                self.teacher.head(),
-                self.divergence,
-                temperature=self.temperature,
-            )
+            heads = student.head(self.temperature), self.teacher.head(self.temperature)
+            return linear_divergence(hidden_NH, heads[0], teacher_NH, heads[1], self.divergence)
 
         return Readout(batch.source_N, read)
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from stages.losses.supervised import nll
 from stages.training.batch import Group, TokenBatch
 from stages.training.metrics import Mean
-from stages.training.model import token_logprobs
+from stages.training.model import token_losses
 from stages.training.objective import Forward
 
 
@@ -30,10 +31,9 @@ class TokenLoss:
 
     def __call__(self, forward: Forward, batch: TokenBatch) -> tuple[Tensor, dict[str, Mean]]:
         """(sum of -log p, TRL's SFT metrics)."""
-        logprobs_N, entropy_N, is_likeliest_N = forward(batch, token_logprobs(batch))
-        count = len(logprobs_N)
+        loss, scores = forward(batch, token_losses(batch, lambda logprobs_C, _: nll(logprobs_C)))
         metrics = {
-            "entropy": Mean(entropy_N.sum(), count),
-            "mean_token_accuracy": Mean(is_likeliest_N.sum(), count),
+            "entropy": Mean(scores.entropy_N.sum(), len(scores.entropy_N)),
+            "mean_token_accuracy": Mean(scores.is_likeliest_N.sum(), len(scores.is_likeliest_N)),
         }
-        return -logprobs_N.sum(), metrics
+        return loss, metrics

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from artifacts.errors import StageError
-from stages.losses.logprobs import Head, TokenScores, linear_logprobs
+from stages.losses.head import Head
+from stages.losses.logprobs import TokenScores, linear_logprobs
+from stages.losses.token_loss import TokenLossFunction, linear_token_loss
 from stages.seeds import derive
 from stages.training.attention import packed_pass
 from stages.training.batch import Group, TokenBatch, layout
@@ -170,21 +172,26 @@ class Scorer(nn.Module):
         return next(self.parameters()).device
 
 
-def token_logprobs(batch: TokenBatch, *, temperature: float = 1.0) -> Readout:
-    """A readout: the TokenScores of the batch's asked-for tokens."""
+def token_logprobs(batch: TokenBatch, *, temperature: float = 1.0, with_entropy: bool = False) -> Readout:
+    """A readout: the TokenScores of the batch's asked-for tokens. With gradients, entropy is nearly free."""
 
     def read(hidden_NH: Tensor, scorer: nn.Module) -> TokenScores:
         assert isinstance(scorer, Scorer)
         head = scorer.head(temperature)
-        return linear_logprobs(
-            hidden_NH,
-            head.weight_VH,
-            head.bias_V,
-            batch.target_N,
-            temperature=temperature,
-            softcap=head.softcap,
-            scale=head.scale,
-        )
+        return linear_logprobs(hidden_NH, head, batch.target_N, with_entropy=with_entropy)
+
+    return Readout(batch.source_N, read)
+
+
+def token_losses(batch: TokenBatch, token_loss: TokenLossFunction, *, temperature: float = 1.0) -> Readout:
+    """A readout: (sum of `token_loss` over the batch's asked-for tokens, their TokenScores without a gradient).
+
+    For losses of a token that need no other token's log-probability; they cost one product of the head less.
+    """
+
+    def read(hidden_NH: Tensor, scorer: nn.Module) -> tuple[Tensor, TokenScores]:
+        assert isinstance(scorer, Scorer)
+        return linear_token_loss(hidden_NH, scorer.head(temperature), batch.target_N, token_loss)
 
     return Readout(batch.source_N, read)
 

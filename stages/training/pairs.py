@@ -53,7 +53,7 @@ class PreferenceLoss:
 
     def __call__(self, forward: Forward, batch: TokenBatch) -> tuple[Tensor, dict[str, Mean]]:
         """(sum of the pairs' losses, TRL's DPO metrics)."""
-        logprobs_N, entropy_N, _ = forward(batch, token_logprobs(batch))
+        logprobs_N, entropy_N, _ = forward(batch, token_logprobs(batch, with_entropy=True))
         pairs = pair_logprobs(batch, logprobs_N)
         losses_B = self.loss(pairs)
         chosen_B, rejected_B = pairs.rewards(self.beta)

@@ -1,4 +1,4 @@
-"""Divergences against numbers worked out by hand, and in chunks against the whole."""
+"""Divergences against numbers worked out by hand."""
 
 import math
 from functools import partial
@@ -7,15 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from stages.losses.distillation import (
-    DIVERGENCES,
-    divergence_of,
-    divergence_over_chunks,
-    forward_kl,
-    jsd,
-    reverse_kl,
-)
-from stages.losses.logprobs import Head
+from stages.losses.distillation import DIVERGENCES, divergence_of, forward_kl, jsd, reverse_kl
 
 # student (1/2, 1/2), teacher (3/4, 1/4); logits need no normalization, so a constant is added to both rows
 STUDENT = torch.tensor([[0.5, 0.5]], dtype=torch.float64).log() + 3
@@ -74,47 +66,7 @@ def test_jsd_is_symmetric_at_one_half_only():
 
 
 def test_beta_of_trl():
-    assert divergence_of(0.0) is forward_kl and divergence_of(1.0) is reverse_kl
-    assert torch.equal(divergence_of(0.3)(STUDENT, TEACHER), jsd(STUDENT, TEACHER, beta=0.3))
+    assert divergence_of(0.0).of_logits is forward_kl and divergence_of(1.0).of_logits is reverse_kl
+    assert torch.equal(divergence_of(0.3).of_logits(STUDENT, TEACHER), jsd(STUDENT, TEACHER, beta=0.3))
     with pytest.raises(ValueError, match=r"between 0 and 1, found 1\.5"):
-        divergence_of(1.5)(STUDENT, TEACHER)
-
-
-@pytest.mark.parametrize("name", DIVERGENCES)
-@pytest.mark.parametrize("chunk", [2, 5, 50])
-def test_chunks_give_the_values_and_gradients_of_the_whole(name, chunk):
-    generator = torch.Generator().manual_seed(1)
-    shapes = [(5, 3), (8, 3), (8,), (5, 4), (8, 4)]
-    tensors = [torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in shapes]
-    hidden, weight, bias = (tensor.requires_grad_() for tensor in tensors[:3])
-    teacher_hidden, teacher_weight = tensors[3:]
-    upstream = torch.linspace(-1, 1, 5, dtype=torch.float64)
-    student = (hidden @ weight.t() + bias) / 0.7
-    expected = DIVERGENCES[name](student, teacher_hidden @ teacher_weight.t() / 0.7)
-    wanted = torch.autograd.grad((expected * upstream).sum(), [hidden, weight, bias])
-    actual = divergence_over_chunks(
-        hidden,
-        Head(weight, bias),
-        teacher_hidden,
-        Head(teacher_weight),
-        DIVERGENCES[name],
-        temperature=0.7,
-        chunk_tokens=chunk,
-    )
-    gradients = torch.autograd.grad((actual * upstream).sum(), [hidden, weight, bias])
-    assert_close(actual, expected, atol=1e-12, rtol=0)
-    for gradient, other in zip(gradients, wanted, strict=True):
-        assert_close(gradient, other, atol=1e-12, rtol=0)
-
-
-def test_the_teacher_gets_no_gradient():
-    weight = torch.eye(2, dtype=torch.float64, requires_grad=True)
-    divergence_over_chunks(
-        STUDENT.clone(), Head(torch.eye(2).double().requires_grad_()), TEACHER, Head(weight), reverse_kl
-    ).sum().backward()
-    assert weight.grad is None
-
-
-def test_heads_of_unequal_vocabulary_are_refused():
-    with pytest.raises(ValueError, match="heads of 2 and 3 tokens"):
-        divergence_over_chunks(STUDENT, Head(torch.ones(2, 2)), TEACHER, Head(torch.ones(3, 2)), reverse_kl)
+        divergence_of(1.5)

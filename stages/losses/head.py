@@ -1,0 +1,222 @@
+"""The language-modelling head, one chunk of positions after another: logits, and the way back from them.
+
+N positions, C positions of a chunk, H hidden size, V vocabulary. The logits of all N positions never exist.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+CHUNK_BYTES = 16 * 2**20
+"""Size of a chunk of logits. Measured on CPU: more gains nothing, and beyond 32 MiB every new tensor is fresh memory
+from the system, which takes longer than filling it."""
+
+LEAST_TOKENS = {"cpu": 128, "cuda": 1024}
+"""Least positions of a chunk: with fewer, reading the weight and adding up its gradient takes longer than the
+products."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """What turns hidden states into logits: softcap * tanh(scale (h W^T + b) / softcap) / temperature.
+
+    Softcap as in Gemma 2, scale as in Cohere (`logit_scale`) and Granite (1 / `logits_scaling`).
+    """
+
+    weight_VH: Tensor
+    bias_V: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+    temperature: float = 1.0
+
+    @property
+    def vocabulary(self) -> int:
+        """V."""
+        return self.weight_VH.shape[0]
+
+    @property
+    def sum_type(self) -> torch.dtype:
+        """What everything but the products is computed in: float32, or the weight's type where that is wider."""
+        return torch.promote_types(self.weight_VH.dtype, torch.float32)
+
+    @property
+    def product_type(self) -> torch.dtype:
+        """What products are given: the weight's type, widened on a CPU, which would round their sums to it."""
+        return self.sum_type if self.weight_VH.device.type == "cpu" else self.weight_VH.dtype
+
+    @property
+    def slope(self) -> float:
+        """d logit / d (h W^T + b), but for the softcap's 1 - tanh^2."""
+        return self.scale / self.temperature
+
+    def logits(self, hidden_NH: Tensor) -> Tensor:
+        """[N, V] in the `sum_type`. A plain differentiable expression."""
+        logits_NV = (hidden_NH.to(self.weight_VH.dtype) @ self.weight_VH.t()).to(self.sum_type)
+        if self.bias_V is not None:
+            logits_NV = logits_NV + self.bias_V
+        if self.scale != 1.0:
+            logits_NV = logits_NV * self.scale
+        if self.softcap is not None:
+            logits_NV = self.softcap * torch.tanh(logits_NV / self.softcap)
+        return logits_NV if self.temperature == 1.0 else logits_NV / self.temperature
+
+    def detached(self) -> Head:
+        """The same numbers without a gradient."""
+        bias_V = None if self.bias_V is None else self.bias_V.detach()
+        return replace(self, weight_VH=self.weight_VH.detach(), bias_V=bias_V)
+
+    def check(self, hidden_NH: Tensor, others_N: Tensor) -> None:
+        """Raises ValueError when hidden states, weight and one value a position do not fit."""
+        if hidden_NH.shape[0] != others_N.shape[0] or hidden_NH.shape[1] != self.weight_VH.shape[1]:
+            shapes = [tuple(tensor.shape) for tensor in (hidden_NH, self.weight_VH, others_N)]
+            raise ValueError(f"hidden states [N, H], weight [V, H] and targets [N] do not fit: found {shapes}")
+
+
+def chunk_length(head: Head) -> int:
+    """Most positions of a chunk: its logits are no larger than CHUNK_BYTES or, where that is more, than the weight."""
+    least = min(LEAST_TOKENS.get(head.weight_VH.device.type, LEAST_TOKENS["cuda"]), head.weight_VH.shape[1])
+    return max(1, least, CHUNK_BYTES // (head.sum_type.itemsize * head.vocabulary))
+
+
+def parts_of(positions: int, longest: int) -> list[slice]:
+    """Consecutive slices of about equal length, none longer than `longest`."""
+    count = -(-positions // longest)
+    bounds = [positions * i // count for i in range(count + 1)] if count else []
+    return [slice(start, stop) for start, stop in pairwise(bounds)]
+
+
+class ChunkedHead:
+    """A head at work on one chunk after another, in memory that is taken once. Sums are of the head's `sum_type`."""
+
+    def __init__(self, head: Head, positions: int, longest: int) -> None:
+        self.head = head.detached()
+        self.parts = parts_of(positions, longest)
+        self.weight_VH = self.head.weight_VH.to(head.product_type)
+        # what the product is multiplied by before a softcap, or altogether; it costs least on the hidden states
+        self.factor = head.slope if head.softcap is None else head.scale / head.softcap
+        self.bias_V = None if self.head.bias_V is None else self.head.bias_V.to(head.sum_type) * self.factor
+        size = max((part.stop - part.start for part in self.parts), default=0), head.vocabulary
+        self.logits_CV = self.weight_VH.new_empty(size, dtype=head.sum_type)
+        self.tanh_CV = None if head.softcap is None else torch.empty_like(self.logits_CV)
+
+    def logits(self, hidden_CH: Tensor) -> Tensor:
+        """`Head.logits` of a chunk. The memory is the caller's until the next call."""
+        head, rows = self.head, len(hidden_CH)
+        logits_CV = self.logits_CV[:rows]
+        product_CV = logits_CV if self.tanh_CV is None else self.tanh_CV[:rows]
+        exact = self.weight_VH.dtype == head.sum_type
+        hidden_CH = hidden_CH.to(self.weight_VH.dtype)
+        write_product(hidden_CH * self.factor if exact else hidden_CH, self.weight_VH.t(), product_CV)
+        if not exact and self.factor != 1.0:
+            product_CV.mul_(self.factor)
+        if self.bias_V is not None:
+            product_CV.add_(self.bias_V)
+        if head.softcap is not None:
+            torch.mul(product_CV.tanh_(), head.softcap / head.temperature, out=logits_CV)
+        return logits_CV
+
+    def mean_logits(self, weights_CV: Tensor) -> Tensor:
+        """[C] sum_v weights logits of the chunk, for a head with a softcap, which leaves the logits' tanh behind."""
+        assert self.tanh_CV is not None and self.head.softcap is not None
+        sums_C: Tensor = torch.linalg.vecdot(weights_CV, self.tanh_CV[: len(weights_CV)])
+        return sums_C * (self.head.softcap / self.head.temperature)
+
+    def apply_softcap_slope(self, slopes_CV: Tensor) -> None:
+        """Multiply by 1 - tanh^2, in place, where there is a softcap; once a chunk."""
+        if self.tanh_CV is not None:
+            squares_CV = self.tanh_CV[: len(slopes_CV)].square_()
+            slopes_CV.addcmul_(slopes_CV, squares_CV, value=-1)
+
+    def to_hidden(self, slopes_CV: Tensor) -> Tensor:
+        """[C, H] slopes W, in the sum type."""
+        result_CH = self.logits_CV.new_empty(len(slopes_CV), self.weight_VH.shape[1])
+        write_product(slopes_CV.to(self.weight_VH.dtype), self.weight_VH, result_CH)
+        return result_CH
+
+
+class HeadGradient:
+    """d loss / d weight and bias, added up over chunks in the head's `sum_type`."""
+
+    def __init__(self, head: Head, *, weight: bool, bias: bool) -> None:
+        self.head = head.detached()
+        self.wants_weight = weight
+        self.bias_V = head.weight_VH.new_zeros(head.vocabulary, dtype=head.sum_type) if bias else None
+        self.weight_VH: Tensor | None = None
+
+    def add(self, slopes_CV: Tensor, scales_C: Tensor, hidden_CH: Tensor) -> None:
+        """weight += (scales slopes)^T hidden."""
+        if self.bias_V is not None:
+            self.bias_V.addmv_(slopes_CV.t(), scales_C)
+        if not self.wants_weight:
+            return
+        kind = self.head.product_type
+        slopes_VC, scaled_CH = slopes_CV.to(kind).t(), (hidden_CH * scales_C[:, None]).to(kind)
+        if self.weight_VH is None:  # written, not added: zeros would have to be written first
+            self.weight_VH = self.head.weight_VH.new_empty(self.head.weight_VH.shape, dtype=self.head.sum_type)
+            write_product(slopes_VC, scaled_CH, self.weight_VH)
+        else:
+            add_product(slopes_VC, scaled_CH, self.weight_VH)
+
+    def add_rows(self, rows_C: Tensor, scales_C: Tensor, hidden_CH: Tensor) -> None:
+        """weight[rows] += scales hidden; after a chunk's `add`."""
+        if self.bias_V is not None:
+            self.bias_V.index_add_(0, rows_C, scales_C)
+        if self.weight_VH is not None:
+            self.weight_VH.index_add_(0, rows_C, (hidden_CH * scales_C[:, None]).to(self.weight_VH.dtype))
+
+    def result(self, scale: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
+        """(weight's, bias's) gradient times `scale` in the types of what they belong to; None where not wanted.
+
+        For once: the memory is given away, so that autograd need not copy it.
+        """
+        weight_VH, self.weight_VH = self.weight_VH, None
+        bias_V, self.bias_V = self.bias_V, None
+        if weight_VH is None and self.wants_weight:
+            weight_VH = torch.zeros_like(self.head.weight_VH)
+        for grad in (weight_VH, bias_V):
+            if grad is not None and scale is not None:
+                grad.mul_(scale)
+        return (
+            None if weight_VH is None else weight_VH.to(self.head.weight_VH.dtype),
+            None if bias_V is None or self.head.bias_V is None else bias_V.to(self.head.bias_V.dtype),
+        )
+
+
+class FormedGradient:
+    """Gradients that the forward pass has formed: the backward pass multiplies them by what comes in, once."""
+
+    def __init__(self, hidden_NH: Tensor | None, head: HeadGradient) -> None:
+        self.hidden_NH, self.head = hidden_NH, head
+        self.taken = False
+
+    def take(self, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Gradients of hidden states, weight and bias. Raises RuntimeError the second time."""
+        if self.taken:
+            raise RuntimeError("this loss forms its gradient once, and it was taken before; compute the loss again")
+        self.taken = True
+        # on other devices, looking at the number would wait for them
+        scale = None if grad.device.type == "cpu" and grad.item() == 1.0 else grad
+        hidden_NH, self.hidden_NH = self.hidden_NH, None
+        if hidden_NH is not None and scale is not None:
+            hidden_NH.mul_(scale)
+        return hidden_NH, *self.head.result(scale)
+
+
+def write_product(left: Tensor, right: Tensor, result: Tensor) -> None:
+    """result = left @ right, summed in the type of `result`."""
+    if left.dtype == result.dtype:
+        torch.mm(left, right, out=result)
+    else:
+        torch.mm(left, right, out_dtype=result.dtype, out=result)
+
+
+def add_product(left: Tensor, right: Tensor, result: Tensor) -> None:
+    """result += left @ right, summed in the type of `result`."""
+    if left.dtype == result.dtype:
+        result.addmm_(left, right)
+    else:
+        torch.addmm(result, left, right, out_dtype=result.dtype, out=result)

@@ -1,0 +1,122 @@
+"""The divergence of a student from a teacher, from hidden states: gradients formed on the way forward.
+
+N positions, C positions of a chunk, H hidden size, V vocabulary. A chunk takes one product for each model's logits and
+two for the gradients of the student's hidden states and weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from stages.losses.distillation import Divergence
+from stages.losses.head import ChunkedHead, FormedGradient, Head, HeadGradient, chunk_length, parts_of
+from stages.losses.logprobs import Wanted
+
+BLOCK_BYTES = {"cpu": 2**20, "cuda": 256 * 2**20}
+"""Logits that are turned into slopes at a time, so that the passes over them stay within the cache."""
+
+_LOWEST = -1e30
+"""For biases of -inf: the slopes need finite logits."""
+
+
+def linear_divergence(
+    hidden_NH: Tensor,
+    head: Head,
+    teacher_hidden_NH: Tensor,
+    teacher_head: Head,
+    divergence: Divergence,
+    *,
+    weights_N: Tensor | None = None,
+    chunk_tokens: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(sum of weight x divergence over all positions, divergences [N] without a gradient).
+
+    Exact gradients of the sum for the student's hidden states, weight and bias, whichever need one; nothing of the
+    teacher, nor the weights (1 where not given), gets one. backward() works once. A temperature is part of the heads;
+    there is no factor temperature^2 (as in TRL). Raises ValueError for shapes that do not fit.
+    """
+    if head.vocabulary != teacher_head.vocabulary:
+        raise ValueError(
+            f"student and teacher have heads of {head.vocabulary} and {teacher_head.vocabulary} tokens; "
+            "they must be equal"
+        )
+    head.check(hidden_NH, teacher_hidden_NH)
+    teacher_head.check(teacher_hidden_NH, hidden_NH)
+    settings = _Settings(
+        form=partial(Head, scale=head.scale, softcap=head.softcap, temperature=head.temperature),
+        teacher=_finite(teacher_head.detached()),
+        teacher_hidden_NH=teacher_hidden_NH.detach(),
+        slope=divergence.slope,
+        longest=chunk_tokens or chunk_length(head),
+        wanted=Wanted.of(hidden_NH, head, with_entropy=False),
+    )
+    if weights_N is None:
+        weights_N = hidden_NH.new_ones(len(hidden_NH), dtype=head.sum_type)
+    with torch.autocast(hidden_NH.device.type, enabled=False):
+        loss, divergences_N = _LinearDivergence.apply(
+            hidden_NH, head.weight_VH, head.bias_V, weights_N.detach(), settings
+        )
+    return loss, divergences_N
+
+
+@dataclass(frozen=True)
+class _Settings:
+    form: Callable[[Tensor, Tensor | None], Head]
+    """The student's head, given weight and bias."""
+    teacher: Head
+    teacher_hidden_NH: Tensor
+    slope: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    longest: int
+    wanted: Wanted
+
+
+class _LinearDivergence(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, weights_N: Tensor, settings: _Settings
+    ) -> tuple[Tensor, Tensor]:
+        head, wanted = _finite(settings.form(weight_VH, bias_V)), settings.wanted
+        room = ChunkedHead(head, len(hidden_NH), settings.longest)
+        teacher = ChunkedHead(settings.teacher, len(hidden_NH), settings.longest)
+        divergences_N = hidden_NH.new_empty(len(hidden_NH), dtype=head.sum_type)
+        grad_hidden_NH = torch.empty_like(hidden_NH) if wanted.hidden else None
+        gradient = HeadGradient(head, weight=wanted.weight, bias=wanted.bias)
+        for part in room.parts:
+            slopes_CV = room.logits(hidden_NH[part])
+            teacher_CV = teacher.logits(settings.teacher_hidden_NH[part])
+            divergences_N[part], scales_C = _slopes(slopes_CV, teacher_CV, settings.slope)
+            room.apply_softcap_slope(slopes_CV)
+            scales_C = scales_C * weights_N[part] * head.slope
+            if grad_hidden_NH is not None:
+                grad_hidden_NH[part] = room.to_hidden(slopes_CV).mul_(scales_C[:, None])
+            gradient.add(slopes_CV, scales_C, hidden_NH[part])
+        ctx.formed = FormedGradient(grad_hidden_NH, gradient)
+        ctx.mark_non_differentiable(divergences_N)
+        return (divergences_N * weights_N).sum(), divergences_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        return *ctx.formed.take(grad), None, None
+
+
+def _slopes(
+    student_CV: Tensor, teacher_CV: Tensor, slope: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """`slope` of some rows at a time."""
+    bytes_at_once = BLOCK_BYTES.get(student_CV.device.type, BLOCK_BYTES["cuda"])
+    rows = max(1, bytes_at_once // (student_CV.itemsize * student_CV.shape[1]))
+    blocks = [slope(student_CV[block], teacher_CV[block]) for block in parts_of(len(student_CV), rows)]
+    divergences, scales = zip(*blocks, strict=True)
+    return torch.cat(divergences), torch.cat(scales)
+
+
+def _finite(head: Head) -> Head:
+    return head if head.bias_V is None else replace(head, bias_V=head.bias_V.clamp(min=_LOWEST))

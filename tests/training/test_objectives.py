@@ -1,0 +1,194 @@
+"""Every objective on a tiny model against its loss written out on the model's own logits of separate rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from artifacts.errors import StageError
+from stages.losses.distillation import divergence_of
+from stages.losses.policy import AGGREGATIONS, LOG_RATIOS, clipped, kl_k3
+from stages.losses.preference import sigmoid
+from stages.training.batch import Group, TokenBatch
+from stages.training.distillation import DistillationLoss
+from stages.training.language_modeling import TokenLoss
+from stages.training.metrics import Mean
+from stages.training.model import Scorer
+from stages.training.pairs import PreferenceLoss, Reference
+from stages.training.policy import PolicyLoss, PolicySettings, Rollouts
+from tests.losses.heads import Work
+from tests.training.conftest import VOCABULARY, random_groups, tiny_model
+
+SETTINGS = PolicySettings(
+    aggregation=AGGREGATIONS["grpo"],
+    temperature=0.8,
+    epsilon=0.1,
+    epsilon_high=0.2,
+    beta=0.0,
+    max_completion_length=8,
+    importance_sampling_level="token",
+    tolerance=None,
+)
+
+
+@pytest.fixture(scope="module")
+def scorer() -> Scorer:
+    return Scorer(tiny_model().double())
+
+
+def plain_logits(scorer: Scorer, groups: list[Group]) -> list[Tensor]:
+    """Of the tokens of every branch [T, V], each sequence alone."""
+    rows = []
+    for group in groups:
+        for branch in group.branches:
+            ids = torch.tensor([[*group.prefix_ids, *branch.token_ids]])
+            rows.append(scorer.model(input_ids=ids).logits[0, len(group.prefix_ids) - 1 : -1])
+    return rows
+
+
+def targets(groups: list[Group]) -> list[Tensor]:
+    return [torch.tensor(branch.token_ids) for group in groups for branch in group.branches]
+
+
+def plain_logprobs(scorer: Scorer, groups: list[Group], temperature: float = 1.0) -> list[Tensor]:
+    logits = [(row / temperature).log_softmax(-1) for row in plain_logits(scorer, groups)]
+    return [row.gather(1, ids[:, None])[:, 0] for row, ids in zip(logits, targets(groups), strict=True)]
+
+
+def gradients(scorer: Scorer, loss: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, [one for one in scorer.parameters() if one.requires_grad]))
+
+
+def agree(scorer: Scorer, objective: Any, groups: list[Group], expected: Tensor) -> dict[str, float]:
+    """Loss and gradients are those of `expected`; gives back the metrics."""
+    wanted = gradients(scorer, expected)
+    loss, metrics = objective(scorer, scorer.layout(groups))
+    assert_close(loss, expected, rtol=1e-9, atol=1e-9)
+    for gradient, other in zip(gradients(scorer, loss), wanted, strict=True):
+        assert_close(gradient, other, rtol=1e-7, atol=1e-9)
+    assert set(metrics) <= set(objective.metric_names)
+    return {name: float(mean.sum) / float(mean.count) for name, mean in metrics.items()}
+
+
+def test_supervised(scorer: Scorer) -> None:
+    groups = random_groups(4, 2)
+    logs = torch.cat([row.log_softmax(-1) for row in plain_logits(scorer, groups)])
+    ids = torch.cat(targets(groups))
+    metrics = agree(scorer, TokenLoss(), groups, -logs.gather(1, ids[:, None]).sum())
+    assert metrics["entropy"] == pytest.approx(float(-(logs.exp() * logs).sum(-1).mean()), rel=1e-9)
+    assert metrics["mean_token_accuracy"] == float((logs.argmax(-1) == ids).double().mean())
+
+
+def test_preference(scorer: Scorer) -> None:
+    groups = [replace(group, data=Reference(-9.0 - i, -8.0)) for i, group in enumerate(random_groups(4, 2))]
+    sums = [row.sum() for row in plain_logprobs(scorer, groups)]
+    margins = [sums[2 * i] - sums[2 * i + 1] - (-9.0 - i + 8.0) for i in range(4)]
+    expected = -torch.stack(margins).mul(0.3).sigmoid().log().sum()
+    metrics = agree(scorer, PreferenceLoss(partial(sigmoid, beta=0.3), 0.3), groups, expected)
+    assert metrics["rewards/margins"] == pytest.approx(float(torch.stack(margins).mean()) * 0.3, rel=1e-9)
+    assert metrics["logps/chosen"] == pytest.approx(float(torch.stack(sums[0::2]).mean()), rel=1e-9)
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, 0.4])
+def test_distillation(scorer: Scorer, beta: float) -> None:
+    torch.manual_seed(1)
+    teacher = Scorer(tiny_model("qwen3").double().requires_grad_(False))
+    groups = random_groups(3, 2)
+    student_logits, teacher_logits = (torch.cat(plain_logits(one, groups)) / 0.7 for one in (scorer, teacher))
+    values = divergence_of(beta).of_logits(student_logits, teacher_logits)
+    metrics = agree(scorer, DistillationLoss(teacher, divergence_of(beta), 0.7), groups, values.sum())
+    assert metrics["divergence"] == pytest.approx(float(values.mean()), rel=1e-9)
+
+
+def rollouts(scorer: Scorer, *, on_policy: bool) -> list[Group]:
+    """Groups of three completions with advantages; off policy, later ones were less likely before."""
+    groups = random_groups(3, 3)
+    with torch.no_grad():
+        rows = [row.tolist() for row in plain_logprobs(scorer, groups, SETTINGS.temperature)]
+    made = []
+    for number, group in enumerate(groups):
+        own = rows[3 * number : 3 * number + 3]
+        old = tuple(
+            [value + 0.3 * (-1) ** t - 0.4 * place for t, value in enumerate(row)] for place, row in enumerate(own)
+        )
+        reference = tuple([value - 0.2 * (t % 3) for t, value in enumerate(row)] for row in own)
+        data = Rollouts((1.0, -0.5, 0.25 + number), tuple(own), None if on_policy else old, reference)
+        made.append(replace(group, data=data))
+    return made
+
+
+def plain_policy_loss(scorer: Scorer, groups: list[Group], settings: PolicySettings) -> Tensor:
+    """The weighted sum over all tokens, with everything laid out as whole tensors."""
+    rows = plain_logprobs(scorer, groups, settings.temperature)
+    logprobs = torch.cat(rows)
+    branch = torch.arange(len(rows)).repeat_interleave(torch.tensor([len(row) for row in rows]))
+    known: list[Rollouts] = [group.data for group in groups]
+
+    def tokens(field: Callable[[Rollouts], Any]) -> Tensor:
+        return torch.tensor([value for one in known for row in field(one) for value in row], dtype=torch.float64)
+
+    old = logprobs.detach() if known[0].old_logprobs is None else tokens(lambda one: one.old_logprobs)
+    advantages = torch.tensor([value for one in known for value in one.advantages], dtype=torch.float64)[branch]
+    ratios = LOG_RATIOS[settings.importance_sampling_level](logprobs, old, branch, len(rows))
+    losses = clipped(ratios, advantages, epsilon=settings.epsilon, epsilon_high=settings.epsilon_high)
+    losses = losses + settings.beta * kl_k3(logprobs, tokens(lambda one: one.reference_logprobs))
+    lengths = torch.tensor([len(row) for row in rows])
+    return (losses * settings.aggregation.weights(lengths, branch, 8, torch.float64)).sum()
+
+
+@pytest.mark.parametrize("level", LOG_RATIOS)
+@pytest.mark.parametrize("on_policy", [True, False])
+@pytest.mark.parametrize(("beta", "aggregation"), [(0.0, "grpo"), (0.1, "dapo")])
+def test_policy(scorer: Scorer, level: str, on_policy: bool, beta: float, aggregation: str) -> None:
+    settings = replace(
+        SETTINGS, importance_sampling_level=level, beta=beta, aggregation=AGGREGATIONS[aggregation], tolerance=1e-6
+    )
+    groups = rollouts(scorer, on_policy=on_policy)
+    metrics = agree(scorer, PolicyLoss(settings), groups, plain_policy_loss(scorer, groups, settings))
+    assert ("kl" in metrics) == bool(beta)
+    assert (metrics["clip_ratio/low_mean"] + metrics["clip_ratio/high_mean"] > 0) != on_policy
+    assert ("sampling/sampling_logp_difference/mean" in metrics) == on_policy
+
+
+def head_products(scorer: Scorer, objective: Any, batch: TokenBatch) -> float:
+    """Products of the head in forward and backward pass: those with the vocabulary on one side."""
+    with Work(only=VOCABULARY) as work:
+        loss, _ = objective(scorer, batch)
+        gradients(scorer, loss)
+    return work.products(len(batch.target_N), VOCABULARY, 32)
+
+
+def test_three_products_of_the_head(scorer: Scorer) -> None:
+    """Also of a sequence-level ratio on policy, whose slope is known beforehand."""
+    groups = rollouts(scorer, on_policy=True)
+    for level in LOG_RATIOS:
+        settings = replace(SETTINGS, importance_sampling_level=level)
+        assert head_products(scorer, PolicyLoss(settings), scorer.layout(groups)) == 3
+    assert head_products(scorer, TokenLoss(), scorer.layout(groups)) == 3
+
+
+def test_a_sampler_that_disagrees_is_an_error(scorer: Scorer) -> None:
+    groups = rollouts(scorer, on_policy=True)
+    wrong = groups[1].data
+    sampled = (wrong.sampled_logprobs[0], [value - 0.5 for value in wrong.sampled_logprobs[1]])
+    groups[1] = replace(groups[1], data=replace(wrong, sampled_logprobs=(*sampled, wrong.sampled_logprobs[2])))
+    with pytest.raises(StageError, match=r"of row row1 log-probability .* other weights, or computes differently"):
+        PolicyLoss(replace(SETTINGS, tolerance=0.1))(scorer, scorer.layout(groups))
+
+
+def test_metrics_wait_for_no_device(scorer: Scorer) -> None:
+    """Sums stay tensors; counts are known on the host."""
+    groups = rollouts(scorer, on_policy=False)
+    for objective in (TokenLoss(), PolicyLoss(replace(SETTINGS, beta=0.1))):
+        _, metrics = objective(scorer, scorer.layout(groups))
+        assert metrics
+        for mean in metrics.values():
+            assert isinstance(mean, Mean) and isinstance(mean.sum, Tensor) and isinstance(mean.count, int)
+            assert not mean.sum.requires_grad
