@@ -207,7 +207,8 @@ def _part(number: int) -> str:
 
 
 def _marker(step: int, entries: Iterable[FileEntry]) -> bytes:
-    rows = [{"path": entry.path, "size": entry.size, "sha256": entry.sha256} for entry in entries]
+    ordered = sorted(entries, key=lambda entry: entry.path)
+    rows = [{"path": entry.path, "size": entry.size, "sha256": entry.sha256} for entry in ordered]
     return seal({"format": 1, "step": step, "files": rows})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -32,6 +33,8 @@ class FullySharded:
     lockstep = True
 
     def __init__(self, scorer: Scorer, config: TrainingConfig, processes: Processes, sharding: Fsdp) -> None:
+        # objectives do not change what a readout gave them in place
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
         self.scorer, self.processes = scorer, processes
         mesh = init_device_mesh(processes.device.type, (processes.size,))
         low = torch.bfloat16 if config.bf16 else None

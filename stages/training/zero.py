@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,6 @@ from stages.training.model import Scorer
 from stages.training.objective import Readout
 from stages.training.processes import Processes
 
-
 _BUCKET_ELEMENTS = 100_000_000
 
 
@@ -33,6 +33,7 @@ class ZeroSharded:
 
     def __init__(self, scorer: Scorer, config: TrainingConfig, processes: Processes, sharding: Zero) -> None:
         deepspeed = _deepspeed()
+        warnings.filterwarnings("ignore", "`torch.distributed.* is deprecated", FutureWarning)  # DeepSpeed's calls
         self.processes, self.stage = processes, sharding.stage
         self.trained = {name: one for name, one in scorer.named_parameters() if one.requires_grad}
         self._shapes = {name: one.shape for name, one in self.trained.items()}

@@ -75,6 +75,15 @@ def save_twice(root: Path, files: LocalFiles) -> None:
         Store(files, root / "cache").checkpoints(FINGERPRINT, keep=1).save(step, job(root, f"{os.getpid()}-{step}"))
 
 
+def save_then_in_parts(root: Path, files: LocalFiles) -> None:
+    checkpoints = Store(files, root / "cache").checkpoints(FINGERPRINT, keep=1)
+    checkpoints.save(1, job(root, f"{os.getpid()}-1"))
+    name = checkpoints.new_name(2)
+    for part in (0, 1):
+        checkpoints.save_part(name, part, job(root, f"{os.getpid()}-2-{part}"))
+    checkpoints.finish(name, 2)
+
+
 def in_child(work) -> int:
     """Exit status of `work()` in a process of its own."""
     child = os.fork()
@@ -144,18 +153,21 @@ def test_put_and_record_at_every_step(tmp_path, prepare):
     assert count > 40
 
 
-def test_checkpoints_at_every_step(tmp_path):
+@pytest.mark.parametrize("work", [save_twice, save_then_in_parts])
+def test_checkpoints_at_every_step(tmp_path, work):
     count = 0
     seen = set()
-    for root in kills(tmp_path, save_twice):
+    for root in kills(tmp_path, work):
         count += 1
         latest = open_store(str(root)).checkpoints(FINGERPRINT).latest()
         seen.add(None if latest is None else latest[0])
         if latest is not None:
-            assert {path: (latest[1] / path).read_bytes() for path in CONTENT} == CONTENT
+            in_parts = latest[0] == 2 and work is save_then_in_parts
+            for folder in ("part-00000", "part-00001") if in_parts else ("",):
+                assert {path: (latest[1] / folder / path).read_bytes() for path in CONTENT} == CONTENT
         if count % 2:
             continue
-        assert in_child(lambda root=root: save_twice(root, LocalFiles(root))) == 0
+        assert in_child(lambda root=root: work(root, LocalFiles(root))) == 0
         assert open_store(str(root)).checkpoints(FINGERPRINT).latest_step() == 2
     assert seen == {None, 1, 2} and count > 60
 

@@ -124,6 +124,33 @@ def two_checkpoints(root: Path, files: type[LocalFiles] = LocalFiles):
     return disk.steps, check
 
 
+def checkpoints_in_parts(root: Path):
+    """Two processes save their shares, and one of them makes the checkpoint count."""
+    disk, store = store_on(root)
+    checkpoints = store.checkpoints(FINGERPRINT, keep=1)
+    for step in (5, 10):
+        name = checkpoints.new_name(step)
+        for part in (0, 1):
+            checkpoints.save_part(name, part, job(disk, root, f"{step}-{part}", {"weights": bytes([step + part]) * 99}))
+        checkpoints.finish(name, 2)
+        disk.mark(str(step))
+
+    def check(promised: set[str], content: dict[str, bytes]) -> str | None:
+        after = reader(content).checkpoints(FINGERPRINT)
+        for path in content:
+            if path.startswith("work/") and path.endswith("/DONE.json"):
+                saved, folder = int(path.split("/")[-2][:10]), path.removesuffix("/DONE.json")
+                for part in (0, 1):
+                    if content.get(f"{folder}/part-0000{part}/weights") != bytes([saved + part]) * 99:
+                        return "announced and not there"
+        step = after.latest_step()
+        if step is None:
+            return "acknowledged and lost" if promised else None
+        return "an older one than acknowledged" if step < max(map(int, promised), default=0) else None
+
+    return disk.steps, check
+
+
 def alias_replaced(root: Path):
     disk, store = store_on(root)
     targets = [store.put("model", job(disk, root, str(i), {"a": b"%d" % i}), producer={}) for i in (0, 1)]
@@ -143,7 +170,7 @@ def alias_replaced(root: Path):
     return disk.steps, check
 
 
-PROTOCOLS = [put_and_record, put_over_damage, two_checkpoints, alias_replaced]
+PROTOCOLS = [put_and_record, put_over_damage, two_checkpoints, checkpoints_in_parts, alias_replaced]
 
 
 def wrongs(steps, check, samples: int, enough: int = 10**9, seed: int = 1) -> tuple[int, list[str]]:
