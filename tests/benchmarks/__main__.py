@@ -24,6 +24,7 @@ from tests.benchmarks.report import (
     COLUMNS,
     GOAL_COLUMNS,
     append_section,
+    commit,
     goal_lines,
     lines,
     machine,
@@ -88,7 +89,8 @@ def main(given: Sequence[str]) -> int:
     except ValueError as error:
         console.print(str(error), markup=False)
         return 2
-    measured = []
+    measured: list[Measured] = []
+    failure: Exception | None = None
     try:
         for case in cases:
             measured.append(
@@ -101,8 +103,18 @@ def main(given: Sequence[str]) -> int:
                 )
             )
     except (BenchmarkError, ParityError) as error:
-        console.print(str(error), markup=False)
+        failure = error
+    if measured:
+        command = shlex.join(["python", "-m", "tests.benchmarks", *_without_results(given)])
+        publish(console, arguments, command, measured)
+    if failure is not None:
+        console.print(str(failure), markup=False)
         return 1
+    return 0
+
+
+def publish(console: Console, arguments: argparse.Namespace, command: str, measured: Sequence[Measured]) -> None:
+    """To the terminal, to stdout as JSON, to the file of results."""
     summaries = [summary(one) for one in measured]
     tables = tables_of(arguments, summaries)
     for header, cells in tables:
@@ -110,7 +122,6 @@ def main(given: Sequence[str]) -> int:
     if arguments.json:
         print(json.dumps(summaries, indent=1))
     if arguments.results:
-        command = shlex.join(["python", "-m", "tests.benchmarks", *_without_results(given)])
         append_section(
             arguments.results,
             command,
@@ -118,16 +129,15 @@ def main(given: Sequence[str]) -> int:
             facts_of(arguments, measured),
             [markdown_table(header, cells) for header, cells in tables],
         )
-    return 0
 
 
 def tables_of(arguments: argparse.Namespace, summaries: list[dict[str, Any]]) -> list[Titled]:
     """Every figure; the goals of the matrix; the slopes of a series."""
     tables: list[Titled] = [(COLUMNS, lines(summaries))]
     if arguments.all and "ours" in summaries[0]["contestants"]:
-        tables.append((GOAL_COLUMNS, goal_lines(MATRIX, summaries)))
-    if arguments.growth:
-        sizes = [size for size, _ in SERIES[arguments.growth](arguments.steps)]
+        tables.append((GOAL_COLUMNS, goal_lines(MATRIX[: len(summaries)], summaries)))
+    if arguments.growth and len(summaries) > 1:
+        sizes = [size for size, _ in SERIES[arguments.growth](arguments.steps)][: len(summaries)]
         tables.append(
             (
                 ("contestant", f"time grows with {arguments.growth} to the", "working memory to the"),
@@ -146,12 +156,13 @@ def tables_of(arguments: argparse.Namespace, summaries: list[dict[str, Any]]) ->
 
 def facts_of(arguments: argparse.Namespace, measured: Sequence[Measured]) -> list[str]:
     """What a reader needs to judge the numbers."""
+    versions = measured[0].versions
     loads = [load for one in measured for load in one.loads]
     methods = {runs.results[0]["memory_method"] for one in measured for runs in one.runs.values()}
     rates = [f"{one.case.name}: {one.best_rate[1] / 1e9:.0f} GFLOP/s, product {one.best_rate[0]}" for one in measured]
     return [
         machine(),
-        ", ".join(f"{name} {version}" for name, version in measured[0].versions.items()),
+        ", ".join([f"posttrain at {commit()}", *(f"{name} {version}" for name, version in versions.items())]),
         f"float32, {arguments.threads} threads, {arguments.rounds} rounds, load average before a round "
         f"{min(loads):.1f} to {max(loads):.1f}",
         f"working memory: {'; '.join(sorted(methods))}, minus what was held before the first step",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -174,6 +175,20 @@ def _cpuinfo() -> list[str]:
         return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
+
+
+def commit() -> str:
+    """The commit of this checkout, and whether files differ from it."""
+    root = Path(__file__).parents[2]
+    try:
+        found = _git(root, "rev-parse", "--short", "HEAD")
+    except (OSError, subprocess.CalledProcessError):
+        return "no commit"
+    return f"{found} with local changes" if _git(root, "status", "--porcelain", "-uno") else found
+
+
+def _git(root: Path, *words: str) -> str:
+    return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def append_section(file: Path, command: str, note: str, facts: Sequence[str], tables: Sequence[str]) -> None:
