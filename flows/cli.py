@@ -45,7 +45,14 @@ def parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, parents=[*parents, shared])
 
     add("run", "run a recipe", recipe)
-    add("plan", "say what a run would do, and why", recipe)
+    plan = add("plan", "say what a run would do, and why", recipe)
+    plan.add_argument("--memory", action="store_true", help="predict what each stage needs, and what would make it fit")
+    plan.add_argument(
+        "--memory-gb",
+        type=_positive,
+        metavar="GB",
+        help="plan for GPUs of so much memory (default: what is found here)",
+    )
     reference = "an id (8 digits are enough) or an alias"
     add("show", "an artifact: what it is, its files, metrics and lineage").add_argument("artifact", help=reference)
     add("path", "a local folder with an artifact's files").add_argument("artifact", help=reference)
@@ -58,6 +65,13 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("-o", "--output", type=Path, metavar="FILE.html", help="where to (default: RUN.html)")
     add("stages", "the stages there are, or one with its fields").add_argument("name", nargs="?")
     return top
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text}")
+    return value
 
 
 def main(arguments: list[str] | None = None) -> int:

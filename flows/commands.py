@@ -35,12 +35,22 @@ def run(options: Namespace) -> int:
 def plan(options: Namespace) -> int:
     """`posttrain plan`"""
     made = _plan(options)
+    predicted = {}
+    if options.memory or options.memory_gb is not None:
+        from flows.machine import Machine
+        from flows.memory import predict
+
+        predicted = predict(made, Machine.here(options.memory_gb))
     if options.json:
-        _print_json(made.to_json())
+        described = made.to_json()
+        for name, prediction in predicted.items():
+            described["stages"][name]["memory"] = prediction.to_json()
+        _print_json(described)
     else:
+        from flows.memory_table import memory_table
         from flows.tables import plan_table, show
 
-        show(plan_table(made))
+        show(plan_table(made), *([memory_table(predicted)] if predicted else []))
     return 0
 
 

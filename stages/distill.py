@@ -8,6 +8,9 @@ from pydantic import Field
 
 from stages.stage import Input, Stage
 from stages.training.config import TrainingConfig
+from stages.training.memory import Phase, Request, same_shape, training_step
+from stages.training.memory_head import HeadUse
+from stages.training.memory_sampling import Sampled, sampling
 
 if TYPE_CHECKING:
     from stages.context import Context
@@ -55,6 +58,22 @@ def run(context: Context) -> None:
     export(context, trained, context.input("model"), ledger.to_json(), samples=windows.samples)
 
 
+def memory(request: Request) -> list[Phase]:
+    """Sampling, where the student's completions are used, and the steps with the teacher beside them."""
+    config, training, teacher = request.config, request.training, request.models["teacher"]
+    own = config.max_completion_length if config.lmbda > 0 else 0
+    row = min(request.longest + own, request.model.context)
+    others = 4.0 * teacher.parameters + (training.policy_copy() if own else 0)
+    work = request.passes(row=row, rows=config.train_batch_size)
+    phases = [training_step(training, work, HeadUse(teacher=teacher), reference=others)]
+    if own:
+        state = training.state()
+        resident = {"weights": state["weights"], "optimizer": state["optimizer"], "reference": others}
+        asked = Sampled(-(-config.train_batch_size // request.setup.processes), max(1, row - own), own)
+        phases.append(sampling(request.model, request.setup, asked, number=training.weight, resident=resident))
+    return phases
+
+
 STAGE = Stage(
     name="distill",
     version=1,
@@ -64,4 +83,6 @@ STAGE = Stage(
     run=run,
     summary="a student learns a teacher's distributions, on-policy or off-policy",
     main_metric="divergence",
+    memory=memory,
+    shapes=same_shape,
 )

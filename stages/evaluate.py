@@ -8,7 +8,9 @@ from pydantic import Field
 
 from artifacts.errors import StageError
 from stages.evaluation.config import AnswerConfig, answer_problems
+from stages.evaluation.memory import answering_phases
 from stages.stage import Input, Stage
+from stages.training.memory import Phase, Request, scoring
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,6 +24,10 @@ Task = Literal["accuracy", "preference_accuracy", "loss", "reward"]
 
 FIRST_METRICS = ("accuracy", "preference/accuracy", "loss", "reward")
 """The first of these that was measured is the main metric."""
+
+
+_ROWS_AT_ONCE = 256
+"""Rows that are scored before they are saved."""
 
 
 class Config(AnswerConfig):
@@ -197,6 +203,19 @@ def _write(
     write_jsonl(folder / "samples.jsonl", records)
 
 
+def memory(request: Request) -> list[Phase]:
+    """Answers where they are asked for; else the pass over the rows' own text, of the reference too."""
+    config = request.config
+    answers = {"accuracy", "reward"} & set(config.tasks) or (not config.tasks and config.rewards)
+    phases = answering_phases(request) if answers and not request.model.classifier else []
+    weights = {"weights": 4.0 * request.model.parameters}
+    work = request.passes(row=2 * request.longest, rows=_ROWS_AT_ONCE)
+    phases.append(scoring(request.model, request.setup, work, bf16=config.bf16))
+    if (reference := request.models.get("reference")) is not None:
+        phases.append(scoring(reference, request.setup, work, resident=weights, own="reference", bf16=config.bf16))
+    return phases
+
+
 STAGE = Stage(
     name="evaluate",
     version=1,
@@ -213,4 +232,5 @@ STAGE = Stage(
     summary="loss, accuracy, preference accuracy or reward, with intervals and per-sample records",
     check=check,
     main_metric="accuracy",
+    memory=memory,
 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from stages.seeds import generator
 from stages.stage import Config, Input, Stage
+from stages.training.memory_shape import ModelShape, read_shape
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -149,6 +151,17 @@ def _model_config(config: InitModelConfig, tokenizer: PreTrainedTokenizerFast) -
     )
 
 
+def shapes(config: InitModelConfig, _: Mapping[str, ModelShape]) -> dict[str, ModelShape]:
+    """As configured; the vocabulary may come out smaller."""
+    values = config.model_dump(exclude={"architecture", "num_key_value_heads", "head_dim"})
+    made = {
+        "model_type": config.architecture,
+        "num_key_value_heads": config.key_value_heads,
+        "head_dim": config.width_of_head,
+    }
+    return {"model": read_shape({**values, **made})}
+
+
 STAGE = Stage(
     name="init_model",
     version=1,
@@ -158,4 +171,5 @@ STAGE = Stage(
     run=run,
     summary="A small base model with random weights and a tokenizer trained on the given datasets",
     main_metric="parameters",
+    shapes=shapes,
 )

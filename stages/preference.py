@@ -8,6 +8,8 @@ from pydantic import Field
 
 from stages.stage import Input, Stage, operational
 from stages.training.config import TrainingConfig
+from stages.training.memory import Phase, Request, same_shape, scoring, training_step
+from stages.training.memory_head import HeadUse
 
 if TYPE_CHECKING:
     from stages.context import Context
@@ -91,6 +93,19 @@ def run(context: Context) -> None:
     export(context, trained, context.input("model"), ledger.to_json())
 
 
+def memory(request: Request) -> list[Phase]:
+    """The pass of the reference, where it is not precomputed, and the steps. A pair may share no token."""
+    config, pair = request.config, 2 * request.longest
+    work = request.passes(row=pair, rows=config.train_batch_size)
+    phases = [training_step(request.training, work, HeadUse(together=True))]
+    if "reference_logprobs" not in request.wired:
+        scored = request.passes(row=pair, rows=config.shard_rows)
+        weights = {"weights": request.training.state()["weights"]}
+        reference = request.models.get("reference", request.model)
+        phases.append(scoring(reference, request.setup, scored, resident=weights, own="reference"))
+    return phases
+
+
 STAGE = Stage(
     name="preference",
     version=1,
@@ -106,4 +121,6 @@ STAGE = Stage(
     summary="DPO, IPO, SLiC: preference pairs against a fixed reference",
     check=check,
     main_metric="rewards/accuracies",
+    memory=memory,
+    shapes=same_shape,
 )

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from stages.stage import Config as StageConfig
 from stages.stage import Input, Stage, operational
+from stages.training.memory import Phase, Request, scoring
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -92,6 +93,12 @@ def _write(folder: Path, rows: list[dict[str, Any]], names: tuple[str, ...], led
     (folder / "ledger.json").write_text(json.dumps(ledger, indent=1), encoding="utf-8")
 
 
+def memory(request: Request) -> list[Phase]:
+    """One pass after another. A pair may share no token."""
+    work = request.passes(row=2 * request.longest, rows=request.config.shard_rows)
+    return [scoring(request.model, request.setup, work, bf16=request.config.bf16)]
+
+
 STAGE = Stage(
     name="reference_logprobs",
     version=1,
@@ -101,4 +108,5 @@ STAGE = Stage(
     run=run,
     summary="log-probabilities of the completions under a fixed model, resumable by shard",
     main_metric="mean_logprob_per_token",
+    memory=memory,
 )

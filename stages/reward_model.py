@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from stages.stage import Input, Stage
 from stages.training.config import TrainingConfig
+from stages.training.memory import Phase, Request, training_step
+from stages.training.memory_head import HeadUse
+from stages.training.memory_shape import ModelShape
 
 if TYPE_CHECKING:
     from stages.context import Context
@@ -65,6 +70,19 @@ def run(context: Context) -> None:
     export(context, trained, folder, ledger.to_json())
 
 
+def memory(request: Request) -> list[Phase]:
+    """One step after another; only last tokens are read. A pair may share no token."""
+    rows = request.config.train_batch_size
+    work = request.passes(row=2 * request.longest, rows=rows, read=2 * rows)
+    training = replace(request.training, shape=request.model.as_classifier())
+    return [training_step(training, work, HeadUse())]
+
+
+def shapes(_: Config, models: Mapping[str, ModelShape]) -> dict[str, ModelShape]:
+    """A score in place of the head."""
+    return {"model": models["model"].as_classifier()}
+
+
 STAGE = Stage(
     name="reward_model",
     version=1,
@@ -74,4 +92,6 @@ STAGE = Stage(
     run=run,
     summary="a Bradley-Terry reward model from preference pairs",
     main_metric="accuracy",
+    memory=memory,
+    shapes=shapes,
 )

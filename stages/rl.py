@@ -9,6 +9,9 @@ from pydantic import Field
 from stages.rollouts.rewards import unknown_rewards
 from stages.stage import CodeRef, Input, Stage
 from stages.training.config import TrainingConfig
+from stages.training.memory import Phase, Request, same_shape, scoring, training_step
+from stages.training.memory_head import HeadUse
+from stages.training.memory_sampling import Sampled, sampling
 
 if TYPE_CHECKING:
     from stages.context import Context
@@ -174,6 +177,37 @@ def _write_rollouts(context: Context, records: list[dict[str, Any]]) -> None:
     context.counts["rollouts"] = len(records)
 
 
+def memory(request: Request) -> list[Phase]:
+    """Sampling, the passes of reward model and reference, and the steps."""
+    config, setup, training = request.config, request.setup, request.training
+    prompt = max(1, min(request.longest, request.model.context - config.max_completion_length))
+    group = prompt + config.num_generations * config.max_completion_length
+    groups = config.train_batch_size // config.num_generations
+    reference = request.models.get("reference", request.model) if config.beta else None
+    judge = request.models.get("reward_model")
+    others = training.policy_copy() + sum(4.0 * shape.parameters for shape in (reference, judge) if shape is not None)
+    state = training.state()
+    resident = {"weights": state["weights"], "optimizer": state["optimizer"], "reference": others}
+    asked = Sampled(
+        -(-config.train_batch_size * config.steps_per_generation // setup.processes),
+        prompt,
+        config.max_completion_length,
+        config.num_generations,
+        sorts=config.top_p < 1,
+    )
+    use = HeadUse(together=config.importance_sampling_level != "token")
+    scored = request.passes(row=group, rows=groups * config.steps_per_generation)
+    return [
+        sampling(request.model, setup, asked, number=training.weight, resident=resident),
+        *(
+            scoring(shape, setup, scored, resident=resident, own=None)
+            for shape in (reference, judge)
+            if shape is not None
+        ),
+        training_step(training, request.passes(row=group, rows=groups), use, reference=others),
+    ]
+
+
 STAGE = Stage(
     name="rl",
     version=1,
@@ -189,4 +223,6 @@ STAGE = Stage(
     summary="GRPO, RLOO and relatives with the embedded sampler",
     check=check,
     main_metric="reward",
+    memory=memory,
+    shapes=same_shape,
 )

@@ -8,7 +8,9 @@ from pydantic import Field
 
 from artifacts.errors import StageError
 from stages.evaluation.config import AnswerConfig, answer_problems
+from stages.evaluation.memory import answering_phases
 from stages.stage import Input, Stage
+from stages.training.memory import Phase, Request
 
 if TYPE_CHECKING:
     from stages.context import Context
@@ -145,6 +147,12 @@ _REMEDIES = {
     "pairs": "raise num_generations or temperature, change threshold, or lower min_gap",
 }
 
+
+def memory(request: Request) -> list[Phase]:
+    """Sampling, and the passes of the reward model."""
+    return answering_phases(request)
+
+
 STAGE = Stage(
     name="sample",
     version=1,
@@ -160,4 +168,5 @@ STAGE = Stage(
     active_outputs=active_outputs,
     check=check,
     main_metric="accuracy",
+    memory=memory,
 )

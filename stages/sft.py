@@ -8,6 +8,8 @@ from pydantic import Field
 
 from stages.stage import Input, Stage
 from stages.training.config import TrainingConfig
+from stages.training.memory import Phase, Request, same_shape, training_step
+from stages.training.memory_head import HeadUse
 
 if TYPE_CHECKING:
     from stages.context import Context
@@ -54,6 +56,12 @@ def run(context: Context) -> None:
     export(context, trained, context.input("model"), ledger.to_json())
 
 
+def memory(request: Request) -> list[Phase]:
+    """One step after another."""
+    work = request.passes(row=request.longest, rows=request.config.train_batch_size)
+    return [training_step(request.training, work, HeadUse())]
+
+
 STAGE = Stage(
     name="sft",
     version=1,
@@ -63,4 +71,6 @@ STAGE = Stage(
     run=run,
     summary="supervised fine-tuning, full or LoRA",
     main_metric="loss",
+    memory=memory,
+    shapes=same_shape,
 )

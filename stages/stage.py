@@ -6,7 +6,7 @@ Imports nothing heavy, so that recipes are checked and planned without torch.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,6 +16,8 @@ from artifacts.errors import RequestError
 
 if TYPE_CHECKING:
     from stages.context import Context
+    from stages.training.memory import Phase, Request
+    from stages.training.memory_shape import ModelShape
 
 STAGES = (
     "init_model",
@@ -85,6 +87,10 @@ class Stage:
     """(Config, names of the wired inputs) -> what is wrong with the two together, before anything runs."""
     main_metric: str | None = field(default=None)
     """The metric that the closing table shows."""
+    memory: Callable[[Request], Sequence[Phase]] | None = None
+    """What a process holds at most in every phase of its work, predicted; None: nothing that matters."""
+    shapes: Callable[[Any, Mapping[str, ModelShape]], Mapping[str, ModelShape]] | None = None
+    """(Config, shape of the model behind each input) -> shape of the model in each output; None: there is none."""
 
     def outputs_of(self, config: Config) -> dict[str, str]:
         """Name -> kind of the outputs written under this configuration."""

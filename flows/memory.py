@@ -1,0 +1,175 @@
+"""`posttrain plan --memory`: what each stage will need at most, whether it fits, and the smallest change that does.
+
+Imports no torch: sizes of models come from their config.json, or from the settings of the stage that makes them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from artifacts import Artifact, Store
+from artifacts.errors import StoreError
+from artifacts.store import PAYLOAD
+from flows.command import launcher_settings
+from flows.inputs import HUB_KINDS, ResolvedInput, StageOutput
+from flows.machine import Machine
+from flows.memory_advice import Change, smallest_change
+from flows.plan import Plan
+from flows.recipe import RecipeStage
+from stages.sharding import Sharding, Whole, sharding_of
+from stages.training.memory import PARTS, Device, Phase, Request, Setup
+from stages.training.memory import worst as worst_of
+from stages.training.memory_shape import ModelShape, UnknownShapeError, read_shape
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one stage will need. Bytes; `unknown` says why there are none."""
+
+    processes: int
+    device: str
+    phases: tuple[Phase, ...] = ()
+    limit: int | None = None
+    """What one process may have."""
+    unknown: str | None = None
+    change: Change | None = None
+    """What makes it fit, where it does not; None: nothing does, or nothing has to."""
+
+    @property
+    def worst(self) -> Phase:
+        """The phase that decides."""
+        return worst_of(self.phases)
+
+    @property
+    def fits(self) -> bool | None:
+        """None: not known."""
+        return None if self.unknown is not None or self.limit is None else self.worst.total <= self.limit
+
+    def to_json(self) -> dict[str, Any]:
+        """For `posttrain plan --memory --json`."""
+        where = {"processes": self.processes, "device": self.device}
+        if self.unknown is not None:
+            return {**where, "unknown": self.unknown}
+        parts = {part: round(self.worst.parts[part]) for part in PARTS if part in self.worst.parts}
+        return {
+            **where,
+            "peak_bytes": round(self.worst.total),
+            "phase": self.worst.name,
+            "parts": parts,
+            "phases": {phase.name: round(phase.total) for phase in self.phases},
+            "limit_bytes": self.limit,
+            "fits": self.fits,
+            "change": None if self.change is None else self.change.to_json(),
+        }
+
+
+def predict(plan: Plan, machine: Machine) -> dict[str, Prediction]:
+    """Every stage of the plan that says what memory it takes -> its prediction."""
+    shapes = _Shapes(plan)
+    found = {}
+    for name, stage in plan.recipe.stages.items():
+        models = shapes.of_inputs(name)
+        shapes.add_outputs(name, models)
+        if stage.uses.memory is not None and plan.decisions[name].state != "skipped":
+            found[name] = _prediction(stage, models, machine)
+    return found
+
+
+def _prediction(stage: RecipeStage, models: Mapping[str, ModelShape | str], machine: Machine) -> Prediction:
+    setup = _setup(stage, machine)
+    limit = machine.for_each(setup)
+    blank = Prediction(setup.processes, setup.device, limit=limit)
+    if reasons := [f"input {name}: {shape}" for name, shape in models.items() if isinstance(shape, str)]:
+        return replace(blank, unknown="; ".join(reasons))
+    known = {name: shape for name, shape in models.items() if isinstance(shape, ModelShape)}
+    request = Request(stage.config, known, frozenset(stage.inputs), setup)
+    memory = stage.uses.memory
+    assert memory is not None
+    prediction = replace(blank, phases=tuple(memory(request)))
+    if prediction.fits:
+        return prediction
+    return replace(prediction, change=smallest_change(memory, request, machine))
+
+
+def _setup(stage: RecipeStage, machine: Machine) -> Setup:
+    launch = stage.launch
+    sharding: Sharding = Whole() if launch.config is None else sharding_of(launcher_settings(launch.config))
+    device: Device = "cpu" if launch.config == "cpu" or machine.gpu_bytes is None else "cuda"
+    return Setup(launch.processes, sharding, device)
+
+
+@dataclass
+class _Shapes:
+    """The shapes of all models that the plan's stages read or write; in place of one, the reason why it is unknown."""
+
+    plan: Plan
+    made: dict[tuple[str, str], ModelShape | str] = field(default_factory=dict)
+    """(stage, output) -> the model in it."""
+
+    def of_inputs(self, name: str) -> dict[str, ModelShape | str]:
+        """Input -> the model behind it, for inputs that take one."""
+        stage = self.plan.recipe.stages[name]
+        found = {}
+        for input_name, references in stage.inputs.items():
+            if not set(stage.uses.inputs[input_name].kinds) & set(HUB_KINDS):
+                continue
+            reference = references[0]
+            if isinstance(reference, StageOutput):
+                found[input_name] = self.made[reference.stage, reference.output]
+            elif (resolved := self.plan.externals.get(reference)) is not None:
+                found[input_name] = _outside(resolved, self.plan.store)
+        return found
+
+    def add_outputs(self, name: str, models: Mapping[str, ModelShape | str]) -> None:
+        """The models that a stage writes: as they are in the store, or as its inputs and settings say."""
+        stage, decision = self.plan.recipe.stages[name], self.plan.decisions[name]
+        for output, kind in stage.uses.outputs_of(stage.config).items():
+            if kind in HUB_KINDS:
+                stored = decision.outputs.get(output)
+                self.made[name, output] = (
+                    _in_store(stored, self.plan.store) if stored else self._planned(stage, output, models)
+                )
+
+    def _planned(self, stage: RecipeStage, output: str, models: Mapping[str, ModelShape | str]) -> ModelShape | str:
+        if unknown := next((shape for shape in models.values() if isinstance(shape, str)), None):
+            return unknown
+        if stage.uses.shapes is None:
+            return f"stage {stage.uses.name} does not say what model it makes"
+        known = {name: shape for name, shape in models.items() if isinstance(shape, ModelShape)}
+        return stage.uses.shapes(stage.config, known)[output]
+
+
+def _outside(resolved: ResolvedInput, store: Store) -> ModelShape | str:
+    if resolved.artifact is not None:
+        return _in_store(resolved.artifact, store)
+    if resolved.path is not None:
+        return _read((resolved.path / "config.json").read_bytes())
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(str(resolved.hub), "config.json", revision=resolved.revision)
+    if not isinstance(path, str):
+        return (
+            f"{resolved.hub} is not in the local cache yet, so its sizes are unknown; fetch its config.json with "
+            f"`hf download {resolved.hub} config.json`"
+        )
+    with open(path, "rb") as file:
+        return _read(file.read())
+
+
+def _in_store(artifact: Artifact, store: Store) -> ModelShape | str:
+    try:
+        return _read(store.files.read(f"{artifact.key}/{PAYLOAD}/config.json"))
+    except (StoreError, FileNotFoundError) as error:
+        return f"the config.json of {artifact.id} cannot be read: {error}"
+
+
+def _read(content: bytes) -> ModelShape | str:
+    try:
+        return read_shape(json.loads(content))
+    except (ValueError, TypeError, AttributeError) as error:
+        return f"its config.json is not a model's configuration: {error}"
+    except UnknownShapeError as error:
+        return str(error)

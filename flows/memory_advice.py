@@ -1,0 +1,136 @@
+"""The smallest change of a stage's settings that fits: first what costs little, last what changes the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from flows.machine import Machine
+from flows.within_memory import LEAST_MICRO_BATCH_TOKENS
+from stages.identity import is_operational
+from stages.sharding import Whole, Zero
+from stages.training.memory import Phase, Request, Setup, worst
+
+Memory = Callable[[Request], Sequence[Phase]]
+
+_PROCESSES = (2, 4, 8, 16)
+_RANK = 16
+_SHORTEST = 128
+
+
+@dataclass(frozen=True)
+class Change:
+    """Settings to write in place of others, and what a process then needs."""
+
+    fields: Mapping[str, tuple[Any, Any]]
+    """Field of `with` or `launch` -> (now, then)."""
+    peak_bytes: int
+    same_result: bool
+    """Nothing but operational settings changes."""
+
+    def words(self) -> str:
+        """`micro_batch_tokens 8192 -> 2048, gradient_checkpointing`"""
+        changes = [
+            name if then is True else f"{name} {_word(now)} -> {_word(then)}"
+            for name, (now, then) in self.fields.items()
+        ]
+        return ", ".join(changes) + ("" if self.same_result else " (changes the result)")
+
+    def to_json(self) -> dict[str, Any]:
+        """For `posttrain plan --memory --json`."""
+        return {
+            "words": self.words(),
+            "fields": {name: {"from": now, "to": then} for name, (now, then) in self.fields.items()},
+            "peak_bytes": self.peak_bytes,
+            "same_result": self.same_result,
+        }
+
+
+@dataclass(frozen=True)
+class _Way:
+    """A set of settings to try together."""
+
+    config: Mapping[str, Any]
+    setup: Setup | None = None
+
+
+def smallest_change(memory: Memory, request: Request, machine: Machine) -> Change | None:
+    """The first way that fits, with the largest micro-batches that fit under it; None: none does."""
+    for way in _ways(request):
+        setup = way.setup or request.setup
+        for tokens in _budgets(request.config):
+            values = {**way.config, **tokens}
+            tried = replace(request, config=request.config.model_copy(update=values), setup=setup)
+            need = worst(memory(tried)).total
+            if need <= machine.for_each(setup):
+                return _change(request, values, way.setup, round(need))
+    return None
+
+
+def _budgets(config: Any) -> Iterator[dict[str, int]]:
+    """micro_batch_tokens as it is, and halved again and again."""
+    if "micro_batch_tokens" not in type(config).model_fields:
+        yield {}
+        return
+    tokens = config.micro_batch_tokens
+    yield {"micro_batch_tokens": tokens}
+    while (tokens := tokens // 2) >= LEAST_MICRO_BATCH_TOKENS:
+        yield {"micro_batch_tokens": tokens}
+
+
+def _ways(request: Request) -> Iterator[_Way]:
+    """From no change but of micro-batches to every change at once. Fields that a stage does not have are left out."""
+    config = request.config
+    fields = type(config).model_fields
+    free = {"gradient_checkpointing": True} if getattr(config, "gradient_checkpointing", None) is False else {}
+    narrow = {"bf16": True} if "bf16" in fields and not config.bf16 else {}
+    adapters = {"lora_r": _RANK} if "lora_r" in fields and config.lora_r is None else {}
+    sets: list[dict[str, Any]] = [{}, free]
+    more = list(_more_processes(request))
+    yield from (_Way(values) for values in _different(sets))
+    yield from (_Way(values, setup) for values in _different(sets) for setup in more)
+    results = _different([narrow, {**free, **narrow}, adapters, {**free, **adapters}, {**free, **narrow, **adapters}])
+    yield from (_Way(values) for values in results)
+    everything = {**free, **narrow}
+    yield from (_Way(everything, setup) for setup in more)
+    yield from (_Way({**free, **narrow, **adapters, **shorter}) for shorter in _shorter(config))
+
+
+def _different(sets: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [values for index, values in enumerate(sets) if values not in sets[:index]]
+
+
+def _more_processes(request: Request) -> Iterator[Setup]:
+    """Everything shared out among more GPUs. On a CPU more processes share the same memory."""
+    setup = request.setup
+    if setup.device == "cpu":
+        return
+    for processes in _PROCESSES:
+        if processes > setup.processes or (processes == setup.processes and isinstance(setup.sharding, Whole)):
+            yield Setup(processes, Zero(3), setup.device)
+
+
+def _shorter(config: Any) -> Iterator[dict[str, int]]:
+    """Shorter rows and completions."""
+    names = [name for name in ("max_length", "max_completion_length") if name in type(config).model_fields]
+    values = {name: getattr(config, name) for name in names}
+    while values and any(value >= 2 * _SHORTEST for value in values.values()):
+        values = {name: value // 2 if value >= 2 * _SHORTEST else value for name, value in values.items()}
+        yield {name: value for name, value in values.items() if value != getattr(config, name)}
+
+
+def _change(request: Request, values: Mapping[str, Any], setup: Setup | None, need: int) -> Change:
+    config = request.config
+    changed = {name: (getattr(config, name), then) for name, then in values.items() if getattr(config, name) != then}
+    same_result = all(is_operational(type(config).model_fields[name]) for name in changed)
+    if setup is not None:
+        if setup.processes != request.setup.processes:
+            changed["launch.processes"] = (request.setup.processes, setup.processes)
+        sharding = request.setup.sharding
+        changed["launch.config"] = (None if isinstance(sharding, Whole) else sharding.name, setup.sharding.name)
+    return Change(changed, need, same_result)
+
+
+def _word(value: Any) -> str:
+    return "none" if value is None else str(value)

@@ -1,0 +1,25 @@
+"""What the stages hold that let a model answer prompts. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from stages.training.memory import Phase, Request, scoring
+from stages.training.memory_sampling import Sampled, sampling
+
+_COMPLETIONS_AT_ONCE = 256
+"""As `answers` cuts its shards."""
+
+
+def answering_phases(request: Request) -> list[Phase]:
+    """Sampling, and the passes of a reward model over what was sampled."""
+    config, setup = request.config, request.setup
+    judge = request.models.get("reward_model")
+    resident = {"weights": 4.0 * request.model.parameters, "reference": 4.0 * judge.parameters if judge else 0.0}
+    prompt = max(1, min(request.longest, request.model.context - config.max_completion_length))
+    at_once = max(config.num_generations, _COMPLETIONS_AT_ONCE // config.num_generations * config.num_generations)
+    asked = Sampled(at_once, prompt, config.max_completion_length, config.num_generations, sorts=config.top_p < 1)
+    phases = [sampling(request.model, setup, asked, number=2 if config.bf16 else 4, resident=resident)]
+    if judge is not None:
+        group = prompt + config.num_generations * config.max_completion_length
+        work = request.passes(row=group, rows=at_once // config.num_generations, read=at_once)
+        phases.append(scoring(judge, setup, work, resident=resident, own=None, bf16=config.bf16))
+    return phases

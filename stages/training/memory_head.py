@@ -1,0 +1,55 @@
+"""What the language-modelling head holds: chunks of logits, the way back to the hidden states, and its gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stages.training.memory_shape import ModelShape
+
+_FLOAT = 4
+_CHUNK_BYTES = 16 * 2**20
+_LEAST_TOKENS = {"cpu": 128, "cuda": 1024}
+_KEPT_BYTES = 64 * 2**20
+"""These three as in `stages.losses`, which imports torch and cannot be asked; a test compares them."""
+
+
+@dataclass(frozen=True)
+class HeadUse:
+    """How an objective uses the head."""
+
+    together: bool = False
+    """No gradient is known before all log-probabilities are (pairs): probabilities are kept, or computed again."""
+    teacher: ModelShape | None = None
+    """Every chunk of logits has its counterpart of a teacher."""
+
+
+def chunk_bytes(shape: ModelShape, read: int, device: str) -> int:
+    """The logits of one chunk."""
+    least = min(_LEAST_TOKENS[device], shape.hidden)
+    longest = max(1, least, _CHUNK_BYTES // (_FLOAT * shape.vocabulary))
+    parts = -(-read // longest)
+    return _FLOAT * shape.vocabulary * -(-read // max(1, parts))
+
+
+def held_bytes(shape: ModelShape, use: HeadUse, read: int, *, device: str, compute: int, frozen: bool) -> int:
+    """At the end of a forward pass, or when its backward pass begins: whichever is more."""
+    if shape.classifier:
+        return 0
+    gradient = 0 if frozen else _FLOAT * shape.embedding_parameters
+    chunk = chunk_bytes(shape, read, device)
+    # a CPU would sum products of bfloat16 in bfloat16, so the weight is widened first
+    widened = _FLOAT * shape.embedding_parameters if device == "cpu" and compute < _FLOAT else 0
+    if use.together:
+        kept = _FLOAT * read * shape.vocabulary
+        room = kept if kept <= _KEPT_BYTES and not frozen else (0 if frozen else chunk)
+        directions = read * shape.hidden * (_FLOAT + compute)
+        return gradient + max(room, chunk if frozen else 0) + directions + widened
+    teacher = 0
+    if use.teacher is not None:
+        teacher = chunk + compute * read * use.teacher.hidden
+    return gradient + chunk + teacher + compute * read * shape.hidden + widened
+
+
+def scoring_bytes(shape: ModelShape, read: int, *, device: str) -> int:
+    """Without gradients: one chunk, and its hidden states in float32."""
+    return 0 if shape.classifier else chunk_bytes(shape, read, device) + _FLOAT * read

@@ -1,0 +1,237 @@
+"""`posttrain plan --memory`: whose sizes are known through a recipe, what fits, and the smallest change that does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from artifacts import open_store
+from flows.cli import main
+from flows.machine import Machine, available_ram
+from flows.memory import Prediction, predict
+from flows.plan import plan
+from flows.recipe import Recipe
+from stages.sharding import Zero
+from stages.training.memory import Request, Setup, worst
+from stages.training.memory_shape import read_shape
+from tests.test_architecture import loaded_after
+
+# Qwen3-8B's own config.json: 8.19 billion parameters
+QWEN3_8B = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "attention_bias": False,
+    "head_dim": 128,
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "max_position_embeddings": 40960,
+    "model_type": "qwen3",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 36,
+    "num_key_value_heads": 8,
+    "tie_word_embeddings": False,
+    "vocab_size": 151936,
+}
+PARAMETERS = 8_190_735_360
+HUGE = Machine(ram_bytes=10**15)
+
+
+def folder(path: Path, **changes: Any) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "config.json").write_text(json.dumps({**QWEN3_8B, **changes}))
+    return path
+
+
+def recipe_of(tmp_path: Path, stages: dict[str, Any]) -> Recipe:
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    rows = {"uses": "normalize", "with": {"source": {"path": "rows.jsonl"}, "type": "preference"}}
+    return Recipe.from_dict({"name": "r", "stages": {"rows": rows, **stages}}, base=tmp_path)
+
+
+def predicted(tmp_path: Path, stages: dict[str, Any], machine: Machine = HUGE) -> dict[str, Prediction]:
+    return predict(plan(recipe_of(tmp_path, stages), open_store(str(tmp_path / "store"))), machine)
+
+
+def stage(uses: str, model: str, *, inputs: dict[str, str] | None = None, **config: Any) -> dict[str, Any]:
+    return {"uses": uses, "inputs": {"model": model, "dataset": "rows", **(inputs or {})}, "with": config}
+
+
+def test_sizes_go_through_a_chain(tmp_path: Path) -> None:
+    """An 8B model, tuned with LoRA, tuned again, made a reward model, a student beside it: all are the input's size."""
+    folder(tmp_path / "base")
+    sft = {**stage("sft", "./base", lora_r=16), "launch": {"config": "cpu"}}
+    chain = {
+        "sft": sft,
+        "reference": stage("reference_logprobs", "sft"),
+        "dpo": stage("preference", "sft", inputs={"reference_logprobs": "reference"}),
+        "reward": stage("reward_model", "dpo"),
+        "rl": stage("rl", "dpo", inputs={"reward_model": "reward"}, train_batch_size=8, rewards=["exact_match"]),
+    }
+    found = predicted(tmp_path, chain)
+    assert set(found) == set(chain)
+    adapters = 36 * 16 * (8192 + 2 * 5120 + 8192 + 3 * 16384)  # q and o, k and v, the feed-forward part
+    assert found["sft"].worst.parts["weights"] == 4 * (PARAMETERS + adapters)
+    assert found["sft"].worst.parts["optimizer"] == 8 * adapters
+    assert found["reference"].worst.parts["weights"] == 4 * PARAMETERS
+    assert "optimizer" not in found["reference"].worst.parts
+    assert found["dpo"].worst.parts["optimizer"] == 8 * PARAMETERS
+    # a score of 4096 numbers in place of the head
+    classifier = PARAMETERS - 151936 * 4096 + 4096
+    assert found["reward"].worst.parts["weights"] == 4 * classifier and "head" not in found["reward"].worst.parts
+    assert found["rl"].worst.parts["reference"] == 4 * classifier
+    assert [phase.name for phase in found["rl"].phases] == ["sampling", "scoring", "training step"]
+
+
+def test_a_model_that_a_stage_will_make(tmp_path: Path) -> None:
+    made = {"architecture": "qwen3", "vocab_size": 1000, "hidden_size": 64, "num_attention_heads": 4, "head_dim": 32}
+    sizes = {"intermediate_size": 96, "num_hidden_layers": 2}
+    base = {"uses": "init_model", "inputs": {"dataset": "rows"}, "with": {**made, **sizes}}
+    found = predicted(tmp_path, {"base": base, "sft": stage("sft", "base")})
+    assert set(found) == {"sft"}  # the others hold nothing that matters
+    # a layer: q, k, v, o of 64 x 128, three of 64 x 96, two norms of 64 and two of 32
+    parameters = 1000 * 64 + 2 * (4 * 64 * 128 + 3 * 64 * 96 + 2 * 64 + 2 * 32) + 64
+    assert found["sft"].worst.parts["weights"] == 4 * parameters
+
+
+def test_what_is_unknown_is_said_with_its_reason(tmp_path: Path) -> None:
+    folder(tmp_path / "new", model_type="qwen9")
+    found = predicted(tmp_path, {"sft": stage("sft", "./new"), "dpo": stage("preference", "sft")})
+    for one in found.values():
+        assert one.fits is None and one.unknown is not None
+        assert one.unknown.startswith("input model: architecture 'qwen9' is not among those whose memory is known")
+        assert set(one.to_json()) == {"processes", "device", "unknown"}
+
+
+def test_a_hub_model_that_is_not_here_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = "0123456789" * 4
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path / "hub"), raising=False)
+    stages = {"sft": stage("sft", f"somebody/model@{commit}")}
+    missing = predicted(tmp_path, stages)["sft"].unknown
+    assert missing is not None and "somebody/model is not in the local cache yet" in missing
+    here = tmp_path / "hub" / "models--somebody--model"
+    folder(here / "snapshots" / commit)
+    assert predicted(tmp_path, stages)["sft"].worst.parts["optimizer"] == 8 * PARAMETERS
+
+
+def change_for(tmp_path: Path, gpu_gb: float, uses: str = "sft", **config: Any) -> Prediction:
+    folder(tmp_path / "base")
+    return predicted(tmp_path, {"s": stage(uses, "./base", **config)}, Machine(10**15, int(gpu_gb * 10**9)))["s"]
+
+
+def test_smaller_micro_batches_come_first(tmp_path: Path) -> None:
+    """In bfloat16 the state of 8B parameters takes 18 bytes each, 147 GB; at 8,192 tokens activations take more."""
+    whole = change_for(tmp_path, 10_000, bf16=True)
+    assert whole.fits and whole.change is None
+    found = change_for(tmp_path, whole.worst.total / 1e9 - 1, bf16=True)
+    assert not found.fits and found.change is not None
+    assert dict(found.change.fields) == {"micro_batch_tokens": (8192, 4096)} and found.change.same_result
+    assert found.change.words() == "micro_batch_tokens 8192 -> 4096"
+    assert found.limit is not None and found.change.peak_bytes <= found.limit
+
+
+@pytest.mark.parametrize(
+    ("gpu_gb", "config", "fields", "same_result"),
+    [
+        (170, {"bf16": True, "max_length": 8192}, {"gradient_checkpointing": (False, True)}, True),
+        (80, {}, {"launch.processes": (1, 4), "launch.config": (None, "zero3")}, True),
+        (30, {"bf16": True, "lora_r": 16, "max_length": 4096}, {"gradient_checkpointing": (False, True)}, True),
+    ],
+)
+def test_then_what_costs_time_or_machines(
+    tmp_path: Path, gpu_gb: float, config: dict[str, Any], fields: dict[str, Any], same_result: bool
+) -> None:
+    found = change_for(tmp_path, gpu_gb, **config)
+    assert not found.fits and found.change is not None
+    changed = {name: value for name, value in found.change.fields.items() if name != "micro_batch_tokens"}
+    assert changed.items() >= fields.items(), found.change.words()
+    assert found.change.same_result is same_result
+
+
+def test_then_what_changes_the_result(tmp_path: Path) -> None:
+    """On a CPU more processes share the same memory, so an 8B model in 64 GB is left with adapters."""
+    folder(tmp_path / "base")
+    found = predicted(tmp_path, {"s": stage("sft", "./base")}, Machine(64 * 10**9))["s"]
+    assert found.change is not None and not found.change.same_result
+    assert found.change.fields["lora_r"] == (None, 16)
+    assert found.change.words().endswith("(changes the result)")
+    nothing = predicted(tmp_path, {"s": stage("sft", "./base")}, Machine(8 * 10**9))["s"]
+    assert nothing.fits is False and nothing.change is None
+
+
+def test_the_change_fits_when_it_is_made(tmp_path: Path) -> None:
+    """The advice, written into the recipe, gives a plan that fits, at the peak that was promised."""
+    advised = change_for(tmp_path, 80)
+    assert advised.change is not None
+    values = {name: then for name, (_, then) in advised.change.fields.items()}
+    launch = {name.removeprefix("launch."): values.pop(name) for name in list(values) if name.startswith("launch.")}
+    changed = {**stage("sft", "./base", **values), "launch": launch}
+    again = predicted(tmp_path, {"s": changed}, Machine(10**15, 80 * 10**9))["s"]
+    assert again.fits and round(again.worst.total) == advised.change.peak_bytes
+
+
+def test_processes_on_a_cpu_share_the_machine(tmp_path: Path) -> None:
+    folder(tmp_path / "base")
+    two = {**stage("sft", "./base"), "launch": {"processes": 2, "config": "cpu"}}
+    found = predicted(tmp_path, {"s": two}, Machine(10**12, gpu_bytes=10**9))["s"]
+    assert (found.device, found.processes, found.limit) == ("cpu", 2, 5 * 10**11)
+
+
+def test_each_stage_declares_its_own(tmp_path: Path) -> None:
+    """A reference pass of its own is among the phases of a preference stage, and gone where it is precomputed."""
+    from stages.preference import STAGE, Config
+
+    shape = read_shape(QWEN3_8B)
+    assert STAGE.memory is not None
+    online = STAGE.memory(Request(Config(), {"model": shape}, frozenset({"model", "dataset"}), Setup()))
+    given = frozenset({"model", "dataset", "reference_logprobs"})
+    precomputed = STAGE.memory(Request(Config(), {"model": shape}, given, Setup()))
+    assert [phase.name for phase in online] == ["training step", "scoring"]
+    assert [phase.name for phase in precomputed] == ["training step"]
+    sharded = STAGE.memory(Request(Config(), {"model": shape}, given, Setup(8, Zero(3), "cuda")))
+    assert worst(sharded).parts["optimizer"] == PARAMETERS  # 8 bytes each, on 8 processes
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder(tmp_path / "base")
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    (tmp_path / "r.yaml").write_text(
+        "stages:\n"
+        "  rows: {uses: normalize, with: {source: {path: rows.jsonl}, type: prompt_completion}}\n"
+        "  sft: {uses: sft, inputs: {model: ./base, dataset: rows}}\n"
+    )
+    arguments = ["plan", str(tmp_path / "r.yaml"), "--store", str(tmp_path / "store"), "--memory-gb", "80"]
+    assert main([*arguments, "--json"]) == 0
+    stages = json.loads(capsys.readouterr().out)["stages"]
+    assert "memory" not in stages["rows"]
+    found = stages["sft"]["memory"]
+    assert found["fits"] is False and found["limit_bytes"] == 80 * 10**9 and found["device"] == "cuda"
+    assert found["peak_bytes"] == pytest.approx(sum(found["parts"].values()), abs=10)
+    assert found["parts"]["weights"] == 4 * PARAMETERS
+    assert found["change"]["fields"]["launch.config"] == {"from": None, "to": "zero3"}
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "training step" in printed and "zero3" in printed and "no: 80.0 GB GPU" in printed
+    assert main(["plan", str(tmp_path / "r.yaml"), "--store", str(tmp_path / "store")]) == 0
+    assert "training step" not in capsys.readouterr().out
+
+
+def test_it_is_arithmetic_alone() -> None:
+    loaded = loaded_after("import flows.memory, flows.memory_table, flows.machine")
+    assert not loaded & {"torch", "transformers", "accelerate", "peft", "datasets", "prefect", "huggingface_hub"}
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_control_groups_limit_counts(tmp_path: Path, version: int) -> None:
+    """The least of the groups that lie in each other; no limit is a word or a huge number."""
+    top = tmp_path / ("sys/fs/cgroup" if version == 2 else "sys/fs/cgroup/memory")
+    name = "memory.max" if version == 2 else "memory.limit_in_bytes"
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/a/b\n" if version == 2 else "4:cpu:/x\n3:memory:/a/b\n")
+    (top / "a/b").mkdir(parents=True)
+    (top / "a/b" / name).write_text("max\n" if version == 2 else "9223372036854771712\n")
+    unlimited = available_ram(tmp_path)
+    (top / "a" / name).write_text("123456789\n")
+    assert available_ram(tmp_path) == 123456789 < unlimited

@@ -1,0 +1,235 @@
+"""Predicted memory: counts against the real engine, and sizes against numbers derived by hand."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from stages.losses import head, logprobs
+from stages.rollouts.sampler import EmbeddedSampler
+from stages.sft import Config
+from stages.sharding import Fsdp, Whole, Zero
+from stages.training import memory_head, memory_sampling, model
+from stages.training.batch import Branch, Group
+from stages.training.memory import ALLOCATOR_SHARE, PROCESS_BYTES, Setup, Training, passes, training_step
+from stages.training.memory_activations import READS_FEW_BELOW, Layers, norm_bytes, saved_bytes
+from stages.training.memory_head import HeadUse, held_bytes
+from stages.training.memory_sampling import Sampled, sampling
+from stages.training.memory_shape import ModelShape, UnknownShapeError, read_shape
+from stages.training.model import Scorer, add_adapters
+from stages.training.objective import Readout
+from stages.training.probes import settle_layout
+from tests.training.conftest import VOCABULARY, tiny_model
+
+EXPERTS = {
+    "mixtral": {"num_experts_per_tok": 2, "num_local_experts": 4},
+    "qwen3_moe": {"num_experts_per_tok": 2, "num_experts": 4, "moe_intermediate_size": 32},
+}
+FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "mixtral", "qwen3_moe"]
+
+
+def settings(kind: str) -> dict[str, Any]:
+    return EXPERTS.get(kind, {})
+
+
+def shape_of(loaded: Any) -> ModelShape:
+    """Read from the config.json that the library would write."""
+    return read_shape({**json.loads(loaded.config.to_json_string()), "architectures": [type(loaded).__name__]})
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        *((kind, {}) for kind in FAMILIES),
+        *((kind, {"tie_word_embeddings": False}) for kind in FAMILIES),
+        ("llama", {"attention_bias": True, "mlp_bias": True}),
+    ],
+)
+def test_parameters_are_counted_exactly(kind: str, changes: dict[str, Any]) -> None:
+    sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 0, "num_labels": 1}
+    config = AutoConfig.for_model(kind, **sizes, **heads, **settings(kind), **changes)
+    for library in (AutoModelForCausalLM, AutoModelForSequenceClassification):
+        with torch.device("meta"):
+            loaded = library.from_config(config)
+        assert shape_of(loaded).parameters == sum(parameter.numel() for parameter in loaded.parameters())
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "mixtral"])
+def test_adapters_are_counted_exactly(kind: str) -> None:
+    loaded = tiny_model(kind, **settings(kind))
+    shape = shape_of(loaded)
+    adapted = add_adapters(loaded, Config(lora_r=3))
+    trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+    assert shape.adapter_parameters(3) == trained
+
+
+def rows(count: int, tokens: int, asked: int) -> list[Group]:
+    """Rows whose last tokens are asked for."""
+    ids = [[(7 * index + row) % (VOCABULARY - 3) + 3 for index in range(tokens)] for row in range(count)]
+    mask = [index >= tokens - asked for index in range(tokens)]
+    return [Group(f"r{row}", (), (Branch(ids[row], mask),)) for row in range(count)]
+
+
+def saved_by_the_engine(scorer: Scorer, groups: list[Group]) -> int:
+    """Bytes of all storages but the parameters' that autograd keeps of a forward pass."""
+    scorer.train()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in scorer.parameters()}
+    found: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            found[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    batch = scorer.layout(groups)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden_NH = scorer(batch, Readout(batch.source_N, lambda hidden_NH, _: hidden_NH))
+        (hidden_NH * hidden_NH).sum()
+    return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize(
+    ("asked", "bf16", "rank"), [(63, False, None), (16, False, None), (63, True, None), (63, False, 4)]
+)
+def test_activations_are_what_autograd_saves(kind: str, asked: int, bf16: bool, rank: int | None) -> None:
+    """All positions read, a quarter of them (the last layer runs on these alone), bfloat16, adapters."""
+    loaded = tiny_model(kind, hidden_size=64, intermediate_size=96, num_hidden_layers=3, head_dim=16, **settings(kind))
+    shape = shape_of(loaded)
+    scorer = Scorer(add_adapters(loaded, Config(lora_r=rank)))
+    assert settle_layout(scorer) is None
+    if bf16:
+        for parameter in scorer.parameters():
+            parameter.data = parameter.data.bfloat16()
+    groups = rows(4, 64, asked)
+    predicted = saved_bytes(Layers(shape, 2 if bf16 else 4, "cpu", rank), 4 * 64, 4 * asked, 64)
+    assert predicted == pytest.approx(saved_by_the_engine(scorer, groups), rel=0.02)
+
+
+def test_gradient_checkpointing_keeps_every_layers_input() -> None:
+    loaded = tiny_model("qwen3", num_hidden_layers=3)
+    scorer = Scorer(loaded)
+    settle_layout(scorer)
+    loaded.gradient_checkpointing_enable({"use_reentrant": False})
+    layers = Layers(shape_of(loaded), checkpointing=True)
+    found = saved_by_the_engine(scorer, rows(4, 64, 63))
+    shorter = replace(layers.shape, layers=2)
+    one_layer = saved_bytes(Layers(layers.shape), 256, 252, 64) - saved_bytes(Layers(shorter), 256, 252, 64)
+    its_input = 256 * 32 * 4  # is among what was found: what is computed again begins with it
+    outside = 256 * 2 * 8 * 4 + 252 * 24  # rotations and ids are there, but no node of the graph holds them
+    assert saved_bytes(layers, 256, 252, 64) == pytest.approx(found + one_layer - its_input + outside, rel=0.01)
+
+
+def test_numbers_that_imports_would_tell() -> None:
+    """The prediction imports no torch, so it repeats a few constants of what does."""
+    assert memory_head._CHUNK_BYTES == head.CHUNK_BYTES
+    assert memory_head._LEAST_TOKENS == head.LEAST_TOKENS
+    assert memory_head._KEPT_BYTES == logprobs.KEPT_BYTES
+    assert READS_FEW_BELOW == model._FEW
+    default = inspect.signature(EmbeddedSampler.__init__).parameters["max_batch_tokens"].default
+    assert default == memory_sampling._BATCH_TOKENS
+
+
+HAND = ModelShape(
+    family=read_shape(json.loads(tiny_model("llama").config.to_json_string())).family,
+    hidden=8,
+    layers=2,
+    heads=2,
+    kv_heads=1,
+    head_dim=4,
+    intermediate=16,
+    vocabulary=100,
+    context=64,
+    tied=True,
+)
+# layer: q 8x8, k and v 8x4 each, o 8x8, three of 8x16, two norms of 8: 64 + 64 + 64 + 384 + 16 = 592
+# model: embedding 800, two layers, final norm 8: 1992
+
+
+def test_state_by_hand() -> None:
+    assert (HAND.layer_parameters, HAND.parameters) == (592, 1992)
+    plain = Training(HAND, Setup()).state()
+    assert plain == {"weights": 4 * 1992, "gradients": 4 * 1992, "optimizer": 8 * 1992}
+    low = Training(HAND, Setup(), bf16=True).state()
+    assert low == {"weights": (2 + 4) * 1992, "gradients": 4 * 1992, "optimizer": 8 * 1992}
+    # rank 2 on q, k, v, o, gate, up, down: 2 x (16 + 12 + 12 + 16 + 24 + 24 + 24) a layer
+    adapters = 2 * 2 * 128
+    lora = Training(HAND, Setup(), lora_rank=2).state()
+    assert lora == {"weights": 4 * (1992 + adapters), "gradients": 4 * adapters, "optimizer": 8 * adapters}
+
+
+@pytest.mark.parametrize("sharding", [Fsdp(), Zero(2), Zero(3)])
+def test_sharding_spreads_the_optimizer(sharding: Fsdp | Zero) -> None:
+    whole = Training(HAND, Setup(4, Whole())).state()
+    spread = Training(HAND, Setup(4, sharding)).state()
+    assert spread["optimizer"] == whole["optimizer"] / 4
+
+
+def test_layers_by_hand() -> None:
+    """One Llama layer in float32 on a CPU, a token: two norms (input and root: 36 bytes), their outputs (32 each),
+    q and out (32 each), k and v (16 each), two normalizers (8), and four times the width of the feed-forward part."""
+    layers = Layers(HAND)
+    assert norm_bytes(layers, 8) == 36
+    token = 2 * 36 + 2 * 32 + 2 * 32 + 2 * 16 + 8 + 4 * 64
+    # and once: the final norm (36) and what it gives (32), two tables of rotations (2 x 16), ids (16 and 24)
+    assert saved_bytes(layers, 10, 10, 10) == 10 * (2 * token + 36 + 32 + 32 + 16 + 24)
+
+
+def test_head_by_hand() -> None:
+    """50 positions, vocabulary 100: one chunk of 20 kB. Losses that know their gradient at once: it, the weight's
+    gradient (3.2 kB) and the hidden states' (1.6 kB). Pairs keep the probabilities, and directions in float32."""
+    common: dict[str, Any] = {"device": "cpu", "compute": 4}
+    assert held_bytes(HAND, HeadUse(), 50, frozen=False, **common) == 20_000 + 3_200 + 1_600
+    assert held_bytes(HAND, HeadUse(together=True), 50, frozen=False, **common) == 20_000 + 3_200 + 2 * 1_600
+    assert held_bytes(HAND.as_classifier(), HeadUse(), 50, frozen=False, **common) == 0
+
+
+def test_a_large_vocabulary_is_never_there_as_a_whole() -> None:
+    """Twice the positions: twice their own hidden states, and no more logits."""
+    shape = replace(HAND, vocabulary=200_000)
+    once, twice = (held_bytes(shape, HeadUse(), n, device="cpu", compute=4, frozen=False) for n in (8_000, 16_000))
+    assert twice - once == 8_000 * 8 * 4
+
+
+def test_passes_are_bounded_by_budget_rows_and_the_longest_row() -> None:
+    assert passes(8192, row=1024, rows=32) == passes(8192, row=1024, rows=32, read=9999)
+    full = passes(8192, row=1024, rows=32)
+    assert (full.tokens, full.count) == (8192, 4)
+    few = passes(8192, row=100, rows=8)
+    assert (few.tokens, few.count) == (800, 1)
+    long = passes(512, row=1024, rows=8)
+    assert (long.tokens, long.count) == (1024, 8)
+    shared = passes(8192, row=1024, rows=32, processes=8)
+    assert (shared.tokens, shared.count) == (4096, 1)
+
+
+def test_a_step_of_several_passes_holds_the_gradients_of_those_before() -> None:
+    training = Training(replace(HAND, vocabulary=10), Setup())
+    one = training_step(training, passes(4096, row=512, rows=8), HeadUse())
+    many = training_step(training, passes(4096, row=512, rows=80), HeadUse())
+    assert "gradients" not in one.parts and many.parts["gradients"] == training.state()["gradients"]
+    assert one.parts["process"] == PROCESS_BYTES["cpu"]
+    assert many.total - one.total == many.parts["gradients"]
+
+
+def test_keys_and_values_of_the_sampler_by_hand() -> None:
+    """16 completions of 10 + 6 tokens, 2 layers, keys and values of 4 floats: 16 x 16 x 2 x 2 x 4 x 4 = 16,384 bytes,
+    one layer twice meanwhile, and four times the logits of 16 rows."""
+    asked = Sampled(completions=16, prompt=10, completion=6, per_prompt=8)
+    found = sampling(HAND, Setup(), asked, number=4, resident={"weights": 1.0})
+    expected = 16_384 * 2 + 16 * 100 * 4 * 4
+    assert found.parts["sampler"] == pytest.approx(expected * (1 + ALLOCATOR_SHARE["cpu"]))
+
+
+def test_other_architectures_are_refused_by_name() -> None:
+    with pytest.raises(UnknownShapeError, match=r"'qwen4' is not among those whose memory is known; did you mean"):
+        read_shape({"model_type": "qwen4"})
+    with pytest.raises(UnknownShapeError, match="has no 'hidden_size'"):
+        read_shape({"model_type": "llama", "num_attention_heads": 4})
