@@ -142,9 +142,11 @@ class HeadGradient:
     """d loss / d weight and bias, added up over chunks in the head's `sum_type`."""
 
     def __init__(self, head: Head, *, weight: bool, bias: bool) -> None:
-        self.head = head.detached()
-        self.wants_weight = weight
-        self.bias_V = head.weight_VH.new_zeros(head.vocabulary, dtype=head.sum_type) if bias else None
+        # nothing holds on to the weight itself: where it is sharded, it is given back after the forward pass
+        self.shape, self.product_type, self.wants_weight = head.weight_VH.shape, head.product_type, weight
+        self.types = head.weight_VH.dtype, None if head.bias_V is None else head.bias_V.dtype
+        self.nothing = head.weight_VH.new_empty(0, dtype=head.sum_type)
+        self.bias_V = self.nothing.new_zeros(head.vocabulary) if bias else None
         self.weight_VH: Tensor | None = None
 
     def add(self, slopes_CV: Tensor, scales_C: Tensor, hidden_CH: Tensor) -> None:
@@ -153,10 +155,10 @@ class HeadGradient:
             self.bias_V.addmv_(slopes_CV.t(), scales_C)
         if not self.wants_weight:
             return
-        kind = self.head.product_type
+        kind = self.product_type
         slopes_VC, scaled_CH = slopes_CV.to(kind).t(), (hidden_CH * scales_C[:, None]).to(kind)
         if self.weight_VH is None:  # written, not added: zeros would have to be written first
-            self.weight_VH = self.head.weight_VH.new_empty(self.head.weight_VH.shape, dtype=self.head.sum_type)
+            self.weight_VH = self.nothing.new_empty(self.shape)
             write_product(slopes_VC, scaled_CH, self.weight_VH)
         else:
             add_product(slopes_VC, scaled_CH, self.weight_VH)
@@ -176,13 +178,13 @@ class HeadGradient:
         weight_VH, self.weight_VH = self.weight_VH, None
         bias_V, self.bias_V = self.bias_V, None
         if weight_VH is None and self.wants_weight:
-            weight_VH = torch.zeros_like(self.head.weight_VH)
+            weight_VH = self.nothing.new_zeros(self.shape)
         for grad in (weight_VH, bias_V):
             if grad is not None and scale is not None:
                 grad.mul_(scale)
         return (
-            None if weight_VH is None else weight_VH.to(self.head.weight_VH.dtype),
-            None if bias_V is None or self.head.bias_V is None else bias_V.to(self.head.bias_V.dtype),
+            None if weight_VH is None else weight_VH.to(self.types[0]),
+            None if bias_V is None else bias_V.to(self.types[1]),
         )
 
 
