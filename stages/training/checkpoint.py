@@ -116,7 +116,8 @@ class Saver:
 
     def _write(self, name: str, folder: Path, tensors: dict[str, Tensor], progress: Progress) -> None:
         started = time.monotonic()
-        for number, keys in enumerate(_files(tensors)):
+        for number, keys in enumerate(_files({key: tensor.nbytes for key, tensor in tensors.items()})):
+            # what is on disk need not stay in memory
             save_file({key: tensors.pop(key).contiguous() for key in keys}, folder / f"state-{number:05d}.safetensors")
         if self.processes.rank == 0:
             (folder / "progress.json").write_text(json.dumps(vars(progress)), encoding="utf-8")
@@ -148,11 +149,11 @@ def _on_host(tensor: Tensor) -> Tensor:
     return copy.copy_(tensor.detach(), non_blocking=True)
 
 
-def _files(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
+def _files(sizes: Mapping[str, int]) -> Iterator[list[str]]:
     """Names by file; a process without a share writes an empty one."""
     keys: list[str] = []
-    for key, tensor in tensors.items():
-        if keys and sum(tensors[one].nbytes for one in keys) + tensor.nbytes > _FILE_BYTES:
+    for key, size in sizes.items():
+        if keys and sum(sizes[one] for one in keys) + size > _FILE_BYTES:
             yield keys
             keys = []
         keys.append(key)

@@ -140,8 +140,10 @@ class Trainer:
         costs = [sum(groups[i].length for i in batch) for batch in plan]
         mine = share_of_rank(costs, rank, world)
         # Where a pass is collective, a process without a batch takes part with the cheapest one, at weight zero.
-        idle = -(-len(plan) // world) - len(mine) if self.parallel.lockstep else 0
-        turns = [(index, 1.0) for index in mine] + [(costs.index(min(costs)), 0.0)] * idle
+        idle = self.parallel.lockstep and len(mine) < -(-len(plan) // world)
+        turns = [(index, 1.0) for index in mine]
+        if idle:
+            turns.append((costs.index(min(costs)), 0.0))
         sums = MetricSums()
         for turn, (index, weight) in enumerate(turns):
             torch.manual_seed(derive(self.config.seed, "dropout", step, index))

@@ -17,6 +17,7 @@ from stages.training.batch import TokenBatch
 from stages.training.config import TrainingConfig
 from stages.training.model import Scorer
 from stages.training.objective import Readout
+from stages.training.parallel import use_bfloat16
 from stages.training.processes import Processes
 
 _BUCKET_ELEMENTS = 100_000_000
@@ -40,10 +41,16 @@ class ZeroSharded:
         self.adamw = build_adamw(self.trained.values(), config)
         exact = {name: one.detach().cpu().clone() for name, one in self.trained.items()} if config.bf16 else {}
         deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
-        self.engine: Any = deepspeed.initialize(
-            model=scorer, optimizer=self.adamw, config=_engine_config(config, sharding, self._shapes)
-        )[0]
+        settings = _engine_config(config, sharding, self._shapes)
+        if self.stage == 3:  # parameter by parameter, so that the whole model is never on the device
+            if config.bf16:
+                use_bfloat16(scorer)
+            deepspeed.zero.Init(module=scorer, config_dict_or_path=settings, dtype=next(scorer.parameters()).dtype)
+            for buffer in scorer.buffers():
+                buffer.data = buffer.data.to(processes.device)
+        self.engine: Any = deepspeed.initialize(model=scorer, optimizer=self.adamw, config=settings)[0]
         self.optimizer: Any = self.engine.optimizer
+        self._begin_state()
         if self.stage == 3:
             # the head's weight is used by readouts, outside of its module's forward pass
             head = scorer.transformers_model.get_output_embeddings()
@@ -101,14 +108,12 @@ class ZeroSharded:
         """Put together from all processes."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        if not self.adamw.state:
-            return {}
         return {key: safe_get_full_optimizer_state(self.trained[name], key) for key in MOMENTS}
 
     def load(self, name: str, weight: Tensor, moments: Mapping[str, Tensor], steps: int) -> None:
         """Keep this process's part."""
-        if moments:
-            self._ensure_state(steps)
+        for state in self.adamw.state.values() if moments else ():
+            state["step"].fill_(steps)
         self._keep(name, weight, None)
         for key, value in moments.items():
             self._keep(name, value, key)
@@ -140,10 +145,9 @@ class ZeroSharded:
         else:
             safe_set_local_optimizer_state(parameter, part, key)
 
-    def _ensure_state(self, steps: int) -> None:
-        """AdamW's state, which would come about in the first step."""
-        if self.adamw.state:
-            return
+    def _begin_state(self) -> None:
+        """AdamW's state, as its first step would make it: that of stages 1 and 2 is tied to the parameters once, when
+        only the first group has been stepped."""
         flat = (
             self.optimizer.single_partition_of_fp32_groups
             if self.stage < 3
@@ -151,7 +155,7 @@ class ZeroSharded:
         )
         for tensor in flat:
             self.adamw.state[tensor] = {
-                "step": torch.tensor(float(steps), device=tensor.device),
+                "step": torch.tensor(0.0, device=tensor.device),
                 **{key: torch.zeros_like(tensor) for key in MOMENTS},
             }
         if self.stage < 3:

@@ -81,10 +81,13 @@ def test_sft_output_is_a_plain_transformers_model(made: Inputs, run_stage: RunSt
     assert rows[0]["loss"] == pytest.approx(total / count, rel=1e-5)
 
 
-def test_lora_merges_what_its_adapter_says(made: Inputs, run_stage: RunStage) -> None:
+@pytest.mark.parametrize("bf16", [False, True])
+def test_lora_merges_what_its_adapter_says(made: Inputs, run_stage: RunStage, bf16: bool) -> None:
+    """In bfloat16 too, what no adapter touches leaves with the bits it came with."""
     from peft import PeftModel
 
-    folder = run_stage("sft", {"model": made["base"], "dataset": made["rows"]}, lora_r=4, lora_alpha=8, **TRAINING)
+    settings = {**TRAINING, "lora_r": 4, "lora_alpha": 8, "bf16": bf16}
+    folder = run_stage("sft", {"model": made["base"], "dataset": made["rows"]}, **settings)
     merged = AutoModelForCausalLM.from_pretrained(folder)
     adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(made["base"]), folder / "adapter")
     torch.testing.assert_close(logits(merged), logits(adapted), atol=1e-4, rtol=1e-4)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from stages.seeds import derive, generator
@@ -68,3 +70,20 @@ def random_groups(count: int, branches: int, *, seed: int = 0, prefix: tuple[int
         tails = [draws.integers(3, VOCABULARY, draws.integers(1, 7)).tolist() for _ in range(branches)]
         groups.append(Group(f"row{number}", prompt, tuple(Branch(tail) for tail in tails)))
     return groups
+
+
+@pytest.fixture(scope="session")
+def _group_of_one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Once a session: DeepSpeed keeps hold of the first group it sees."""
+    store = dist.FileStore(str(tmp_path_factory.mktemp("group") / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def process_group(_group_of_one: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group of this process alone, which sharding needs."""
+    torch.use_deterministic_algorithms(True)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setenv("LOCAL_RANK", "0")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from artifacts.errors import StageError
 from stages.sft import Config
@@ -22,23 +21,11 @@ from stages.training.processes import Processes
 from tests.training.conftest import tiny_model
 from tests.training.test_loop import sequences
 
+pytestmark = pytest.mark.usefixtures("process_group")
 WAYS = [Fsdp(), Zero(2), Zero(3, {"stage3_param_persistence_threshold": 0})]
 """Small parameters stay gathered in ZeRO-3, and all of these are small."""
 ALONE = Processes(0, 1, torch.device("cpu"))
 ITEMS = 40.0
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A group of one; sharding needs one."""
-    torch.use_deterministic_algorithms(True)
-    store = dist.FileStore(str(tmp_path_factory.mktemp("group") / "store"), 1)
-    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("DS_ACCELERATOR", "cpu")
-        environment.setenv("LOCAL_RANK", "0")
-        yield
-    dist.destroy_process_group()
 
 
 def config_for(**settings: Any) -> Config:

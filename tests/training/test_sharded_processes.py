@@ -1,0 +1,95 @@
+"""Two processes, spread in every way, killed and taken up by one another, give the run of one process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from artifacts import open_store
+from flows.command import stage_command, stage_environment
+from stages.context import Context
+from tests.training import training_process
+from tests.training.conftest import tiny_model
+from tests.training.test_loop import context_for
+from tests.training.training_process import Stop, stop_me, train
+
+SCRIPT = Path(training_process.__file__)
+ROOT = SCRIPT.parents[2]
+STEPS, EVERY = 20, 2
+
+
+def context(folder: Path, store: Path | None = None) -> Context:
+    """Unequal micro-batches, so that two processes have unequal numbers of them in most steps."""
+    made = context_for(
+        folder, max_steps=STEPS, checkpoint_steps=EVERY, micro_batch_tokens=13, learning_rate=3e-3, weight_decay=0.1
+    )
+    tiny_model().save_pretrained(folder / "model")
+    spec = made.spec if store is None else replace(made.spec, store=str(store))
+    return Context(spec, open_store(spec.store))
+
+
+def run_together(folder: Path, store: Path, config: Path | str, kill_before: int, kill_rank: int) -> Context:
+    """Two processes through the launcher; the context of the first."""
+    made = context(folder, store)
+    spec = replace(made.spec, processes=2)
+    settings = {"spec": asdict(spec), "kill_before": kill_before, "kill_rank": kill_rank}
+    (folder / "settings.json").write_text(json.dumps(settings))
+    launch = SimpleNamespace(processes=2, config=str(config), python=None, env={})
+    command = stage_command(launch, Path(spec.job), threads=1)
+    arguments = [*command.arguments[:-3], str(SCRIPT), str(folder / "settings.json")]
+    environment = stage_environment(command) | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=240)
+    if kill_before < 0:
+        assert done.returncode == 0, done.stderr[-3000:]
+    else:
+        assert done.returncode != 0 and "-9" in done.stderr, done.stderr[-3000:]
+    return made
+
+
+def rows(made: Context) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output(made) / "metrics.jsonl").read_text().splitlines()]
+
+
+def output(made: Context) -> Path:
+    return Path(made.spec.job) / "out" / "model"
+
+
+@pytest.mark.slow
+def test_any_way_goes_on_where_another_was_killed(tmp_path: Path) -> None:
+    whole = context(tmp_path / "whole")
+    train(whole, -1, None)
+
+    store = tmp_path / "store"
+    small = tmp_path / "zero3.json"  # small parameters stay gathered in ZeRO-3, and all of these are small
+    small.write_text(json.dumps({"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}))
+    zero3 = tmp_path / "zero3.yaml"
+    zero3.write_text(f"distributed_type: DEEPSPEED\ndeepspeed_config: {{deepspeed_config_file: {small.name}}}\n")
+    for number, (config, until, rank) in enumerate([("ddp", 5, 1), ("zero2", 9, 0), (None, 11, 0), ("fsdp2", 15, 1)]):
+        folder = tmp_path / str(number)
+        if config is None:  # and a single process in between
+            with pytest.raises(Stop):
+                train(context(folder, store), until, stop_me)
+        else:
+            run_together(folder, store, config, until, rank)
+        saved = open_store(str(store)).checkpoints(whole.fingerprint).latest_step()
+        assert saved is not None and until - 2 * EVERY <= saved < until
+    last = run_together(tmp_path / "last", store, zero3, -1, 0)
+
+    expected, found = rows(whole), rows(last)
+    assert len(expected) == STEPS
+    for wanted, row in zip(expected, found, strict=True):
+        assert row["loss"] == pytest.approx(wanted["loss"], rel=1e-4)
+        assert row["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-4)
+        assert row["num_tokens"] == wanted["num_tokens"]
+    models = [AutoModelForCausalLM.from_pretrained(output(made)) for made in (whole, last)]
+    for left, right in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(left, right, atol=1e-4, rtol=1e-4)
+    assert not torch.equal(models[0].get_input_embeddings().weight, tiny_model().get_input_embeddings().weight)
