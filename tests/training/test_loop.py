@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from artifacts.errors import StageError
 from stages.context import Context, local_context
@@ -14,6 +15,7 @@ from stages.sft import Config
 from stages.training.batch import Branch, Group
 from stages.training.language_modeling import TokenLoss
 from stages.training.loop import Trainer
+from stages.training.metrics import Mean
 from stages.training.model import Scorer
 from stages.training.processes import prepare_process
 from stages.training.windows import DatasetWindows
@@ -160,3 +162,36 @@ def test_a_step_without_anything_to_learn_is_an_error(tmp_path: Path) -> None:
     groups = [Group("a", (), (Branch([5, 6], [False, False]),))]
     with pytest.raises(StageError, match="step 1 has nothing to learn from"):
         train(context_for(tmp_path, max_steps=1), groups)
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations by which the host waits for the device to learn a number."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+class Direct(TokenLoss):
+    """A loss of a weight itself, with metrics on the device: nothing in it waits."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.weight = weight
+
+    def __call__(self, forward: Any, batch: Any) -> Any:
+        loss = self.weight.square().sum()
+        return loss, {"entropy": Mean(loss.detach(), torch.ones(())), "mean_token_accuracy": Mean(loss.detach(), 3)}
+
+
+def test_a_step_does_not_wait_for_the_device_but_at_its_end(tmp_path: Path) -> None:
+    """Losses, metrics, the norm and the decision to save come to the host together (one `tolist`)."""
+    scorer = Scorer(tiny_model())
+    context = context_for(tmp_path, micro_batch_tokens=8)
+    objective = Direct(next(scorer.parameters()))
+    trainer = Trainer(context, context.config, prepare_process(context), scorer, objective)
+    with Waits() as waits:
+        row, _ = trainer.step(1, 6, DatasetWindows(sequences(), context.config).window(0))
+    assert waits.count == 0
+    assert row["loss"] > 0 and row["mean_token_accuracy"] * 3 == pytest.approx(row["entropy"], rel=1e-6)
