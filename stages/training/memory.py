@@ -11,7 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from stages.sharding import Fsdp, Sharding, Whole, Zero
-from stages.training.memory_activations import Layers, backward_bytes, passing_bytes, saved_bytes
+from stages.training.memory_activations import (
+    Layers,
+    attention_gradient_bytes,
+    passing_bytes,
+    saved_bytes,
+    stream_bytes,
+)
 from stages.training.memory_head import HeadUse, held_bytes, scoring_bytes
 from stages.training.memory_shape import ModelShape
 
@@ -189,8 +195,8 @@ class Training:
 def training_step(training: Training, work: Passes, use: HeadUse, *, reference: float = 0) -> Phase:
     """A step, once the optimizer has its state. `reference`: other models that stay.
 
-    The worst moment is the end of a forward pass, with the activations of its layers and the gradients of the passes
-    before it, or the end of a backward pass, with all gradients and, twice or thrice, that of a tied embedding.
+    The worst moment is one of three: in the head, with the activations of all layers; in the backward pass of the last
+    attention; at the end, with all gradients and, in a later pass of the step, a second one of the embedding.
     """
     shape, setup, layers = training.shape, training.setup, training.layers
     state = training.state()
@@ -199,19 +205,19 @@ def training_step(training: Training, work: Passes, use: HeadUse, *, reference: 
     )
     saved = saved_bytes(layers, work.tokens, work.read, work.longest)
     slack = 1 + ALLOCATOR_SHARE[setup.device]
+    streams = stream_bytes(layers, work.tokens)
     before = state["gradients"] if work.count > 1 else 0.0
     embedding = shape.embedding_parameters * _FLOAT if layers.all_trained else 0
-    late = embedding * ((1 if shape.tied and not shape.classifier else 0) + (1 if work.count > 1 else 0))
-    forward_end = {
-        "gradients": before,
-        "activations": slack * (saved + backward_bytes(layers, work.tokens)),
-        "head": slack * head,
-    }
-    backward_end = {
-        "gradients": state["gradients"] + late,
-        "activations": slack * backward_bytes(layers, work.tokens),
-    }
-    worst = max(forward_end, backward_end, key=lambda parts: sum(parts.values()))
+    moments = [
+        {"gradients": before, "activations": slack * (saved + streams), "head": slack * head},
+        {
+            "gradients": before,
+            "activations": slack * (saved + streams + attention_gradient_bytes(layers, work.tokens, work.read)),
+            "head": 0.0 if shape.classifier else slack * embedding,
+        },
+        {"gradients": state["gradients"] + (embedding if work.count > 1 else 0), "activations": slack * streams},
+    ]
+    worst = max(moments, key=lambda parts: sum(parts.values()))
     copy = training.trained * (_FLOAT + _MOMENTS) / setup.processes if setup.device == "cpu" else 0
     return phase("training step", {**state, **worst, "checkpoint": copy, "reference": reference}, setup)
 
@@ -232,12 +238,13 @@ def scoring(
     held = dict(resident or {})
     if own is not None:
         held[own] = held.get(own, 0) + shape.parameters * _FLOAT
-    parts = {
-        **held,
-        "activations": slack * passing_bytes(layers, work.tokens, work.read),
+    # the head comes after the layers, with their last states still there
+    inside = {"activations": slack * passing_bytes(layers, work.tokens)}
+    behind = {
+        "activations": slack * layers.compute * shape.hidden * (work.tokens + work.read),
         "head": slack * scoring_bytes(shape, work.read, device=setup.device),
     }
-    return phase("scoring", parts, setup)
+    return phase("scoring", {**held, **max(inside, behind, key=lambda parts: sum(parts.values()))}, setup)
 
 
 def phase(name: str, parts: Mapping[str, float], setup: Setup) -> Phase:

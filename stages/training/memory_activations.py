@@ -83,7 +83,7 @@ def saved_bytes(layers: Layers, tokens: int, read: int, longest: int) -> int:
     With gradient checkpointing every layer keeps its input, and one at a time all of it while it is computed again.
     """
     shape, compute = layers.shape, layers.compute
-    few = read if read < READS_FEW_BELOW * tokens and shape.family.norms == 2 else tokens
+    few = few_read(layers, tokens, read)
     attention, feed_forward = attention_bytes(layers, longest), feed_forward_bytes(layers)
     whole = tokens * (attention + feed_forward)
     selected = compute * shape.queries if few < tokens else 0
@@ -101,17 +101,30 @@ def saved_bytes(layers: Layers, tokens: int, read: int, longest: int) -> int:
     return inside + ends + rotations + tokens * 2 * _INDEX + read * 3 * _INDEX
 
 
-def backward_bytes(layers: Layers, tokens: int) -> int:
-    """What the backward pass holds besides what was saved, when most of that is still there: the gradient of the
-    residual stream twice; with checkpointing, also the streams inside the layer that is computed again."""
+def few_read(layers: Layers, tokens: int, read: int) -> int:
+    """The tokens of the last layer's second half: those that are read, where they are few."""
+    return read if read < READS_FEW_BELOW * tokens and layers.shape.family.norms == 2 else tokens
+
+
+def stream_bytes(layers: Layers, tokens: int) -> int:
+    """What comes and goes beside what is saved: the residual stream twice, as states or gradients; with
+    checkpointing, also the streams inside the layer that is computed again."""
     streams = 5 if layers.checkpointing else 2
     return tokens * streams * layers.compute * layers.shape.hidden
 
 
-def passing_bytes(layers: Layers, tokens: int, read: int) -> int:
+def attention_gradient_bytes(layers: Layers, tokens: int, read: int) -> int:
+    """What the backward pass of the last layer's attention has added to what was saved, less what its feed-forward
+    part has let go: gradients of states and output, before and after norms and rotations."""
+    shape = layers.shape
+    gradients = layers.compute * tokens * (3 * shape.queries + 6 * shape.keys)
+    return gradients - few_read(layers, tokens, read) * feed_forward_bytes(layers)
+
+
+def passing_bytes(layers: Layers, tokens: int) -> int:
     """Most that a pass without gradients holds at once: inside a layer's feed-forward part, or its attention."""
     shape = layers.shape
     streams = 4 * shape.hidden + 2 * shape.head_dim
     feed_forward = 3 * shape.intermediate * max(1, shape.experts_per_token)
     attention = 3 * shape.queries + 4 * shape.keys
-    return layers.compute * (tokens * (streams + max(feed_forward, attention)) + read * shape.hidden)
+    return layers.compute * tokens * (streams + max(feed_forward, attention))

@@ -42,7 +42,7 @@ def sampling(shape: ModelShape, setup: Setup, asked: Sampled, *, number: int, re
     moved = 2 * cache / shape.layers
     logits = rows * shape.vocabulary * (_FLOAT * _LOGITS_AT_ONCE + (_SORTED_BYTES if asked.sorts else 0))
     prompts = -(-rows // asked.per_prompt)
-    prefill = passing_bytes(Layers(shape, number, setup.device), prompts * asked.prompt, prompts)
+    prefill = passing_bytes(Layers(shape, number, setup.device), prompts * asked.prompt)
     slack = 1 + ALLOCATOR_SHARE[setup.device]
     parts = {**resident, "sampler": slack * (cache + moved + logits), "activations": slack * prefill}
     return phase("sampling", parts, setup)

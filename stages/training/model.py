@@ -19,6 +19,7 @@ from stages.training.batch import Group, TokenBatch, layout
 from stages.training.config import TrainingConfig
 from stages.training.model_check import check_loaded, check_model_folder
 from stages.training.objective import Readout
+from stages.training.tied import TiedEmbedding
 
 _FEW = 0.8
 """Share of positions read above which choosing them before the last layer saves nothing."""
@@ -123,6 +124,12 @@ class Scorer(nn.Module):
         branch."""
         self.reads_few = False
         """The last layer can be run on the positions that are read alone."""
+        self.tied: TiedEmbedding | None = None
+        self._head_VH: Tensor | None = None
+
+    def merge_tied_gradients(self) -> None:
+        """Let embedding and head of a model that ties them share one gradient; all passes must go through here."""
+        self.tied = TiedEmbedding.of(self.transformers_model)
 
     @property
     def transformers_model(self) -> Any:
@@ -140,7 +147,7 @@ class Scorer(nn.Module):
         output = model.get_output_embeddings()
         config = model.config
         return Head(
-            output.weight,
+            output.weight if self._head_VH is None else self._head_VH,
             output.bias,
             scale=getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1.0),
             softcap=getattr(config, "final_logit_softcapping", None),
@@ -159,12 +166,17 @@ class Scorer(nn.Module):
         few = self.reads_few and bool(extra) and len(readout.positions_R) < _FEW * batch.num_tokens
         if few:
             extra["reads"] = readout.positions_R
+        inputs = {"input_ids": batch.input_ids_BT, "position_ids": batch.position_ids_BT, "use_cache": False, **extra}
         with packed_pass() if extra else nullcontext():
-            hidden_BTH = self.transformers_model.base_model(
-                input_ids=batch.input_ids_BT, position_ids=batch.position_ids_BT, use_cache=False, **extra
-            ).last_hidden_state
-        hidden_PH = hidden_BTH.flatten(0, 1)
-        return readout.read(hidden_PH if few else hidden_PH.index_select(0, readout.positions_R), self)
+            if self.tied is None:
+                output = self.transformers_model.base_model(**inputs)
+            else:
+                output, self._head_VH = self.tied.call(**inputs)
+        hidden_PH = output.last_hidden_state.flatten(0, 1)
+        try:
+            return readout.read(hidden_PH if few else hidden_PH.index_select(0, readout.positions_R), self)
+        finally:
+            self._head_VH = None
 
     @property
     def device(self) -> torch.device:

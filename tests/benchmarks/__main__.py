@@ -104,6 +104,8 @@ def main(given: Sequence[str]) -> int:
             )
     except (BenchmarkError, ParityError) as error:
         failure = error
+    except KeyboardInterrupt:
+        failure = BenchmarkError(f"interrupted after {len(measured)} of {len(cases)} cases")
     if measured:
         command = shlex.join(["python", "-m", "tests.benchmarks", *_without_results(given)])
         publish(console, arguments, command, measured)

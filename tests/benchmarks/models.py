@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tests.benchmarks.cases import Architecture, Case, teacher_of
+from tests.benchmarks.folder import CaseFolder
 from tests.benchmarks.rows import BOS, EOS, PAD
 
 LONGEST_ROW = 8192
@@ -30,37 +29,6 @@ BETA = 0.1
 """Of DPO."""
 EPSILON = 0.2
 """Of the clipped policy gradient."""
-
-
-@dataclass(frozen=True)
-class CaseFolder:
-    """What a case's contestants read."""
-
-    path: Path
-
-    @property
-    def model(self) -> Path:
-        """The model that is trained or scores: a causal one, or a classifier with one output for `reward`."""
-        return self.path / "model"
-
-    @property
-    def teacher(self) -> Path:
-        """The teacher, where the stage is distillation."""
-        return self.path / "teacher"
-
-    @property
-    def scratch(self) -> Path:
-        """A place for what a contestant writes."""
-        return self.path / "scratch"
-
-    def references(self) -> dict[str, list[float]]:
-        """Row id -> summed log-probability of every completion under the untrained model (`dpo` only)."""
-        found: dict[str, list[float]] = json.loads((self.path / "references.json").read_text(encoding="utf-8"))
-        return found
-
-    def save_references(self, references: dict[str, list[float]]) -> None:
-        """What `references` gives back."""
-        (self.path / "references.json").write_text(json.dumps(references), encoding="utf-8")
 
 
 def save_models(case: Case, folder: CaseFolder) -> None:

@@ -24,7 +24,8 @@ from stages.training.processes import prepare_process
 from stages.training.reference import branch_logprobs
 from stages.training.start import frozen_scorer, start
 from tests.benchmarks.cases import Case
-from tests.benchmarks.models import BETA, EPSILON, SETTINGS, CaseFolder
+from tests.benchmarks.folder import CaseFolder
+from tests.benchmarks.models import BETA, EPSILON, SETTINGS
 from tests.benchmarks.recorder import Recorder
 from tests.benchmarks.rows import PAD, Row
 

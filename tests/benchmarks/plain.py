@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid
 
 from tests.benchmarks.cases import Case
-from tests.benchmarks.models import BETA, EPSILON, SETTINGS, CaseFolder, load
+from tests.benchmarks.folder import CaseFolder
+from tests.benchmarks.models import BETA, EPSILON, SETTINGS, load
 from tests.benchmarks.recorder import Recorder
 from tests.benchmarks.rows import PAD, Row
 

@@ -89,7 +89,7 @@ def measure(
         loads=[],
         versions={},
     )
-    with TemporaryDirectory(prefix="posttrain-benchmark-") as name:
+    with TemporaryDirectory(prefix="benchmark-") as name:
         processes = Processes(case, Path(name), threads)
         measured.versions = processes.run("prepare")["versions"]
         for turn in range(rounds):

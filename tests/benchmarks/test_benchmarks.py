@@ -13,8 +13,8 @@ import torch
 from tests.benchmarks import ours, plain
 from tests.benchmarks.cases import STEPS, Architecture, Case, case_of
 from tests.benchmarks.floor import step_flops
+from tests.benchmarks.folder import CaseFolder
 from tests.benchmarks.growth import slope
-from tests.benchmarks.models import CaseFolder
 from tests.benchmarks.parity import ParityError, difference, require_parity
 from tests.benchmarks.recorder import Recorder
 from tests.benchmarks.report import quartiles, summary

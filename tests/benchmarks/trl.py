@@ -29,7 +29,8 @@ from trl import (
 from trl.trainer.utils import pad
 
 from tests.benchmarks.cases import Case
-from tests.benchmarks.models import BETA, EPSILON, CaseFolder
+from tests.benchmarks.folder import CaseFolder
+from tests.benchmarks.models import BETA, EPSILON
 from tests.benchmarks.recorder import Recorder
 from tests.benchmarks.rows import PAD, Row
 from tests.benchmarks.trl_run import Run

@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, TrainerCallback
 
 from tests.benchmarks.cases import Case
-from tests.benchmarks.models import SETTINGS, CaseFolder
+from tests.benchmarks.folder import CaseFolder
+from tests.benchmarks.models import SETTINGS
 from tests.benchmarks.recorder import Recorder
 from tests.benchmarks.rows import Row
 

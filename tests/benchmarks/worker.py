@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.cases import Architecture, Case
-from tests.benchmarks.models import CaseFolder
+from tests.benchmarks.folder import CaseFolder
 from tests.benchmarks.rows import batches, make_rows
 
 CONTESTANTS = {
