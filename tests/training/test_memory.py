@@ -18,7 +18,13 @@ from stages.sharding import Fsdp, Whole, Zero
 from stages.training import memory_head, memory_sampling, model
 from stages.training.batch import Branch, Group
 from stages.training.memory import ALLOCATOR_SHARE, PROCESS_BYTES, Setup, Training, passes, training_step
-from stages.training.memory_activations import READS_FEW_BELOW, Layers, norm_bytes, saved_bytes
+from stages.training.memory_activations import (
+    READS_FEW_BELOW,
+    Layers,
+    attention_gradient_bytes,
+    norm_bytes,
+    saved_bytes,
+)
 from stages.training.memory_head import HeadUse, held_bytes
 from stages.training.memory_sampling import Sampled, sampling
 from stages.training.memory_shape import ModelShape, UnknownShapeError, read_shape
@@ -208,6 +214,14 @@ def test_passes_are_bounded_by_budget_rows_and_the_longest_row() -> None:
     assert (long.tokens, long.count) == (1024, 8)
     shared = passes(8192, row=1024, rows=32, processes=8)
     assert (shared.tokens, shared.count) == (4096, 1)
+
+
+def test_the_last_attention_is_the_worst_moment_where_few_positions_are_read() -> None:
+    """A token: gradients of queries and output (3 x 8 floats), keys and values (6 x 4): 192 bytes. What the layer's
+    second half lets go (36 + 32 + 256 bytes a token that is read) is more where all are read, less where few are."""
+    layers = Layers(HAND)
+    assert attention_gradient_bytes(layers, 100, 100) == 100 * (192 - 324)
+    assert attention_gradient_bytes(layers, 100, 2) == 100 * 192 - 2 * 324
 
 
 def test_a_step_of_several_passes_holds_the_gradients_of_those_before() -> None:
