@@ -57,8 +57,7 @@ def prepare_process(context: Context, bf16: bool = False) -> Accelerator:
         torch.set_num_threads(context.threads)
     torch.use_deterministic_algorithms(True)
     # nothing here reads memory before it has written it, and filling it first costs a pass for every tensor
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # it helps debugging only
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     if not torch.cuda.is_available():  # several libraries import DeepSpeed where it is installed, and it asks aloud
         os.environ.setdefault("DS_ACCELERATOR", "cpu")

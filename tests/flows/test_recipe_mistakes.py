@@ -189,11 +189,14 @@ def test_several_mistakes_are_listed_at_once(write_recipe, model_folder):
 
 
 def test_launch_settings(write_recipe, model_folder, tmp_path):
-    (tmp_path / "my.yaml").write_text("num_machines: 2\n")
+    (tmp_path / "my.yaml").write_text("distributed_type: MULTI_GPU\nnum_machines: 2\n")
     text = with_stage(TRAIN + "    launch: {config: ./my.yaml, env: {A: '1'}}\n") + "launch: {env: {A: '0', B: '2'}}\n"
     launch = Recipe.load(write_recipe(text)).stages["dpo"].launch
     assert launch.config == str(tmp_path / "my.yaml")
     assert launch.env == {"A": "1", "B": "2"}
+    (tmp_path / "my.yaml").write_text("distributed_type: FSDP\nfsdp_config: {fsdp_version: 1}\n")
+    (mistake,) = mistakes(write_recipe(with_stage(TRAIN + "    launch: {config: ./my.yaml}\n")))
+    assert mistake.startswith("recipe.yaml:6: stages.dpo.launch.config: ") and "no fsdp_version: 2" in mistake
     text = with_stage(TRAIN + "    launch: {python: ./nope/python, env: {HF_TOKEN: abc, N: 1}}\n")
     assert mistakes(write_recipe(text)) == [
         "recipe.yaml:6: stages.dpo.launch.env.N: expected text, found 1 (put it in quotes)"
