@@ -70,4 +70,6 @@ class Trackers:
 
     def __exit__(self, *_: object) -> None:
         if self.accelerator is not None:
-            self.accelerator.end_training()
+            # not its end_training(): that takes the process group away, which the export of a sharded model needs
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
