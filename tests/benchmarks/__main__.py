@@ -20,6 +20,7 @@ from rich.console import Console
 from tests.benchmarks.cases import MATRIX, MODELS, STEPS, Case, case_of
 from tests.benchmarks.growth import SERIES, slope
 from tests.benchmarks.parity import ParityError
+from tests.benchmarks.recorder import CLOCKS
 from tests.benchmarks.report import (
     COLUMNS,
     GOAL_COLUMNS,
@@ -53,6 +54,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10, help="steps of a run; the first 2 are not timed (default 10)")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="cpu: processor time of all threads, for a machine that others use too; with --threads 1",
+    )
     parser.add_argument("--contestants", default=",".join(CONTESTANTS), help="default: %(default)s")
     parser.add_argument("--json", action="store_true", help="figures on stdout, nothing else")
     parser.add_argument("--results", type=Path, metavar="FILE", help="append a dated section to this Markdown file")
@@ -99,6 +106,7 @@ def main(given: Sequence[str]) -> int:
                     contestants,
                     arguments.rounds,
                     threads=arguments.threads,
+                    clock=arguments.clock,
                     say=lambda text: console.print(text, style="dim", markup=False),
                 )
             )
@@ -165,8 +173,8 @@ def facts_of(arguments: argparse.Namespace, measured: Sequence[Measured]) -> lis
     return [
         machine(),
         ", ".join([f"posttrain at {commit()}", *(f"{name} {version}" for name, version in versions.items())]),
-        f"float32, {arguments.threads} threads, {arguments.rounds} rounds, load average before a round "
-        f"{min(loads):.1f} to {max(loads):.1f}",
+        f"float32, {arguments.threads} threads, {arguments.clock} clock, {arguments.rounds} rounds, "
+        f"load average before a round {min(loads):.1f} to {max(loads):.1f}",
         f"working memory: {'; '.join(sorted(methods))}, minus what was held before the first step",
         "matrix rate of the floor, measured in the same rounds: " + "; ".join(rates),
     ]

@@ -7,8 +7,11 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
+
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+"""Seconds by name: as they pass, or as all threads of the process work."""
 
 SAMPLING_SECONDS = 0.005
 KIB = 1024
@@ -109,7 +112,8 @@ def _status(field: str) -> int:
 class Recorder:
     """A contestant calls `begin` just before its first step and `done` after each."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock = clock
         self.seconds: list[float] = []
         self.values: list[Mapping[str, Any]] = []
         self.peak: Peak | None = None
@@ -118,15 +122,14 @@ class Recorder:
     def begin(self) -> None:
         """Memory and time count from here."""
         self.peak = start_peak()
-        self._last = time.perf_counter()
+        self._last = self.clock()
 
     def done(self, values: Mapping[str, Any]) -> None:
         """A step is over; tensors among its values are read after the last step."""
         _synchronize()
-        now = time.perf_counter()
-        self.seconds.append(now - self._last)
+        self.seconds.append(self.clock() - self._last)
         self.values.append(values)
-        self._last = time.perf_counter()
+        self._last = self.clock()
 
     def result(self) -> dict[str, Any]:
         """As JSON values."""

@@ -76,7 +76,13 @@ class Measured:
 
 
 def measure(
-    case: Case, contestants: Sequence[str], rounds: int, *, threads: int, say: Callable[[str], None]
+    case: Case,
+    contestants: Sequence[str],
+    rounds: int,
+    *,
+    threads: int,
+    say: Callable[[str], None],
+    clock: str = "wall",
 ) -> Measured:
     """Raises ParityError where numbers differ that should not, BenchmarkError where a process fails."""
     steps = batches(case, make_rows(case))[WARMUP_STEPS:]
@@ -90,7 +96,7 @@ def measure(
         versions={},
     )
     with TemporaryDirectory(prefix="benchmark-") as name:
-        processes = Processes(case, Path(name), threads)
+        processes = Processes(case, Path(name), threads, clock)
         measured.versions = processes.run("prepare")["versions"]
         for turn in range(rounds):
             measured.loads.append(os.getloadavg()[0])
@@ -121,13 +127,15 @@ def _gate(measured: Measured) -> None:
 class Processes:
     """Starts the tasks of a case one after the other."""
 
-    def __init__(self, case: Case, folder: Path, threads: int) -> None:
-        self.case, self.folder, self.threads = case, folder, threads
+    def __init__(self, case: Case, folder: Path, threads: int, clock: str = "wall") -> None:
+        self.case, self.folder, self.threads, self.clock = case, folder, threads, clock
 
     def run(self, task: str) -> dict[str, Any]:
         """The result of a task in a process of its own."""
         spec, result = self.folder / "spec.json", self.folder / "result.json"
-        spec.write_text(json.dumps({"task": task, "case": case_to_json(self.case)}), encoding="utf-8")
+        spec.write_text(
+            json.dumps({"task": task, "case": case_to_json(self.case), "clock": self.clock}), encoding="utf-8"
+        )
         result.unlink(missing_ok=True)
         done = subprocess.run(
             [sys.executable, "-m", "tests.benchmarks.worker", str(spec)],

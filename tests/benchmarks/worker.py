@@ -12,6 +12,7 @@ from typing import Any
 
 from tests.benchmarks.cases import Architecture, Case
 from tests.benchmarks.folder import CaseFolder
+from tests.benchmarks.recorder import CLOCKS, Recorder
 from tests.benchmarks.rows import batches, make_rows
 
 CONTESTANTS = {
@@ -33,7 +34,7 @@ def case_from_json(values: dict[str, Any]) -> Case:
     return Case(**{**values, "architecture": Architecture(**values["architecture"])})
 
 
-def prepare(case: Case, folder: CaseFolder) -> dict[str, Any]:
+def prepare(case: Case, folder: CaseFolder, _: str = "wall") -> dict[str, Any]:
     """Save the weights, and for DPO the log-probabilities of the reference."""
     from tests.benchmarks.models import save_models
     from tests.benchmarks.plain import reference_sums
@@ -44,25 +45,23 @@ def prepare(case: Case, folder: CaseFolder) -> dict[str, Any]:
     return {"versions": versions()}
 
 
-def matrix_rate(case: Case, _: CaseFolder) -> dict[str, Any]:
+def matrix_rate(case: Case, _: CaseFolder, clock: str) -> dict[str, Any]:
     """How fast this machine multiplies at the moment."""
     from tests.benchmarks.floor import measure_rate
 
-    return {"rates": measure_rate(case)}
+    return {"rates": measure_rate(case, CLOCKS[clock])}
 
 
-def contest(name: str, case: Case, folder: CaseFolder) -> dict[str, Any]:
+def contest(name: str, case: Case, folder: CaseFolder, clock: str) -> dict[str, Any]:
     """All steps of one contestant."""
-    from tests.benchmarks.recorder import Recorder
-
     module, function = CONTESTANTS[name].split(":")
-    recorder = Recorder()
+    recorder = Recorder(CLOCKS[clock])
     run = getattr(importlib.import_module(module), function)
     run(case, batches(case, make_rows(case)), folder, recorder)
     return recorder.result()
 
 
-TASKS: dict[str, Callable[[Case, CaseFolder], dict[str, Any]]] = {"prepare": prepare, "matrix-rate": matrix_rate}
+TASKS: dict[str, Callable[[Case, CaseFolder, str], dict[str, Any]]] = {"prepare": prepare, "matrix-rate": matrix_rate}
 
 
 def versions() -> dict[str, str]:
@@ -82,8 +81,8 @@ def main(spec_path: str) -> None:
     """Run the task that the spec names."""
     path = Path(spec_path)
     spec = json.loads(path.read_text(encoding="utf-8"))
-    case, folder, task = case_from_json(spec["case"]), CaseFolder(path.parent), spec["task"]
-    result = TASKS[task](case, folder) if task in TASKS else contest(task, case, folder)
+    case, folder, task, clock = case_from_json(spec["case"]), CaseFolder(path.parent), spec["task"], spec["clock"]
+    result = TASKS[task](case, folder, clock) if task in TASKS else contest(task, case, folder, clock)
     (path.parent / "result.json").write_text(json.dumps(result), encoding="utf-8")
 
 
