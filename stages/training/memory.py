@@ -239,12 +239,13 @@ def scoring(
     if own is not None:
         held[own] = held.get(own, 0) + shape.parameters * _FLOAT
     # the head comes after the layers, with their last states still there
-    inside = {"activations": slack * passing_bytes(layers, work.tokens)}
-    behind = {
+    inside: dict[str, float] = {"activations": slack * passing_bytes(layers, work.tokens)}
+    behind: dict[str, float] = {
         "activations": slack * layers.compute * shape.hidden * (work.tokens + work.read),
         "head": slack * scoring_bytes(shape, work.read, device=setup.device),
     }
-    return phase("scoring", {**held, **max(inside, behind, key=lambda parts: sum(parts.values()))}, setup)
+    most = inside if sum(inside.values()) >= sum(behind.values()) else behind
+    return phase("scoring", {**held, **most}, setup)
 
 
 def phase(name: str, parts: Mapping[str, float], setup: Setup) -> Phase:

@@ -34,8 +34,29 @@ def event(**values: object) -> None:
         file.write(json.dumps(values) + "\n")
 
 
+def out_of_memory_above(tokens: int) -> None:
+    event(kind="micro_batch", tokens=config["micro_batch_tokens"])
+    if config["micro_batch_tokens"] > tokens:
+        error = {"type": "OutOfMemory", "message": "out of memory", "expected": True}
+        error["smaller_micro_batch_tokens"] = config["micro_batch_tokens"] // 2
+        (job / "error.json").write_text(json.dumps(error))
+        sys.exit(1)
+    succeed()
+
+
+def expected_failure() -> None:
+    error = {"type": "DataError", "message": "pairs.jsonl row 3: no 'rejected'", "expected": True}
+    (job / "error.json").write_text(json.dumps(error))
+    sys.exit(1)
+
+
+def kill_second_rank() -> None:
+    if os.environ.get("RANK", "0") == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(600)
+
+
 def main(do: str) -> None:
-    rank = os.environ.get("RANK", "0")
     if do == "ok":
         event(kind="phase", text="loading")
         print("progress 1\rprogress 2\nWARNING something odd", flush=True)
@@ -45,21 +66,13 @@ def main(do: str) -> None:
         (job / "seen.json").write_text(json.dumps({"argv": sys.argv, "env": dict(os.environ)}))
         succeed()
     elif do == "expected":
-        error = {"type": "DataError", "message": "pairs.jsonl row 3: no 'rejected'", "expected": True}
-        (job / "error.json").write_text(json.dumps(error))
-        sys.exit(1)
+        expected_failure()
     elif do == "raise":
         raise ZeroDivisionError("a bug")
     elif do == "no result":
         pass
     elif do == "out of memory above 300 tokens":
-        event(kind="micro_batch", tokens=config["micro_batch_tokens"])
-        if config["micro_batch_tokens"] > 300:
-            error = {"type": "OutOfMemory", "message": "out of memory", "expected": True}
-            error["smaller_micro_batch_tokens"] = config["micro_batch_tokens"] // 2
-            (job / "error.json").write_text(json.dumps(error))
-            sys.exit(1)
-        succeed()
+        out_of_memory_above(300)
     elif do == "sigkill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif do == "leave a daemon":
@@ -74,9 +87,7 @@ def main(do: str) -> None:
         record(os.getpid())
         time.sleep(600)
     elif do == "second rank sigkill":
-        if rank == "1":
-            os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(600)
+        kill_second_rank()
 
 
 main(config["do"])
