@@ -116,7 +116,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "diverges in sft": (stage("sft", "rows", DIVERGING), DIVERGED),
     "diverges in preference": (stage("preference", "pairs", DIVERGING), DIVERGED),
     "diverges in reward_model": (stage("reward_model", "pairs", DIVERGING), DIVERGED),
-    "diverges in distill": (stage("distill", "rows", {**DIVERGING, "lmbda": 0.0}, teacher="base"), DIVERGED),
+    "diverges in distill": (stage("distill", "rows", {**DIVERGING, "lmbda": 0.0}, teacher="some_equal"), DIVERGED),
     "diverges in rl": (stage("rl", "rows", {**DIVERGING, **ROLLOUT, "rewards": ["task.py:length"]}), DIVERGED),
     "reward raises in rl": (rewarded("rl", "raises"), RAISED),
     "reward raises in sample": (rewarded("sample", "raises"), RAISED),

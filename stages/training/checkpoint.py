@@ -94,6 +94,7 @@ class Saver:
         checkpoints = self.context.checkpoints
         name = self.processes.share(checkpoints.new_name(progress.step) if self.processes.rank == 0 else "")
         folder = self.context.scratch / f"checkpoint-{progress.step}"
+        shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed here
         folder.mkdir()
         needed = sum(tensor.nbytes for tensor in tensors.values())
         require_disk(folder, int(needed * 1.05) + 1_000_000, f"a checkpoint of step {progress.step}")
@@ -172,7 +173,7 @@ def restore(context: Context, parallel: Parallel, processes: Processes, expected
     _load(folder, parallel, progress.step)
     context.resumed(progress.step)
     for key, now in expected.items():
-        before = progress.numerics.get(key)
+        before = progress.numerics.get(key, now)
         if before != now:
             context.log(f"resumed with {key} = {now} instead of {before}: results are equal to 1e-5, not bit for bit")
     return progress

@@ -125,7 +125,8 @@ class Scorer(nn.Module):
         self.reads_few = False
         """The last layer can be run on the positions that are read alone."""
         self.tied: TiedEmbedding | None = None
-        self._head_VH: Tensor | None = None
+        self._head_of_pass: tuple[Tensor, ...] = ()
+        """The tied weight as this very pass uses it; in a tuple, for a module would register a parameter as its own."""
 
     def merge_tied_gradients(self) -> None:
         """Let embedding and head of a model that ties them share one gradient; all passes must go through here."""
@@ -147,7 +148,7 @@ class Scorer(nn.Module):
         output = model.get_output_embeddings()
         config = model.config
         return Head(
-            output.weight if self._head_VH is None else self._head_VH,
+            self._head_of_pass[0] if self._head_of_pass else output.weight,
             output.bias,
             scale=getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1.0),
             softcap=getattr(config, "final_logit_softcapping", None),
@@ -171,12 +172,13 @@ class Scorer(nn.Module):
             if self.tied is None:
                 output = self.transformers_model.base_model(**inputs)
             else:
-                output, self._head_VH = self.tied.call(**inputs)
+                output, head_VH = self.tied.call(**inputs)
+                self._head_of_pass = (head_VH,)
         hidden_PH = output.last_hidden_state.flatten(0, 1)
         try:
             return readout.read(hidden_PH if few else hidden_PH.index_select(0, readout.positions_R), self)
         finally:
-            self._head_VH = None
+            self._head_of_pass = ()
 
     @property
     def device(self) -> torch.device:

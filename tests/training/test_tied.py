@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stages.losses.head import Head
 from stages.losses.token_loss import linear_token_loss
+from stages.training.model import token_logprobs
 from stages.training.tied import TiedEmbedding
-from tests.training.conftest import VOCABULARY, tiny_model
+from tests.training.conftest import VOCABULARY, packing_scorer, random_groups, tiny_model
 
 IDS = torch.tensor([[0, 5, 5, 17, 60, 3, 5, 0, 9]])
 TARGETS = torch.tensor([5, 5, 17, 60, 3, 5, 0, 9])
@@ -98,3 +99,16 @@ def test_weights_of_their_own_and_frozen_ones_stay_as_they_are() -> None:
         assert tied.call(input_ids=IDS)[1] is weight
     weight.requires_grad_(False)
     assert tied.call(input_ids=IDS)[1] is weight
+
+
+def test_passes_without_and_with_gradients_follow_each_other() -> None:
+    """A pass without gradients uses the parameter itself; it must not become one of the Scorer's own."""
+    scorer = packing_scorer(tiny_model())
+    names = [name for name, _ in scorer.named_parameters()]
+    scorer.merge_tied_gradients()
+    batch = scorer.layout(random_groups(2, 2))
+    with torch.no_grad():
+        before = scorer(batch, token_logprobs(batch)).logprobs_N
+    after = scorer(batch, token_logprobs(batch)).logprobs_N
+    torch.testing.assert_close(after.detach(), before)
+    assert [name for name, _ in scorer.named_parameters()] == names
