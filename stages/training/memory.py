@@ -42,7 +42,7 @@ _MOMENTS = 2 * _FLOAT
 PROCESS_BYTES: Mapping[Device, int] = {"cpu": 500_000_000, "cuda": 600_000_000}
 """Resident in a stage's process before it loads a model (CPU), or taken on the GPU by CUDA's context."""
 ALLOCATOR_SHARE: Mapping[Device, float] = {"cpu": 0.05, "cuda": 0.05}
-"""Of activations and head: what allocators hold beyond what is in use at the peak. Measured, see RESULTS.md."""
+"""Of activations and head: what allocators hold beyond what is in use at the peak. Assumed, not yet measured well."""
 _ZERO_BUCKET = 500_000_000
 """Elements of DeepSpeed's buffer for gradients on their way, where its configuration does not say."""
 
