@@ -55,6 +55,8 @@ class InitModelConfig(Config):
     """Width of a head; null: hidden_size / num_attention_heads."""
     max_position_embeddings: int = Field(default=2048, ge=1)
     """Longest sequence in tokens."""
+    rope_theta: float = Field(default=10000.0, gt=0)
+    """Base of the rotary positions; a small one tells near positions apart sooner (RoFormer, arXiv:2104.09864)."""
     tie_word_embeddings: bool = True
     """Use the embedding as the output head."""
     initializer_range: float = Field(default=0.02, gt=0)
@@ -142,6 +144,7 @@ def _model_config(config: InitModelConfig, tokenizer: PreTrainedTokenizerFast) -
         num_key_value_heads=config.key_value_heads,
         head_dim=config.width_of_head,
         max_position_embeddings=config.max_position_embeddings,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
         tie_word_embeddings=config.tie_word_embeddings,
         initializer_range=config.initializer_range,
         bos_token_id=None,

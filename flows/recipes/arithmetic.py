@@ -1,12 +1,19 @@
 """The quickstart's task: sums and differences of two-digit numbers, and whether an answer is right.
 
+The demonstrations are not clean: one in four is ten too high. Supervised training learns the slips with the rest;
+what trains on the checker's word gets over them.
+
 Your own task looks the same: a function that yields rows, and one that scores completions. A recipe names them as
 `arithmetic.py:problems` and `arithmetic.py:correct`; their source counts for caching, so editing this file reruns
 what depends on it.
 """
 
+import random
 from collections.abc import Iterator
 from typing import Any
+
+SLIPS = 0.25
+"""Share of the demonstrations that are wrong."""
 
 
 def problems() -> Iterator[dict[str, Any]]:
@@ -19,10 +26,11 @@ def problems() -> Iterator[dict[str, Any]]:
 
 
 def row(question: str, answer: int) -> dict[str, Any]:
-    """A conversation of one question and one answer; `answer` is kept for the checker."""
+    """A conversation of one question and its demonstration; `answer`, the right one, is kept for the checker."""
+    slipped = random.Random(question).random() < SLIPS
     return {
         "prompt": [{"role": "user", "content": question}],
-        "completion": [{"role": "assistant", "content": str(answer)}],
+        "completion": [{"role": "assistant", "content": str(answer + 10 if slipped else answer)}],
         "answer": str(answer),
     }
 
