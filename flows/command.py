@@ -55,7 +55,7 @@ def stage_command(launch: LaunchSettings, job: Path, *, threads: int) -> Command
     """The command that runs `job/spec.json`. Raises StageError for a launcher that cannot work."""
     python = launch.python or sys.executable
     spec = str(job / "spec.json")
-    variables = _variables(threads) | dict(launch.env)
+    variables = stage_variables(threads) | dict(launch.env)
     if launch.processes == 1 and launch.config is None:
         return Command([python, "-m", "stages", spec], variables)
     settings = launcher_settings(launch.config or "ddp")
@@ -116,7 +116,8 @@ def _find_beside(path: Path, settings: dict[str, Any]) -> None:
         deepspeed["deepspeed_config_file"] = str(path.parent.resolve() / str(name))
 
 
-def _variables(threads: int) -> dict[str, str]:
+def stage_variables(threads: int) -> dict[str, str]:
+    """What every stage process finds in its environment."""
     variables = {
         "OMP_NUM_THREADS": str(threads),  # a fixed number: results differ in the last bit between thread counts
         "OMP_WAIT_POLICY": "PASSIVE",  # a waiting thread that spins takes the core from the stage beside it

@@ -178,6 +178,7 @@ class _LinearLogprobs(torch.autograd.Function):
     def backward(ctx: Any, grad_N: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         hidden_NH, weight_VH, bias_V, targets_N, directions_NH = ctx.saved_tensors
         wanted, chunk = ctx.wanted, ctx.kept
+        ctx.kept = None  # or it would live as long as the graph, through the whole backward pass
         grad_hidden_NH = None if directions_NH is None else (directions_NH * grad_N[:, None]).to(hidden_NH.dtype)
         head: Head = ctx.form(weight_VH, bias_V)
         gradient = HeadGradient(head, weight=wanted.weight, bias=wanted.bias)

@@ -22,7 +22,7 @@ from stages.training.pairs import PreferenceLoss, Reference, RewardLoss
 from stages.training.policy import PolicyLoss, PolicySettings, Rollouts
 from stages.training.processes import prepare_process
 from stages.training.reference import branch_logprobs
-from stages.training.start import frozen_scorer, start
+from stages.training.start import frozen_scorer, settle_packing, start
 from tests.benchmarks.cases import Case
 from tests.benchmarks.folder import CaseFolder
 from tests.benchmarks.models import BETA, EPSILON, SETTINGS
@@ -84,7 +84,9 @@ def _reward(case: Case, folder: CaseFolder) -> StepOf:
     accelerator = prepare_process(context)
     model = load_reward_model(context.input("model"))
     model.config.pad_token_id = PAD
-    trainer = Trainer(context, context.config, accelerator, Scorer(model), RewardLoss(0.0))
+    scorer = Scorer(model)
+    settle_packing(context, scorer)
+    trainer = Trainer(context, context.config, accelerator, scorer, RewardLoss(0.0))
     return Training(trainer, case, _branches)
 
 

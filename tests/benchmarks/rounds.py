@@ -13,6 +13,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from flows.command import stage_variables
 from tests.benchmarks.cases import WARMUP_STEPS, Case
 from tests.benchmarks.floor import step_flops
 from tests.benchmarks.parity import difference, require_parity
@@ -125,7 +126,7 @@ def _gate(measured: Measured) -> None:
 
 
 class Processes:
-    """Starts the tasks of a case one after the other."""
+    """Starts the tasks of a case one after the other; ours with what the launcher gives every stage."""
 
     def __init__(self, case: Case, folder: Path, threads: int, clock: str = "wall") -> None:
         self.case, self.folder, self.threads, self.clock = case, folder, threads, clock
@@ -140,7 +141,7 @@ class Processes:
         done = subprocess.run(
             [sys.executable, "-m", "tests.benchmarks.worker", str(spec)],
             cwd=ROOT,
-            env=os.environ | self._environment(),
+            env=os.environ | self._environment(task),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -152,12 +153,14 @@ class Processes:
         found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
         return found
 
-    def _environment(self) -> dict[str, str]:
+    def _environment(self, task: str) -> dict[str, str]:
+        ours = stage_variables(self.threads) if task == "ours" else {}
         return {
             "OMP_NUM_THREADS": str(self.threads),
             "HF_HUB_OFFLINE": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "TOKENIZERS_PARALLELISM": "false",
+            **ours,
         }
 
 
