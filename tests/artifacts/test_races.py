@@ -77,8 +77,10 @@ def test_eight_processes_and_a_reader_that_rehashes(tmp_path):
     assert list((tmp_path / "store/tmp").iterdir()) == []
 
 
-def race_threads(url: str, folder, writers: int, rounds: int) -> None:
-    failures, running = [], True
+def race_threads(url: str, folder, writers: int, rounds: int) -> list[object]:
+    """What failed or was seen wrong while the writers wrote."""
+    failures: list[object] = []
+    running = True
 
     def writer(index: int) -> None:
         try:
@@ -100,13 +102,16 @@ def race_threads(url: str, folder, writers: int, rounds: int) -> None:
         thread.join()
     running = False
     watching.join()
-    assert failures == []
-    check_the_end(open_store(url), writers, rounds)
+    return failures
 
 
 def test_writers_on_s3(bucket, tmp_path):
-    race_threads(f"{bucket}/{tmp_path.name}", tmp_path / "jobs", writers=3, rounds=2)
+    url = f"{bucket}/{tmp_path.name}"
+    assert race_threads(url, tmp_path / "jobs", writers=3, rounds=2) == []
+    check_the_end(open_store(url), writers=3, rounds=2)
 
 
 def test_writers_in_memory(tmp_path):
-    race_threads(f"memory://{tmp_path.name}", tmp_path / "jobs", writers=8, rounds=4)
+    url = f"memory://{tmp_path.name}"
+    assert race_threads(url, tmp_path / "jobs", writers=8, rounds=4) == []
+    check_the_end(open_store(url), writers=8, rounds=4)

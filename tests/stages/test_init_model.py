@@ -83,6 +83,13 @@ def test_weights_follow_from_name_and_seed(tmp_path, chats):
     assert not torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
 
 
+def test_rotary_positions_turn_by_their_base(tmp_path, chats):
+    """theta^(-2i/d) a token (arXiv:2104.09864, section 3.2.2)."""
+    folder, _ = made(tmp_path, chats, tokenizer="characters", rope_theta=16.0, head_dim=8)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    torch.testing.assert_close(model.model.rotary_emb.inv_freq, torch.tensor([1.0, 0.5, 0.25, 0.125]))
+
+
 def test_one_token_a_character(tmp_path, chats):
     folder, context = made(tmp_path, chats, tokenizer="characters")
     tokenizer = AutoTokenizer.from_pretrained(folder)
