@@ -52,7 +52,7 @@ class BlockAttention(torch.autograd.Function):
         ]
         for part in ctx.parts:
             grad_query, grad_key, grad_value = _backward(
-                _without_padding(_take(grad_1hTd, part, 0), part),
+                _take_gradient(grad_1hTd, part),
                 _take(query_1hTd, part, 0),
                 _take(key_1kTd, part, 1),
                 _take(value_1kTd, part, 1),
@@ -80,9 +80,22 @@ def _take(states_1hTd: Tensor, part: Part, side: int) -> Tensor:
     """[n, h, Q or K, d]: a view for a block, a copy for a stack. `side`: 0 queries, 1 keys."""
     tokens = part.keys if side else part.queries
     if isinstance(tokens, Padded):
-        states_Phd = states_1hTd[0].transpose(0, 1).index_select(0, tokens.index_nL.flatten())
-        return states_Phd.view(*tokens.index_nL.shape, *states_Phd.shape[1:]).transpose(1, 2)
+        return _rows(states_1hTd[0].transpose(0, 1).index_select(0, tokens.index_P), tokens)
     return states_1hTd[:, :, slice(*tokens)]
+
+
+def _take_gradient(grad_1hTd: Tensor, part: Part) -> Tensor:
+    """[n, h, Q, d]. A padding query has no gradient, so it adds nothing to any key's."""
+    tokens = part.queries
+    if not isinstance(tokens, Padded) or tokens.is_full:
+        return _take(grad_1hTd, part, 0)
+    grad_Phd = grad_1hTd[0].transpose(0, 1).index_select(0, tokens.index_P)
+    return _rows(grad_Phd.index_fill_(0, tokens.padding_Z, 0.0), tokens)
+
+
+def _rows(states_Phd: Tensor, tokens: Padded) -> Tensor:
+    """[n, h, L, d]."""
+    return states_Phd.view(*tokens.index_nL.shape, *states_Phd.shape[1:]).transpose(1, 2)
 
 
 def _mask(part: Part, like: Tensor) -> Tensor | None:
@@ -92,9 +105,7 @@ def _mask(part: Part, like: Tensor) -> Tensor | None:
     elif part.causal or part.keys.is_full:
         return None  # under a causal mask no real query sees the padding behind it
     else:
-        hidden = torch.ones(part.keys.index_nL.shape, dtype=torch.bool)
-        hidden.view(-1)[part.keys.real_R] = False
-        hidden = hidden[:, None, None]
+        hidden = ~part.keys.is_real_nL[:, None, None]
     return None if hidden is None else torch.zeros(hidden.shape, dtype=like.dtype).masked_fill_(hidden, -torch.inf)
 
 
@@ -104,32 +115,33 @@ def _real(states_nhLd: Tensor, tokens: Padded) -> Tensor:
     return states_Phd if tokens.is_full else states_Phd.index_select(0, tokens.real_R)
 
 
-def _without_padding(grad_nhQd: Tensor, part: Part) -> Tensor:
-    """A padding query has no gradient, so it adds nothing to any key's."""
-    if isinstance(part, Block) or part.queries.is_full:
-        return grad_nhQd
-    is_real_P = torch.zeros(part.queries.index_nL.numel(), dtype=grad_nhQd.dtype)
-    is_real_P[part.queries.real_R] = 1
-    return grad_nhQd * is_real_P.view(part.queries.index_nL.shape)[:, None, :, None]
-
-
 def _join(out_Thd: Tensor, sums_Th: Tensor, part: Part, result_nhQd: Tensor, sums_nhQ: Tensor) -> None:
     """Join a part's softmax to what its queries have already: a mean weighted by the normalizers."""
     tokens = part.queries
     if isinstance(tokens, Padded):
-        place: Any = tokens.index_nL.view(-1).index_select(0, tokens.real_R)
         result_Rhd, sums_Rh = _real(result_nhQd, tokens), _real(sums_nhQ[..., None], tokens)[..., 0]
-    else:
-        place = slice(*tokens)
-        result_Rhd, sums_Rh = result_nhQd[0].transpose(0, 1), sums_nhQ[0].t()
-    if part.first:
-        out_Thd[place], sums_Th[place] = result_Rhd, sums_Rh
+        if not part.first:
+            before_Rhd, before_Rh = out_Thd.index_select(0, tokens.index_R), sums_Th.index_select(0, tokens.index_R)
+            result_Rhd, sums_Rh = _joined(before_Rhd, before_Rh, result_Rhd, sums_Rh)
+        out_Thd.index_copy_(0, tokens.index_R, result_Rhd)
+        sums_Th.index_copy_(0, tokens.index_R, sums_Rh)
         return
-    before_Rh = sums_Th[place]
-    total_Rh = torch.logaddexp(before_Rh, sums_Rh)
-    old_Rh1, new_Rh1 = (before_Rh - total_Rh).exp_()[..., None], (sums_Rh - total_Rh).exp_()[..., None]
-    out_Thd[place] = (out_Thd[place] * old_Rh1).add_(result_Rhd * new_Rh1).to(out_Thd.dtype)
-    sums_Th[place] = total_Rh
+    out_Qhd, sums_Qh = out_Thd[slice(*tokens)], sums_Th[slice(*tokens)]
+    result_Qhd, new_Qh = result_nhQd[0].transpose(0, 1), sums_nhQ[0].t()
+    if part.first:
+        out_Qhd.copy_(result_Qhd)
+        sums_Qh.copy_(new_Qh)
+    else:
+        sums_Qh.copy_(_joined(out_Qhd, sums_Qh, result_Qhd, new_Qh)[1])
+
+
+def _joined(before_Qhd: Tensor, before_Qh: Tensor, result_Qhd: Tensor, sums_Qh: Tensor) -> tuple[Tensor, Tensor]:
+    """(`before_Qhd`, overwritten with the joined output; the joined logarithms of the normalizers)."""
+    total_Qh = torch.logaddexp(before_Qh, sums_Qh)
+    old_Qh1, new_Qh1 = (before_Qh - total_Qh).exp_()[..., None], (sums_Qh - total_Qh).exp_()[..., None]
+    if before_Qhd.dtype == total_Qh.dtype:
+        return before_Qhd.mul_(old_Qh1).addcmul_(result_Qhd, new_Qh1), total_Qh
+    return before_Qhd.copy_(before_Qhd * old_Qh1 + result_Qhd * new_Qh1), total_Qh
 
 
 def _add(total_1hTd: Tensor, part: Part, grad_nhLd: Tensor, side: int, *, write: bool) -> None:
@@ -137,8 +149,7 @@ def _add(total_1hTd: Tensor, part: Part, grad_nhLd: Tensor, side: int, *, write:
     tokens = part.keys if side else part.queries
     total_Thd = total_1hTd[0].transpose(0, 1)
     if isinstance(tokens, Padded):
-        place_R = tokens.index_nL.view(-1).index_select(0, tokens.real_R)
-        (total_Thd.index_copy_ if write else total_Thd.index_add_)(0, place_R, _real(grad_nhLd, tokens))
+        (total_Thd.index_copy_ if write else total_Thd.index_add_)(0, tokens.index_R, _real(grad_nhLd, tokens))
     elif write:
         total_Thd[slice(*tokens)] = grad_nhLd[0].transpose(0, 1)
     else:

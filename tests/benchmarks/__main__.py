@@ -168,13 +168,15 @@ def facts_of(arguments: argparse.Namespace, measured: Sequence[Measured]) -> lis
     """What a reader needs to judge the numbers."""
     versions = measured[0].versions
     loads = [load for one in measured for load in one.loads]
+    stolen = max(runs.most_stolen() for one in measured for runs in one.runs.values())
     methods = {runs.results[0]["memory_method"] for one in measured for runs in one.runs.values()}
     rates = [f"{one.case.name}: {one.best_rate[1] / 1e9:.0f} GFLOP/s, product {one.best_rate[0]}" for one in measured]
     return [
         machine(),
         ", ".join([f"posttrain at {commit()}", *(f"{name} {version}" for name, version in versions.items())]),
         f"float32, {arguments.threads} threads, {arguments.clock} clock, {arguments.rounds} rounds, "
-        f"load average before a round {min(loads):.1f} to {max(loads):.1f}",
+        f"load average before a round {min(loads):.1f} to {max(loads):.1f}, "
+        f"processor time that the host took from a run at most {stolen:.1%}",
         f"working memory: {'; '.join(sorted(methods))}, minus what was held before the first step",
         "matrix rate of the floor, measured in the same rounds: " + "; ".join(rates),
     ]

@@ -109,6 +109,15 @@ def _status(field: str) -> int:
     raise OSError(f"/proc/self/status has no {field}")
 
 
+def stolen_seconds() -> float:
+    """What the host has kept from this machine's processors since it started; 0 where it does not say."""
+    try:
+        with open("/proc/stat", encoding="ascii") as file:
+            return int(file.readline().split()[8]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError):
+        return 0.0
+
+
 class Recorder:
     """A contestant calls `begin` just before its first step and `done` after each."""
 
@@ -118,10 +127,12 @@ class Recorder:
         self.values: list[Mapping[str, Any]] = []
         self.peak: Peak | None = None
         self._last = 0.0
+        self._began = self._stolen = 0.0
 
     def begin(self) -> None:
         """Memory and time count from here."""
         self.peak = start_peak()
+        self._began, self._stolen = time.monotonic(), stolen_seconds()
         self._last = self.clock()
 
     def done(self, values: Mapping[str, Any]) -> None:
@@ -134,7 +145,9 @@ class Recorder:
     def result(self) -> dict[str, Any]:
         """As JSON values."""
         assert self.peak is not None, "no step was begun"
+        processor_seconds = (time.monotonic() - self._began) * (os.cpu_count() or 1)
         return {
+            "stolen": (stolen_seconds() - self._stolen) / processor_seconds,
             "seconds": self.seconds,
             "working_memory": self.peak.stop(),
             "memory_method": self.peak.method,

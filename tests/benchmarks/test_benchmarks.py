@@ -67,7 +67,7 @@ class PlainStep:
 
 
 def keep_first_gradients(step: Any) -> dict[str, torch.Tensor]:
-    """Filled before the first update: parameter name -> gradient."""
+    """Filled before the first update: parameter name -> gradient, clipped; ours is clipped inside the update."""
     own = isinstance(step, ours.Training)
     model, optimizer = (
         (step.trainer.scorer.model, step.trainer.parallel.adam.optimizer)
@@ -81,7 +81,8 @@ def keep_first_gradients(step: Any) -> dict[str, torch.Tensor]:
 
     def keep(*_: object) -> None:
         if not kept:
-            kept.update({name: one.grad.clone() for name, one in model.named_parameters()})
+            divisor = getattr(optimizer, "grad_scale", 1.0)
+            kept.update({name: one.grad / divisor for name, one in model.named_parameters()})
 
     optimizer.register_step_pre_hook(keep)
     return kept

@@ -27,12 +27,12 @@ def test_parts_are_even_and_cover_everything() -> None:
     assert parts_of(0, 4) == []
 
 
-def test_a_chunk_is_no_larger_than_16_mib_or_the_weight() -> None:
+def test_a_chunk_is_no_larger_than_32_mib_or_the_weight() -> None:
     def length(vocabulary: int, hidden: int, device: str = "cpu") -> int:
         return chunk_length(Head(torch.empty(1, 1, device="meta").expand(vocabulary, hidden))) if device else 0
 
     # on devices other than a CPU 1024 positions; the meta device stands for one
-    assert length(32_000, 64) == 16 * 2**20 // (4 * 32_000)
+    assert length(32_000, 64) == 32 * 2**20 // (4 * 32_000)
     assert length(10**9, 64) == 64
     assert length(10**9, 4096) == 1024
     cpu = Head(torch.empty(1, 1).expand(10**9, 4096))
