@@ -51,13 +51,14 @@ class BlockAttention(torch.autograd.Function):
             _room(states, written=side == 0 or once) for side, states in enumerate((query_1hTd, key_1kTd, value_1kTd))
         ]
         for part in ctx.parts:
+            # a padded query has no gradient and sees nothing, so it adds nothing to any key's
             grad_query, grad_key, grad_value = _backward(
-                _take_gradient(grad_1hTd, part),
+                _take(grad_1hTd, part, 0, padding=0.0),
                 _take(query_1hTd, part, 0),
                 _take(key_1kTd, part, 1),
                 _take(value_1kTd, part, 1),
                 _take(out_1hTd, part, 0),
-                _take(sums_Th.t()[None, ..., None], part, 0)[..., 0],
+                _take(sums_Th.t()[None, ..., None], part, 0, padding=torch.inf)[..., 0],
                 0.0,
                 part.causal,
                 attn_mask=_mask(part, query_1hTd),
@@ -76,21 +77,18 @@ def _room(states_1hTd: Tensor, *, written: bool) -> Tensor:
     return room_1Thd.transpose(1, 2)
 
 
-def _take(states_1hTd: Tensor, part: Part, side: int) -> Tensor:
-    """[n, h, Q or K, d]: a view for a block, a copy for a stack. `side`: 0 queries, 1 keys."""
+def _take(states_1hTd: Tensor, part: Part, side: int, *, padding: float | None = None) -> Tensor:
+    """[n, h, Q or K, d]: a view for a block, a copy for a stack. `side`: 0 queries, 1 keys.
+
+    `padding`: what stands at padded tokens; None: no matter what.
+    """
     tokens = part.keys if side else part.queries
-    if isinstance(tokens, Padded):
-        return _rows(states_1hTd[0].transpose(0, 1).index_select(0, tokens.index_P), tokens)
-    return states_1hTd[:, :, slice(*tokens)]
-
-
-def _take_gradient(grad_1hTd: Tensor, part: Part) -> Tensor:
-    """[n, h, Q, d]. A padding query has no gradient, so it adds nothing to any key's."""
-    tokens = part.queries
-    if not isinstance(tokens, Padded) or tokens.is_full:
-        return _take(grad_1hTd, part, 0)
-    grad_Phd = grad_1hTd[0].transpose(0, 1).index_select(0, tokens.index_P)
-    return _rows(grad_Phd.index_fill_(0, tokens.padding_Z, 0.0), tokens)
+    if not isinstance(tokens, Padded):
+        return states_1hTd[:, :, slice(*tokens)]
+    states_Phd = states_1hTd[0].transpose(0, 1).index_select(0, tokens.index_P)
+    if padding is not None and not tokens.is_full:
+        states_Phd.index_fill_(0, tokens.padding_Z, padding)
+    return _rows(states_Phd, tokens)
 
 
 def _rows(states_Phd: Tensor, tokens: Padded) -> Tensor:

@@ -60,7 +60,10 @@ class _Apply:
         self, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
     ) -> tuple[Tensor, Tensor]:
         tensors = (query, key, cos, sin)
-        if any(one.device.type != "cpu" or one.dtype != torch.float32 for one in tensors) or cos.requires_grad:
+        ours = all(one.device.type == "cpu" and one.dtype == torch.float32 for one in tensors)
+        # angles for a part of the head: what becomes of the rest is the model's own affair
+        whole = query.shape[-1] == key.shape[-1] == cos.shape[-1]
+        if not (ours and whole) or cos.requires_grad:
             return self.plain(query, key, cos, sin, unsqueeze_dim=unsqueeze_dim)
         cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
         return _rotate(query, cos, sin), _rotate(key, cos, sin)

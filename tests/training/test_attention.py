@@ -92,6 +92,23 @@ def test_keys_for_the_variable_length_kernel(drawn: list[tuple[int, float]], win
     assert gather.most_keys == int(gather.key_starts.diff().max())
 
 
+def test_padding_of_a_stack_reaches_no_gradient() -> None:
+    """It points at token 0, whose normalizer lies a thousand below its scores with the keys of the other segment."""
+    segments = segments_of([(3, 0.0), (5, 0.0)])
+    query, key, value = torch.zeros(3, 1, 1, 8, 8, dtype=torch.float64).unbind()
+    query[..., 0, 0], key[..., 0, 0], key[..., 3:, 0], value[..., 1] = 100.0, -10.0, 10.0, 1.0
+    states = [one.clone().requires_grad_() for one in (query, key, value)]
+    (part,) = plan_attention(segments, None)
+    assert isinstance(part, Stack)
+    assert not part.queries.is_full
+    found = BlockAttention.apply(*states, [part], 1.0).transpose(1, 2)
+    expected = dense(*states, visible(segments, None), 1.0)
+    weights = torch.arange(64.0, dtype=torch.float64).view(1, 1, 8, 8)
+    gradients = torch.autograd.grad((found * weights).sum(), states)
+    for gradient, right in zip(gradients, torch.autograd.grad((expected * weights).sum(), states), strict=True):
+        torch.testing.assert_close(gradient, right)
+
+
 def test_many_short_rows_are_few_calls_and_long_ones_have_no_padding() -> None:
     short = segments_of([(10 + i % 3, 0.0) for i in range(64)])
     plan = plan_attention(short, None)

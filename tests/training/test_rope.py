@@ -71,3 +71,10 @@ def test_a_function_of_another_formula_stays(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(module, NAME, interleaved)
     rope.install(model)
     assert getattr(module, NAME) is interleaved
+
+
+def test_angles_for_a_part_of_the_head_are_left_to_the_model() -> None:
+    asked = []
+    states, angles = torch.ones(1, 1, 2, 8), torch.ones(1, 2, 4)
+    rope._Apply(lambda *given, **_: asked.append(given) or given[:2])(states, states, angles, angles)
+    assert len(asked) == 1
