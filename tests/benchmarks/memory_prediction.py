@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from stages.training.batch import Branch, Group, plan_micro_batches
 from stages.training.memory import Passes, Phase, Setup, Training, scoring, training_step
@@ -26,6 +26,7 @@ from stages.training.memory_head import HeadUse
 from stages.training.memory_shape import ModelShape, read_shape
 from tests.benchmarks.cases import MATRIX, STEPS, Architecture, Case, case_of, teacher_of
 from tests.benchmarks.models import qwen3_config
+from tests.benchmarks.report import append_section, commit, machine, markdown_table, terminal_table
 from tests.benchmarks.rounds import Processes
 from tests.benchmarks.rows import Row, batches, make_rows
 
@@ -48,7 +49,7 @@ class Compared:
     @property
     def expected(self) -> float:
         """The prediction of what is measured."""
-        return sum(size for part, size in self.predicted.parts.items() if part not in NOT_MEASURED)
+        return sum(size for part, size in self.predicted.parts.items() if _counts(part))
 
     @property
     def error(self) -> float:
@@ -104,17 +105,37 @@ def compare(case: Case, rounds: int, threads: int) -> Compared:
     return Compared(case, predict(case), measured)
 
 
-def table(found: Sequence[Compared]) -> Table:
-    """A row a case, in MB."""
-    shown = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("case", "predicted", "measured", "error", "of the prediction"):
-        shown.add_column(column, justify="left" if column in ("case", "of the prediction") else "right")
-    for one in found:
-        parts = {part: size for part, size in one.predicted.parts.items() if part not in NOT_MEASURED}
-        words = ", ".join(f"{part} {size / 1e6:.0f}" for part, size in parts.items())
-        sizes = f"{one.expected / 1e6:.0f}", f"{median(one.measured) / 1e6:.0f}"
-        shown.add_row(one.case.name, *sizes, f"{one.error:+.1%}", words)
-    return shown
+COLUMNS = ("case", "predicted MB", "measured MB", "error", "of the prediction")
+
+
+def lines(found: Sequence[Compared]) -> list[tuple[str, ...]]:
+    """Cells under COLUMNS, a line a case."""
+    return [
+        (
+            one.case.name,
+            f"{one.expected / 1e6:.0f}",
+            f"{median(one.measured) / 1e6:.0f}",
+            f"{one.error:+.1%}",
+            ", ".join(f"{part} {size / 1e6:.0f}" for part, size in one.predicted.parts.items() if _counts(part)),
+        )
+        for one in found
+    ]
+
+
+def _counts(part: str) -> bool:
+    return part not in NOT_MEASURED
+
+
+def publish(found: Sequence[Compared], options: argparse.Namespace, given: Sequence[str]) -> None:
+    """A section of the results."""
+    words = [word for word in given if word not in ("--results", str(options.results))]
+    append_section(
+        options.results,
+        shlex.join(["python", "-m", "tests.benchmarks.memory_prediction", *words]),
+        f"Predicted against measured working memory; the aim is {WITHIN:.0%}.",
+        [machine(), f"posttrain at {commit()}, {options.rounds} rounds, {options.threads} threads"],
+        [markdown_table(COLUMNS, lines(found))],
+    )
 
 
 def to_json(found: Sequence[Compared]) -> list[dict[str, Any]]:
@@ -141,6 +162,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="append a dated section to this Markdown file")
     options = parser.parse_args(arguments)
     one = case_of(options.stage, options.shape, vocabulary=options.vocabulary) if options.stage else None
     cases = [goal.case for goal in MATRIX] if one is None else [one]
@@ -148,7 +170,9 @@ def main(arguments: Sequence[str]) -> int:
     if options.json:
         print(json.dumps(to_json(found), indent=1))
     else:
-        Console(width=None if sys.stdout.isatty() else 160).print(table(found))
+        Console(width=None if sys.stdout.isatty() else 160).print(terminal_table(COLUMNS, lines(found)))
+    if options.results:
+        publish(found, options, arguments)
     return int(any(abs(one.error) > WITHIN for one in found))
 
 
