@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from artifacts.errors import StageError
+from stages.data.types import PAIRED
 from stages.evaluation.config import AnswerConfig, answer_problems
 from stages.evaluation.memory import answering_phases
 from stages.stage import Input, Stage
@@ -137,7 +138,7 @@ def _obstacles(context: Context, dataset: Dataset, is_reward_model: bool) -> dic
     has_text = dataset.type in ("language_modeling", "prompt_completion")
     return {
         "accuracy": answers or ("" if context.config.rewards else "no rewards are given that judge a completion"),
-        "preference_accuracy": "" if dataset.type == "preference" else f"it takes type preference, {of_type}",
+        "preference_accuracy": "" if dataset.type in PAIRED else f"it takes type preference, {of_type}",
         "loss": scores or ("" if has_text else f"it takes language_modeling or prompt_completion, {of_type}"),
         "reward": answers or ("" if context.has("reward_model") else "input reward_model is not wired in"),
     }

@@ -1,114 +1,148 @@
-"""Preference optimization: raise chosen over rejected completions relative to a fixed reference (DPO and relatives)."""
+"""Preference optimization: raise chosen over rejected completions, held to a reference or without one (DPO and kin)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from pydantic import Field
-
-from stages.stage import Input, Stage, operational
-from stages.training.config import TrainingConfig
+from stages.stage import Input, Stage
 from stages.training.memory import Phase, Request, same_shape, scoring, training_step
 from stages.training.memory_head import HeadUse
+from stages.training.preference_config import PreferenceConfig, check, names_of
 
 if TYPE_CHECKING:
     from stages.context import Context
+    from stages.data.pairs import TokenizedPair
+    from stages.training.loop import Trainer
+    from stages.training.objective import Windows
+    from stages.training.pairs import Reference
+    from stages.training.preference import PairSettings
 
-
-class Config(TrainingConfig):
-    """Settings of preference optimization."""
-
-    learning_rate: float = Field(1e-6, gt=0)
-    """Peak learning rate of AdamW."""
-    loss_type: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
-    """sigmoid: DPO; hinge: SLiC; ipo: IPO, on log-ratios per token."""
-    beta: float = Field(0.1, gt=0)
-    """How strongly the model is held to the reference."""
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    """Probability that a label is wrong (conservative DPO); sigmoid only."""
-    max_length: int = Field(1024, gt=1)
-    """Longest prompt with completion in tokens; what is beyond is cut off and counted in the ledger."""
-    shard_rows: int = operational(256, gt=0)
-    """Rows of the reference pass that are saved at a time, where the reference is not precomputed."""
-
-
-def check(config: Config, wired: frozenset[str]) -> list[str]:
-    """What is wrong with the configuration and the inputs together."""
-    problems = []
-    if {"reference_logprobs", "reference"} <= wired:
-        problems.append("inputs reference_logprobs and reference exclude each other; wire one of them")
-    if config.label_smoothing and config.loss_type != "sigmoid":
-        problems.append(f"label_smoothing is of loss_type sigmoid; {config.loss_type} has none")
-    return problems
+Config = PreferenceConfig
 
 
 def run(context: Context) -> None:
     """Train input `model` on the pairs of input `dataset`.
 
-    The reference is input `reference_logprobs`, or input `reference`, or the input model itself; the latter two
-    are computed once at the start and then leave memory.
+    The reference, where the loss has one, is input `reference_logprobs`, or input `reference`, or the input model
+    itself; the latter two are computed once at the start and then leave memory.
     """
-    from functools import partial
-
     from stages.data.dataset import read_dataset
     from stages.data.ledger import RowLedger
     from stages.data.pairs import tokenize_pairs
-    from stages.losses.preference import PREFERENCE_LOSSES, PairLogprobs
+    from stages.losses.preference import weighted
     from stages.training.export import export
-    from stages.training.pairs import PreferenceLoss, Reference, pair_group
-    from stages.training.reference import read_references, score_rows
-    from stages.training.start import frozen_scorer, start
+    from stages.training.pair_windows import CoupledWindows
+    from stages.training.pairs import NO_REFERENCE, pair_group
+    from stages.training.preference import PreferenceLoss
+    from stages.training.start import start
     from stages.training.windows import DatasetWindows
 
     config: Config = context.config
-    smoothing = {"label_smoothing": config.label_smoothing} if config.label_smoothing else {}
-    loss = partial(PREFERENCE_LOSSES[config.loss_type], beta=config.beta, **smoothing)
-    loss(PairLogprobs.example())
-    trainer, tokenizer = start(context, config, PreferenceLoss(loss, config.beta))
+    weights = config.loss_weights or [1.0] * len(config.losses)
+    loss = weighted([loss.name for loss in config.losses], weights, config.model_dump())
+    settings = _settings(config)
+    trainer, tokenizer = start(context, config, PreferenceLoss(loss, settings))
     ledger = RowLedger()
+    dataset = read_dataset(context.input("dataset"))
+    gold = any(one.gold for one in config.losses)
+    _require_gold(config, dataset.type)
     pairs = tokenize_pairs(
-        read_dataset(context.input("dataset")),
-        tokenizer,
-        max_length=min(config.max_length, trainer.scorer.context_length),
-        ledger=ledger,
+        dataset, tokenizer, max_length=min(config.max_length, trainer.scorer.context_length), ledger=ledger
     )
+    fixed = config.needs_reference and not config.sync_ref_model
+    references = _references(context, trainer, pairs) if fixed else [NO_REFERENCE] * len(pairs)
+    groups = [pair_group(pair, one, with_gold=gold) for pair, one in zip(pairs, references, strict=True)]
+    context.counts["pairs"] = len(groups)
+    windows: Windows = DatasetWindows(groups, config)
+    if config.sync_ref_model:
+        windows = _following(context, trainer, windows, settings)
+    if any(one.couples_rows for one in config.losses):
+        windows = CoupledWindows(windows, trainer, settings, loss)
+    trained = trainer.run(windows)
+    export(context, trained, context.input("model"), ledger.to_json())
+
+
+def _settings(config: Config) -> PairSettings:
+    from stages.losses.f_divergence import f_divergence_of
+    from stages.training.preference import PairSettings
+
+    settings = config.model_dump()
+    metrics = {name: metric for loss in config.losses for name, metric in loss.metrics.items()}
+    if len(config.losses) > 1:
+        metrics |= {f"losses/{loss.name}": loss.with_settings(settings) for loss in config.losses}
+    return PairSettings(
+        beta=config.beta,
+        divergence=f_divergence_of(config.f_divergence_type, config.f_alpha_divergence_coef),
+        ld_alpha=config.ld_alpha,
+        use_weighting=config.use_weighting,
+        reward_per_token=config.losses[0].per_token,
+        metrics=metrics,
+    )
+
+
+def _require_gold(config: Config, dataset_type: str) -> None:
+    from artifacts.errors import DataError
+
+    needing = [loss for loss in config.losses if loss.gold]
+    if needing and dataset_type != "triple_preference":
+        raise DataError(
+            f"loss_type {names_of(needing)} takes triple preferences, the dataset is of type {dataset_type}: normalize "
+            "the source with type: triple_preference"
+        )
+
+
+def _references(context: Context, trainer: Trainer, pairs: Sequence[TokenizedPair]) -> list[Reference]:
+    """Of every pair, from the artifact or computed here."""
+    from stages.training.pairs import pair_group
+    from stages.training.reference import pair_references, read_references, score_rows
+    from stages.training.start import frozen_scorer
+
+    config: Config = context.config
     plain = [pair_group(pair) for pair in pairs]
     if context.has("reference_logprobs"):
-        references = read_references(context.input("reference_logprobs"), plain)
-    else:
-        context.phase("log-probabilities of the reference")
-        scorer = frozen_scorer(context, "reference" if context.has("reference") else "model")
-        rows = score_rows(
-            context,
-            trainer.accelerator,
-            scorer.to(trainer.accelerator.device),
-            plain,
-            config=config,
-        )
-        references = [Reference(*row["sums"]) for row in rows]
-        del scorer
-    groups = [pair_group(pair, reference) for pair, reference in zip(pairs, references, strict=True)]
-    context.counts["pairs"] = len(groups)
-    trained = trainer.run(DatasetWindows(groups, config))
-    export(context, trained, context.input("model"), ledger.to_json())
+        return read_references(context.input("reference_logprobs"), plain, ld_alpha=config.ld_alpha)
+    context.phase("log-probabilities of the reference")
+    scorer = frozen_scorer(context, "reference" if context.has("reference") else "model")
+    rows = score_rows(
+        context,
+        trainer.accelerator,
+        scorer.to(trainer.accelerator.device),
+        plain,
+        config=config,
+        per_token=config.ld_alpha is not None,
+    )
+    return pair_references(rows, config.ld_alpha)
+
+
+def _following(context: Context, trainer: Trainer, windows: Windows, settings: PairSettings) -> Windows:
+    from stages.training.pair_windows import Following, FollowingReference
+    from stages.training.start import frozen_scorer
+
+    config: Config = context.config
+    scorer = frozen_scorer(context, "reference" if context.has("reference") else "model", trainer.scorer)
+    following = Following(config.ref_model_mixup_alpha, config.ref_model_sync_steps)
+    return FollowingReference(windows, trainer, settings, scorer.to(trainer.accelerator.device), following)
 
 
 def memory(request: Request) -> list[Phase]:
     """The pass of the reference, where it is not precomputed, and the steps. A pair may share no token."""
-    config, pair = request.config, 2 * request.longest
-    work = request.passes(row=pair, rows=config.train_batch_size)
-    phases = [training_step(request.training, work, HeadUse(together=True))]
-    if "reference_logprobs" not in request.wired:
-        scored = request.passes(row=pair, rows=config.shard_rows)
+    config = request.config
+    completions = 3 if any(loss.gold for loss in config.losses) else 2
+    work = request.passes(row=completions * request.longest, rows=config.train_batch_size)
+    reference = request.models.get("reference", request.model)
+    follower = 4.0 * reference.parameters if config.sync_ref_model else 0.0
+    phases = [training_step(request.training, work, HeadUse(together=True), reference=follower)]
+    if config.needs_reference and not config.sync_ref_model and "reference_logprobs" not in request.wired:
+        scored = request.passes(row=2 * request.longest, rows=config.shard_rows)
         weights = {"weights": request.training.state()["weights"]}
-        reference = request.models.get("reference", request.model)
         phases.append(scoring(reference, request.setup, scored, resident=weights, own="reference"))
     return phases
 
 
 STAGE = Stage(
     name="preference",
-    version=1,
+    version=2,
     config=Config,
     inputs={
         "model": Input(("model",)),
@@ -118,7 +152,7 @@ STAGE = Stage(
     },
     outputs={"model": "model"},
     run=run,
-    summary="DPO, IPO, SLiC: preference pairs against a fixed reference",
+    summary="preference pairs, against a reference or without: DPO, IPO, APO, AOT, SimPO, ORPO, TPO and relatives",
     check=check,
     main_metric="rewards/accuracies",
     memory=memory,

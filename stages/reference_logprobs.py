@@ -37,6 +37,7 @@ def run(context: Context) -> None:
     from stages.data.ledger import RowLedger
     from stages.data.pairs import tokenize_pairs
     from stages.data.tokenize import tokenize_sequences
+    from stages.data.types import PAIRED
     from stages.training.batch import Branch, Group
     from stages.training.model import load_tokenizer
     from stages.training.pairs import pair_group
@@ -53,7 +54,7 @@ def run(context: Context) -> None:
     dataset, ledger = read_dataset(context.input("dataset")), RowLedger()
     longest = min(config.max_length, scorer.context_length)
     names: tuple[str, ...]
-    if dataset.type == "preference":
+    if dataset.type in PAIRED:
         groups = [pair_group(pair) for pair in tokenize_pairs(dataset, tokenizer, max_length=longest, ledger=ledger)]
         names = ("chosen", "rejected")
     else:

@@ -15,7 +15,7 @@ from stages.data.conversation import (
     from_transcript,
     is_transcript,
 )
-from stages.data.types import ROW_ID, Message, Row, required_columns, text_columns
+from stages.data.types import PAIRED, ROW_ID, TEXT_COLUMNS, Message, Row, required_columns, text_columns
 
 RECOGNIZED = frozenset(
     [
@@ -26,6 +26,7 @@ RECOGNIZED = frozenset(
         "completion",
         "chosen",
         "rejected",
+        "reference",
         "label",
         "instruction",
         "input",
@@ -35,12 +36,14 @@ RECOGNIZED = frozenset(
 """Source columns that a typed row may be made of."""
 
 _TEXTS = ("text", "messages", "prompt", "completion", "chosen", "rejected")
+_COMPLETIONS = ("completion", "chosen", "rejected", "reference")
 _USED = {
     "language_modeling": ("text", "messages", "prompt", "completion"),
     "prompt": ("prompt", "messages"),
     "prompt_completion": ("prompt", "completion", "messages"),
     "preference": ("prompt", "chosen", "rejected"),
     "unpaired_preference": ("prompt", "completion", "messages"),
+    "triple_preference": ("prompt", "chosen", "rejected", "reference"),
 }
 """The columns that a row of each type may be made of; others stay as they are."""
 
@@ -159,7 +162,7 @@ def _from_alpaca(row: Row) -> Row:
 def _without_repeated_prompt(row: Row, used: tuple[str, ...]) -> Row:
     """A prompt that its completions repeat is cut from them; prompts and completions get one form."""
     prompt = row.get("prompt")
-    names = [name for name in ("completion", "chosen", "rejected") if name in used and row.get(name) is not None]
+    names = [name for name in _COMPLETIONS if name in used and row.get(name) is not None]
     if prompt is None or not names:
         return row
     if isinstance(prompt, str) and all(isinstance(row[name], list) for name in names):
@@ -229,12 +232,18 @@ def _shape_preference(row: Row, where: str) -> Row:
     return {**row, "prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
 
 
+def _shape_triple(row: Row, where: str) -> Row:
+    _require(row, TEXT_COLUMNS["triple_preference"], where, "triple_preference")
+    return row
+
+
 _SHAPES: dict[str, Callable[[Row, str], Row]] = {
     "language_modeling": _shape_language,
     "prompt": _shape_prompt,
     "prompt_completion": _shape_completion,
     "preference": _shape_preference,
     "unpaired_preference": _shape_unpaired,
+    "triple_preference": _shape_triple,
 }
 
 
@@ -275,7 +284,7 @@ def _drop_useless(typed: dict[str, Any], kind: str, conversational: bool) -> Non
     for column, value in typed.items():
         if column != "label" and not _last_text(value).strip():
             raise Dropped(EMPTY_TEXT, column)
-    if kind == "preference" and typed["chosen"] == typed["rejected"]:
+    if kind in PAIRED and typed["chosen"] == typed["rejected"]:
         raise Dropped(EQUAL_PAIR)
 
 

@@ -20,7 +20,7 @@ from stages.data.encode import (
     require_type,
 )
 from stages.data.ledger import RowLedger
-from stages.data.types import ROW_ID, Dataset, Row
+from stages.data.types import PAIRED, ROW_ID, TEXT_COLUMNS, Dataset, Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,36 +41,43 @@ class TokenizedPair:
     chosen_ids: list[int]
     rejected_ids: list[int]
     margin: float | None
+    gold_ids: list[int] | None = None
+    """Of triple preferences, whose column `reference` it is."""
 
 
 def tokenize_pairs(
     dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None, ledger: RowLedger
 ) -> list[TokenizedPair]:
-    """Preference rows; prompt and completion together are cut to `max_length` tokens."""
-    require_type(dataset, ("preference",))
+    """Rows of a paired type; prompt and completion together are cut to `max_length` tokens."""
+    require_type(dataset, PAIRED)
+    columns = TEXT_COLUMNS[dataset.type][1:]
     encoder = Encoder(tokenizer)
     pairs = []
     for rows in dataset.blocks(ROWS_PER_BLOCK):
         prompts = encode_prompts(encoder, dataset, rows)
-        chosen = encode_joined(encoder, dataset, rows, "chosen")
-        rejected = encode_joined(encoder, dataset, rows, "rejected")
-        for row, *encoded in zip(rows, prompts, chosen, rejected, strict=True):
-            pair = _pair(row, encoded, max_length, encoder, ledger)
+        completions = [encode_joined(encoder, dataset, rows, column) for column in columns]
+        for row, prompt, *encoded in zip(rows, prompts, *completions, strict=True):
+            pair = _pair(row, prompt, encoded, max_length, encoder, ledger)
             if pair is not None:
                 pairs.append(pair)
     return require_rows(pairs, dataset, ledger)
 
 
 def _pair(
-    row: Row, encoded: Sequence[list[int]], max_length: int | None, encoder: Encoder, ledger: RowLedger
+    row: Row,
+    prompt: list[int],
+    encoded: Sequence[list[int]],
+    max_length: int | None,
+    encoder: Encoder,
+    ledger: RowLedger,
 ) -> TokenizedPair | None:
-    prompt, chosen, rejected = encoded
-    row_id = row[ROW_ID]
+    """`encoded`: prompt with chosen, with rejected, and with the gold completion of triple preferences."""
+    row_id, (chosen, rejected, *_) = row[ROW_ID], encoded
     if chosen == rejected:
         ledger.drop(row_id, EQUAL_PAIR)
         return None
     # each completion keeps a token even where one conversation is a prefix of the other
-    shared = min(common_prefix(prompt, chosen), common_prefix(prompt, rejected), len(chosen) - 1, len(rejected) - 1)
+    shared = min(min(common_prefix(prompt, whole), len(whole) - 1) for whole in encoded)
     room = None if max_length is None else max_length - shared
     if shared <= 0:
         ledger.drop(row_id, EMPTY_PROMPT)
@@ -78,16 +85,24 @@ def _pair(
     if room is not None and room <= 0:
         ledger.drop(row_id, PROMPT_TOO_LONG, f"{shared} tokens, max_length is {max_length}")
         return None
-    chosen_ids, rejected_ids = chosen[shared:][:room], rejected[shared:][:room]
-    if chosen_ids == rejected_ids:
+    completions = [whole[shared:][:room] for whole in encoded]
+    if completions[0] == completions[1]:
         ledger.drop(row_id, EQUAL_PAIR_CUT, f"max_length is {max_length}")
         return None
-    cut = len(chosen) + len(rejected) - 2 * shared - len(chosen_ids) - len(rejected_ids)
+    cut = sum(len(whole) - shared - len(kept) for whole, kept in zip(encoded, completions, strict=True))
     if cut:
         ledger.truncate(row_id, cut)
     else:
         ledger.use(row_id)
     note_boundary(ledger, row, prompt, shared)
-    note_unknown(ledger, row_id, encoder, [*prompt[:shared], *chosen_ids, *rejected_ids])
+    note_unknown(ledger, row_id, encoder, [*prompt[:shared], *(token for ids in completions for token in ids)])
     margin = row.get("margin")
-    return TokenizedPair(row_id, prompt[:shared], chosen_ids, rejected_ids, None if margin is None else float(margin))
+    chosen_ids, rejected_ids, *gold = completions
+    return TokenizedPair(
+        row_id,
+        prompt[:shared],
+        chosen_ids,
+        rejected_ids,
+        None if margin is None else float(margin),
+        gold[0] if gold else None,
+    )

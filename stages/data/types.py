@@ -7,6 +7,7 @@
 | prompt_completion   | prompt, completion        | prompt, completion                        |
 | preference          | prompt, chosen, rejected  | prompt, chosen, rejected                  |
 | unpaired_preference | prompt, completion, label | prompt, completion, label                 |
+| triple_preference   | prompt, chosen, rejected and reference, the gold completion; both namings     |
 
 Names as TRL's. Other columns are kept beside them.
 """
@@ -17,7 +18,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-DatasetType = Literal["language_modeling", "prompt", "prompt_completion", "preference", "unpaired_preference"]
+DatasetType = Literal[
+    "language_modeling", "prompt", "prompt_completion", "preference", "unpaired_preference", "triple_preference"
+]
 
 Message = dict[str, str]
 """{"role": "system" | "user" | "assistant", "content": text}."""
@@ -30,8 +33,12 @@ TEXT_COLUMNS: dict[str, tuple[str, ...]] = {
     "prompt_completion": ("prompt", "completion"),
     "preference": ("prompt", "chosen", "rejected"),
     "unpaired_preference": ("prompt", "completion"),
+    "triple_preference": ("prompt", "chosen", "rejected", "reference"),
 }
 """The columns that hold text or messages, standard naming."""
+
+PAIRED = ("preference", "triple_preference")
+"""The types that hold pairs of a chosen and a rejected completion."""
 
 ROW_ID = "row_id"
 

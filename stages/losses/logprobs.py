@@ -34,6 +34,8 @@ class TokenScores(NamedTuple):
     """In nats; no gradient. None where it was not asked for."""
     is_likeliest_N: Tensor
     """bool: no token has a higher probability."""
+    log_squares_N: Tensor | None = None
+    """log sum_v p_v^2, the log-probability of two draws being equal; no gradient. None where not asked for."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,15 @@ class Wanted:
     weight: bool
     bias: bool
     entropy: bool
+    squares: bool = False
 
     @classmethod
-    def of(cls, hidden_NH: Tensor, head: Head, with_entropy: bool) -> Wanted:
+    def of(cls, hidden_NH: Tensor, head: Head, with_entropy: bool, with_squares: bool = False) -> Wanted:
         """Gradients of what needs one, where gradients are computed at all."""
         on = torch.is_grad_enabled()
         bias = head.bias_V is not None and head.bias_V.requires_grad
-        return cls(on and hidden_NH.requires_grad, on and head.weight_VH.requires_grad, on and bias, with_entropy)
+        hidden, weight = on and hidden_NH.requires_grad, on and head.weight_VH.requires_grad
+        return cls(hidden, weight, on and bias, with_entropy, with_squares)
 
     @property
     def head(self) -> bool:
@@ -75,6 +79,7 @@ class ChunkScores(NamedTuple):
     direction_CH: Tensor | None
     """d logprob / d h."""
     entropy_C: Tensor | None
+    log_squares_C: Tensor | None
 
 
 def score_chunk(room: ChunkedHead, hidden_CH: Tensor, targets_C: Tensor, wanted: Wanted) -> ChunkScores:
@@ -89,7 +94,11 @@ def score_chunk(room: ChunkedHead, hidden_CH: Tensor, targets_C: Tensor, wanted:
     rest_C = others_CV.sum(1)
     sums_C = rest_C + above_C.exp()
     logprobs_C, share_C, scales_C = above_C - sums_C.log(), rest_C / sums_C, head.slope / sums_C
-    chunk = ChunkScores(logprobs_C, above_C == 0, others_CV, scales_C, share_C * head.slope, None, None)
+    log_squares_C = None
+    if wanted.squares:
+        squares_C = torch.linalg.vecdot(others_CV, others_CV) + (2 * above_C).exp()
+        log_squares_C = squares_C.log() - 2 * sums_C.log()
+    chunk = ChunkScores(logprobs_C, above_C == 0, others_CV, scales_C, share_C * head.slope, None, None, log_squares_C)
     if not (wanted.head or wanted.direction):
         return chunk
     spread_C = None
@@ -121,7 +130,13 @@ def _with_direction(
 
 
 def linear_logprobs(
-    hidden_NH: Tensor, head: Head, targets_N: Tensor, *, with_entropy: bool = True, chunk_tokens: int | None = None
+    hidden_NH: Tensor,
+    head: Head,
+    targets_N: Tensor,
+    *,
+    with_entropy: bool = True,
+    with_squares: bool = False,
+    chunk_tokens: int | None = None,
 ) -> TokenScores:
     """Log-probability of each target, entropy of its distribution, and whether it is the likeliest token.
 
@@ -132,7 +147,7 @@ def linear_logprobs(
     Raises ValueError for shapes that do not fit.
     """
     head.check(hidden_NH, targets_N)
-    wanted = Wanted.of(hidden_NH, head, with_entropy)
+    wanted = Wanted.of(hidden_NH, head, with_entropy, with_squares)
     positions = len(targets_N)
     keep = wanted.head and positions * head.vocabulary * head.sum_type.itemsize <= KEPT_BYTES
     longest = chunk_tokens or (max(1, positions) if keep else chunk_length(head))
@@ -156,9 +171,9 @@ class _LinearLogprobs(torch.autograd.Function):
         form: Callable[[Tensor, Tensor | None], Head],
         longest: int,
         wanted: Wanted,
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
+    ) -> tuple[Tensor | None, ...]:
         room = ChunkedHead(form(weight_VH, bias_V), len(targets_N), longest)
-        scores = room_for_scores(room, hidden_NH, wanted.entropy)
+        scores = room_for_scores(room, hidden_NH, wanted)
         directions_NH = hidden_NH.new_empty(hidden_NH.shape, dtype=room.head.sum_type) if wanted.hidden else None
         chunk = None
         for part in room.parts:
@@ -170,8 +185,8 @@ class _LinearLogprobs(torch.autograd.Function):
         ctx.save_for_backward(hidden_NH, weight_VH, bias_V, targets_N, directions_NH)
         ctx.form, ctx.longest, ctx.wanted = form, longest, wanted
         ctx.kept = chunk if wanted.head and len(room.parts) == 1 else None
-        ctx.mark_non_differentiable(scores.is_likeliest_N, *([] if scores.entropy_N is None else [scores.entropy_N]))
-        return scores.logprobs_N, scores.entropy_N, scores.is_likeliest_N
+        ctx.mark_non_differentiable(*(score for score in scores[1:] if score is not None))
+        return tuple(scores)
 
     @staticmethod
     @once_differentiable
@@ -185,7 +200,7 @@ class _LinearLogprobs(torch.autograd.Function):
         if chunk is not None:
             add_chunk(gradient, chunk, grad_N, hidden_NH, targets_N)
         elif wanted.head:
-            again = replace(wanted, hidden=False, entropy=False)
+            again = replace(wanted, hidden=False, entropy=False, squares=False)
             with torch.autocast(hidden_NH.device.type, enabled=False):
                 room = ChunkedHead(head, len(targets_N), ctx.longest)
                 for part in room.parts:
@@ -200,12 +215,13 @@ def add_chunk(gradient: HeadGradient, chunk: ChunkScores, grad_C: Tensor, hidden
     gradient.add_rows(targets_C, chunk.target_C * grad_C, hidden_CH)
 
 
-def room_for_scores(room: ChunkedHead, hidden_NH: Tensor, with_entropy: bool) -> TokenScores:
+def room_for_scores(room: ChunkedHead, hidden_NH: Tensor, wanted: Wanted) -> TokenScores:
     """Scores of all positions, to be filled in."""
     positions = len(hidden_NH)
-    values = hidden_NH.new_empty(2, positions, dtype=room.head.sum_type)
+    values = hidden_NH.new_empty(3, positions, dtype=room.head.sum_type)
     is_likeliest_N = torch.empty(positions, dtype=torch.bool, device=hidden_NH.device)
-    return TokenScores(values[0], values[1] if with_entropy else None, is_likeliest_N)
+    entropy_N, log_squares_N = values[1] if wanted.entropy else None, values[2] if wanted.squares else None
+    return TokenScores(values[0], entropy_N, is_likeliest_N, log_squares_N)
 
 
 def keep_scores(scores: TokenScores, part: slice, chunk: ChunkScores) -> None:
@@ -214,3 +230,5 @@ def keep_scores(scores: TokenScores, part: slice, chunk: ChunkScores) -> None:
     scores.is_likeliest_N[part] = chunk.is_likeliest_C
     if scores.entropy_N is not None and chunk.entropy_C is not None:
         scores.entropy_N[part] = chunk.entropy_C
+    if scores.log_squares_N is not None and chunk.log_squares_C is not None:
+        scores.log_squares_N[part] = chunk.log_squares_C

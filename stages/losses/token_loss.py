@@ -61,10 +61,10 @@ class _LinearTokenLoss(torch.autograd.Function):
         form: Callable[[Tensor, Tensor | None], Head],
         longest: int,
         wanted: Wanted,
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    ) -> tuple[Tensor | None, ...]:
         head = form(weight_VH, bias_V)
         room = ChunkedHead(head, len(targets_N), longest)
-        scores = room_for_scores(room, hidden_NH, wanted.entropy)
+        scores = room_for_scores(room, hidden_NH, wanted)
         losses_N = torch.empty_like(scores.logprobs_N)
         grad_hidden_NH = torch.empty_like(hidden_NH) if wanted.hidden else None
         gradient = HeadGradient(head, weight=wanted.weight, bias=wanted.bias)

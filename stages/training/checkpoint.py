@@ -33,6 +33,7 @@ _WRITING_SHARE = 0.2
 """Of the time, at most, where a run saves as often as it can; writing goes on beside the steps."""
 _SECONDS_BETWEEN = 15.0
 _FILE_BYTES = 2**30
+_OF_WINDOWS = "windows|"
 
 
 def numerics(processes: Processes, sharding: str, micro_batch_tokens: int) -> dict[str, Any]:
@@ -60,6 +61,8 @@ class Progress:
     rows: list[dict[str, Any]] = field(default_factory=list)
     """The ledger of steps: which rows each optimizer step trained on."""
     numerics: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    """What the windows keep of their own; beside the weights, not in the JSON."""
 
 
 class Saver:
@@ -91,6 +94,8 @@ class Saver:
         self.background.wait()
         started = time.monotonic()
         tensors = self._copied()
+        if self.processes.rank == 0:
+            tensors |= {f"{_OF_WINDOWS}{name}": _on_host(value) for name, value in progress.tensors.items()}
         checkpoints = self.context.checkpoints
         name = self.processes.share(checkpoints.new_name(progress.step) if self.processes.rank == 0 else "")
         folder = self.context.scratch / f"checkpoint-{progress.step}"
@@ -99,7 +104,7 @@ class Saver:
         needed = sum(tensor.nbytes for tensor in tensors.values())
         require_disk(folder, int(needed * 1.05) + 1_000_000, f"a checkpoint of step {progress.step}")
         # lists grow while the thread writes; their entries never change
-        frozen = replace(progress, metrics=list(progress.metrics), rows=list(progress.rows))
+        frozen = replace(progress, metrics=list(progress.metrics), rows=list(progress.rows), tensors={})
         self._copying_seconds = time.monotonic() - started
         self.background.start(partial(self._write, name, folder, tensors, frozen))
 
@@ -121,7 +126,7 @@ class Saver:
             # what is on disk need not stay in memory
             save_file({key: tensors.pop(key).contiguous() for key in keys}, folder / f"state-{number:05d}.safetensors")
         if self.processes.rank == 0:
-            (folder / "progress.json").write_text(json.dumps(vars(progress)), encoding="utf-8")
+            (folder / "progress.json").write_text(json.dumps(_json(progress)), encoding="utf-8")
         checkpoints = self.context.checkpoints
         if self.processes.size == 1:
             checkpoints.save(progress.step, folder)
@@ -132,6 +137,10 @@ class Saver:
         shutil.rmtree(folder, ignore_errors=True)
         self._last_end = time.monotonic()
         self._writing_seconds = self._last_end - started
+
+
+def _json(progress: Progress) -> dict[str, Any]:
+    return {name: value for name, value in vars(progress).items() if name != "tensors"}
 
 
 def owners(shapes: Mapping[str, torch.Size], processes: int) -> dict[str, int]:
@@ -170,7 +179,7 @@ def restore(context: Context, parallel: Parallel, processes: Processes, expected
     folder = found[1] if found is not None else context.checkpoints.open(name)
     main = next(folder.rglob("progress.json"))
     progress = Progress(**json.loads(main.read_text(encoding="utf-8")))
-    _load(folder, parallel, progress.step)
+    progress.tensors = _load(folder, parallel, progress.step)
     context.resumed(progress.step)
     for key, now in expected.items():
         before = progress.numerics.get(key, now)
@@ -179,7 +188,8 @@ def restore(context: Context, parallel: Parallel, processes: Processes, expected
     return progress
 
 
-def _load(folder: Path, parallel: Parallel, step: int) -> None:
+def _load(folder: Path, parallel: Parallel, step: int) -> dict[str, Tensor]:
+    """Gives back what the windows kept."""
     files = [safe_open(path, framework="pt") for path in sorted(folder.rglob("*.safetensors"))]
     where = {key: file for file in files for key in file.keys()}  # noqa: SIM118 - no mapping
     for name, shape in parallel.shapes().items():
@@ -189,3 +199,5 @@ def _load(folder: Path, parallel: Parallel, step: int) -> None:
         moments = {key: where[full].get_tensor(full) for key, full in keys.items() if full in where}
         parallel.load(name, where[name].get_tensor(name), moments, step)
     parallel.loaded()
+    kept = [name for name in where if name.startswith(_OF_WINDOWS)]
+    return {name.removeprefix(_OF_WINDOWS): where[name].get_tensor(name) for name in kept}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from torch import Tensor
 
 from artifacts.errors import StageError
 from stages.context import Context
@@ -73,7 +76,11 @@ class DistillWindows:
         """The samples kept so far."""
         return {"samples": self.samples}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def tensors(self) -> dict[str, Tensor]:
+        """Nothing to save."""
+        return {}
+
+    def load(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Take up what `state` gave."""
         self.samples = state.get("samples", [])
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -86,7 +86,8 @@ class Trainer:
         """Train to the end, from the newest saved state where there is one."""
         context, total = self.context, windows.total_steps
         progress = checkpoint.restore(context, self.parallel, self.processes, self.numerics)
-        windows.load(progress.windows)
+        windows.load(progress.windows, progress.tensors)
+        progress.tensors = {}
         with Trackers(context, self.config) as trackers, self.saver.background:
             for step in range(progress.step, total):
                 started = time.monotonic()
@@ -103,7 +104,7 @@ class Trainer:
                 trackers.log(row)
                 if step + 1 < total and self.saver.is_due(step + 1):
                     progress.windows = windows.state()
-                    self.saver.save(progress)
+                    self.saver.save(replace(progress, tensors=windows.tensors()))
         report_end(context, progress.metrics[-1])
         return Trained(self._whole_model(), progress.metrics, progress.rows)
 

@@ -186,13 +186,15 @@ class Scorer(nn.Module):
         return next(self.parameters()).device
 
 
-def token_logprobs(batch: TokenBatch, *, temperature: float = 1.0, with_entropy: bool = False) -> Readout:
+def token_logprobs(
+    batch: TokenBatch, *, temperature: float = 1.0, with_entropy: bool = False, with_squares: bool = False
+) -> Readout:
     """A readout: the TokenScores of the batch's asked-for tokens. With gradients, entropy is nearly free."""
 
     def read(hidden_NH: Tensor, scorer: nn.Module) -> TokenScores:
         assert isinstance(scorer, Scorer)
         head = scorer.head(temperature)
-        return linear_logprobs(hidden_NH, head, batch.target_N, with_entropy=with_entropy)
+        return linear_logprobs(hidden_NH, head, batch.target_N, with_entropy=with_entropy, with_squares=with_squares)
 
     return Readout(batch.source_N, read)
 

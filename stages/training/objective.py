@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -65,6 +65,10 @@ class Windows(Protocol):
         """JSON values that a resumed run needs; empty where everything follows from the step."""
         ...
 
-    def load(self, state: dict[str, Any]) -> None:
+    def tensors(self) -> dict[str, Tensor]:
+        """Tensors that a resumed run needs, the same on every process."""
+        ...
+
+    def load(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Take up a saved state."""
         ...

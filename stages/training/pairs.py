@@ -1,8 +1,8 @@
-"""Objectives over pairs of completions of one prompt: preference losses and the reward model's. The unit is a pair."""
+"""Pairs of completions of one prompt, as groups; and the reward model's objective over them. The unit is a pair."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,11 +10,10 @@ from torch import Tensor
 
 from artifacts.errors import StageError
 from stages.data.pairs import TokenizedPair
-from stages.losses.preference import PairLogprobs
 from stages.losses.reward import bradley_terry
 from stages.training.batch import Branch, Group, TokenBatch
 from stages.training.metrics import Mean
-from stages.training.model import branch_rewards, token_logprobs
+from stages.training.model import branch_rewards
 from stages.training.objective import Forward
 
 
@@ -26,62 +25,24 @@ class Reference:
     rejected: float
 
 
-def pair_group(pair: TokenizedPair, data: object = None) -> Group:
-    """Chosen is the first branch, rejected the second."""
-    return Group(pair.row_id, pair.prompt_ids, (Branch(pair.chosen_ids), Branch(pair.rejected_ids)), data)
+NO_REFERENCE = Reference(0.0, 0.0)
+"""For losses without a reference."""
 
 
-class PreferenceLoss:
-    """A preference loss over log-probability sums, against fixed reference sums."""
-
-    metric_names: Sequence[str] = (
-        "rewards/chosen",
-        "rewards/rejected",
-        "rewards/accuracies",
-        "rewards/margins",
-        "logps/chosen",
-        "logps/rejected",
-        "entropy",
-    )
-
-    def __init__(self, loss: Callable[[PairLogprobs], Tensor], beta: float) -> None:
-        self.loss, self.beta = loss, beta
-
-    def count(self, group: Group) -> float:
-        """One pair."""
-        return 1
-
-    def __call__(self, forward: Forward, batch: TokenBatch) -> tuple[Tensor, dict[str, Mean]]:
-        """(sum of the pairs' losses, TRL's DPO metrics)."""
-        logprobs_N, entropy_N, _ = forward(batch, token_logprobs(batch, with_entropy=True))
-        pairs = pair_logprobs(batch, logprobs_N)
-        losses_B = self.loss(pairs)
-        chosen_B, rejected_B = pairs.rewards(self.beta)
-        count = len(losses_B)
-        metrics = {
-            "rewards/chosen": Mean(chosen_B.sum(), count),
-            "rewards/rejected": Mean(rejected_B.sum(), count),
-            "rewards/accuracies": Mean((chosen_B > rejected_B).sum(), count),
-            "rewards/margins": Mean((chosen_B - rejected_B).sum(), count),
-            "logps/chosen": Mean(pairs.chosen_B.sum(), count),
-            "logps/rejected": Mean(pairs.rejected_B.sum(), count),
-            "entropy": Mean(entropy_N.sum(), len(entropy_N)),
-        }
-        return losses_B.sum(), metrics
+def pair_group(pair: TokenizedPair, data: object = None, *, with_gold: bool = False) -> Group:
+    """Chosen is the first branch, rejected the second, and the gold completion of triple preferences the third."""
+    completions = [pair.chosen_ids, pair.rejected_ids]
+    if with_gold:
+        assert pair.gold_ids is not None
+        completions.append(pair.gold_ids)
+    return Group(pair.row_id, pair.prompt_ids, tuple(Branch(ids) for ids in completions), data)
 
 
-def pair_logprobs(batch: TokenBatch, logprobs_N: Tensor) -> PairLogprobs:
-    """Sums over chosen and rejected branches, beside the references that the groups carry."""
-    sums_K, tokens_K = batch.sum_by_branch(logprobs_N), batch.tokens_per_branch()
-    references = [group.data for group in batch.groups]
-    return PairLogprobs(
-        chosen_B=sums_K[0::2],
-        rejected_B=sums_K[1::2],
-        reference_chosen_B=sums_K.new_tensor([reference.chosen for reference in references]),
-        reference_rejected_B=sums_K.new_tensor([reference.rejected for reference in references]),
-        chosen_tokens_B=tokens_K[0::2],
-        rejected_tokens_B=tokens_K[1::2],
-    )
+def sum_of_tokens(logprobs: Sequence[float], shared: int, ld_alpha: float | None) -> float:
+    """The sum of a completion as the loss takes it, from the log-probabilities of its tokens."""
+    if ld_alpha is None:
+        return sum(logprobs)
+    return sum(logprobs[:shared]) + ld_alpha * sum(logprobs[shared:])
 
 
 class RewardLoss:

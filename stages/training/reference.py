@@ -15,7 +15,7 @@ from stages.shards import in_shards
 from stages.training.batch import Group, TokenBatch
 from stages.training.model import Scorer, token_logprobs
 from stages.training.out_of_memory import TokenBudget
-from stages.training.pairs import Reference
+from stages.training.pairs import Reference, sum_of_tokens
 from stages.training.passes import without_gradients
 
 
@@ -86,30 +86,48 @@ def _shard_rows(groups: Sequence[Group], scored: Sequence[Any], per_token: bool)
     return rows
 
 
-def read_references(folder: Path, groups: Sequence[Group]) -> list[Reference]:
+def read_references(folder: Path, groups: Sequence[Group], *, ld_alpha: float | None = None) -> list[Reference]:
     """The references of preference groups from a `logprobs` artifact.
 
-    Raises StageError where a row is missing or its token counts differ: another dataset, tokenizer or max_length.
+    Raises StageError where a row is missing or its token counts differ (another dataset, tokenizer or max_length), or
+    where `ld_alpha` needs every token's value and only sums were kept.
     """
     import pyarrow.parquet as parquet
 
     table = parquet.read_table(folder / "logprobs.parquet", page_checksum_verification=True)
     if "chosen_logps" not in table.column_names:
         raise StageError("the log-probabilities are not of preference pairs (no column chosen_logps)")
+    per_token = ld_alpha is not None
+    if per_token and "chosen_token_logps" not in table.column_names:
+        raise StageError("ld_alpha needs the log-probability of every token; compute them with per_token: true")
     rows = {row["row_id"]: row for row in table.to_pylist()}
+    return pair_references([_read_row(rows.get(group.row_id), group, per_token) for group in groups], ld_alpha)
+
+
+def _read_row(row: dict[str, Any] | None, group: Group, per_token: bool) -> dict[str, Any]:
+    if row is None:
+        raise StageError(
+            f"row {group.row_id} has no reference log-probability; compute them on the same dataset and max_length"
+        )
+    found = (row["chosen_tokens"], row["rejected_tokens"])
+    expected = tuple(len(branch.token_ids) for branch in group.branches)
+    if found != expected:
+        raise StageError(
+            f"row {group.row_id}: reference log-probabilities are of {found} tokens, the pair has {expected}; "
+            "compute them with the same tokenizer and max_length"
+        )
+    read: dict[str, Any] = {"sums": [row["chosen_logps"], row["rejected_logps"]]}
+    if per_token:
+        read["logprobs"] = [row["chosen_token_logps"], row["rejected_token_logps"]]
+    return read
+
+
+def pair_references(rows: Sequence[dict[str, Any]], ld_alpha: float | None) -> list[Reference]:
+    """References from rows of scores; with `ld_alpha`, tokens beyond the shorter completion count that much."""
+    if ld_alpha is None:
+        return [Reference(*row["sums"]) for row in rows]
     references = []
-    for group in groups:
-        row = rows.get(group.row_id)
-        if row is None:
-            raise StageError(
-                f"row {group.row_id} has no reference log-probability; compute them on the same dataset and max_length"
-            )
-        found = (row["chosen_tokens"], row["rejected_tokens"])
-        expected = tuple(len(branch.token_ids) for branch in group.branches)
-        if found != expected:
-            raise StageError(
-                f"row {group.row_id}: reference log-probabilities are of {found} tokens, the pair has {expected}; "
-                "compute them with the same tokenizer and max_length"
-            )
-        references.append(Reference(row["chosen_logps"], row["rejected_logps"]))
+    for row in rows:
+        shared = min(len(values) for values in row["logprobs"])
+        references.append(Reference(*(sum_of_tokens(values, shared, ld_alpha) for values in row["logprobs"])))
     return references

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, pstdev
 from typing import Any, Protocol
+
+from torch import Tensor
 
 from stages.context import Context
 from stages.data.tokenize import TokenizedPrompt
@@ -176,7 +178,11 @@ class RolloutWindows:
         ]
         return {"groups": groups, "metrics": self.metrics, "samples": self.samples}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def tensors(self) -> dict[str, Tensor]:
+        """Nothing to save."""
+        return {}
+
+    def load(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Take up what `state` gave."""
         self.metrics, self.samples = state.get("metrics", {}), state.get("samples", [])
         self.groups = [

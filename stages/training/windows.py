@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from torch import Tensor
 
 from stages.training.batch import Group
 from stages.training.config import TrainingConfig
@@ -33,5 +35,9 @@ class DatasetWindows:
         """Nothing to save."""
         return {}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def tensors(self) -> dict[str, Tensor]:
+        """Nothing to save."""
+        return {}
+
+    def load(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Nothing to take up."""

@@ -10,7 +10,7 @@ from typing import Any
 from stages.context import Context, local_context
 from stages.losses.distillation import divergence_of
 from stages.losses.policy import AGGREGATIONS
-from stages.losses.preference import PREFERENCE_LOSSES
+from stages.losses.preference import sigmoid
 from stages.training.batch import Branch, Group
 from stages.training.distillation import DistillationLoss
 from stages.training.language_modeling import TokenLoss
@@ -18,8 +18,9 @@ from stages.training.loop import Trainer
 from stages.training.model import Scorer, load_reward_model
 from stages.training.objective import Objective, Window
 from stages.training.out_of_memory import TokenBudget
-from stages.training.pairs import PreferenceLoss, Reference, RewardLoss
+from stages.training.pairs import Reference, RewardLoss
 from stages.training.policy import PolicyLoss, PolicySettings, Rollouts
+from stages.training.preference import PairSettings, PreferenceLoss
 from stages.training.processes import prepare_process
 from stages.training.reference import branch_logprobs
 from stages.training.start import frozen_scorer, settle_packing, start
@@ -73,8 +74,8 @@ def _reference(case: Case, folder: CaseFolder) -> StepOf:
 
 
 def _dpo(case: Case, folder: CaseFolder) -> StepOf:
-    loss = partial(PREFERENCE_LOSSES["sigmoid"], beta=BETA)
-    trainer = _trainer(_context("preference", case, folder), PreferenceLoss(loss, BETA))
+    loss = partial(sigmoid, beta=BETA)
+    trainer = _trainer(_context("preference", case, folder), PreferenceLoss(loss, PairSettings(BETA)))
     references = folder.references()
     return Training(trainer, case, lambda row: _branches(row, Reference(*references[row.row_id])))
 

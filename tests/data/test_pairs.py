@@ -32,6 +32,18 @@ def test_conversational_pair():
     assert (one.chosen_ids, one.rejected_ids, one.margin) == (ids("c$"), ids("d$<e>f$"), None)
 
 
+def test_gold_completion_of_a_triple():
+    rows = [{"prompt": "ab", "chosen": "c", "rejected": "d", "reference": "cdef"}]
+    (one,), ledger = pairs(dataset("triple_preference", rows), max_length=5)
+    assert (one.chosen_ids, one.rejected_ids, one.gold_ids) == (ids("c$"), ids("d$"), ids("cde"))
+    assert ledger.truncated_tokens == 2  # f and the end
+    talk = [{"prompt": turns("a"), "chosen": answers("c"), "rejected": answers("d"), "reference": answers("e")}]
+    (one,), _ = pairs(dataset("triple_preference", talk, True))
+    assert (one.prompt_ids, one.gold_ids) == (ids("<a>"), ids("e$"))
+    (pair,), _ = pairs(dataset("preference", rows))
+    assert pair.gold_ids is None
+
+
 def test_every_way_of_losing_a_row():
     rows = [
         {"prompt": "ab", "chosen": "c", "rejected": "c"},  # equal

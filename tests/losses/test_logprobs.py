@@ -20,7 +20,7 @@ UPSTREAM = torch.linspace(-1, 2, N, dtype=torch.float64)
 def test_a_number() -> None:
     # logits 0 and log 3: probabilities 1/4 and 3/4, entropy log 4 - 3/4 log 3
     hidden, weight = torch.ones(1, 1).double(), torch.tensor([[1.0], [3.0]]).double().log()
-    logprobs, entropies, _ = linear_logprobs(hidden, Head(weight), torch.tensor([1]))
+    logprobs, entropies, *_ = linear_logprobs(hidden, Head(weight), torch.tensor([1]))
     assert_close(logprobs.exp().item(), 0.75, atol=1e-12, rtol=0)
     assert_close(entropies.item(), 0.562335145, atol=1e-9, rtol=0)
 
@@ -64,6 +64,17 @@ def test_entropy_without_gradients(kind: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("kind", kinds())
+def test_squares(kind: dict[str, Any]) -> None:
+    hidden, weight, bias, targets = inputs()
+    head = make_head(weight, bias, kind)
+    scores = linear_logprobs(hidden, head, targets, with_squares=True, chunk_tokens=3)
+    expected = log_softmax(hidden, head).exp().square().sum(-1).log().detach()
+    assert scores.log_squares_N is not None and not scores.log_squares_N.requires_grad
+    assert_close(scores.log_squares_N, expected, atol=1e-12, rtol=0)
+    assert linear_logprobs(hidden, head, targets).log_squares_N is None
+
+
+@pytest.mark.parametrize("kind", kinds())
 def test_only_the_gradients_that_are_asked_for(kind: dict[str, Any]) -> None:
     hidden, weight, bias, targets = inputs()
     head = make_head(weight, bias, kind)
@@ -92,14 +103,14 @@ def test_no_positions_give_no_values_and_zero_gradients(kind: dict[str, Any]) ->
     head = make_head(weight, bias, kind)
     scores = linear_logprobs(hidden, head, targets)
     gradients = torch.autograd.grad(scores.logprobs_N.sum(), trained(hidden, head))
-    assert [len(score) for score in scores] == [0, 0, 0]
+    assert [len(score) for score in scores if score is not None] == [0, 0, 0]
     assert [gradient.shape for gradient in gradients] == [tensor.shape for tensor in trained(hidden, head)]
     assert all(not gradient.any() for gradient in gradients)
 
 
 def test_float32_keeps_large_logits_finite() -> None:
     hidden, weight = torch.tensor([[300.0]]), torch.tensor([[1.0], [-1.0]])
-    logprobs, entropies, _ = linear_logprobs(hidden, Head(weight), torch.tensor([1]))
+    logprobs, entropies, *_ = linear_logprobs(hidden, Head(weight), torch.tensor([1]))
     assert logprobs.tolist() == [-600.0] and entropies.tolist() == [0.0]
 
 

@@ -62,9 +62,9 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         {"logprobs/logprobs: chosen_logps": -10.953, "logprobs/logprobs: rejected_logps": -11.283},
     ),
     "dpo": (
-        1,
-        "51517c1cb12fab05",
-        "d8c397929f993e09",
+        2,
+        "9e580ee64ee05b85",
+        "bc39c2b6ec84ba0c",
         {
             "model/metrics: loss": 0.92373,
             "model/metrics: grad_norm": 0.30868,
@@ -76,6 +76,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
             "model/metrics: rewards/margins": 0.00095587,
             "model/metrics: logps/chosen": -10.066,
             "model/metrics: logps/rejected": -10.282,
+            "model/metrics: mean_token_accuracy": 0.082011,
             "model/metrics: entropy": 3.8295,
             "model/weights: norm": 12.91,
         },

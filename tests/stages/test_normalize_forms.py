@@ -95,6 +95,34 @@ FORMS = {
         {"prompt": [user("a")], "chosen": [assistant("b")], "rejected": [assistant("c")]},
         "preference",
     ),
+    "triple preference": (
+        {"prompt": "a", "chosen": "b", "rejected": "c", "reference": "d", "source": "x"},
+        "triple_preference",
+        {"prompt": "a", "chosen": "b", "rejected": "c", "reference": "d", "source": "x"},
+        "triple_preference",
+    ),
+    "triple preference, the prompt again in all three": (
+        {
+            "prompt": "a",
+            "chosen": TALK[:2],
+            "rejected": [user("a"), assistant("c")],
+            "reference": [user("a"), assistant("e")],
+        },
+        "triple_preference",
+        {
+            "prompt": [user("a")],
+            "chosen": [assistant("b")],
+            "rejected": [assistant("c")],
+            "reference": [assistant("e")],
+        },
+        "triple_preference",
+    ),
+    "a column `reference` alone makes no triple": (
+        {"prompt": "a", "chosen": "b", "rejected": "c", "reference": "a book"},
+        "auto",
+        {"prompt": "a", "chosen": "b", "rejected": "c", "reference": "a book"},
+        "preference",
+    ),
     "unpaired": (
         {"prompt": "a", "completion": "b", "label": True},
         "auto",

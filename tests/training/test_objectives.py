@@ -21,8 +21,9 @@ from stages.training.distillation import DistillationLoss
 from stages.training.language_modeling import TokenLoss
 from stages.training.metrics import Mean
 from stages.training.model import Scorer
-from stages.training.pairs import PreferenceLoss, Reference
+from stages.training.pairs import Reference
 from stages.training.policy import PolicyLoss, PolicySettings, Rollouts
+from stages.training.preference import PairSettings, PreferenceLoss
 from tests.losses.heads import Work
 from tests.training.conftest import VOCABULARY, random_groups, tiny_model
 
@@ -91,7 +92,7 @@ def test_preference(scorer: Scorer) -> None:
     sums = [row.sum() for row in plain_logprobs(scorer, groups)]
     margins = [sums[2 * i] - sums[2 * i + 1] - (-9.0 - i + 8.0) for i in range(4)]
     expected = -torch.stack(margins).mul(0.3).sigmoid().log().sum()
-    metrics = agree(scorer, PreferenceLoss(partial(sigmoid, beta=0.3), 0.3), groups, expected)
+    metrics = agree(scorer, PreferenceLoss(partial(sigmoid, beta=0.3), PairSettings(0.3)), groups, expected)
     assert metrics["rewards/margins"] == pytest.approx(float(torch.stack(margins).mean()) * 0.3, rel=1e-9)
     assert metrics["logps/chosen"] == pytest.approx(float(torch.stack(sums[0::2]).mean()), rel=1e-9)
 

@@ -1,0 +1,103 @@
+"""Preference losses without a reference model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stages.losses.pair_logprobs import PairLogprobs, log_sigmoid, smoothed
+from stages.losses.registry import Losses
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+REFERENCE_FREE = Losses()
+CHOSEN_NLL = {"nll_loss": PairLogprobs.chosen_nll}
+GOLD_NLL = {"nll_loss": PairLogprobs.gold_nll}
+
+
+def log_odds_ratio(pairs: PairLogprobs) -> Tensor:
+    """[B]: log odds of the chosen completion minus those of the rejected one; odds = p / (1 - p) of a token's
+    geometric mean p."""
+    chosen_B, rejected_B = pairs.mean_logprobs()
+    return (chosen_B - rejected_B) - ((-chosen_B.expm1()).log() - (-rejected_B.expm1()).log())
+
+
+def log_sigmoid_odds(pairs: PairLogprobs) -> Tensor:
+    """[B]: what ORPO raises."""
+    return log_sigmoid(log_odds_ratio(pairs))
+
+
+@REFERENCE_FREE.add("NLL of the chosen completion (term of RPO, MPO)", "2404.19733, 2405.16436", reference=False)
+def sft(pairs: PairLogprobs) -> Tensor:
+    """-log pi(c) / |c|. Returns [B].
+
+    Normalized by the pair's own length, as in Pang et al., arXiv:2404.19733, eq. 2. TRL takes the mean over all
+    chosen tokens of a micro-batch, in which long completions count more and which depends on how a batch is cut.
+    """
+    return pairs.chosen_nll()
+
+
+@REFERENCE_FREE.add("CPO", "2401.08417", reference=False, metrics=CHOSEN_NLL)
+def cpo(pairs: PairLogprobs, *, beta: float, label_smoothing: float = 0.0, cpo_alpha: float = 1.0) -> Tensor:
+    """-log s(beta (log pi(c) - log pi(r))) + a (-log pi(c) / |c|). Returns [B].
+
+    Xu et al., arXiv:2401.08417, eq. 5 and 6: DPO with a uniform reference, and behaviour cloning. a = `cpo_alpha`; the
+    second term is per token and pair, as `sft`.
+    """
+    return smoothed(beta * (pairs.chosen_B - pairs.rejected_B), label_smoothing) + cpo_alpha * pairs.chosen_nll()
+
+
+@REFERENCE_FREE.add("SimPO", "2405.14734", reference=False, per_token=True)
+def simpo(pairs: PairLogprobs, *, beta: float, simpo_gamma: float = 0.5) -> Tensor:
+    """-log s(beta (log pi(c)/|c| - log pi(r)/|r|) - gamma). Returns [B]. Meng et al., arXiv:2405.14734, eq. 6.
+
+    TRL's CPO trainer adds an NLL term unless its cpo_alpha is 0; here that is `[simpo, sft]` with `loss_weights`.
+    """
+    chosen_B, rejected_B = pairs.mean_logprobs()
+    return -log_sigmoid(beta * (chosen_B - rejected_B) - simpo_gamma)
+
+
+@REFERENCE_FREE.add("AlphaPO", "2501.03884", reference=False, per_token=True)
+def alphapo(pairs: PairLogprobs, *, beta: float, alpha: float = 0.25, simpo_gamma: float = 0.5) -> Tensor:
+    """SimPO with the reward (1 - p^-alpha) / alpha, p the geometric mean of token probabilities. Returns [B].
+
+    Gupta et al., arXiv:2501.03884, eq. 5; alpha towards 0 is SimPO.
+    """
+    chosen_B, rejected_B = (_power_reward(mean_B, alpha) for mean_B in pairs.mean_logprobs())
+    return -log_sigmoid(beta * (chosen_B - rejected_B) - simpo_gamma)
+
+
+def _power_reward(mean_logprobs_B: Tensor, alpha: float) -> Tensor:
+    return mean_logprobs_B if alpha == 0.0 else -(-alpha * mean_logprobs_B).expm1() / alpha
+
+
+ORPO_METRICS = {**CHOSEN_NLL, "log_odds_ratio": log_sigmoid_odds, "log_odds_chosen": log_odds_ratio}
+
+
+@REFERENCE_FREE.add("ORPO", "2403.07691", reference=False, per_token=True, metrics=ORPO_METRICS)
+def orpo(pairs: PairLogprobs, *, beta: float) -> Tensor:
+    """-l_c - beta log s(log odds(c) - log odds(r)), l = log pi(y)/|y|, odds = e^l / (1 - e^l). Returns [B].
+
+    Hong et al., arXiv:2403.07691, eq. 6 and 7; beta is the paper's lambda. The likelihood is the chosen completion's,
+    as in the paper; TRL's also counts the prompt's tokens.
+    """
+    return pairs.chosen_nll() - beta * log_sigmoid_odds(pairs)
+
+
+@REFERENCE_FREE.add("TPO", "2405.16681", reference=False, gold=True, metrics=GOLD_NLL)
+def tpo(pairs: PairLogprobs, *, beta: float, label_smoothing: float = 0.0, tpo_alpha: float = 1.0) -> Tensor:
+    """-log s(beta (log pi(c) - log pi(r))) + a (-log pi(g) / |g|), g the gold completion. Returns [B].
+
+    Saeidi et al., arXiv:2405.16681, triple preferences; a = `tpo_alpha`.
+    """
+    return smoothed(beta * (pairs.chosen_B - pairs.rejected_B), label_smoothing) + tpo_alpha * pairs.gold_nll()
+
+
+@REFERENCE_FREE.add("TPO-L", "2405.16681", reference=False, gold=True, per_token=True, metrics=GOLD_NLL)
+def tpo_l(pairs: PairLogprobs, *, beta: float, tpo_alpha: float = 1.0, tpo_l_gamma: float = 0.5) -> Tensor:
+    """-log s(beta (log pi(c)/|c| - log pi(r)/|r|) - gamma) + a (-log pi(g) / |g|). Returns [B].
+
+    Saeidi et al., arXiv:2405.16681, the length-normalized variant with a target margin.
+    """
+    chosen_B, rejected_B = pairs.mean_logprobs()
+    return -log_sigmoid(beta * (chosen_B - rejected_B) - tpo_l_gamma) + tpo_alpha * pairs.gold_nll()

@@ -1,0 +1,74 @@
+"""What the README says of losses, against the losses; and its worked example, worked."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stages.losses.preference import PREFERENCE_LOSSES
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def table_rows(heading: str) -> list[str]:
+    """The rows of the table under a heading, without its head."""
+    section = README.split(f"## {heading}\n")[1].split("\n## ")[0]
+    return [line for line in section.splitlines() if line.startswith("| ")][1:]
+
+
+def test_every_preference_loss_is_in_the_table() -> None:
+    assert table_rows("Preference losses") == [
+        f"| {loss.title} | `{loss.name}` | {loss.paper} | {'triple preferences' if loss.gold else 'pairs'} "
+        f"| {'yes' if loss.reference else 'no'} |"
+        for loss in PREFERENCE_LOSSES.values()
+    ]
+
+
+@pytest.mark.parametrize("loss", PREFERENCE_LOSSES.values(), ids=lambda loss: loss.name)
+def test_every_loss_names_its_paper(loss: object) -> None:
+    """Its docstring cites what the table cites."""
+    function = getattr(loss, "function")  # noqa: B009 - a field that holds a function
+    text = " ".join((function.__doc__ or "").split())
+    for number in re.findall(r"\d{4}\.\d{5}", getattr(loss, "paper")):  # noqa: B009
+        assert number in text or function.__name__ == "sft", f"{function.__name__} does not cite {number}"
+
+
+WORKED = """
+from torch import Tensor
+import torch
+from stages.losses import preference
+from stages.losses.preference import *
+{function}
+preference.PREFERENCE_LOSSES.update(MARGIN)
+from tests.losses import test_preference as tests
+tests.LOSSES["hinge_squared"] = hinge_squared
+VALUES = []
+{row}
+(row,) = VALUES
+tests.test_values(*row)
+tests.test_gradients(*row)
+tests.test_pairs_do_not_see_each_other(*row)
+from stages.preference import Config, check
+config = Config(loss_type="hinge_squared", f_divergence_type="js_divergence")
+assert check(config, frozenset()) == [] and config.needs_reference
+try:
+    Config(loss_type="hinge_squird")
+except ValueError as error:
+    assert "hinge_squared" in str(error)
+else:
+    raise AssertionError("an unknown loss was taken")
+"""
+
+
+def test_the_worked_example() -> None:
+    """The function as the README prints it, and its row of numbers, in a process of their own."""
+    section = README.split("**A preference loss**")[1].split("**A reward**")[0]
+    function, row = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    program = WORKED.format(function=function, row=row)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
