@@ -38,13 +38,15 @@ def run(context: Context) -> None:
     from stages.data.pairs import tokenize_pairs
     from stages.data.tokenize import tokenize_sequences
     from stages.data.types import PAIRED
+    from stages.data.unpaired import mismatched, tokenize_unpaired
     from stages.training.batch import Branch, Group
     from stages.training.model import load_tokenizer
     from stages.training.pairs import pair_group
     from stages.training.processes import prepare_process
-    from stages.training.reference import score_rows
+    from stages.training.reference import PAIR, UNPAIRED, score_rows
     from stages.training.reporting import peak_memory_gb
     from stages.training.start import frozen_scorer
+    from stages.training.unpaired import scored_groups
 
     config: Config = context.config
     accelerator = prepare_process(context, config.bf16)
@@ -56,7 +58,11 @@ def run(context: Context) -> None:
     names: tuple[str, ...]
     if dataset.type in PAIRED:
         groups = [pair_group(pair) for pair in tokenize_pairs(dataset, tokenizer, max_length=longest, ledger=ledger)]
-        names = ("chosen", "rejected")
+        names = PAIR
+    elif dataset.type == "unpaired_preference":
+        judged = tokenize_unpaired(dataset, tokenizer, max_length=longest, ledger=ledger)
+        others = mismatched(judged, longest)
+        groups, names = scored_groups(judged, others), UNPAIRED if others is not None else UNPAIRED[:1]
     else:
         rows = tokenize_sequences(dataset, tokenizer, max_length=longest, ledger=ledger)
         groups = [Group(row.row_id, (), (Branch(row.token_ids, row.loss_mask),)) for row in rows]

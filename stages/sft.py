@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from stages.losses.supervised import SUPERVISED_LOSSES
 from stages.stage import Input, Stage
 from stages.training.config import TrainingConfig
 from stages.training.memory import Phase, Request, same_shape, training_step
@@ -13,6 +14,12 @@ from stages.training.memory_head import HeadUse
 
 if TYPE_CHECKING:
     from stages.context import Context
+
+    LossName = str
+else:  # the table of losses is what may be chosen
+    LossName = Literal[tuple(SUPERVISED_LOSSES)]
+
+Weight = Annotated[float, Field(ge=0)]
 
 
 class Config(TrainingConfig):
@@ -25,7 +32,17 @@ class Config(TrainingConfig):
     completion_only_loss: bool | None = None
     """Train on the completion only; null: yes where the rows have a prompt and a completion."""
     assistant_only_loss: bool = False
-    """Train on what the assistant says only; needs a chat template with generation markers."""
+    """Train on what the assistant says only: by the chat template's generation markers, or as it is seen to render."""
+    loss_type: LossName = "nll"
+    """nll: cross-entropy; dft: each token also weighs its own probability."""
+    neftune_noise_alpha: float | None = Field(None, gt=0)
+    """NEFTune: size of the uniform noise on embeddings while training, before division by sqrt(length x hidden)."""
+    weight_column: str | None = None
+    """Column with a number a row: its weight in the loss."""
+    source_column: str = "source"
+    """Column that `source_weights` looks at."""
+    source_weights: dict[str, Weight] = Field(default={})
+    """Value of `source_column` -> weight of its rows in the loss; where given, every value that occurs is named."""
 
 
 def run(context: Context) -> None:
@@ -33,26 +50,38 @@ def run(context: Context) -> None:
     from stages.data.dataset import read_dataset
     from stages.data.ledger import RowLedger
     from stages.data.tokenize import tokenize_sequences
+    from stages.data.weights import row_weights
     from stages.training.batch import Branch, Group
     from stages.training.export import export
-    from stages.training.language_modeling import TokenLoss
+    from stages.training.language_modeling import NoisyWindows, RowSettings, TokenLoss
     from stages.training.start import start
     from stages.training.windows import DatasetWindows
 
     config: Config = context.config
-    trainer, tokenizer = start(context, config, TokenLoss())
-    ledger = RowLedger()
+    objective = TokenLoss(SUPERVISED_LOSSES[config.loss_type].function, config.neftune_noise_alpha)
+    trainer, tokenizer = start(context, config, objective)
+    ledger, dataset = RowLedger(), read_dataset(context.input("dataset"))
+    weights = row_weights(dataset, config.weight_column, config.source_column, config.source_weights)
     rows = tokenize_sequences(
-        read_dataset(context.input("dataset")),
+        dataset,
         tokenizer,
         max_length=min(config.max_length, trainer.scorer.context_length),
         ledger=ledger,
         assistant_only_loss=config.assistant_only_loss,
         completion_only_loss=config.completion_only_loss,
     )
-    groups = [Group(row.row_id, (), (Branch(row.token_ids, row.loss_mask),)) for row in rows]
+    groups = [
+        Group(
+            row.row_id,
+            (),
+            (Branch(row.token_ids, row.loss_mask),),
+            None if weights is None else RowSettings(weights[row.row_id]),
+        )
+        for row in rows
+    ]
     context.counts["rows"] = len(groups)
-    trained = trainer.run(DatasetWindows(groups, config))
+    windows = DatasetWindows if config.neftune_noise_alpha is None else NoisyWindows
+    trained = trainer.run(windows(groups, config))
     export(context, trained, context.input("model"), ledger.to_json())
 
 

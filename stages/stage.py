@@ -27,6 +27,7 @@ STAGES = (
     "reference_logprobs",
     "reward_model",
     "preference",
+    "unpaired_preference",
     "rl",
     "distill",
     "evaluate",

@@ -74,6 +74,7 @@ EVERY_STAGE: dict[str, Any] = {
         "inputs": {"model": "sft", "dataset": "pairs", "reference_logprobs": "reference"},
         "with": TRAINING,
     },
+    "kto": {"uses": "unpaired_preference", "inputs": {"model": "sft", "dataset": "pairs"}, "with": TRAINING},
     "judge": {"uses": "reward_model", "inputs": {"model": "sft", "dataset": "pairs"}, "with": TRAINING},
     "grpo": {
         "uses": "rl",

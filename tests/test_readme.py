@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from stages.losses.preference import PREFERENCE_LOSSES
+from stages.losses.registry import Loss, Losses
+from stages.losses.supervised import SUPERVISED_LOSSES
+from stages.losses.unpaired import UNPAIRED_LOSSES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -21,21 +24,41 @@ def table_rows(heading: str) -> list[str]:
     return [line for line in section.splitlines() if line.startswith("| ")][1:]
 
 
-def test_every_preference_loss_is_in_the_table() -> None:
-    assert table_rows("Preference losses") == [
-        f"| {loss.title} | `{loss.name}` | {loss.paper} | {'triple preferences' if loss.gold else 'pairs'} "
+TABLES: list[tuple[str, Losses, str]] = [
+    ("sft", SUPERVISED_LOSSES, "`language_modeling`, `prompt_completion`"),
+    ("preference", PREFERENCE_LOSSES, "`preference`"),
+    ("unpaired_preference", UNPAIRED_LOSSES, "`unpaired_preference`, `preference`"),
+]
+REWARD_ROW = (
+    "| reward model (Bradley-Terry), with margins and centering | `reward_model` | | 2307.09288, 2312.09244 "
+    "| `preference` | no |"
+)
+
+
+def table() -> list[str]:
+    """The rows that the README must have."""
+    rows = [
+        f"| {loss.title} | `{stage}` | `{loss.name}` | {loss.paper} | {'`triple_preference`' if loss.gold else kinds} "
         f"| {'yes' if loss.reference else 'no'} |"
-        for loss in PREFERENCE_LOSSES.values()
+        for stage, losses, kinds in TABLES
+        for loss in losses.values()
     ]
+    return [*rows, REWARD_ROW]
 
 
-@pytest.mark.parametrize("loss", PREFERENCE_LOSSES.values(), ids=lambda loss: loss.name)
-def test_every_loss_names_its_paper(loss: object) -> None:
+def test_every_objective_is_in_the_table() -> None:
+    assert table_rows("Objectives") == table()
+
+
+LOSSES = [loss for _, losses, _ in TABLES for loss in losses.values()]
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
+def test_every_loss_names_its_paper(loss: Loss) -> None:
     """Its docstring cites what the table cites."""
-    function = getattr(loss, "function")  # noqa: B009 - a field that holds a function
-    text = " ".join((function.__doc__ or "").split())
-    for number in re.findall(r"\d{4}\.\d{5}", getattr(loss, "paper")):  # noqa: B009
-        assert number in text or function.__name__ == "sft", f"{function.__name__} does not cite {number}"
+    text = " ".join((loss.function.__doc__ or "").split())
+    for number in re.findall(r"\d{4}\.\d{5}", loss.paper):
+        assert number in text, f"{loss.name} does not cite {number}"
 
 
 WORKED = """

@@ -10,6 +10,7 @@ from typing import Any
 
 from flows.reporting.charts import MAX_POINTS, Chart, Point, line_chart
 from flows.reporting.reading import Reader, artifact_of
+from stages.monitors import notices_of
 
 MAX_ROWS = 200_000
 COLORS = 8
@@ -55,6 +56,8 @@ class Curves:
     leading: tuple[Block, ...]
     more: tuple[Block, ...]
     folded: int
+    notices: tuple[tuple[str, str], ...]
+    """(stage, what a monitor noticed)"""
     notes: tuple[str, ...]
 
 
@@ -64,6 +67,7 @@ class _Log:
     uses: str
     color: int
     metrics: Mapping[str, Sequence[Point]]
+    notices: tuple[str, ...]
 
 
 def read_curves(run: Mapping[str, Any], reader: Reader) -> Curves:
@@ -85,6 +89,7 @@ def read_curves(run: Mapping[str, Any], reader: Reader) -> Curves:
         leading=_blocks(panels for name, panels in rows.items() if name in LEADING),
         more=_blocks(folded),
         folded=len(folded),
+        notices=tuple((log.stage, notice) for log in logs for notice in log.notices),
         notes=tuple(reader.notes),
     )
 
@@ -110,10 +115,25 @@ def _logs(run: Mapping[str, Any], reader: Reader) -> list[_Log]:
         for output in (entry.get("outputs") or {}).values():
             if output["kind"] not in ("model", "reward_model"):
                 continue
-            metrics = _points(reader.lines(artifact_of(output), "metrics.jsonl", stage, MAX_ROWS))
+            rows = list(reader.lines(artifact_of(output), "metrics.jsonl", stage, MAX_ROWS))
+            metrics = _points(rows)
             if metrics:
-                logs.append(_Log(stage, str(entry["uses"]), len(logs) % COLORS, metrics))
+                logs.append(_Log(stage, str(entry["uses"]), len(logs) % COLORS, metrics, _notices(rows)))
     return logs
+
+
+def _notices(rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """What the monitors say of the finite numbers in the rows."""
+    finite = [
+        {"step": line}
+        | {
+            name: value
+            for name, value in row.items()
+            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        }
+        for line, row in enumerate(rows, start=1)
+    ]
+    return tuple(str(notice) for notice in notices_of(finite))
 
 
 def _points(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Point]]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import DataError
+from stages.data.assistant import UnclearTurnError, assistant_spans
 from stages.data.types import Message
 
 if TYPE_CHECKING:
@@ -70,25 +71,35 @@ class Encoder:
     def assistant_masks(
         self, conversations: Sequence[Sequence[Message]], row_ids: Sequence[str]
     ) -> list[tuple[list[int], list[bool]]]:
-        """(token ids, whether each token is the assistant's) by the template's {% generation %} markers.
+        """(token ids, whether each token is the assistant's), its end-of-turn token included.
 
-        Raises DataError when the template has no such markers. Spans are matched by offsets: transformers'
-        own mask stops or runs to the end where a span's first or last character belongs to no token.
+        By the template's {% generation %} markers where it has them; otherwise as `assistant_spans` finds the turns.
+        Raises DataError naming the row where neither says. Spans are matched by offsets: transformers' own mask stops
+        or runs to the end where a span's first or last character belongs to no token.
         """
-        if not _GENERATION.search(self._required_template()):
-            raise DataError(
-                "assistant_only_loss: the tokenizer's chat template marks no assistant text; put "
-                "{% generation %} and {% endgeneration %} around it, or set assistant_only_loss: false"
-            )
+        marked = _GENERATION.search(self._required_template()) is not None
         if not self._tokenizer.is_fast:
             raise DataError("assistant_only_loss needs a fast tokenizer (tokenizer.json); this one is a slow one")
         masked = []
         for messages, row_id in zip(conversations, row_ids, strict=True):
-            text, spans = self._render(messages, row_id, spans=True)
+            text, spans = self._render(messages, row_id, spans=True) if marked else self._derived(messages, row_id)
             encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
             ids = list(encoded["input_ids"])
             masked.append((ids, _inside(encoded["offset_mapping"], spans)))
         return masked
+
+    def _derived(self, messages: Sequence[Message], row_id: str) -> tuple[str, list[tuple[int, int]]]:
+        def render(part: Sequence[Message], generation_prompt: bool) -> str:
+            return self._render(part, row_id, generation_prompt=generation_prompt)[0]
+
+        added = [token.content for token in self._tokenizer.added_tokens_decoder.values()]
+        try:
+            return render(messages, False), assistant_spans(messages, render, added)
+        except UnclearTurnError as error:
+            raise DataError(
+                f"row {row_id}: assistant_only_loss: what of the rendered conversation is the assistant's cannot be "
+                f"told ({error}); put {{% generation %}} and {{% endgeneration %}} around it in the chat template"
+            ) from error
 
     def _required_template(self) -> str:
         if not self._template:

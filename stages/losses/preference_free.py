@@ -31,7 +31,8 @@ def log_sigmoid_odds(pairs: PairLogprobs) -> Tensor:
 def sft(pairs: PairLogprobs) -> Tensor:
     """-log pi(c) / |c|. Returns [B].
 
-    Normalized by the pair's own length, as in Pang et al., arXiv:2404.19733, eq. 2. TRL takes the mean over all
+    Normalized by the pair's own length, as in Pang et al., arXiv:2404.19733, eq. 2 (RPO; Liu et al., arXiv:2405.16436,
+    add the same term to DPO). TRL takes the mean over all
     chosen tokens of a micro-batch, in which long completions count more and which depends on how a batch is cut.
     """
     return pairs.chosen_nll()

@@ -5,7 +5,7 @@ Letters: B rows of the pass, T tokens of a row, N positions whose token's log-pr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,6 +59,8 @@ class TokenBatch:
     """Index into the flattened B x T of the last token of every branch."""
     num_tokens: int
     """Tokens without padding, every shared one once."""
+    noise: Callable[[Tensor], Tensor] | None = None
+    """What the embeddings [B, T, H] of the input tokens become before the first layer."""
 
     @property
     def num_branches(self) -> int:
@@ -126,7 +128,7 @@ def _padded(groups: Sequence[Group]) -> TokenBatch:
     )
 
 
-def _asked_for(groups: Sequence[Group], places: Sequence[Positions]) -> dict[str, Tensor]:
+def _asked_for(groups: Sequence[Group], places: Sequence[Positions]) -> dict[str, Any]:
     """Sources, targets and branches of the asked-for tokens; `places`: where every token of a branch's sequence is."""
     sources, targets, counts, last = [], [], [], []
     branches = [(group, branch) for group in groups for branch in group.branches]

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from stages.monitors import MONITORS
 from stages.stage import Config, operational
+
+if TYPE_CHECKING:
+    MonitorName = str
+else:  # the table of monitors is what may be chosen
+    MonitorName = Literal[tuple(MONITORS)]
 
 
 class TrainingConfig(Config):
@@ -50,5 +56,7 @@ class TrainingConfig(Config):
     """Most tokens (padding included) of one forward pass; larger batches are split, with the same gradient."""
     checkpoint_steps: int | None = operational(None, gt=0)
     """Save a resumable state every so many steps; null: so often that saving takes at most 5 % of the time."""
+    stop_on: tuple[MonitorName, ...] = operational(())
+    """Monitors that end the run with an error, the last checkpoint kept; all of them give notice in any case."""
     report_to: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = operational(())
     """Trackers that get the metrics as they come, besides metrics.jsonl."""

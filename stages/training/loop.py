@@ -17,6 +17,7 @@ from accelerate import Accelerator
 
 from artifacts.errors import StageError
 from stages.context import Context
+from stages.monitors import Notice, Watch
 from stages.seeds import derive
 from stages.sharding import Whole
 from stages.training import checkpoint
@@ -88,6 +89,7 @@ class Trainer:
         progress = checkpoint.restore(context, self.parallel, self.processes, self.numerics)
         windows.load(progress.windows, progress.tensors)
         progress.tensors = {}
+        watch = Watch(progress.metrics)
         with Trackers(context, self.config) as trackers, self.saver.background:
             for step in range(progress.step, total):
                 started = time.monotonic()
@@ -102,6 +104,7 @@ class Trainer:
                 progress.rows.append({"step": step + 1, "rows": ids})
                 report_step(context, step + 1, total, row, time.monotonic() - started, step_tokens)
                 trackers.log(row)
+                self._give_notice(watch.look(row))
                 if step + 1 < total and self.saver.is_due(step + 1):
                     progress.windows = windows.state()
                     self.saver.save(replace(progress, tensors=windows.tensors()))
@@ -133,6 +136,14 @@ class Trainer:
         if window.num_tokens is not None:
             tokens = window.num_tokens
         return {**known, "num_tokens": tokens, **window.metrics, **means}, [group.row_id for group in window.groups]
+
+    def _give_notice(self, notices: Sequence[Notice]) -> None:
+        """Say what the monitors noticed, and stop where the recipe wants it."""
+        for notice in notices:
+            self.context.log(str(notice))
+            if notice.monitor in self.config.stop_on:
+                self.saver.background.wait()
+                raise StageError(f"{notice} (stop_on names {notice.monitor})")
 
     def backward(self, step: int, groups: Sequence[Group], items: float, budget_tokens: int) -> MetricSums:
         """Accumulate the gradient of summed loss / items over this process's share; sums of its loss and metrics."""

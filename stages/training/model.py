@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,8 @@ class Scorer(nn.Module):
         if few:
             extra["reads"] = readout.positions_R
         inputs = {"input_ids": batch.input_ids_BT, "position_ids": batch.position_ids_BT, "use_cache": False, **extra}
-        with packed_pass() if extra else nullcontext():
+        noise = nullcontext() if batch.noise is None else self._embedding_noise(batch.noise)
+        with noise, packed_pass() if extra else nullcontext():
             if self.tied is None:
                 output = self.transformers_model.base_model(**inputs)
             else:
@@ -179,6 +181,16 @@ class Scorer(nn.Module):
             return readout.read(hidden_PH if few else hidden_PH.index_select(0, readout.positions_R), self)
         finally:
             self._head_of_pass = ()
+
+    @contextmanager
+    def _embedding_noise(self, noise: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """The input embeddings of the passes inside go through `noise`."""
+        embedding = self.transformers_model.get_input_embeddings()
+        handle = embedding.register_forward_hook(lambda _module, _inputs, output: noise(output))
+        try:
+            yield
+        finally:
+            handle.remove()
 
     @property
     def device(self) -> torch.device:

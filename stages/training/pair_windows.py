@@ -14,55 +14,27 @@ from stages.losses.pair_logprobs import PairLogprobs
 from stages.training.batch import Group
 from stages.training.loop import Trainer
 from stages.training.model import Scorer
-from stages.training.objective import Window, Windows
-from stages.training.out_of_memory import TokenBudget
+from stages.training.objective import Windows
 from stages.training.pairs import Reference, sum_of_tokens
 from stages.training.preference import Coupled, PairSettings
-from stages.training.reference import branch_logprobs
+from stages.training.scored_windows import ScoredWindows
 
 
-class PairWindows:
-    """The windows of a dataset, with something added to every pair."""
+class PairWindows(ScoredWindows):
+    """Windows of pairs and their sums as the loss takes them."""
 
     def __init__(self, windows: Windows, trainer: Trainer, settings: PairSettings) -> None:
-        self.windows, self.trainer, self.settings = windows, trainer, settings
-        self.total_steps = windows.total_steps
-        self.budget = TokenBudget(trainer.context, trainer.config.micro_batch_tokens)
-
-    def window(self, step: int) -> Window:
-        """The groups of a step, with what is added as their data."""
-        window = self.windows.window(step)
-        pairs = zip(window.groups, self.data(step, window.groups), strict=True)
-        return replace(window, groups=[replace(group, data=data) for group, data in pairs])
-
-    def data(self, step: int, groups: Sequence[Group]) -> Sequence[object]:
-        """What is added to the groups of a step."""
-        raise NotImplementedError
+        super().__init__(windows, trainer)
+        self.settings = settings
 
     def sums(self, scorer: Scorer, groups: Sequence[Group]) -> Tensor:
-        """[B, 2] sums of chosen and rejected, in float64, on every process; each computes its share."""
-        processes = self.trainer.processes
-        mine = range(processes.rank, len(groups), processes.size)
-        pairs = [replace(groups[index], branches=groups[index].branches[:2]) for index in mine]
-        sums_B2 = torch.zeros(len(groups), 2, dtype=torch.float64)
-        for index, branches in zip(mine, branch_logprobs(scorer, pairs, self.budget), strict=True):
-            shared = min(len(values) for values, _ in branches)
-            sums_B2[index] = torch.tensor(
-                [sum_of_tokens(values, shared, self.settings.ld_alpha) for values, _ in branches]
-            )
-        return processes.sum(sums_B2.to(processes.device)).cpu()
+        """[B, 2] sums of chosen and rejected, in float64, on every process."""
 
-    def state(self) -> dict[str, Any]:
-        """That of the windows inside."""
-        return self.windows.state()
+        def sums_of(branches: Sequence[list[float]]) -> list[float]:
+            shared = min(map(len, branches))
+            return [sum_of_tokens(values, shared, self.settings.ld_alpha) for values in branches]
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Those of the windows inside."""
-        return self.windows.tensors()
-
-    def load(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Into the windows inside."""
-        self.windows.load(state, tensors)
+        return self.measured(scorer, [replace(group, branches=group.branches[:2]) for group in groups], sums_of)
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,10 @@ def _shard_rows(groups: Sequence[Group], scored: Sequence[Any], per_token: bool)
     return rows
 
 
+PAIR = ("chosen", "rejected")
+"""Columns of pairs' log-probabilities."""
+
+
 def read_references(folder: Path, groups: Sequence[Group], *, ld_alpha: float | None = None) -> list[Reference]:
     """The references of preference groups from a `logprobs` artifact.
 
@@ -101,24 +105,47 @@ def read_references(folder: Path, groups: Sequence[Group], *, ld_alpha: float | 
     if per_token and "chosen_token_logps" not in table.column_names:
         raise StageError("ld_alpha needs the log-probability of every token; compute them with per_token: true")
     rows = {row["row_id"]: row for row in table.to_pylist()}
-    return pair_references([_read_row(rows.get(group.row_id), group, per_token) for group in groups], ld_alpha)
+    return pair_references([_read_row(rows.get(group.row_id), group, PAIR, per_token) for group in groups], ld_alpha)
 
 
-def _read_row(row: dict[str, Any] | None, group: Group, per_token: bool) -> dict[str, Any]:
+UNPAIRED = ("completion", "mismatched")
+"""Columns of an unpaired dataset's log-probabilities; the second of the completions of `data.unpaired.mismatched`."""
+
+
+def read_unpaired(folder: Path, groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Rows as `score_rows` gives them, for groups of one completion, or of two with the mismatched one.
+
+    Raises StageError where a row is missing, or its token counts differ.
+    """
+    import pyarrow.parquet as parquet
+
+    table = parquet.read_table(folder / "logprobs.parquet", page_checksum_verification=True)
+    missing = [f"{name}_logps" for name in UNPAIRED[: len(groups[0].branches)]]
+    missing = [name for name in missing if name not in table.column_names]
+    if missing:
+        raise StageError(
+            f"the log-probabilities are not of judged completions (no column {missing[0]}); compute them on the same "
+            "dataset, normalized to type unpaired_preference"
+        )
+    rows = {row["row_id"]: row for row in table.to_pylist()}
+    return [_read_row(rows.get(group.row_id), group, UNPAIRED[: len(group.branches)], False) for group in groups]
+
+
+def _read_row(row: dict[str, Any] | None, group: Group, names: Sequence[str], per_token: bool) -> dict[str, Any]:
     if row is None:
         raise StageError(
             f"row {group.row_id} has no reference log-probability; compute them on the same dataset and max_length"
         )
-    found = (row["chosen_tokens"], row["rejected_tokens"])
+    found = tuple(row[f"{name}_tokens"] for name in names)
     expected = tuple(len(branch.token_ids) for branch in group.branches)
     if found != expected:
         raise StageError(
-            f"row {group.row_id}: reference log-probabilities are of {found} tokens, the pair has {expected}; "
+            f"row {group.row_id}: reference log-probabilities are of {found} tokens, the row has {expected}; "
             "compute them with the same tokenizer and max_length"
         )
-    read: dict[str, Any] = {"sums": [row["chosen_logps"], row["rejected_logps"]]}
+    read: dict[str, Any] = {"sums": [row[f"{name}_logps"] for name in names]}
     if per_token:
-        read["logprobs"] = [row["chosen_token_logps"], row["rejected_token_logps"]]
+        read["logprobs"] = [row[f"{name}_token_logps"] for name in names]
     return read
 
 

@@ -22,7 +22,7 @@ class DatasetWindows:
     """Optimizer steps over groups in an order that is shuffled anew for every epoch."""
 
     def __init__(self, groups: Sequence[Group], config: TrainingConfig) -> None:
-        self.groups = groups
+        self.groups, self.seed = groups, config.seed
         self.order = row_order(len(groups), config)
         self.total_steps = self.order.total_steps
 

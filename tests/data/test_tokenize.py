@@ -4,7 +4,7 @@ import pytest
 
 from artifacts.errors import DataError
 from stages.data import RowLedger, tokenize_prompts, tokenize_sequences
-from tests.data.characters import TEMPLATE, answers, build_tokenizer, dataset, ids, turns
+from tests.data.characters import answers, build_tokenizer, dataset, ids, turns
 
 
 @pytest.fixture(scope="module")
@@ -140,9 +140,6 @@ def test_tokenizers_that_cannot_serve():
     chat = dataset("language_modeling", [{"messages": turns("a", "b")}], True)
     with pytest.raises(DataError, match="conversational and the tokenizer has no chat template"):
         sequences(chat, build_tokenizer(template=None))
-    unmarked = TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", "")
-    with pytest.raises(DataError, match="marks no assistant text"):
-        sequences(chat, build_tokenizer(template=unmarked), assistant_only_loss=True)
     refusing = "{{ raise_exception('system first') }}"
     with pytest.raises(DataError, match="row r0: the chat template refuses this conversation: system first"):
         sequences(chat, build_tokenizer(template=refusing))

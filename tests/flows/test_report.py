@@ -111,6 +111,16 @@ def test_a_long_curve_is_thinned_and_says_so(tmp_path: Path) -> None:
     assert "sft: 1 values of loss are not finite numbers" in page.text
 
 
+def test_monitors_speak_in_the_report(tmp_path: Path) -> None:
+    """Of finite numbers alone; a row without one is no spike."""
+    run = SmallRun(tmp_path)
+    rows: list[dict[str, float | None]] = [{"step": step, "loss": 1.0 + step % 2 / 100} for step in range(1, 60)]
+    rows[30]["loss"], rows[45]["loss"] = None, 7.0
+    run.stage("sft", "sft", {}, {"model": ("model", {"metrics.jsonl": jsonl(rows)})})
+    text = page_of(run).text
+    assert "step 46: loss_spike: loss 7 after 1" in text and text.count("loss_spike") == 1
+
+
 def test_user_text_is_text(run: SmallRun) -> None:
     run.stages["sft"]["reason"] = run.stages["sft"]["uses"] = ATTACK
     run.stages["sft"]["error"] = run.stages["sft"]["inputs"]["model"][0] = ATTACK

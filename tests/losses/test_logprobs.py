@@ -175,10 +175,10 @@ def test_bfloat16_products_on_a_gpu_sum_in_float32() -> None:
 def test_autocast_does_not_apply() -> None:
     hidden, weight, bias, targets = inputs(dtype=torch.float32)
     head = Head(weight, bias)
-    plain = linear_logprobs(hidden, head, targets)
+    plain = linear_logprobs(hidden, head, targets, with_squares=True)
     expected = torch.autograd.grad(plain.logprobs_N.sum(), [hidden, weight])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        scores = linear_logprobs(hidden, head, targets)
+        scores = linear_logprobs(hidden, head, targets, with_squares=True)
         gradients = torch.autograd.grad(scores.logprobs_N.sum(), [hidden, weight])
     for value, other in zip((*scores, *gradients), (*plain, *expected), strict=True):
         assert torch.equal(value, other)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from stages.training.model import Scorer
 from stages.training.pairs import NO_REFERENCE
 from stages.training.preference import PairSettings, PreferenceLoss
 from stages.training.reference import pair_references
-from tests.data.characters import build_tokenizer
+from tests.oracles.steps import Step, agree, gradient_norm, trainer_of
 from tests.training.conftest import VOCABULARY, packing_scorer, tiny_model
 from tests.training.test_objectives import plain_logprobs
 
@@ -54,22 +54,6 @@ def examples(groups: Sequence[Group]) -> list[dict[str, Any]]:
     ]
 
 
-def gradient_norm(model: torch.nn.Module, loss: torch.Tensor) -> float:
-    model.zero_grad()
-    loss.backward()
-    gradients = [one.grad for one in model.parameters() if one.grad is not None]
-    return float(torch.stack([gradient.norm() for gradient in gradients]).norm())
-
-
-@dataclass(frozen=True)
-class Step:
-    """What both sides say of a step."""
-
-    loss: float
-    grad_norm: float
-    metrics: dict[str, float]
-
-
 def our_step(
     model: torch.nn.Module,
     reference: torch.nn.Module | None,
@@ -102,30 +86,6 @@ def with_references(reference: torch.nn.Module, groups: Sequence[Group], ld_alph
     pairs = zip(tokens[0::2], tokens[1::2], strict=True)
     scored = [{"sums": [sum(one) for one in pair], "logprobs": list(pair)} for pair in pairs]
     return [replace(group, data=one) for group, one in zip(groups, pair_references(scored, ld_alpha), strict=True)]
-
-
-def trainer_of(
-    folder: Path, kind: Any, config: Any, model: Any, fields: dict[str, Any], data: list[Any], **more: Any
-) -> Any:
-    """A TRL trainer that has prepared its data; no step of its own is run."""
-    from datasets import Dataset
-
-    common = {
-        "output_dir": str(folder),
-        "per_device_train_batch_size": PAIRS,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "report_to": [],
-        "use_cpu": True,
-        "max_length": None,
-    }
-    return kind(
-        model=model,
-        args=config(**(common | fields)),
-        train_dataset=Dataset.from_list(data),
-        processing_class=build_tokenizer(),
-        **more,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -186,13 +146,6 @@ def test_dpo(dpo: tuple[Any, torch.nn.Module, torch.nn.Module], names: list[str]
         use_weighting=changed["use_weighting"],
     )
     agree(ours, theirs, (*METRICS, "entropy", "mean_token_accuracy"))
-
-
-def agree(ours: Step, theirs: Step, names: Sequence[str]) -> None:
-    assert ours.loss == pytest.approx(theirs.loss, rel=1e-5, abs=1e-6)
-    assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-5)
-    for name in names:
-        assert ours.metrics[name] == pytest.approx(theirs.metrics[name], rel=1e-5, abs=1e-5), name
 
 
 def test_likelihood_term_differs_by_lengths(dpo: tuple[Any, torch.nn.Module, torch.nn.Module]) -> None:

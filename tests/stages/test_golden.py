@@ -43,7 +43,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "sft": (
         1,
-        "5346a3a6163e2845",
+        "56d723d45a862dc4",
         "5b5d6e5dacfc4fa6",
         {
             "model/metrics: loss": 3.8009,
@@ -53,6 +53,24 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
             "model/metrics: entropy": 3.831,
             "model/metrics: mean_token_accuracy": 0.082011,
             "model/weights: norm": 12.909,
+        },
+    ),
+    "kto": (
+        1,
+        "f7b32bf45f0972ac",
+        "53633baa82b27e03",
+        {
+            "model/metrics: loss": 0.66728,
+            "model/metrics: grad_norm": 0.13707,
+            "model/metrics: learning_rate": 0.00081481,
+            "model/metrics: epoch": 0.096296,
+            "model/metrics: rewards/chosen": -0.018873,
+            "model/metrics: rewards/rejected": -0.01394,
+            "model/metrics: logps/chosen": -10.382,
+            "model/metrics: logps/rejected": -9.8581,
+            "model/metrics: entropy": 3.8294,
+            "model/metrics: kl": 0.0,
+            "model/weights: norm": 12.9,
         },
     ),
     "reference": (

@@ -31,7 +31,7 @@ def test_logprobs_equal_separate_rows(model_type: str, share: bool) -> None:
         expected = [
             value for group in groups for branch in group.branches for value in separate_logprobs(model, group, branch)
         ]
-        logprobs, _, _ = packing_scorer(model)(batch, token_logprobs(batch))
+        logprobs, *_ = packing_scorer(model)(batch, token_logprobs(batch))
     torch.testing.assert_close(logprobs, torch.tensor(expected), atol=2e-5, rtol=0)
 
 

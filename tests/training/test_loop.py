@@ -141,6 +141,7 @@ class PoisonedLoss(TokenLoss):
     """One row's loss is NaN."""
 
     def __init__(self, row_id: str) -> None:
+        super().__init__()
         self.row_id = row_id
 
     def __call__(self, forward: Any, batch: Any) -> Any:
@@ -178,6 +179,7 @@ class Direct(TokenLoss):
     """A loss of a weight itself, with metrics on the device: nothing in it waits."""
 
     def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
         self.weight = weight
 
     def __call__(self, forward: Any, batch: Any) -> Any:

@@ -172,7 +172,7 @@ def test_three_products_of_the_head(scorer: Scorer) -> None:
     for level in LOG_RATIOS:
         settings = replace(SETTINGS, importance_sampling_level=level)
         assert head_products(scorer, PolicyLoss(settings), scorer.layout(groups)) == 3
-    assert head_products(scorer, TokenLoss(), scorer.layout(groups)) == 3
+    assert head_products(scorer, TokenLoss(), scorer.layout(random_groups(3, 3))) == 3
 
 
 def test_a_sampler_that_disagrees_is_an_error(scorer: Scorer) -> None:
@@ -187,8 +187,9 @@ def test_a_sampler_that_disagrees_is_an_error(scorer: Scorer) -> None:
 def test_metrics_wait_for_no_device(scorer: Scorer) -> None:
     """Sums stay tensors; counts are known on the host."""
     groups = rollouts(scorer, on_policy=False)
-    for objective in (TokenLoss(), PolicyLoss(replace(SETTINGS, beta=0.1))):
-        _, metrics = objective(scorer, scorer.layout(groups))
+    supervised = TokenLoss(), random_groups(3, 3)
+    for objective, given in (supervised, (PolicyLoss(replace(SETTINGS, beta=0.1)), groups)):
+        _, metrics = objective(scorer, scorer.layout(given))
         assert metrics
         for mean in metrics.values():
             assert isinstance(mean, Mean) and isinstance(mean.sum, Tensor) and isinstance(mean.count, int)

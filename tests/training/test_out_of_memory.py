@@ -44,6 +44,7 @@ class Limited(TokenLoss):
     """The loss, on a machine whose memory ends at so many tokens: in the forward or in the backward pass."""
 
     def __init__(self, tokens: int, fault: Callable[[], None], *, backward: bool = False) -> None:
+        super().__init__()
         self.tokens, self.fault, self.backward = tokens, fault, backward
         self.seen: list[int] = []
         self.held: list[weakref.ref[torch.Tensor]] = []

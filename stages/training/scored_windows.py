@@ -1,0 +1,61 @@
+"""Windows whose groups get something that is measured when their step comes: under present or moving weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stages.training.batch import Group
+from stages.training.loop import Trainer
+from stages.training.model import Scorer
+from stages.training.objective import Window, Windows
+from stages.training.out_of_memory import TokenBudget
+from stages.training.reference import branch_logprobs
+
+
+class ScoredWindows:
+    """The windows of a dataset, with something added to every group."""
+
+    def __init__(self, windows: Windows, trainer: Trainer) -> None:
+        self.windows, self.trainer = windows, trainer
+        self.total_steps = windows.total_steps
+        self.budget = TokenBudget(trainer.context, trainer.config.micro_batch_tokens)
+
+    def window(self, step: int) -> Window:
+        """The groups of a step, with what is added as their data."""
+        window = self.windows.window(step)
+        pairs = zip(window.groups, self.data(step, window.groups), strict=True)
+        return replace(window, groups=[replace(group, data=data) for group, data in pairs])
+
+    def data(self, step: int, groups: Sequence[Group]) -> Sequence[object]:
+        """What is added to the groups of a step."""
+        raise NotImplementedError
+
+    def measured(
+        self, scorer: Scorer, groups: Sequence[Group], measure: Callable[[Sequence[list[float]]], list[float]]
+    ) -> Tensor:
+        """[B, branches] float64 on every process: what `measure` makes of a group's log-probabilities, branch by
+        branch. Each process computes its share. Collective."""
+        processes, branches = self.trainer.processes, len(groups[0].branches)
+        mine = range(processes.rank, len(groups), processes.size)
+        values_BK = torch.zeros(len(groups), branches, dtype=torch.float64)
+        scored = branch_logprobs(scorer, [groups[index] for index in mine], self.budget)
+        for index, found in zip(mine, scored, strict=True):
+            values_BK[index] = torch.tensor(measure([values for values, _ in found]))
+        return processes.sum(values_BK.to(processes.device)).cpu()
+
+    def state(self) -> dict[str, Any]:
+        """That of the windows inside."""
+        return self.windows.state()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Those of the windows inside."""
+        return self.windows.tensors()
+
+    def load(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Into the windows inside."""
+        self.windows.load(state, tensors)

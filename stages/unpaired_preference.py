@@ -1,0 +1,183 @@
+"""Learning from completions that were judged one by one, desirable or not: KTO, BCO and unpaired APO."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from stages.losses.unpaired import UNPAIRED_LOSSES
+from stages.stage import Input, Stage, operational
+from stages.training.config import TrainingConfig
+from stages.training.memory import Phase, Request, same_shape, scoring, training_step
+from stages.training.memory_head import HeadUse
+
+if TYPE_CHECKING:
+    from stages.context import Context
+    from stages.data.unpaired import TokenizedCompletion
+    from stages.training.batch import Group
+    from stages.training.loop import Trainer
+    from stages.training.objective import Windows
+
+    LossName = str
+else:  # the table of losses is what may be chosen
+    LossName = Literal[tuple(UNPAIRED_LOSSES)]
+
+
+class Config(TrainingConfig):
+    """Settings of learning from judged completions."""
+
+    learning_rate: float = Field(1e-6, gt=0)
+    """Peak learning rate of AdamW."""
+    loss_type: LossName = "kto"
+    """One of the table of unpaired losses in the README."""
+    beta: float = Field(0.1, gt=0)
+    """How strongly the model is held to the reference."""
+    desirable_weight: float = Field(1.0, gt=0)
+    """Weight of desirable completions (kto)."""
+    undesirable_weight: float = Field(1.0, gt=0)
+    """Weight of undesirable completions (kto)."""
+    use_density_ratio: bool = False
+    """Weigh undesirable completions by how much their prompt looks like a desirable one's (bco)."""
+    prompt_sample_size: int = Field(1024, gt=0)
+    """Prompts of each kind that the density ratio is learnt from, at most."""
+    min_density_ratio: float = Field(0.5, gt=0)
+    """Smaller density ratios count as this."""
+    max_density_ratio: float = Field(10.0, gt=0)
+    """Larger density ratios count as this."""
+    max_length: int = Field(1024, gt=1)
+    """Longest prompt with completion in tokens; what is beyond is cut off and counted in the ledger."""
+    shard_rows: int = operational(256, gt=0)
+    """Rows of the reference pass that are saved at a time, where the reference is not precomputed."""
+
+
+def check(config: Config, wired: frozenset[str]) -> list[str]:
+    """What is wrong with the configuration and the inputs together."""
+    problems = []
+    if {"reference_logprobs", "reference"} <= wired:
+        problems.append("inputs reference_logprobs and reference exclude each other; wire one of them")
+    weights = (config.desirable_weight, config.undesirable_weight)
+    if config.loss_type != "kto" and weights != (1.0, 1.0):
+        problems.append(f"desirable_weight and undesirable_weight are of loss_type kto; {config.loss_type} has none")
+    if config.loss_type != "bco" and config.use_density_ratio:
+        problems.append(f"use_density_ratio is of loss_type bco; {config.loss_type} has none")
+    if config.min_density_ratio > config.max_density_ratio:
+        problems.append(
+            f"min_density_ratio {config.min_density_ratio} is above max_density_ratio {config.max_density_ratio}"
+        )
+    return problems
+
+
+def run(context: Context) -> None:
+    """Train input `model` on the judged completions of input `dataset`; pairs count as one of each kind.
+
+    The reference is input `reference_logprobs`, or input `reference`, or the input model itself; the latter two
+    are computed once at the start and then leave memory.
+    """
+    from stages.data.dataset import read_dataset
+    from stages.data.ledger import RowLedger
+    from stages.data.unpaired import tokenize_unpaired
+    from stages.training.export import export
+    from stages.training.start import start
+    from stages.training.unpaired import UnpairedLoss
+    from stages.training.windows import DatasetWindows
+
+    config: Config = context.config
+    loss = UNPAIRED_LOSSES[config.loss_type].with_settings(config.model_dump())
+    measured = {"kto": ("kl",), "bco": ("delta",)}.get(config.loss_type, ())
+    trainer, tokenizer = start(context, config, UnpairedLoss(loss, config.beta, measured))
+    ledger, longest = RowLedger(), min(config.max_length, trainer.scorer.context_length)
+    rows = tokenize_unpaired(read_dataset(context.input("dataset")), tokenizer, max_length=longest, ledger=ledger)
+    groups = _groups(context, trainer, rows, longest)
+    good = sum(row.label for row in rows)
+    context.counts.update({"desirable": good, "undesirable": len(rows) - good})
+    _advise(context, good, len(rows) - good)
+    trained = trainer.run(_windows(trainer, DatasetWindows(groups, config), config))
+    export(context, trained, context.input("model"), ledger.to_json())
+
+
+def _windows(trainer: Trainer, windows: Windows, config: Config) -> Windows:
+    from stages.training.unpaired import KLWindows, ShiftWindows
+
+    if config.loss_type == "kto":
+        return KLWindows(windows, trainer)
+    return ShiftWindows(windows, trainer, config.beta) if config.loss_type == "bco" else windows
+
+
+def _groups(context: Context, trainer: Trainer, rows: Sequence[TokenizedCompletion], longest: int) -> list[Group]:
+    """Every completion with all that is known of it before the first step."""
+    from artifacts.errors import DataError
+    from stages.data.unpaired import mismatched
+    from stages.training.density import density_ratios
+    from stages.training.reference import read_unpaired, score_rows
+    from stages.training.start import frozen_scorer
+    from stages.training.unpaired import judged_groups, scored_groups
+
+    config: Config = context.config
+    others = mismatched(rows, longest) if config.loss_type == "kto" else None
+    if others is None and config.loss_type == "kto":
+        raise DataError(
+            f"all {len(rows)} completions have one and the same prompt; the KL term of kto compares completions of "
+            "different ones: choose another loss_type, or add rows"
+        )
+    plain = scored_groups(rows, others)
+    densities = None
+    if context.has("reference_logprobs"):
+        scored = read_unpaired(context.input("reference_logprobs"), plain)
+    if not context.has("reference_logprobs") or config.use_density_ratio:
+        context.phase("log-probabilities of the reference")
+        scorer = frozen_scorer(context, "reference" if context.has("reference") else "model")
+        scorer.to(trainer.accelerator.device)
+        if config.use_density_ratio:
+            densities = density_ratios(scorer, rows, context, config)
+        if not context.has("reference_logprobs"):
+            scored = score_rows(context, trainer.accelerator, scorer, plain, config=config)
+    return judged_groups(rows, scored, others, densities)
+
+
+def _advise(context: Context, good: int, bad: int) -> None:
+    """KTO's authors: the weights times the numbers of both kinds stand as 1 to 1, up to 4 to 3 (eq. 8)."""
+    config: Config = context.config
+    if config.loss_type != "kto" or not (good and bad):
+        return
+    ratio = config.desirable_weight * good / (config.undesirable_weight * bad)
+    if not 1.0 <= ratio <= 4 / 3:
+        low, high = (factor * config.undesirable_weight * bad / good for factor in (1.0, 4 / 3))
+        context.log(
+            f"{good} desirable and {bad} undesirable completions: desirable_weight x {good} over undesirable_weight x "
+            f"{bad} is {ratio:.2f}; 1 to 1.33 is what the paper advises, so desirable_weight {low:.2f} to {high:.2f}"
+        )
+
+
+def memory(request: Request) -> list[Phase]:
+    """The pass of the reference, where it is not precomputed, and the steps. KTO's other completion stands apart."""
+    config = request.config
+    work = request.passes(row=request.longest, rows=config.train_batch_size)
+    phases = [training_step(request.training, work, HeadUse(together=True))]
+    if "reference_logprobs" not in request.wired:
+        scored = request.passes(row=2 * request.longest, rows=config.shard_rows)
+        weights = {"weights": request.training.state()["weights"]}
+        reference = request.models.get("reference", request.model)
+        phases.append(scoring(reference, request.setup, scored, resident=weights, own="reference"))
+    return phases
+
+
+STAGE = Stage(
+    name="unpaired_preference",
+    version=1,
+    config=Config,
+    inputs={
+        "model": Input(("model",)),
+        "dataset": Input(("dataset",)),
+        "reference_logprobs": Input(("logprobs",), required=False),
+        "reference": Input(("model",), required=False),
+    },
+    outputs={"model": "model"},
+    run=run,
+    summary="completions judged one by one, desirable or not: KTO, BCO, unpaired APO",
+    check=check,
+    main_metric="rewards/chosen",
+    memory=memory,
+    shapes=same_shape,
+)

@@ -1,0 +1,76 @@
+"""Monitors against curves made by hand: each speaks of its own trouble, once, at the step where it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from stages.monitors import FEW, MONITORS, Watch, notices_of
+
+Row = dict[str, float]
+
+
+def healthy(step: int) -> Row:
+    """A run that learns: loss and entropy fall a little, margins and accuracy rise."""
+    share = step / 200
+    return {
+        "step": step,
+        "loss": 0.69 - 0.4 * share + 0.01 * (-1) ** step,
+        "entropy": 2.0 - share,
+        "rewards/margins": 2 * share,
+        "rewards/accuracies": min(1.0, 0.5 + share),
+        "logps/chosen": -40.0 - 5 * share,
+        "kl": 3 * share,
+    }
+
+
+def run(change: Callable[[int], Row] = lambda step: {}, steps: int = 200) -> list[Row]:
+    return [{**healthy(step), **change(step)} for step in range(1, steps + 1)]
+
+
+def test_a_healthy_run_gives_no_notice() -> None:
+    assert notices_of(run()) == []
+
+
+# first step at which the trouble is there by its definition
+TROUBLES: dict[str, tuple[Callable[[int], Row], int]] = {
+    # one loss of 5
+    "loss_spike": (lambda step: {"loss": 5.0} if step == 90 else {}, 90),
+    # 2 at first; the mean of 20 is below 0.2 when all but one of them are 0.1: 19 * 0.1 + 1.9 < 20 * 0.2
+    "entropy_collapse": (lambda step: {"entropy": 2.0 if step <= 20 else 1.9 if step <= 100 else 0.1}, 119),
+    # 1 until step 100, then 0: 4 of the last 20 are left at step 116, which is a fifth
+    "margin_collapse": (lambda step: {"rewards/margins": 1.0 if step <= 100 else 0.0}, 116),
+    # -40, then -80: the mean of 20 passes -60 when 11 of them are -80
+    "chosen_falling": (lambda step: {"logps/chosen": -40.0 if step <= 100 else -80.0}, 111),
+    # nothing but chance, said after 100 steps
+    "accuracy_at_chance": (lambda step: {"rewards/accuracies": 0.5 + 0.02 * (-1) ** step}, 100),
+    # 4, then 40: the mean of 20 passes 10 when 4 of them are 40
+    "kl_runaway": (lambda step: {"kl": 4.0 if step <= 100 else 40.0}, 104),
+}
+
+
+def test_every_monitor_is_tried() -> None:
+    assert set(TROUBLES) == set(MONITORS)
+
+
+@pytest.mark.parametrize("name", TROUBLES)
+def test_trouble(name: str) -> None:
+    change, step = TROUBLES[name]
+    notices = notices_of(run(change))
+    assert [(notice.monitor, notice.step) for notice in notices] == [(name, step)]
+    assert str(notices[0]).startswith(f"step {step}: {name}: ")
+
+
+@pytest.mark.parametrize("name", TROUBLES)
+def test_a_resumed_run_says_nothing_twice(name: str) -> None:
+    change, step = TROUBLES[name]
+    rows = run(change)
+    for resumed_at in (step - 1, step):
+        watch = Watch(rows[:resumed_at])
+        later = [notice.step for row in rows[resumed_at:] for notice in watch.look(row)]
+        assert later == ([step] if resumed_at < step else [])
+
+
+def test_a_short_run_is_left_alone() -> None:
+    assert notices_of(run(lambda step: {"loss": float(step % 7)}, steps=FEW)) == []
