@@ -146,7 +146,8 @@ def _obstacles(context: Context, dataset: Dataset, is_reward_model: bool) -> dic
 
 def _subject(context: Context, accelerator: Any, dataset: Dataset, is_reward_model: bool) -> Subject:
     from stages.evaluation.measuring import Subject
-    from stages.training.model import Scorer, load_reward_model, load_tokenizer
+    from stages.training.classifiers import load_reward_model
+    from stages.training.model import Scorer, load_tokenizer
     from stages.training.start import frozen_scorer, settle_packing
 
     context.phase("loading the model")

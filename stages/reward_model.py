@@ -34,40 +34,26 @@ def run(context: Context) -> None:
     from stages.data.dataset import read_dataset
     from stages.data.ledger import RowLedger
     from stages.data.pairs import tokenize_pairs
+    from stages.training.classifiers import load_reward_model
     from stages.training.export import export
-    from stages.training.loop import Trainer
-    from stages.training.model import Scorer, add_adapters, load_reward_model, load_tokenizer
     from stages.training.pairs import RewardLoss, pair_group
-    from stages.training.processes import prepare_process
-    from stages.training.start import settle_packing
+    from stages.training.start import start_classifier
     from stages.training.windows import DatasetWindows
 
     config: Config = context.config
-    accelerator = prepare_process(context)
-    context.phase("loading the model")
-    folder = context.input("model")
-    tokenizer = load_tokenizer(folder)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-
-    def build() -> Scorer:
-        model = load_reward_model(folder, new_head_seed=config.seed)
-        model.config.pad_token_id = pad
-        return Scorer(add_adapters(model, config))
-
-    scorer = build()
-    settle_packing(context, scorer)
-    trainer = Trainer(context, config, accelerator, scorer, RewardLoss(config.center_rewards_coefficient), build)
+    objective = RewardLoss(config.center_rewards_coefficient)
+    trainer, tokenizer = start_classifier(context, config, objective, load_reward_model)
     ledger = RowLedger()
     pairs = tokenize_pairs(
         read_dataset(context.input("dataset")),
         tokenizer,
-        max_length=min(config.max_length, scorer.context_length),
+        max_length=min(config.max_length, trainer.scorer.context_length),
         ledger=ledger,
     )
     groups = [pair_group(pair, pair.margin) for pair in pairs]
     context.counts["pairs"] = len(groups)
     trained = trainer.run(DatasetWindows(groups, config))
-    export(context, trained, folder, ledger.to_json())
+    export(context, trained, context.input("model"), ledger.to_json())
 
 
 def memory(request: Request) -> list[Phase]:

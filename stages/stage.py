@@ -26,10 +26,12 @@ STAGES = (
     "sft",
     "reference_logprobs",
     "reward_model",
+    "process_reward_model",
     "preference",
     "unpaired_preference",
     "rl",
     "distill",
+    "average",
     "evaluate",
 )
 """Every stage by name; each is the module of the same name in this package, which defines `STAGE`."""

@@ -27,6 +27,14 @@ def pairs():
             yield {"prompt": f"{left}+{right}=", "chosen": str(left + right), "rejected": str(left + right + 1)}
 
 
+def steps():
+    for left in range(12):
+        for right in range(10):
+            whole = left + right
+            answers = [str(whole), str(whole + right % 2)]
+            yield {"prompt": f"{left}+{right}=", "completions": answers, "labels": [True, right % 2 == 0]}
+
+
 def length(completions, **_):
     return [len(completion) / 4 for completion in completions]
 """
@@ -46,6 +54,7 @@ SIZES = {
 EVERY_STAGE: dict[str, Any] = {
     "rows": {"uses": "normalize", "with": {"source": {"function": "task.py:rows"}, "type": "prompt_completion"}},
     "pairs": {"uses": "normalize", "with": {"source": {"function": "task.py:pairs"}, "type": "preference"}},
+    "solutions": {"uses": "normalize", "with": {"source": {"function": "task.py:steps"}}},
     "base": {"uses": "init_model", "inputs": {"dataset": "rows"}, "with": SIZES},
     "student": {
         "uses": "init_model",
@@ -76,6 +85,11 @@ EVERY_STAGE: dict[str, Any] = {
     },
     "kto": {"uses": "unpaired_preference", "inputs": {"model": "sft", "dataset": "pairs"}, "with": TRAINING},
     "judge": {"uses": "reward_model", "inputs": {"model": "sft", "dataset": "pairs"}, "with": TRAINING},
+    "judge_of_steps": {
+        "uses": "process_reward_model",
+        "inputs": {"model": "sft", "dataset": "solutions"},
+        "with": {**TRAINING, "step_separator": "="},
+    },
     "grpo": {
         "uses": "rl",
         "inputs": {"model": "dpo", "dataset": "rows", "reward_model": "judge"},
@@ -92,6 +106,7 @@ EVERY_STAGE: dict[str, Any] = {
         "inputs": {"model": "student", "teacher": "grpo", "dataset": "rows"},
         "with": {**TRAINING, "lmbda": 0.5, "beta": 0.5, "max_completion_length": 6},
     },
+    "soup": {"uses": "average", "inputs": {"models": ["sft", "dpo", "kto"]}, "with": {"weights": [2, 1, 1]}},
     "scores": {
         "uses": "evaluate",
         "inputs": {"model": "sft", "dataset": "rows", "reward_model": "judge"},

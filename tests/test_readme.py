@@ -33,6 +33,7 @@ REWARD_ROW = (
     "| reward model (Bradley-Terry), with margins and centering | `reward_model` | | 2307.09288, 2312.09244 "
     "| `preference` | no |"
 )
+STEP_ROW = "| process reward model | `process_reward_model` | | 2211.14275 | `stepwise_supervision` | no |"
 
 
 def table() -> list[str]:
@@ -43,7 +44,7 @@ def table() -> list[str]:
         for stage, losses, kinds in TABLES
         for loss in losses.values()
     ]
-    return [*rows, REWARD_ROW]
+    return [*rows, REWARD_ROW, STEP_ROW]
 
 
 def test_every_objective_is_in_the_table() -> None:

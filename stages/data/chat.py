@@ -52,6 +52,12 @@ class Encoder:
             encoded.append([*ids, eos] if end else ids)
         return encoded
 
+    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts that stand inside others: without start and end tokens."""
+        return (
+            [list(ids) for ids in self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
+        )
+
     def conversations(
         self,
         conversations: Sequence[Sequence[Message]],

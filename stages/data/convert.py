@@ -28,6 +28,8 @@ RECOGNIZED = frozenset(
         "rejected",
         "reference",
         "label",
+        "completions",
+        "labels",
         "instruction",
         "input",
         "output",
@@ -44,6 +46,7 @@ _USED = {
     "preference": ("prompt", "chosen", "rejected"),
     "unpaired_preference": ("prompt", "completion", "messages"),
     "triple_preference": ("prompt", "chosen", "rejected", "reference"),
+    "stepwise_supervision": ("prompt",),
 }
 """The columns that a row of each type may be made of; others stay as they are."""
 
@@ -119,7 +122,7 @@ class Converter:
             _check_conversation(typed, kind, where)
         elif self._system is not None:
             raise RowError(where, columns[0], "a system message needs conversational rows", "text")
-        _drop_useless(typed, kind, conversational)
+        _drop_useless(typed, kind, text_columns(kind, conversational))
         return {**typed, **{name: value for name, value in row.items() if name not in typed}}
 
 
@@ -128,6 +131,8 @@ def detect_type(row: Row, where: str) -> str:
     present = {name for name, value in row.items() if value is not None}
     if {"chosen", "rejected"} <= present:
         return "preference"
+    if {"prompt", "completions", "labels"} <= present:
+        return "stepwise_supervision"
     if {"prompt", "completion"} <= present:
         return "unpaired_preference" if "label" in present else "prompt_completion"
     if present & {"text", "messages"}:
@@ -210,10 +215,35 @@ def _shape_completion(row: Row, where: str) -> Row:
 def _shape_unpaired(row: Row, where: str) -> Row:
     row = _shape_completion(row, where)
     _require(row, ("label",), where, "unpaired_preference")
+    return {**row, "label": _label(row["label"], where, "label")}
+
+
+def _label(value: Any, where: str, place: str) -> bool:
     labels = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
-    if str(row["label"]).lower() not in labels:
-        raise RowError(where, "label", "must be true or false", repr(row["label"]))
-    return {**row, "label": labels[str(row["label"]).lower()]}
+    if str(value).lower() not in labels:
+        raise RowError(where, place, "must be true or false", repr(value))
+    return labels[str(value).lower()]
+
+
+def _shape_steps(row: Row, where: str) -> Row:
+    """A prompt of text, and as many labels as steps."""
+    _require(row, ("prompt", "completions", "labels"), where, "stepwise_supervision")
+    steps, labels = row["completions"], row["labels"]
+    for column, value in (("completions", steps), ("labels", labels)):
+        if not isinstance(value, list):
+            raise RowError(where, column, "must be a list with an entry a step", f"a {type(value).__name__}")
+    if not isinstance(row["prompt"], str):
+        raise RowError(where, "prompt", "the prompt of stepwise rows is text", f"a {type(row['prompt']).__name__}")
+    if len(steps) != len(labels):
+        raise RowError(where, "labels", "every step has one label", f"{len(labels)} labels for {len(steps)} steps")
+    for number, step in enumerate(steps):
+        if not isinstance(step, str):
+            raise RowError(where, f"completions[{number}]", "a step is text", f"a {type(step).__name__}")
+        if not step.strip():
+            raise Dropped(EMPTY_TEXT, f"completions[{number}]")
+    if not steps:
+        raise Dropped(EMPTY_TEXT, "completions")
+    return {**row, "labels": [_label(value, where, f"labels[{number}]") for number, value in enumerate(labels)]}
 
 
 def _shape_preference(row: Row, where: str) -> Row:
@@ -244,6 +274,7 @@ _SHAPES: dict[str, Callable[[Row, str], Row]] = {
     "preference": _shape_preference,
     "unpaired_preference": _shape_unpaired,
     "triple_preference": _shape_triple,
+    "stepwise_supervision": _shape_steps,
 }
 
 
@@ -280,9 +311,9 @@ def _check_conversation(typed: dict[str, Any], kind: str, where: str) -> None:
             raise RowError(where, column, reason, "nothing after the prompt")
 
 
-def _drop_useless(typed: dict[str, Any], kind: str, conversational: bool) -> None:
-    for column, value in typed.items():
-        if column != "label" and not _last_text(value).strip():
+def _drop_useless(typed: dict[str, Any], kind: str, texts: tuple[str, ...]) -> None:
+    for column in texts:
+        if not _last_text(typed[column]).strip():
             raise Dropped(EMPTY_TEXT, column)
     if kind in PAIRED and typed["chosen"] == typed["rejected"]:
         raise Dropped(EQUAL_PAIR)

@@ -47,6 +47,8 @@ def typed_columns(text: tuple[str, ...], conversational: bool, dataset_type: str
     kinds.update(dict.fromkeys(text, _MESSAGES if conversational else "string"))
     if dataset_type == "unpaired_preference":
         kinds["label"] = "bool"
+    if dataset_type == "stepwise_supervision":
+        kinds |= {"completions": ("list", "string"), "labels": ("list", "bool")}
     return kinds
 
 

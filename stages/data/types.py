@@ -8,6 +8,7 @@
 | preference          | prompt, chosen, rejected  | prompt, chosen, rejected                  |
 | unpaired_preference | prompt, completion, label | prompt, completion, label                 |
 | triple_preference   | prompt, chosen, rejected and reference, the gold completion; both namings     |
+| stepwise_supervision | prompt; completions and labels: a list of steps, and whether each is right  |
 
 Names as TRL's. Other columns are kept beside them.
 """
@@ -19,7 +20,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 DatasetType = Literal[
-    "language_modeling", "prompt", "prompt_completion", "preference", "unpaired_preference", "triple_preference"
+    "language_modeling",
+    "prompt",
+    "prompt_completion",
+    "preference",
+    "unpaired_preference",
+    "triple_preference",
+    "stepwise_supervision",
 ]
 
 Message = dict[str, str]
@@ -34,11 +41,18 @@ TEXT_COLUMNS: dict[str, tuple[str, ...]] = {
     "preference": ("prompt", "chosen", "rejected"),
     "unpaired_preference": ("prompt", "completion"),
     "triple_preference": ("prompt", "chosen", "rejected", "reference"),
+    "stepwise_supervision": ("prompt",),
 }
 """The columns that hold text or messages, standard naming."""
 
 PAIRED = ("preference", "triple_preference")
 """The types that hold pairs of a chosen and a rejected completion."""
+
+FURTHER_COLUMNS: dict[str, tuple[str, ...]] = {
+    "unpaired_preference": ("label",),
+    "stepwise_supervision": ("completions", "labels"),
+}
+"""The columns that a type asks for besides."""
 
 ROW_ID = "row_id"
 
@@ -52,8 +66,7 @@ def text_columns(dataset_type: str, conversational: bool) -> tuple[str, ...]:
 
 def required_columns(dataset_type: str, conversational: bool) -> tuple[str, ...]:
     """Every column that a row of that type must have, `row_id` excepted."""
-    label = ("label",) if dataset_type == "unpaired_preference" else ()
-    return text_columns(dataset_type, conversational) + label
+    return text_columns(dataset_type, conversational) + FURTHER_COLUMNS.get(dataset_type, ())
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""Reward-model losses: one value per pair (B pairs)."""
+"""Reward-model losses: one value per pair (B pairs) or per judged step (S steps)."""
 
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import cross_entropy, logsigmoid
 
 
 def bradley_terry(
@@ -21,3 +21,11 @@ def bradley_terry(
     if center_coefficient == 0.0:
         return losses_B
     return losses_B + center_coefficient * (chosen_B + rejected_B).square()
+
+
+def step_cross_entropy(logits_S2: Tensor, labels_S: Tensor) -> Tensor:
+    """-log p(label), p the softmax of a step's two logits (wrong, right). Returns [S].
+
+    The process reward model of Uesato et al., arXiv:2211.14275, sec. 2.3: a binary label after every step.
+    """
+    return cross_entropy(logits_S2, labels_S.long(), reduction="none")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,14 @@ class TokenBatch:
         }
         packed = None if self.packed is None else PackedAttention(self.packed.segments, device)
         return replace(self, packed=packed, **moved)
+
+    def row_starts(self) -> list[int]:
+        """Index into the flattened B x T of every group's first token, for groups of one sequence."""
+        if self.packed is None:
+            width = self.input_ids_BT.shape[1]
+            return [number * width for number in range(len(self.groups))]
+        lengths = [group.length for group in self.groups]
+        return [0, *accumulate(lengths[:-1])]
 
     def sum_by_branch(self, values_N: Tensor) -> Tensor:
         """[K] sums of per-token values over each branch (index_add: deterministic on CPU)."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.monitors import MONITORS
 from stages.stage import Config, operational
@@ -45,7 +45,11 @@ class TrainingConfig(Config):
     lora_r: int | None = Field(None, gt=0)
     """Rank of LoRA adapters; null: all weights are trained."""
     lora_alpha: float = Field(32, gt=0)
-    """LoRA's scale is lora_alpha / lora_r."""
+    """LoRA's scale is lora_alpha / lora_r, with use_rslora lora_alpha / sqrt(lora_r)."""
+    use_rslora: bool = False
+    """rsLoRA (arXiv:2312.03732): a scale that keeps large ranks learning."""
+    use_dora: bool = False
+    """DoRA (arXiv:2402.09353): also trains the length of every output's weight vector."""
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the input of the adapters."""
     lora_target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
@@ -60,3 +64,10 @@ class TrainingConfig(Config):
     """Monitors that end the run with an error, the last checkpoint kept; all of them give notice in any case."""
     report_to: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = operational(())
     """Trackers that get the metrics as they come, besides metrics.jsonl."""
+
+    @model_validator(mode="after")
+    def _adapters_have_a_rank(self) -> Self:
+        given = [name for name in ("use_rslora", "use_dora") if getattr(self, name)]
+        if given and self.lora_r is None:
+            raise ValueError(f"{given[0]} is of LoRA adapters; give lora_r too")
+        return self

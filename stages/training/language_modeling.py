@@ -89,18 +89,15 @@ class EmbeddingNoise:
 
     def __call__(self, embeddings_BTH: Tensor) -> Tensor:
         """The embeddings with noise, of the same shape."""
-        hidden, width = embeddings_BTH.shape[2], embeddings_BTH.shape[1]
+        hidden = embeddings_BTH.shape[2]
         noise_BTH = torch.zeros((*embeddings_BTH.shape[:2], hidden))
         rows = noise_BTH.flatten(0, 1)
-        start = 0
-        for number, group in enumerate(self.batch.groups):
+        for group, place in zip(self.batch.groups, self.batch.row_starts(), strict=True):
             length = group.length
-            place = start if self.batch.packed is not None else number * width
             size = self.alpha / (length * hidden) ** 0.5
             seed, *parts = group.data.noise_key
             draws = generator(seed, *parts).uniform(-size, size, (length, hidden))
             rows[place : place + length] = torch.from_numpy(draws)
-            start += length
         return embeddings_BTH + noise_BTH.to(embeddings_BTH)
 
 

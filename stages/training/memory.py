@@ -136,11 +136,12 @@ class Training:
     bf16: bool = False
     lora_rank: int | None = None
     gradient_checkpointing: bool = False
+    dora: bool = False
 
     @classmethod
     def of(cls, config: Any, shape: ModelShape, setup: Setup) -> Training:
         """By a TrainingConfig."""
-        return cls(shape, setup, config.bf16, config.lora_r, config.gradient_checkpointing)
+        return cls(shape, setup, config.bf16, config.lora_r, config.gradient_checkpointing, config.use_dora)
 
     @property
     def layers(self) -> Layers:
@@ -155,12 +156,14 @@ class Training:
     @property
     def parameters(self) -> int:
         """All of them, adapters included."""
-        return self.shape.parameters + (0 if self.lora_rank is None else self.shape.adapter_parameters(self.lora_rank))
+        return self.shape.parameters + (0 if self.lora_rank is None else self.trained)
 
     @property
     def trained(self) -> int:
         """Those that have a gradient."""
-        return self.parameters if self.lora_rank is None else self.shape.adapter_parameters(self.lora_rank)
+        if self.lora_rank is None:
+            return self.shape.parameters
+        return self.shape.adapter_parameters(self.lora_rank, lengths=self.dora)
 
     def state(self) -> dict[str, float]:
         """Weights, gradients and optimizer, as the way of sharding spreads them."""

@@ -128,13 +128,15 @@ class ModelShape:
         """The matrices of all experts of one layer; 0 where every token takes the same way."""
         return self.experts * 3 * self.hidden * self.intermediate
 
-    def adapter_parameters(self, rank: int) -> int:
-        """LoRA on every linear part of every layer but the head (and a classifier's score, which is trained whole)."""
+    def adapter_parameters(self, rank: int, *, lengths: bool = False) -> int:
+        """LoRA on every linear part of every layer but the head (and a classifier's score, which is trained whole);
+        with DoRA's `lengths` of all outputs. Not for experts, which DoRA does not take."""
+        outputs = self.layers * sum(outside for _, outside, _ in self.linear_shapes) if lengths else 0
         widths = [inside + outside for inside, outside, _ in self.linear_shapes]
         if self.experts:  # gate and up are one matrix there, of twice the rank; the router is a linear part too
             both, down = self.hidden + 2 * self.intermediate, widths[-1]
             widths = [*widths[:4], self.hidden + self.experts, self.experts * (2 * both + down)]
-        return self.layers * rank * sum(widths) + (self.hidden if self.classifier else 0)
+        return self.layers * rank * sum(widths) + outputs + (self.hidden if self.classifier else 0)
 
     def as_classifier(self) -> ModelShape:
         """The reward model that is made of this one."""

@@ -26,7 +26,7 @@ _FEW = 0.8
 """Share of positions read above which choosing them before the last layer saves nothing."""
 
 
-def _quietly() -> None:
+def quietly() -> None:
     """The library's progress bars would fill the stage's log; the loop reports progress of its own."""
     from transformers.utils import logging
 
@@ -43,7 +43,7 @@ def load_tokenizer(folder: Path) -> Any:
         raise StageError(f"the model folder {folder.name} has no usable tokenizer: {error}") from error
 
 
-def _keep_softcapping(model: Any) -> None:
+def keep_softcapping(model: Any) -> None:
     """transformers' default attention leaves the soft-capping of scores out; its plain one has it."""
     if getattr(model.config, "attn_logit_softcapping", None) is not None:
         model.set_attn_implementation("eager")
@@ -56,40 +56,14 @@ def load_causal_lm(folder: Path) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
-    _quietly()
+    quietly()
     check_model_folder(folder)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
     )
     model, info = loaded
-    _keep_softcapping(model)
+    keep_softcapping(model)
     check_loaded(folder, model, info)
-    return model
-
-
-def load_reward_model(folder: Path, *, new_head_seed: int | None = None) -> Any:
-    """A sequence classifier with one output. With `new_head_seed`, a causal model's folder gets a fresh head."""
-    from transformers import AutoModelForSequenceClassification
-
-    _quietly()
-    check_model_folder(folder)
-    loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-        folder,
-        num_labels=1,
-        dtype=torch.float32,
-        local_files_only=True,
-        output_loading_info=True,
-    )
-    model, info = loaded
-    _keep_softcapping(model)
-    if new_head_seed is None:
-        check_loaded(folder, model, info)
-    else:
-        check_loaded(folder, model, info, expected_missing=("score.",), expected_extra=("lm_head.",))
-        draws = torch.Generator().manual_seed(derive(new_head_seed, "score"))
-        with torch.no_grad():
-            weight = model.score.weight
-            weight.copy_(torch.randn(weight.shape, generator=draws) * weight.shape[1] ** -0.5)
     return model
 
 
@@ -99,6 +73,8 @@ def add_adapters(model: Any, config: TrainingConfig) -> Any:
         return model
     from peft import LoraConfig, get_peft_model
 
+    if config.use_dora and any(parameter.ndim == 3 for parameter in model.parameters()):
+        raise StageError("use_dora: this model's experts are stacked weights, which DoRA does not take; use LoRA alone")
     targets = config.lora_target_modules
     classifier = hasattr(model, "score")
     torch.manual_seed(derive(config.seed, "lora"))
@@ -108,6 +84,8 @@ def add_adapters(model: Any, config: TrainingConfig) -> Any:
             r=config.lora_r,
             lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
             lora_dropout=config.lora_dropout,
+            use_rslora=config.use_rslora,
+            use_dora=config.use_dora,
             target_modules=targets if isinstance(targets, str) else list(targets),
             task_type="SEQ_CLS" if classifier else "CAUSAL_LM",
         ),

@@ -28,7 +28,7 @@ def check_model_folder(folder: Path) -> None:
         raise StageError(f"model folder {folder}: no config.json; is this a Hugging Face model folder?")
     if "auto_map" in _read_json(folder / "config.json"):
         raise StageError(f"model folder {folder.name}: config.json asks to run code of its own (auto_map); refused")
-    shards = _shards(folder)
+    shards = weight_files(folder)
     if not shards:
         raise StageError(
             f"model folder {folder}: no weights (model.safetensors or {_INDEX}); found: "
@@ -43,7 +43,8 @@ def _stays_inside_hub_cache(path: Path, folder: Path) -> bool:
     return path.resolve().parent == (folder.parent.parent / "blobs").resolve()
 
 
-def _shards(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder; none where it has no weights."""
     single, index = folder / "model.safetensors", folder / _INDEX
     if not index.is_file():
         return [single] if single.is_file() else []

@@ -9,8 +9,9 @@ import torch
 
 from stages.context import Context
 from stages.training.batch import Branch, Group, TokenBatch
+from stages.training.classifiers import load_reward_model
 from stages.training.distill_windows import require_same_vocabulary
-from stages.training.model import Scorer, branch_rewards, load_reward_model, load_tokenizer
+from stages.training.model import Scorer, branch_rewards, load_tokenizer
 from stages.training.out_of_memory import TokenBudget
 from stages.training.passes import without_gradients
 from stages.training.start import settle_packing

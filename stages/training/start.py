@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from stages.context import Context
@@ -26,6 +27,26 @@ def start(context: Context, config: TrainingConfig, objective: Objective) -> tup
     check_head(scorer)
     settle_packing(context, scorer)
     return Trainer(context, config, accelerator, scorer, objective, build), load_tokenizer(folder)
+
+
+def start_classifier(
+    context: Context, config: TrainingConfig, objective: Objective, load: Callable[..., Any]
+) -> tuple[Trainer, Any]:
+    """As `start`, of input `model` with a fresh head; `load(folder, new_head_seed=...)`."""
+    accelerator = prepare_process(context)
+    context.phase("loading the model")
+    folder = context.input("model")
+    tokenizer = load_tokenizer(folder)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+    def build() -> Scorer:
+        model = load(folder, new_head_seed=config.seed)
+        model.config.pad_token_id = pad
+        return Scorer(add_adapters(model, config))
+
+    scorer = build()
+    settle_packing(context, scorer)
+    return Trainer(context, config, accelerator, scorer, objective, build), tokenizer
 
 
 def frozen_scorer(context: Context, name: str, like: Scorer | None = None) -> Scorer:

@@ -12,10 +12,11 @@ from stages.losses.distillation import divergence_of
 from stages.losses.policy import AGGREGATIONS
 from stages.losses.preference import sigmoid
 from stages.training.batch import Branch, Group
+from stages.training.classifiers import load_reward_model
 from stages.training.distillation import DistillationLoss
 from stages.training.language_modeling import TokenLoss
 from stages.training.loop import Trainer
-from stages.training.model import Scorer, load_reward_model
+from stages.training.model import Scorer
 from stages.training.objective import Objective, Window
 from stages.training.out_of_memory import TokenBudget
 from stages.training.pairs import Reference, RewardLoss

@@ -28,11 +28,16 @@ _READ = ("ledger.json", "dataset.json", "results.json", "metrics.jsonl", "steps.
 
 # stage of the recipe: its version, digests of its configuration and of all that is no float, and the floats
 GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
-    "rows": (1, "2b3589beb7ef7780", "9df25633bb422c0a", {}),
+    "rows": (
+        1,
+        "beffe2e51175708f",
+        "9df25633bb422c0a",
+        {},
+    ),
     "base": (1, "77992e9ed0649125", "9c7df7a7d0529831", {"model/weights: norm": 12.902}),
     "drawn": (
         1,
-        "8da5b5df8d24fadd",
+        "3c3f446a3852060d",
         "6e2c6ff2bf94e853",
         {
             "completions/data: reward": 1.3386,
@@ -43,7 +48,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "sft": (
         1,
-        "56d723d45a862dc4",
+        "d41d30b3873c8bd4",
         "5b5d6e5dacfc4fa6",
         {
             "model/metrics: loss": 3.8009,
@@ -55,9 +60,34 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
             "model/weights: norm": 12.909,
         },
     ),
+    "soup": (
+        1,
+        "1ec5c308a526717e",
+        "9c7df7a7d0529831",
+        {"model/weights: norm": 12.906},
+    ),
+    "judge_of_steps": (
+        1,
+        "56008a8574eeff55",
+        "e4b47f5df8751fe2",
+        {
+            "model/metrics: loss": 1.523,
+            "model/metrics: grad_norm": 30.181,
+            "model/metrics: learning_rate": 0.00081481,
+            "model/metrics: epoch": 0.19259,
+            "model/metrics: accuracy": 0.51389,
+            "model/weights: norm": 13.012,
+        },
+    ),
+    "solutions": (
+        1,
+        "337cc13fec6331a0",
+        "fdef2a2030742d34",
+        {},
+    ),
     "kto": (
         1,
-        "f7b32bf45f0972ac",
+        "4ef14f41adcdc01b",
         "53633baa82b27e03",
         {
             "model/metrics: loss": 0.66728,
@@ -81,7 +111,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "dpo": (
         2,
-        "9e580ee64ee05b85",
+        "c1a92f82f275e98c",
         "bc39c2b6ec84ba0c",
         {
             "model/metrics: loss": 0.92373,
@@ -101,7 +131,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "judge": (
         1,
-        "480ce59b02d4fdee",
+        "f6c65a5cbff8c786",
         "b13e55a8d13166fc",
         {
             "model/metrics: loss": 0.91934,
@@ -116,7 +146,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "grpo": (
         1,
-        "a6b51fd79f6b6883",
+        "5a38d8d122ece1d1",
         "4ff16cd81fc5bdab",
         {
             "model/metrics: loss": -0.068777,
@@ -136,7 +166,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
             "model/metrics: entropy": 3.5896,
             "model/metrics: clip_ratio/low_mean": 0.0,
             "model/metrics: clip_ratio/high_mean": 0.0,
-            "model/metrics: sampling/sampling_logp_difference/mean": 5.8927e-08,
+            "model/metrics: sampling/sampling_logp_difference/mean": 6.9765e-08,
             "model/metrics: completions/mean_terminated_length": 4.6667,
             "model/weights: norm": 12.908,
             "model/samples: logprobs": -4.2627,
@@ -153,7 +183,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "small": (
         1,
-        "cba31049e19e4ace",
+        "e30aa2a8ee477315",
         "eec1cf6e14fe397f",
         {
             "model/metrics: loss": 0.0043144,

@@ -33,6 +33,22 @@ FILES = {
         '{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": "a", "chosen": "b"}\n',
         r"row 2: field 'rejected': a preference row has no 'rejected'; found columns prompt, chosen; map it with",
     ),
+    "a label too few": (
+        '{"prompt": "a", "completions": ["b", "c"], "labels": [true]}\n',
+        r"row 1: field 'labels': every step has one label; found 1 labels for 2 steps",
+    ),
+    "a label that is none": (
+        '{"prompt": "a", "completions": ["b", "c"], "labels": [true, "maybe"]}\n',
+        r"row 1: field 'labels\[1\]': must be true or false; found 'maybe'",
+    ),
+    "steps that are no list": (
+        '{"prompt": "a", "completions": "b", "labels": [true]}\n',
+        r"row 1: field 'completions': must be a list with an entry a step; found a str",
+    ),
+    "a step that is no text": (
+        '{"prompt": "a", "completions": ["b", 2], "labels": [true, false]}\n',
+        r"row 1: field 'completions\[1\]': a step is text; found a int",
+    ),
     "text, then messages": (
         '{"text": "a"}\n' + CHAT,
         r"row 2: field 'messages': mixed types: the rows before it hold text; found messages; make all rows alike",

@@ -123,6 +123,18 @@ FORMS = {
         {"prompt": "a", "chosen": "b", "rejected": "c", "reference": "a book"},
         "preference",
     ),
+    "steps": (
+        {"prompt": "a", "completions": ["b", "c"], "labels": [True, False], "id": 7},
+        "auto",
+        {"prompt": "a", "completions": ["b", "c"], "labels": [True, False], "id": 7},
+        "stepwise_supervision",
+    ),
+    "steps with labels as numbers": (
+        {"prompt": "a", "completions": ["b", "c"], "labels": [1, 0]},
+        "stepwise_supervision",
+        {"prompt": "a", "completions": ["b", "c"], "labels": [True, False]},
+        "stepwise_supervision",
+    ),
     "unpaired": (
         {"prompt": "a", "completion": "b", "label": True},
         "auto",

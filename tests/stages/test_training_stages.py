@@ -81,6 +81,33 @@ def test_sft_output_is_a_plain_transformers_model(made: Inputs, run_stage: RunSt
     assert rows[0]["loss"] == pytest.approx(total / count, rel=1e-5)
 
 
+def merged_by_hand(base: dict[str, Any], adapter: dict[str, Any], name: str, scale: float, dora: bool) -> torch.Tensor:
+    """W + scale B A, and with DoRA each row of it brought to the length that was learnt."""
+    prefix = f"base_model.model.{name.removesuffix('.weight')}"
+    weight: torch.Tensor = base[name] + scale * adapter[f"{prefix}.lora_B.weight"] @ adapter[f"{prefix}.lora_A.weight"]
+    if dora:
+        weight = weight / weight.norm(dim=1, keepdim=True) * adapter[f"{prefix}.lora_magnitude_vector"][:, None]
+    return weight
+
+
+@pytest.mark.parametrize(
+    ("variant", "scale"),
+    # alpha / r, and alpha / sqrt(r)
+    [({}, 2.0), ({"use_rslora": True}, 4.0), ({"use_dora": True}, 2.0), ({"use_rslora": True, "use_dora": True}, 4.0)],
+)
+def test_adapters_by_their_formulas(made: Inputs, run_stage: RunStage, variant: dict[str, bool], scale: float) -> None:
+    settings = {**TRAINING, "lora_r": 4, "lora_alpha": 8, **variant}
+    folder = run_stage("sft", {"model": made["base"], "dataset": made["rows"]}, **settings)
+    base, merged = load_file(made["base"] / "model.safetensors"), load_file(folder / "model.safetensors")
+    adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
+    adapted = [name for name in base if "_proj" in name]
+    assert len(adapted) == 14
+    for name in adapted:
+        expected = merged_by_hand(base, adapter, name, scale, variant.get("use_dora", False))
+        torch.testing.assert_close(merged[name], expected, atol=1e-5, rtol=1e-4)
+        assert not torch.equal(merged[name], base[name])
+
+
 @pytest.mark.parametrize("bf16", [False, True])
 def test_lora_merges_what_its_adapter_says(made: Inputs, run_stage: RunStage, bf16: bool) -> None:
     """In bfloat16 too, what no adapter touches leaves with the bits it came with."""

@@ -76,6 +76,15 @@ def test_adapters_are_counted_exactly(kind: str) -> None:
     assert shape.adapter_parameters(3) == trained
 
 
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_lengths_of_dora_are_counted_exactly(kind: str) -> None:
+    loaded = tiny_model(kind, **settings(kind))
+    shape = shape_of(loaded)
+    adapted = add_adapters(loaded, Config(lora_r=3, use_dora=True))
+    trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+    assert shape.adapter_parameters(3, lengths=True) == trained
+
+
 def rows(count: int, tokens: int, asked: int) -> list[Group]:
     """Rows whose last tokens are asked for."""
     ids = [[(7 * index + row) % (VOCABULARY - 3) + 3 for index in range(tokens)] for row in range(count)]

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from artifacts.errors import StageError
 from stages.sft import Config
 from stages.training.batch import Branch, Group, layout
-from stages.training.model import add_adapters, branch_rewards, load_causal_lm, load_reward_model
+from stages.training.classifiers import load_reward_model
+from stages.training.model import add_adapters, branch_rewards, load_causal_lm
 from stages.training.objective import Readout
 from tests.training.conftest import packing_scorer, random_groups
 

@@ -15,9 +15,10 @@ import torch
 from artifacts.errors import OutOfMemory, StageError
 from stages.context import Context
 from stages.training.batch import Branch, Group, TokenBatch
+from stages.training.classifiers import load_reward_model
 from stages.training.language_modeling import TokenLoss
 from stages.training.loop import Trainer
-from stages.training.model import Scorer, load_reward_model
+from stages.training.model import Scorer
 from stages.training.out_of_memory import TokenBudget, is_out_of_memory
 from stages.training.processes import prepare_process
 from stages.training.reference import branch_logprobs

@@ -1,0 +1,51 @@
+"""Models with a small head in place of the vocabulary: reward models, and judges of steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from artifacts.errors import StageError
+from stages.seeds import derive
+from stages.training.model import keep_softcapping, quietly
+from stages.training.model_check import check_loaded, check_model_folder
+
+
+def load_reward_model(folder: Path, *, new_head_seed: int | None = None) -> Any:
+    """A sequence classifier with one output. With `new_head_seed`, a causal model's folder gets a fresh head."""
+    from transformers import AutoModelForSequenceClassification
+
+    return _load(AutoModelForSequenceClassification, folder, 1, new_head_seed)
+
+
+def load_step_judge(folder: Path, *, new_head_seed: int | None = None) -> Any:
+    """A token classifier with the outputs wrong and right; a fresh head as above."""
+    from transformers import AutoModelForTokenClassification
+
+    return _load(AutoModelForTokenClassification, folder, 2, new_head_seed)
+
+
+def _load(library: Any, folder: Path, outputs: int, new_head_seed: int | None) -> Any:
+    quietly()
+    check_model_folder(folder)
+    model, info = library.from_pretrained(
+        folder, num_labels=outputs, dtype=torch.float32, local_files_only=True, output_loading_info=True
+    )
+    keep_softcapping(model)
+    if not hasattr(model, "score"):
+        raise StageError(
+            f"{type(model).__name__} has no head named score; rewards of this architecture are not supported"
+        )
+    if new_head_seed is None:
+        check_loaded(folder, model, info)
+        return model
+    check_loaded(folder, model, info, expected_missing=("score.",), expected_extra=("lm_head.",))
+    draws = torch.Generator().manual_seed(derive(new_head_seed, "score"))
+    with torch.no_grad():
+        weight = model.score.weight
+        weight.copy_(torch.randn(weight.shape, generator=draws) * weight.shape[1] ** -0.5)
+        if model.score.bias is not None:
+            model.score.bias.zero_()
+    return model
