@@ -32,10 +32,13 @@ def run(context: Context) -> None:
     Of language models a soup (Wortsman et al., arXiv:2203.05482); of reward models an ensemble for the price of one
     (Rame et al., arXiv:2401.12187). Configuration, tokenizer and chat template are those of the first.
     """
-    from stages.averaging import average_folders, copy_rest, shares_of
+    from artifacts.errors import StageError
+    from stages.averaging import average_folders, copy_rest, kind_of, shares_of
 
     config: Config = context.config
     folders = context.inputs_of("models")
+    if wrong := [kind for kind in map(kind_of, folders) if kind != config.kind]:
+        raise StageError(f"an input is a {wrong[0]}; set kind: {wrong[0]} to average several of them")
     shares = shares_of(config.weights, len(folders))
     context.phase("averaging")
     target = context.output(config.kind)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,6 +17,9 @@ from stages.training.model_check import check_model_folder, weight_files
 
 _LEFT = ("metrics.jsonl", "steps.jsonl", "ledger.json", "samples.jsonl", "README.md")
 """What tells how one model was made, and not how the mean was."""
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+_SPECIFIC = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
+"""Settings in which models of one architecture may differ."""
 
 
 def shares_of(weights: Sequence[float] | None, count: int) -> list[float]:
@@ -28,6 +31,12 @@ def shares_of(weights: Sequence[float] | None, count: int) -> list[float]:
     return [weight / sum(weights) for weight in weights]
 
 
+def kind_of(folder: Path) -> str:
+    """`reward_model` for a sequence classifier, else `model`."""
+    architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or ()
+    return "reward_model" if any(name.endswith("ForSequenceClassification") for name in architectures) else "model"
+
+
 def average_folders(folders: Sequence[Path], shares: Sequence[float], target: Path) -> None:
     """Write the mean's weights into `target`, in files as the first model has them, each tensor in the first's type.
 
@@ -35,7 +44,8 @@ def average_folders(folders: Sequence[Path], shares: Sequence[float], target: Pa
     """
     for folder in folders:
         check_model_folder(folder)
-    _require_one_tokenizer(folders)
+    _require_equal(folders, _configuration, "configurations; a mean needs one architecture")
+    _require_equal(folders, _vocabulary, "tokenizers; their tokens mean different text")
     where = [_tensors(folder) for folder in folders]
     _require_equal_tensors(where)
     for path in weight_files(folders[0]):
@@ -45,9 +55,8 @@ def average_folders(folders: Sequence[Path], shares: Sequence[float], target: Pa
 
 def copy_rest(folder: Path, target: Path) -> None:
     """Everything of a model folder but its weights and its history."""
-    weights = {path.name for path in weight_files(folder)}
     for path in sorted(folder.iterdir()):
-        if path.is_file() and path.name not in weights and path.name not in _LEFT:
+        if path.is_file() and not path.name.endswith(_WEIGHTS) and path.name not in _LEFT:
             shutil.copyfile(path, target / path.name)
 
 
@@ -67,12 +76,20 @@ def _mean(name: str, where: Sequence[Mapping[str, Path]], shares: Sequence[float
         tensor = _open(files[name]).get_tensor(name)
         if not bool(torch.isfinite(tensor).all()):
             raise StageError(f"model folder {files[name].parent.name}: weight {name} is not finite")
-        if total is None:
+        if not tensor.is_floating_point():  # a table of positions or the like
+            _require_same(name, tensor, total)
+            total, kind = tensor, tensor.dtype
+        elif total is None:
             total, kind = tensor.double() * share, tensor.dtype
         else:
             total += tensor.double() * share
     assert total is not None
     return total.to(kind).contiguous()
+
+
+def _require_same(name: str, tensor: Tensor, before: Tensor | None) -> None:
+    if before is not None and not torch.equal(tensor, before):
+        raise StageError(f"weight {name} holds whole numbers that differ between the models; they have no mean")
 
 
 def _require_equal_tensors(where: Sequence[Mapping[str, Path]]) -> None:
@@ -88,13 +105,23 @@ def _require_equal_tensors(where: Sequence[Mapping[str, Path]]) -> None:
                 )
 
 
-def _require_one_tokenizer(folders: Sequence[Path]) -> None:
-    vocabularies = [_vocabulary(folder) for folder in folders]
-    for number, found in enumerate(vocabularies[1:], start=2):
-        if found != vocabularies[0]:
-            raise StageError(f"models 1 and {number} have different tokenizers; their tokens mean different text")
+def _require_equal(folders: Sequence[Path], read: Callable[[Path], object], what: str) -> None:
+    first = read(folders[0])
+    for number, folder in enumerate(folders[1:], start=2):
+        if read(folder) != first:
+            raise StageError(f"models 1 and {number} have different {what}")
+
+
+def _configuration(folder: Path) -> object:
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return {name: value for name, value in values.items() if name not in _SPECIFIC}
 
 
 def _vocabulary(folder: Path) -> object:
+    """Tokens and their ids; of a slow tokenizer the bytes of its files."""
     path = folder / "tokenizer.json"
-    return json.loads(path.read_text(encoding="utf-8"))["model"] if path.is_file() else None
+    if path.is_file():
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return values["model"], values.get("added_tokens")
+    files = (folder / name for name in ("tokenizer.model", "vocab.json", "merges.txt"))
+    return [file.read_bytes() for file in files if file.is_file()]

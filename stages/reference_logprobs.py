@@ -11,9 +11,11 @@ from stages.stage import Input, Stage, operational
 from stages.training.memory import Phase, Request, scoring
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from stages.context import Context
+    from stages.training.batch import Group
 
 
 class Config(StageConfig):
@@ -77,18 +79,23 @@ def run(context: Context) -> None:
             per_token=config.per_token,
         )
     if context.is_main:
-        _write(context.output("logprobs"), scored, names, ledger.to_json())
+        _write(context.output("logprobs"), scored, groups, names, ledger.to_json())
         context.counts["rows"] = len(scored)
-        tokens = sum(sum(row["tokens"]) for row in scored)
-        context.metrics["mean_logprob_per_token"] = sum(sum(row["sums"]) for row in scored) / max(1, tokens)
+        own = 1 if names == UNPAIRED else len(names)  # a mismatched completion says nothing about the rows
+        tokens = sum(sum(row["tokens"][:own]) for row in scored)
+        context.metrics["mean_logprob_per_token"] = sum(sum(row["sums"][:own]) for row in scored) / max(1, tokens)
         context.timings["peak_memory_gb"] = peak_memory_gb()
 
 
-def _write(folder: Path, rows: list[dict[str, Any]], names: tuple[str, ...], ledger: dict[str, Any]) -> None:
+def _write(
+    folder: Path, rows: list[dict[str, Any]], groups: Sequence[Group], names: tuple[str, ...], ledger: dict[str, Any]
+) -> None:
     import json
 
     import pyarrow
     import pyarrow.parquet as parquet
+
+    from stages.training.reference import MISMATCHED_DIGEST, UNPAIRED, mismatched_digest
 
     columns: dict[str, list[Any]] = {"row_id": [row["row_id"] for row in rows]}
     for branch, name in enumerate(names):
@@ -96,6 +103,8 @@ def _write(folder: Path, rows: list[dict[str, Any]], names: tuple[str, ...], led
         columns[f"{name}_tokens"] = [row["tokens"][branch] for row in rows]
         if "logprobs" in rows[0]:
             columns[f"{name}_token_logps"] = [row["logprobs"][branch] for row in rows]
+    if names == UNPAIRED:
+        columns[MISMATCHED_DIGEST] = [mismatched_digest(group) for group in groups]
     parquet.write_table(pyarrow.table(columns), folder / "logprobs.parquet", write_page_checksum=True)
     (folder / "ledger.json").write_text(json.dumps(ledger, indent=1), encoding="utf-8")
 

@@ -45,12 +45,19 @@ class Config(TrainingConfig):
     """Value of `source_column` -> weight of its rows in the loss; where given, every value that occurs is named."""
 
 
+def check(config: Config, wired: frozenset[str]) -> list[str]:
+    """What is wrong with the configuration."""
+    if config.source_column != "source" and not config.source_weights:
+        return ["source_column is given, but source_weights is not, so it would not be used"]
+    return []
+
+
 def run(context: Context) -> None:
     """Train input `model` on input `dataset`."""
     from stages.data.dataset import read_dataset
     from stages.data.ledger import RowLedger
     from stages.data.tokenize import tokenize_sequences
-    from stages.data.weights import row_weights
+    from stages.data.weights import row_weights, without_idle_rows
     from stages.training.batch import Branch, Group
     from stages.training.export import export
     from stages.training.language_modeling import NoisyWindows, RowSettings, TokenLoss
@@ -62,6 +69,8 @@ def run(context: Context) -> None:
     trainer, tokenizer = start(context, config, objective)
     ledger, dataset = RowLedger(), read_dataset(context.input("dataset"))
     weights = row_weights(dataset, config.weight_column, config.source_column, config.source_weights)
+    if weights is not None:
+        dataset = without_idle_rows(dataset, weights, ledger)
     rows = tokenize_sequences(
         dataset,
         tokenizer,
@@ -98,6 +107,7 @@ STAGE = Stage(
     inputs={"model": Input(("model",)), "dataset": Input(("dataset",))},
     outputs={"model": "model"},
     run=run,
+    check=check,
     summary="supervised fine-tuning, full or LoRA",
     main_metric="loss",
     memory=memory,

@@ -62,6 +62,12 @@ def check(config: Config, wired: frozenset[str]) -> list[str]:
         problems.append(f"desirable_weight and undesirable_weight are of loss_type kto; {config.loss_type} has none")
     if config.loss_type != "bco" and config.use_density_ratio:
         problems.append(f"use_density_ratio is of loss_type bco; {config.loss_type} has none")
+    if not config.use_density_ratio:
+        problems += [
+            f"{name} is given, but use_density_ratio is false, so it would not be used"
+            for name in ("prompt_sample_size", "min_density_ratio", "max_density_ratio")
+            if getattr(config, name) != type(config).model_fields[name].default
+        ]
     if config.min_density_ratio > config.max_density_ratio:
         problems.append(
             f"min_density_ratio {config.min_density_ratio} is above max_density_ratio {config.max_density_ratio}"
@@ -137,7 +143,7 @@ def _groups(context: Context, trainer: Trainer, rows: Sequence[TokenizedCompleti
 
 
 def _advise(context: Context, good: int, bad: int) -> None:
-    """KTO's authors: the weights times the numbers of both kinds stand as 1 to 1, up to 4 to 3 (eq. 8)."""
+    """KTO's authors: the weights times the numbers of both kinds stand as 1 to 1, up to 4 to 3."""
     config: Config = context.config
     if config.loss_type != "kto" or not (good and bad):
         return

@@ -14,6 +14,8 @@ from stages.data.types import Message
 Render = Callable[[Sequence[Message], bool], str]
 """(messages, with the generation prompt) -> text."""
 Span = tuple[int, int]
+_PRIVATE_USE = range(0xE000, 0xF8FF)
+"""Characters that mean nothing by themselves; one that a conversation does not hold stands in for a turn's text."""
 
 
 class UnclearTurnError(Exception):
@@ -44,12 +46,12 @@ def assistant_spans(messages: Sequence[Message], render: Render, added_tokens: S
 
 def _own_text(messages: Sequence[Message], index: int, text: str, render: Render) -> Span:
     """Where `text` differs from the rendering with another content of that message."""
-    content = messages[index]["content"].strip()
-    other = next(one for one in "xy" if one != content[:1]) + next(one for one in "xy" if one != content[-1:])
+    other = next(mark for code in _PRIVATE_USE if (mark := chr(code)) not in text) * 2
     changed = render([*messages[:index], {**messages[index], "content": other}, *messages[index + 1 :]], False)
     start = common_length(text, changed)
-    stop = len(text) - common_length(text[start:][::-1], changed[start:][::-1])
-    if start == stop or other not in changed[start:]:
+    behind = common_length(text[start:][::-1], changed[start:][::-1])
+    stop = len(text) - behind
+    if other not in changed[start : len(changed) - behind]:
         raise UnclearTurnError(f"message {index}: the template does not show its content")
     return start, stop
 

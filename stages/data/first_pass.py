@@ -113,6 +113,8 @@ class FirstPass:
         filters = self.config.filters
         columns = text_columns(self.converter.type, self.converter.conversational)
         characters = sum(_characters(row[name]) for name in columns)
+        if self.converter.type == "stepwise_supervision":
+            characters += sum(map(len, row["completions"]))
         if filters.min_characters is not None and characters < filters.min_characters:
             raise Dropped("filtered: min_characters", f"{characters} characters")
         if filters.max_characters is not None and characters > filters.max_characters:

@@ -49,10 +49,12 @@ def tokenize_steps(
         prompts = encoder.texts([row["prompt"] for row in rows], end=False)
         for row, prompt in zip(rows, prompts, strict=True):
             steps = _join(row, prompt, encoder.pieces(row["completions"]), separator)
+            if last_step_only:  # of a row that is cut, it is gone
+                steps = _last(steps)
             kept = _cut(steps, len(prompt), max_length, ledger)
             if kept is not None:
                 note_unknown(ledger, kept.row_id, encoder, kept.token_ids)
-                found.append(_last(kept) if last_step_only else kept)
+                found.append(kept)
     return require_rows(found, dataset, ledger)
 
 

@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from artifacts.errors import DataError
+from stages.data.ledger import RowLedger
 from stages.data.types import ROW_ID, Dataset, Row
 from stages.names import nearest
+
+WEIGHTLESS = "filtered: weight 0"
 
 
 def row_weights(
@@ -37,6 +40,17 @@ def row_weights(
     if not any(weights.values()):
         raise DataError(f"every one of the {len(weights)} rows has weight 0; nothing would be trained")
     return weights
+
+
+def without_idle_rows(dataset: Dataset, weights: Mapping[str, float], ledger: RowLedger) -> Dataset:
+    """The rows whose weight is above 0; a step of others alone would have nothing to learn from."""
+    kept = []
+    for index, row in enumerate(dataset):
+        if weights[row[ROW_ID]]:
+            kept.append(index)
+        else:
+            ledger.drop(row[ROW_ID], WEIGHTLESS)
+    return dataset.select(kept)
 
 
 def _number(row: Row, column: str) -> float:

@@ -93,8 +93,9 @@ def discopop(pairs: PairLogprobs, *, beta: float, discopop_tau: float = 0.05) ->
     Lu et al., arXiv:2406.08414, eq. 5 (found by a language model's search).
     """
     logits_B = beta * pairs.margins()
-    blend_B = (logits_B / discopop_tau).sigmoid()
-    return (1 - blend_B) * -log_sigmoid(logits_B) + blend_B * (-logits_B).exp()
+    log_blend_B = log_sigmoid(logits_B / discopop_tau)
+    # the second term in logarithms: far to the left m is 0 where e^-x is infinite
+    return -log_sigmoid(-logits_B / discopop_tau).exp() * log_sigmoid(logits_B) + (log_blend_B - logits_B).exp()
 
 
 @MARGIN.add("AOT", "2406.05882", couples_rows=True)

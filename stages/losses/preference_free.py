@@ -18,7 +18,8 @@ GOLD_NLL = {"nll_loss": PairLogprobs.gold_nll}
 def log_odds_ratio(pairs: PairLogprobs) -> Tensor:
     """[B]: log odds of the chosen completion minus those of the rejected one; odds = p / (1 - p) of a token's
     geometric mean p."""
-    chosen_B, rejected_B = pairs.mean_logprobs()
+    # a completion of probability 1 has infinite odds
+    chosen_B, rejected_B = (mean_B.clamp(max=-1e-7) for mean_B in pairs.mean_logprobs())
     return (chosen_B - rejected_B) - ((-chosen_B.expm1()).log() - (-rejected_B.expm1()).log())
 
 

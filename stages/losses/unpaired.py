@@ -48,7 +48,7 @@ def kto(
 ) -> Tensor:
     """w (1 - s(+-(beta (r - z)))), r the log-ratio, z the KL term, + and w_D for desirable completions. Returns [B].
 
-    Ethayarajh et al., arXiv:2402.01306, eq. 7 and 8. z is the mean log-ratio of the step's mismatched completions, at
+    Ethayarajh et al., arXiv:2402.01306. z is the mean log-ratio of the step's mismatched completions, at
     least 0. TRL pairs them within a micro-batch of the sorted dataset, so that its loss depends on batch size and order
     of the rows; here a row's mismatched completion depends on the rows' ids alone, and z on the whole step.
     """
@@ -69,8 +69,8 @@ def apo_zero_unpaired(judged: JudgedLogprobs, *, beta: float) -> Tensor:
 def bco(judged: JudgedLogprobs, *, beta: float) -> Tensor:
     """-log s(+-(beta r - d)), r the log-ratio, d the reward shift, + for desirable completions. Returns [B].
 
-    Jung et al., arXiv:2404.04656: d is the running mean of all rewards beta r; undesirable completions count by their
-    prompts' density ratio.
+    Jung et al., arXiv:2404.04656. d is the running mean of all rewards beta r, as in TRL's trainer; undesirable
+    completions count by their prompts' density ratio.
     """
     losses_B = -log_sigmoid(judged.signed(beta * judged.log_ratios() - judged.shift_B))
     return losses_B.where(judged.desirable_B, losses_B * judged.density_B)

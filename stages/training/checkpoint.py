@@ -93,9 +93,7 @@ class Saver:
         """Copy the state to host memory and begin to write it. Collective."""
         self.background.wait()
         started = time.monotonic()
-        tensors = self._copied()
-        if self.processes.rank == 0:
-            tensors |= {f"{_OF_WINDOWS}{name}": _on_host(value) for name, value in progress.tensors.items()}
+        tensors = self._copied(progress.tensors)
         checkpoints = self.context.checkpoints
         name = self.processes.share(checkpoints.new_name(progress.step) if self.processes.rank == 0 else "")
         folder = self.context.scratch / f"checkpoint-{progress.step}"
@@ -108,14 +106,16 @@ class Saver:
         self._copying_seconds = time.monotonic() - started
         self.background.start(partial(self._write, name, folder, tensors, frozen))
 
-    def _copied(self) -> dict[str, Tensor]:
-        """This process's share: `name` -> weight, `name|moment` -> state."""
+    def _copied(self, of_windows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """This process's share: `name` -> weight, `name|moment` -> state; with the first one's what windows keep."""
         tensors: dict[str, Tensor] = {}
         for name in self.parallel.shapes():
             weight, moments = self.parallel.weight(name), self.parallel.moments(name)
             if self._owners[name] == self.processes.rank:
                 tensors[name] = _on_host(weight)
                 tensors |= {f"{name}|{key}": _on_host(value) for key, value in moments.items()}
+        if self.processes.rank == 0:
+            tensors |= {f"{_OF_WINDOWS}{name}": _on_host(value) for name, value in of_windows.items()}
         if self.processes.device.type == "cuda":
             torch.cuda.synchronize(self.processes.device)
         return tensors

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from artifacts.errors import DataError
 from stages.context import Context
 from stages.data.unpaired import TokenizedCompletion
 from stages.training.batch import Branch, Group, TokenBatch
@@ -49,11 +50,16 @@ def density_ratios(
     the smallest digests.
     """
     states_BH = prompt_states(scorer, rows, TokenBudget(context, config.micro_batch_tokens))
+    if len({row.label for row in rows}) < 2:
+        raise DataError(
+            "use_density_ratio compares the prompts of desirable and undesirable completions; all "
+            f"{len(rows)} rows are of one kind"
+        )
     order = sorted(range(len(rows)), key=lambda index: hashlib.sha256(rows[index].row_id.encode()).digest())
     kinds = [[index for index in order if rows[index].label == label] for label in (False, True)]
     chosen = [index for kind in kinds for index in kind[: config.prompt_sample_size]]
     labels_B = torch.tensor([float(rows[index].label) for index in chosen], dtype=torch.float64)
-    mean_H, deviation_H = states_BH[chosen].mean(0), states_BH[chosen].std(0).clamp(min=1e-6)
+    mean_H, deviation_H = states_BH[chosen].mean(0), states_BH[chosen].std(0, unbiased=False).clamp(min=1e-6)
     features_BH = (states_BH - mean_H) / deviation_H
     weight_H, bias = logistic_regression(features_BH[chosen], labels_B)
     ratios_B = (features_BH @ weight_H + bias).exp()  # p / (1 - p) of a logistic regression is e^logit

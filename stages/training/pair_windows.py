@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from artifacts.errors import StageError
 from stages.losses.pair_logprobs import PairLogprobs
 from stages.training.batch import Group
 from stages.training.loop import Trainer
@@ -55,6 +56,9 @@ class FollowingReference(PairWindows):
     ) -> None:
         super().__init__(windows, trainer, settings)
         self.scorer, self.following = scorer, following
+        own = {name: parameter.shape for name, parameter in scorer.named_parameters()}
+        if own != dict(trainer.parallel.shapes()):
+            raise StageError("sync_ref_model: reference and model have different weights; wire one of equal shape")
 
     def data(self, step: int, groups: Sequence[Group]) -> list[Reference]:
         """The sums of every pair under the reference as it is before the step."""
@@ -84,10 +88,11 @@ class FollowingReference(PairWindows):
 
 
 class CoupledWindows(PairWindows):
-    """Pairs with what a loss over the whole step says of each, exactly, however the step is cut into micro-batches.
+    """Pairs with what a loss over the whole step says of each, however the step is cut into micro-batches.
 
     A pass without gradients gives the sums of all pairs; the loss of the step and its slopes at these sums follow; the
-    step then trains on the slopes, pair by pair (the gradient cache of Gao et al., arXiv:2101.06983, sec. 3).
+    step then trains on the slopes, pair by pair (the gradient cache of Gao et al., arXiv:2101.06983, sec. 3). Exact but
+    for dropout, which the first pass is without.
     """
 
     def __init__(

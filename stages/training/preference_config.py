@@ -124,13 +124,18 @@ def _weight_problems(config: PreferenceConfig) -> list[str]:
 
 
 def _parameter_problems(config: PreferenceConfig) -> list[str]:
-    """Parameters that were given and no chosen loss takes, and those that one needs."""
+    """Parameters that were given and nothing takes, and those that a loss needs."""
     taken = {name for loss in config.losses for name in loss.parameters}
+    given = {name for name, field in type(config).model_fields.items() if getattr(config, name) != field.default}
     problems = []
-    for name in sorted(LOSS_PARAMETERS - taken):
-        if getattr(config, name) != type(config).model_fields[name].default:
-            takers = [loss for loss in PREFERENCE_LOSSES.values() if name in loss.parameters]
-            problems.append(f"{name} is of loss_type {names_of(takers)}; {names_of(config.losses)} has none")
+    for name in sorted((LOSS_PARAMETERS - taken) & given):
+        takers = [loss for loss in PREFERENCE_LOSSES.values() if name in loss.parameters]
+        problems.append(f"{name} is of loss_type {names_of(takers)}; {names_of(config.losses)} has none")
+    if "f_alpha_divergence_coef" in given and config.f_divergence_type != "alpha_divergence":
+        problems.append(f"f_alpha_divergence_coef is of alpha_divergence, not of {config.f_divergence_type}")
+    for name in sorted({"ref_model_mixup_alpha", "ref_model_sync_steps"} & given):
+        if not config.sync_ref_model:
+            problems.append(f"{name} is given, but sync_ref_model is false, so it would not be used")
     for loss in config.losses:
         problems += [f"loss_type {loss.name} needs {name} above 0" for name in loss.needs if not getattr(config, name)]
     return problems
@@ -152,6 +157,9 @@ def _variant_problems(config: PreferenceConfig) -> list[str]:
         problems.append(f"sync_ref_model is of losses with a reference; {names_of(config.losses)} has none")
     if config.sync_ref_model and config.lora_r is not None:
         problems.append("sync_ref_model needs the whole model trained; with lora_r only adapters are")
+    plain = [loss for loss in config.losses if not loss.reference]
+    if config.ld_alpha is not None and coupling and plain:
+        problems.append(f"ld_alpha weighs tokens in {names_of(coupling)}, not in {names_of(plain)}; choose one")
     if config.use_weighting and coupling:
         problems.append(f"use_weighting weighs single pairs; {names_of(coupling)} compares the pairs of a step")
     if coupling and any(loss.gold for loss in config.losses):

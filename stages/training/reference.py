@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -112,6 +114,15 @@ UNPAIRED = ("completion", "mismatched")
 """Columns of an unpaired dataset's log-probabilities; the second of the completions of `data.unpaired.mismatched`."""
 
 
+MISMATCHED_DIGEST = "mismatched_sha256"
+"""Column that says which completion a row was given: it depends on all rows."""
+
+
+def mismatched_digest(group: Group) -> str:
+    """Of the token ids of a group's second completion."""
+    return hashlib.sha256(json.dumps(list(group.branches[1].token_ids)).encode()).hexdigest()
+
+
 def read_unpaired(folder: Path, groups: Sequence[Group]) -> list[dict[str, Any]]:
     """Rows as `score_rows` gives them, for groups of one completion, or of two with the mismatched one.
 
@@ -128,7 +139,14 @@ def read_unpaired(folder: Path, groups: Sequence[Group]) -> list[dict[str, Any]]
             "dataset, normalized to type unpaired_preference"
         )
     rows = {row["row_id"]: row for row in table.to_pylist()}
-    return [_read_row(rows.get(group.row_id), group, UNPAIRED[: len(group.branches)], False) for group in groups]
+    found = [_read_row(rows.get(group.row_id), group, UNPAIRED[: len(group.branches)], False) for group in groups]
+    for group in groups:
+        if len(group.branches) == 2 and rows[group.row_id][MISMATCHED_DIGEST] != mismatched_digest(group):
+            raise StageError(
+                f"row {group.row_id}: the reference log-probability of its mismatched completion is of another "
+                "completion; compute them on exactly these rows"
+            )
+    return found
 
 
 def _read_row(row: dict[str, Any] | None, group: Group, names: Sequence[str], per_token: bool) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class ScoredWindows:
         values_BK = torch.zeros(len(groups), branches, dtype=torch.float64)
         scored = branch_logprobs(scorer, [groups[index] for index in mine], self.budget)
         for index, found in zip(mine, scored, strict=True):
-            values_BK[index] = torch.tensor(measure([values for values, _ in found]))
+            values_BK[index] = torch.tensor(measure([values for values, _ in found]), dtype=torch.float64)
         return processes.sum(values_BK.to(processes.device)).cpu()
 
     def state(self) -> dict[str, Any]:

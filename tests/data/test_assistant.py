@@ -117,6 +117,22 @@ MARKED = {
         "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n«a<|im_end|>»\n"
         "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n«a<|im_end|>»\n",
     ),
+    # the reasoning that is dropped ends as the answer does
+    "qwen 3, shared ends": (
+        QWEN_3,
+        [("user", "hi"), ("assistant", "<think>\nx\n</think>\n\nx = 5x"), ("user", "c"), ("assistant", "xx")],
+        "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n«x = 5x<|im_end|>»\n"
+        "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n«<think>\n\n</think>\n\nxx<|im_end|>»\n",
+    ),
+    # a turn without text still ends
+    "an empty turn": (
+        LLAMA_3,
+        [("user", "hi"), ("assistant", " "), ("user", "who"), ("assistant", "me")],
+        "<s><|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n«<|eot_id|>»"
+        "<|start_header_id|>user<|end_header_id|>\n\nwho<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n«me<|eot_id|>»",
+    ),
     # no token ends a turn: what every turn ends with does
     "plain text": (PLAIN, TALK, "user: hi\n\n«assistant: hello you\n\n»user: who\n\n«assistant: me\n\n»"),
 }
@@ -180,7 +196,10 @@ def test_derived_turns_are_the_marked_ones(exchanges: list[tuple[str, str]]) -> 
     ("template", "reason"),
     [
         ("{% for m in messages %}{{ m.role }}{% endfor %}", "message 1: the template does not show its content"),
-        ("{{ messages[1].content | upper }}", "message 1: the template does not show its content"),
+        (
+            "{% for m in messages %}{{ m.content | length }}{% endfor %}",
+            "message 1: the template does not show its content",
+        ),
     ],
 )
 def test_a_turn_that_cannot_be_followed(template: str, reason: str) -> None:

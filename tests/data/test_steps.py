@@ -36,6 +36,11 @@ def test_longer_separators_start_tokens_and_last_steps():
     assert (one.token_ids, one.ends, one.labels) == (ids("abcdheh"), [6], [False])
 
 
+def test_a_last_step_that_is_cut_off_leaves_nothing_to_learn():
+    with pytest.raises(DataError, match="none of the 1 rows is left after tokenization"):
+        tokenized([ROW], max_length=6, last=True)
+
+
 def test_every_way_of_losing_steps():
     rows = [ROW, {**ROW, "prompt": ""}, {**ROW, "completions": ["cdef", "g"]}]
     (one,), ledger = tokenized(rows, max_length=6)

@@ -3,8 +3,9 @@
 import pytest
 
 from artifacts.errors import DataError
+from stages.data.ledger import RowLedger
 from stages.data.types import Dataset
-from stages.data.weights import row_weights
+from stages.data.weights import row_weights, without_idle_rows
 
 ROWS = [{"text": "a", "w": 2, "source": "web"}, {"text": "b", "w": 0.5, "source": "books"}]
 
@@ -27,6 +28,14 @@ def test_no_weight(value):
     rows = [ROWS[0], {**ROWS[1], "w": value}]
     with pytest.raises(DataError, match=rf"row r1: field 'w': a weight is a number of at least 0; found {value!r}"):
         weights(rows, column="w")
+
+
+def test_rows_of_weight_zero_are_dropped_and_counted():
+    listed = [{"row_id": f"r{index}", "text": "a"} for index in range(3)]
+    data, ledger = Dataset("language_modeling", False, ("row_id", "text"), listed), RowLedger()
+    kept = without_idle_rows(data, {"r0": 1.0, "r1": 0.0, "r2": 2.0}, ledger)
+    assert [row["row_id"] for row in kept] == ["r0", "r2"]
+    assert ledger.to_json()["states"] == {"filtered: weight 0": 1}
 
 
 def test_unknown_sources_and_columns():

@@ -190,6 +190,20 @@ def test_an_extreme_margin_stays_finite() -> None:
     assert LOSSES["sigmoid"](far, beta=1.0).item() == 1e6
 
 
+def test_extremes_have_gradients() -> None:
+    """A completion of probability 1, and a margin far below what an exponential holds."""
+    sure = torch.zeros(1, requires_grad=True)
+    known = [torch.tensor([value]) for value in (-3.0, 0.0, 0.0, 1.0, 2.0)]
+    (slope,) = torch.autograd.grad(LOSSES["orpo"](PairLogprobs(sure, *known), beta=0.5).sum(), sure)
+    assert slope.isfinite().all()
+    far = torch.tensor([-900.0], requires_grad=True)
+    loss = LOSSES["discopop"](PairLogprobs(far, *(torch.zeros(1) for _ in range(3)), *known[3:]), beta=0.1)
+    # blend s(-1800) = e^-1800 times e^90: nothing; the logistic part is 90
+    assert float(loss.detach()) == pytest.approx(90.0)
+    (slope,) = torch.autograd.grad(loss.sum(), far)
+    assert float(slope) == pytest.approx(-0.1)
+
+
 @pytest.mark.parametrize(
     ("name", "smoothing", "message"),
     [

@@ -113,6 +113,11 @@ def test_models_that_have_no_mean(tmp_path: Path) -> None:
         average(tmp_path / "e", [one, other])
 
 
+def test_a_kind_that_the_inputs_are_not(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="an input is a reward_model; set kind: reward_model to average several"):
+        average(tmp_path / "mean", models(tmp_path, 2, reward=True))
+
+
 def test_weights_that_are_all_zero() -> None:
     assert STAGE.check is not None
     assert STAGE.check(Config(weights=(0.0, 0.0)), frozenset()) == ["weights are all 0; at least one model must count"]

@@ -158,6 +158,20 @@ def test_every_token_of_the_reference(tmp_path: Path, model: Path, pairs: Path) 
             (),
             "use_weighting weighs single pairs; aot compares the pairs of a step",
         ),
+        (
+            {"f_alpha_divergence_coef": 0.3},
+            (),
+            "f_alpha_divergence_coef is of alpha_divergence, not of rev",
+        ),
+        ({"ref_model_sync_steps": 3}, (), "ref_model_sync_steps is given, but sync_ref_model is false"),
+        ({"sync_ref_model": True, "lora_r": 4}, (), "sync_ref_model needs the whole model trained; with lora_r only"),
+        (
+            {"sync_ref_model": True},
+            ("reference_logprobs",),
+            "sync_ref_model moves the reference, so",
+        ),
+        ({"sync_ref_model": True, "loss_type": "orpo"}, (), "sync_ref_model is of losses with a reference; orpo has"),
+        ({"loss_type": ["aot", "sft"], "ld_alpha": 0.5}, (), "ld_alpha weighs tokens in aot, not in sft; choose one"),
         ({"loss_type": ["aot", "tpo"]}, (), "aot and the losses of triple preferences cannot be added up; choose one"),
     ],
 )

@@ -74,6 +74,15 @@ def test_the_reference_from_an_artifact(tmp_path: Path, model: Path, judged: Pat
     assert train(tmp_path / "b", model, judged, {"reference_logprobs": kept}) == in_memory
 
 
+def test_an_artifact_of_more_rows_gave_other_completions(tmp_path: Path, model: Path, judged: Path) -> None:
+    """A row's mismatched completion depends on all rows; equal lengths must not hide that."""
+    more = [*ROWS, *({"prompt": "ab" + end, "completion": "de", "label": True} for end in "cdefgh")]
+    wide = save_dataset(tmp_path / "wide", "unpaired_preference", more)
+    kept = output(run_stage("reference_logprobs", tmp_path / "kept", {"model": model, "dataset": wide}), "logprobs")
+    with pytest.raises(StageError, match=r"row r\d: .*(mismatched completion is of another|log-probabilities are of)"):
+        train(tmp_path / "run", model, judged, {"reference_logprobs": kept})
+
+
 def test_pairs_are_a_completion_of_each_kind(tmp_path: Path, model: Path) -> None:
     """The same rows as pairs, and judged one by one."""
     pairs = [{"prompt": "ab", "chosen": "c", "rejected": "dd"}, {"prompt": "fe", "chosen": "gh", "rejected": "a"}]
@@ -119,7 +128,12 @@ def test_one_prompt_is_not_enough_for_a_kl_term(tmp_path: Path, model: Path) -> 
         ({"loss_type": "bco", "desirable_weight": 2.0}, (), "desirable_weight and undesirable_weight are of loss_type"),
         ({"use_density_ratio": True}, (), "use_density_ratio is of loss_type bco; kto has none"),
         ({}, ("reference", "reference_logprobs"), "inputs reference_logprobs and reference exclude each other"),
-        ({"min_density_ratio": 20.0}, (), "min_density_ratio 20.0 is above max_density_ratio 10.0"),
+        ({"prompt_sample_size": 9}, (), "prompt_sample_size is given, but use_density_ratio is false"),
+        (
+            {"loss_type": "bco", "use_density_ratio": True, "min_density_ratio": 20.0},
+            (),
+            "min_density_ratio 20.0 is above max_density_ratio 10.0",
+        ),
     ],
 )
 def test_what_does_not_go_together(settings: dict[str, Any], wired: tuple[str, ...], problem: str) -> None:
