@@ -192,17 +192,10 @@ def test_derived_turns_are_the_marked_ones(exchanges: list[tuple[str, str]]) -> 
     assert marked == derived
 
 
-@pytest.mark.parametrize(
-    ("template", "reason"),
-    [
-        ("{% for m in messages %}{{ m.role }}{% endfor %}", "message 1: the template does not show its content"),
-        (
-            "{% for m in messages %}{{ m.content | length }}{% endfor %}",
-            "message 1: the template does not show its content",
-        ),
-    ],
-)
-def test_a_turn_that_cannot_be_followed(template: str, reason: str) -> None:
+@pytest.mark.parametrize("shown", ["m.role", "m.content | length"])
+def test_a_turn_that_cannot_be_followed(shown: str) -> None:
+    template = f"{{% for m in messages %}}{{{{ {shown} }}}}{{% endfor %}}"
+    reason = "message 1: the template does not show its content"
     with pytest.raises(DataError, match=rf"row r0: assistant_only_loss: .* cannot be told \({reason}"):
         trained(template, TALK[:2])
 
