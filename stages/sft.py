@@ -14,6 +14,8 @@ from stages.training.memory_head import HeadUse
 
 if TYPE_CHECKING:
     from stages.context import Context
+    from stages.data.tokenize import TokenizedSequence
+    from stages.training.objective import Windows
 
     LossName = str
 else:  # the table of losses is what may be chosen
@@ -33,6 +35,12 @@ class Config(TrainingConfig):
     """Train on the completion only; null: yes where the rows have a prompt and a completion."""
     assistant_only_loss: bool = False
     """Train on what the assistant says only: by the chat template's generation markers, or as it is seen to render."""
+    packing: bool = False
+    """Count packs of rows with max_length tokens, not rows, as the items of train_batch_size: steps of equal size. No
+    row sees another one of its pack."""
+    packing_strategy: Literal["bfd", "bfd_split", "wrapped"] = "bfd"
+    """bfd: best-fit decreasing, longer rows cut; bfd_split: longer rows go on in another piece; wrapped: all rows one
+    after the other, cut every max_length tokens (rows see each other)."""
     loss_type: LossName = "nll"
     """nll: cross-entropy; dft: each token also weighs its own probability."""
     neftune_noise_alpha: float | None = Field(None, gt=0)
@@ -47,6 +55,11 @@ class Config(TrainingConfig):
 
 def check(config: Config, wired: frozenset[str]) -> list[str]:
     """What is wrong with the configuration."""
+    if config.packing_strategy != "bfd" and not config.packing:
+        return ["packing_strategy is given, but packing is false, so it would not be used"]
+    weighted = config.weight_column is not None or bool(config.source_weights)
+    if config.packing and config.packing_strategy == "wrapped" and weighted:
+        return ["weights of rows need rows; packing_strategy wrapped knows none: take bfd or bfd_split"]
     if config.source_column != "source" and not config.source_weights:
         return ["source_column is given, but source_weights is not, so it would not be used"]
     return []
@@ -71,31 +84,58 @@ def run(context: Context) -> None:
     weights = row_weights(dataset, config.weight_column, config.source_column, config.source_weights)
     if weights is not None:
         dataset = without_idle_rows(dataset, weights, ledger)
+    longest = min(config.max_length, trainer.scorer.context_length)
     rows = tokenize_sequences(
         dataset,
         tokenizer,
-        max_length=min(config.max_length, trainer.scorer.context_length),
+        max_length=longest if not config.packing or config.packing_strategy == "bfd" else None,
         ledger=ledger,
         assistant_only_loss=config.assistant_only_loss,
         completion_only_loss=config.completion_only_loss,
     )
+    packs = None
+    if config.packing:
+        rows, packs = _packed(context, rows, longest)
     groups = [
         Group(
             row.row_id,
             (),
             (Branch(row.token_ids, row.loss_mask),),
-            None if weights is None else RowSettings(weights[row.row_id]),
+            None if weights is None else RowSettings(weights[row.row_id.partition("#")[0]]),
         )
         for row in rows
     ]
     context.counts["rows"] = len(groups)
-    windows = DatasetWindows if config.neftune_noise_alpha is None else NoisyWindows
-    trained = trainer.run(windows(groups, config))
+    windows: Windows = DatasetWindows(groups, config, packs)
+    if config.neftune_noise_alpha is not None:
+        windows = NoisyWindows(windows, config.seed)
+    trained = trainer.run(windows)
     export(context, trained, context.input("model"), ledger.to_json())
+
+
+def _packed(
+    context: Context, rows: list[TokenizedSequence], longest: int
+) -> tuple[list[TokenizedSequence], list[list[int]]]:
+    """(rows, or pieces of them, indices of those in each pack)."""
+    from stages.data.packing import best_fit_decreasing, fill, split, wrap
+
+    strategy = context.config.packing_strategy
+    if strategy == "wrapped":
+        rows = wrap(rows, longest)
+    elif strategy == "bfd_split":
+        rows = split(rows, longest)
+    lengths = [len(row.token_ids) for row in rows]
+    packs = best_fit_decreasing(lengths, longest)
+    context.counts["packs"] = len(packs)
+    context.log(
+        f"{len(rows)} rows in {len(packs)} packs of {longest} tokens, {fill(lengths, len(packs), longest):.1%} full"
+    )
+    return rows, packs
 
 
 def memory(request: Request) -> list[Phase]:
     """One step after another."""
+    # a pack is at most as long as a row may be
     work = request.passes(row=request.longest, rows=request.config.train_batch_size)
     return [training_step(request.training, work, HeadUse())]
 

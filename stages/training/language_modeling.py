@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +14,7 @@ from stages.seeds import generator
 from stages.training.batch import Group, TokenBatch
 from stages.training.metrics import Mean
 from stages.training.model import token_losses
-from stages.training.objective import Forward, Window
-from stages.training.windows import DatasetWindows
+from stages.training.objective import Forward, Window, Windows
 
 
 def asked_tokens(group: Group) -> int:
@@ -101,14 +101,30 @@ class EmbeddingNoise:
         return embeddings_BTH + noise_BTH.to(embeddings_BTH)
 
 
-class NoisyWindows(DatasetWindows):
+class NoisyWindows:
     """Windows whose rows draw new noise at every step."""
+
+    def __init__(self, windows: Windows, seed: int) -> None:
+        self.windows, self.seed = windows, seed
+        self.total_steps = windows.total_steps
 
     def window(self, step: int) -> Window:
         """The groups of a step, each with the key of its noise."""
-        window = super().window(step)
+        window = self.windows.window(step)
         return replace(window, groups=[self._with_noise(group, step) for group in window.groups])
 
     def _with_noise(self, group: Group, step: int) -> Group:
         settings = group.data or RowSettings()
         return replace(group, data=replace(settings, noise_key=(self.seed, "neftune", step, group.row_id)))
+
+    def state(self) -> dict[str, Any]:
+        """That of the windows inside; the noise follows from the step."""
+        return self.windows.state()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Those of the windows inside."""
+        return self.windows.tensors()
+
+    def load(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Into the windows inside."""
+        self.windows.load(state, tensors)

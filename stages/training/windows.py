@@ -21,14 +21,18 @@ def row_order(num_rows: int, config: TrainingConfig) -> RowOrder:
 class DatasetWindows:
     """Optimizer steps over groups in an order that is shuffled anew for every epoch."""
 
-    def __init__(self, groups: Sequence[Group], config: TrainingConfig) -> None:
-        self.groups, self.seed = groups, config.seed
-        self.order = row_order(len(groups), config)
+    def __init__(
+        self, groups: Sequence[Group], config: TrainingConfig, packs: Sequence[Sequence[int]] | None = None
+    ) -> None:
+        """`packs`: indices of groups that are one item of the batch; None: each is one."""
+        self.packs = [[index] for index in range(len(groups))] if packs is None else packs
+        self.groups = groups
+        self.order = row_order(len(self.packs), config)
         self.total_steps = self.order.total_steps
 
     def window(self, step: int) -> Window:
         """The groups of a step."""
-        groups = [self.groups[row] for row in self.order.rows(step)]
+        groups = [self.groups[row] for pack in self.order.rows(step) for row in self.packs[pack]]
         return Window(groups, metrics={"epoch": self.order.epoch_after(step)})
 
     def state(self) -> dict[str, Any]:

@@ -48,7 +48,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "sft": (
         1,
-        "d41d30b3873c8bd4",
+        "b1bd838b8f8c6271",
         "5b5d6e5dacfc4fa6",
         {
             "model/metrics: loss": 3.8009,
