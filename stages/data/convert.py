@@ -5,17 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from artifacts.errors import DataError
 from stages.data.conversation import (
     RowError,
     check_order,
-    common_prompt,
-    common_text,
     from_messages,
     from_transcript,
     is_transcript,
 )
-from stages.data.types import PAIRED, ROW_ID, TEXT_COLUMNS, Message, Row, required_columns, text_columns
+from stages.data.shapes import (
+    EMPTY_TEXT,
+    EQUAL_PAIR,
+    SHAPES,
+    USED_COLUMNS,
+    Dropped,
+    detect_type,
+    from_alpaca,
+    from_conversations,
+    without_repeated_prompt,
+)
+from stages.data.types import PAIRED, ROW_ID, Message, Row, required_columns, text_columns
 
 RECOGNIZED = frozenset(
     [
@@ -36,31 +44,6 @@ RECOGNIZED = frozenset(
     ]
 )
 """Source columns that a typed row may be made of."""
-
-_TEXTS = ("text", "messages", "prompt", "completion", "chosen", "rejected")
-_COMPLETIONS = ("completion", "chosen", "rejected", "reference")
-_USED = {
-    "language_modeling": ("text", "messages", "prompt", "completion"),
-    "prompt": ("prompt", "messages"),
-    "prompt_completion": ("prompt", "completion", "messages"),
-    "preference": ("prompt", "chosen", "rejected"),
-    "unpaired_preference": ("prompt", "completion", "messages"),
-    "triple_preference": ("prompt", "chosen", "rejected", "reference"),
-    "stepwise_supervision": ("prompt",),
-}
-"""The columns that a row of each type may be made of; others stay as they are."""
-
-EMPTY_TEXT = "filtered: empty text"
-EQUAL_PAIR = "filtered: chosen equals rejected"
-NO_SHARED_PROMPT = "filtered: chosen and rejected share no prompt"
-
-
-class Dropped(Exception):
-    """The row is valid and of no use."""
-
-    def __init__(self, state: str, detail: str = "") -> None:
-        super().__init__(state)
-        self.state, self.detail = state, detail
 
 
 Note = Callable[[str, str], None]
@@ -83,16 +66,16 @@ class Converter:
         if ROW_ID in row:
             do = "map it to another name: columns: {source_id: row_id}"
             raise RowError(where, ROW_ID, "the column name is ours", do=do)
-        row = _from_alpaca(_from_conversations(dict(row)))
+        row = from_alpaca(from_conversations(dict(row)))
         kind = self.type or (detect_type(row, where) if self._wanted == "auto" else self._wanted)
         first = not self.type
         if first:
-            texts = {name: row[name] for name in _USED[kind] if isinstance(row.get(name), str)}
+            texts = {name: row[name] for name in USED_COLUMNS[kind] if isinstance(row.get(name), str)}
             self._transcripts = {name for name, text in texts.items() if is_transcript(text)}
-        for name in _USED[kind]:
+        for name in USED_COLUMNS[kind]:
             if row.get(name) is not None:
                 row[name] = self._standardized(row[name], where, name, note)
-        row = _SHAPES[kind](_without_repeated_prompt(row, _USED[kind]), where)
+        row = SHAPES[kind](without_repeated_prompt(row, USED_COLUMNS[kind]), where)
         conversational = _form(row, kind, where)
         if not first and conversational != self.conversational:
             reason = f"mixed types: the rows before it hold {'messages' if self.conversational else 'text'}"
@@ -124,166 +107,6 @@ class Converter:
             raise RowError(where, columns[0], "a system message needs conversational rows", "text")
         _drop_useless(typed, kind, text_columns(kind, conversational))
         return {**typed, **{name: value for name, value in row.items() if name not in typed}}
-
-
-def detect_type(row: Row, where: str) -> str:
-    """The dataset type by its columns. Raises DataError when they fit none."""
-    present = {name for name, value in row.items() if value is not None}
-    if {"chosen", "rejected"} <= present:
-        return "preference"
-    if {"prompt", "completions", "labels"} <= present:
-        return "stepwise_supervision"
-    if {"prompt", "completion"} <= present:
-        return "unpaired_preference" if "label" in present else "prompt_completion"
-    if present & {"text", "messages"}:
-        return "language_modeling"
-    if "prompt" in present and not present & {"chosen", "rejected"}:
-        return "prompt"
-    raise DataError(
-        f"{where}: cannot tell the dataset type from the columns {', '.join(row) or '(none)'}; set `type`, and name "
-        f"the columns with `columns: {{prompt: theirs}}` or `templates`"
-    )
-
-
-def _from_conversations(row: Row) -> Row:
-    if "messages" not in row and isinstance(row.get("conversations"), list):
-        row["messages"] = row.pop("conversations")
-    return row
-
-
-def _from_alpaca(row: Row) -> Row:
-    """instruction, input (may be empty) and output as a question and its answer."""
-    if not {"instruction", "output"} <= set(row) or set(row) & set(_TEXTS):
-        return row
-    instruction, given, output = row.pop("instruction"), row.pop("input", None), row.pop("output")
-    question = f"{instruction}\n\n{given}" if isinstance(given, str) and given else instruction
-    return {
-        "prompt": [{"role": "user", "content": question}],
-        "completion": [{"role": "assistant", "content": output}],
-        **row,
-    }
-
-
-def _without_repeated_prompt(row: Row, used: tuple[str, ...]) -> Row:
-    """A prompt that its completions repeat is cut from them; prompts and completions get one form."""
-    prompt = row.get("prompt")
-    names = [name for name in _COMPLETIONS if name in used and row.get(name) is not None]
-    if prompt is None or not names:
-        return row
-    if isinstance(prompt, str) and all(isinstance(row[name], list) for name in names):
-        prompt = row["prompt"] = [{"role": "user", "content": prompt}]
-    if isinstance(prompt, list):
-        if prompt and prompt[-1] == {"role": "assistant", "content": ""}:  # `Assistant:` at a transcript's end
-            prompt = row["prompt"] = prompt[:-1]
-        for name in names:
-            if isinstance(row[name], str):
-                row[name] = [{"role": "assistant", "content": row[name].strip()}]
-        if prompt and all(row[name][: len(prompt)] == prompt for name in names):
-            for name in names:
-                row[name] = row[name][len(prompt) :]
-    return row
-
-
-def _shape_language(row: Row, where: str) -> Row:
-    if row.get("messages") is None and row.get("text") is None:
-        _require(row, ("prompt", "completion"), where, "language_modeling")
-        joined = row.pop("prompt") + row.pop("completion")
-        row["messages" if isinstance(joined, list) else "text"] = joined
-    elif isinstance(row.get("text"), list):
-        row["messages"] = row.pop("text")
-    return row
-
-
-def _shape_prompt(row: Row, where: str) -> Row:
-    if row.get("prompt") is None and isinstance(row.get("messages"), list):
-        row["prompt"] = row.pop("messages")
-    _require(row, ("prompt",), where, "prompt")
-    if isinstance(row["prompt"], list) and row["prompt"][-1:] == [{"role": "assistant", "content": ""}]:
-        row["prompt"] = row["prompt"][:-1]
-    return row
-
-
-def _shape_completion(row: Row, where: str) -> Row:
-    messages = row.get("messages")
-    if row.get("prompt") is None and isinstance(messages, list) and messages:
-        del row["messages"]
-        row["prompt"], row["completion"] = messages[:-1], messages[-1:]
-    _require(row, ("prompt", "completion"), where, "prompt_completion")
-    return row
-
-
-def _shape_unpaired(row: Row, where: str) -> Row:
-    row = _shape_completion(row, where)
-    _require(row, ("label",), where, "unpaired_preference")
-    return {**row, "label": _label(row["label"], where, "label")}
-
-
-def _label(value: Any, where: str, place: str) -> bool:
-    labels = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
-    if str(value).lower() not in labels:
-        raise RowError(where, place, "must be true or false", repr(value))
-    return labels[str(value).lower()]
-
-
-def _shape_steps(row: Row, where: str) -> Row:
-    """A prompt of text, and as many labels as steps."""
-    _require(row, ("prompt", "completions", "labels"), where, "stepwise_supervision")
-    steps, labels = row["completions"], row["labels"]
-    for column, value in (("completions", steps), ("labels", labels)):
-        if not isinstance(value, list):
-            raise RowError(where, column, "must be a list with an entry a step", f"a {type(value).__name__}")
-    if not isinstance(row["prompt"], str):
-        raise RowError(where, "prompt", "the prompt of stepwise rows is text", f"a {type(row['prompt']).__name__}")
-    if len(steps) != len(labels):
-        raise RowError(where, "labels", "every step has one label", f"{len(labels)} labels for {len(steps)} steps")
-    for number, step in enumerate(steps):
-        if not isinstance(step, str):
-            raise RowError(where, f"completions[{number}]", "a step is text", f"a {type(step).__name__}")
-        if not step.strip():
-            raise Dropped(EMPTY_TEXT, f"completions[{number}]")
-    if not steps:
-        raise Dropped(EMPTY_TEXT, "completions")
-    return {**row, "labels": [_label(value, where, f"labels[{number}]") for number, value in enumerate(labels)]}
-
-
-def _shape_preference(row: Row, where: str) -> Row:
-    """With an implicit prompt, what chosen and rejected share from their start is the prompt."""
-    _require(row, ("chosen", "rejected"), where, "preference")
-    if row.get("prompt") is not None:
-        return row
-    chosen, rejected = row["chosen"], row["rejected"]
-    if isinstance(chosen, str) != isinstance(rejected, str):
-        raise RowError(where, "rejected", "mixed types", "text beside messages")
-    if chosen == rejected:
-        raise Dropped(EQUAL_PAIR)
-    shared = common_text(chosen, rejected) if isinstance(chosen, str) else common_prompt(chosen, rejected)
-    if shared == 0:
-        raise Dropped(NO_SHARED_PROMPT)
-    return {**row, "prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
-
-
-def _shape_triple(row: Row, where: str) -> Row:
-    _require(row, TEXT_COLUMNS["triple_preference"], where, "triple_preference")
-    return row
-
-
-_SHAPES: dict[str, Callable[[Row, str], Row]] = {
-    "language_modeling": _shape_language,
-    "prompt": _shape_prompt,
-    "prompt_completion": _shape_completion,
-    "preference": _shape_preference,
-    "unpaired_preference": _shape_unpaired,
-    "triple_preference": _shape_triple,
-    "stepwise_supervision": _shape_steps,
-}
-
-
-def _require(row: Row, columns: tuple[str, ...], where: str, kind: str) -> None:
-    for column in columns:
-        if row.get(column) is None:
-            reason = f"a {kind} row has no {column!r}"
-            found = f"columns {', '.join(name for name, value in row.items() if value is not None) or 'none'}"
-            raise RowError(where, column, reason, found, "map it with `columns`, or choose another `type`")
 
 
 def _form(row: Row, kind: str, where: str) -> bool:

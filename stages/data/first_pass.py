@@ -13,10 +13,11 @@ from artifacts.digest import canonical_json
 from artifacts.errors import DataError
 from stages.data.columns import ColumnPlan
 from stages.data.conversation import RowError
-from stages.data.convert import RECOGNIZED, Converter, Dropped
+from stages.data.convert import RECOGNIZED, Converter
 from stages.data.dataset import column_types
 from stages.data.ledger import RowLedger
 from stages.data.schema import ColumnTypes
+from stages.data.shapes import Dropped
 from stages.data.sources import Source, SourceRow, plain
 from stages.data.types import Row, required_columns, text_columns
 from stages.identity import load_code
