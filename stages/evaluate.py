@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from artifacts.errors import StageError
-from stages.data.types import PAIRED
+from stages.data.types import PAIRED, SEQUENCE_TYPES
 from stages.evaluation.config import AnswerConfig, answer_problems
 from stages.evaluation.memory import answering_phases
 from stages.stage import Input, Stage
@@ -133,13 +133,14 @@ def _obstacles(context: Context, dataset: Dataset, is_reward_model: bool) -> dic
     """Why a task cannot be done; empty where it can."""
     of_type = f"this dataset is of type {dataset.type}"
     scores = "the model is a reward model, which gives scores and no tokens" if is_reward_model else ""
-    no_prompt = dataset.type == "language_modeling" and not dataset.conversational
-    answers = scores or (f"it takes prompts, {of_type} without conversations" if no_prompt else "")
-    has_text = dataset.type in ("language_modeling", "prompt_completion")
+    plain = dataset.type == "language_modeling" and not dataset.conversational
+    no_prompt = plain or dataset.type.startswith("pretokenized")
+    answers = scores or (f"it takes prompts as text, {of_type} without conversations" if no_prompt else "")
     return {
         "accuracy": answers or ("" if context.config.rewards else "no rewards are given that judge a completion"),
         "preference_accuracy": "" if dataset.type in PAIRED else f"it takes type preference, {of_type}",
-        "loss": scores or ("" if has_text else f"it takes language_modeling or prompt_completion, {of_type}"),
+        "loss": scores
+        or ("" if dataset.type in SEQUENCE_TYPES else f"it takes {' or '.join(SEQUENCE_TYPES)}, {of_type}"),
         "reward": answers or ("" if context.has("reward_model") else "input reward_model is not wired in"),
     }
 

@@ -48,7 +48,11 @@ def run(context: Context) -> None:
     gold = any(one.gold for one in config.losses)
     _require_gold(config, dataset.type)
     pairs = tokenize_pairs(
-        dataset, tokenizer, max_length=min(config.max_length, trainer.scorer.context_length), ledger=ledger
+        dataset,
+        tokenizer,
+        max_length=min(config.max_length, trainer.scorer.context_length),
+        ledger=ledger,
+        vocabulary=trainer.scorer.vocabulary,
     )
     fixed = config.needs_reference and not config.sync_ref_model
     references = _references(context, trainer, pairs) if fixed else [NO_REFERENCE] * len(pairs)

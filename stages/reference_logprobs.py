@@ -59,14 +59,15 @@ def run(context: Context) -> None:
     longest = min(config.max_length, scorer.context_length)
     names: tuple[str, ...]
     if dataset.type in PAIRED:
-        groups = [pair_group(pair) for pair in tokenize_pairs(dataset, tokenizer, max_length=longest, ledger=ledger)]
+        pairs = tokenize_pairs(dataset, tokenizer, max_length=longest, ledger=ledger, vocabulary=scorer.vocabulary)
+        groups = [pair_group(pair) for pair in pairs]
         names = PAIR
     elif dataset.type == "unpaired_preference":
         judged = tokenize_unpaired(dataset, tokenizer, max_length=longest, ledger=ledger)
         others = mismatched(judged, longest)
         groups, names = scored_groups(judged, others), UNPAIRED if others is not None else UNPAIRED[:1]
     else:
-        rows = tokenize_sequences(dataset, tokenizer, max_length=longest, ledger=ledger)
+        rows = tokenize_sequences(dataset, tokenizer, max_length=longest, ledger=ledger, vocabulary=scorer.vocabulary)
         groups = [Group(row.row_id, (), (Branch(row.token_ids, row.loss_mask),)) for row in rows]
         names = ("completion",)
     with accelerator.autocast():

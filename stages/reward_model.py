@@ -49,6 +49,7 @@ def run(context: Context) -> None:
         tokenizer,
         max_length=min(config.max_length, trainer.scorer.context_length),
         ledger=ledger,
+        vocabulary=trainer.scorer.vocabulary,
     )
     groups = [pair_group(pair, pair.margin) for pair in pairs]
     context.counts["pairs"] = len(groups)

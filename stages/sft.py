@@ -92,6 +92,7 @@ def run(context: Context) -> None:
         ledger=ledger,
         assistant_only_loss=config.assistant_only_loss,
         completion_only_loss=config.completion_only_loss,
+        vocabulary=trainer.scorer.vocabulary,
     )
     packs = None
     if config.packing:

@@ -94,7 +94,13 @@ def run(context: Context) -> None:
     measured = {"kto": ("kl",), "bco": ("delta",)}.get(config.loss_type, ())
     trainer, tokenizer = start(context, config, UnpairedLoss(loss, config.beta, measured))
     ledger, longest = RowLedger(), min(config.max_length, trainer.scorer.context_length)
-    rows = tokenize_unpaired(read_dataset(context.input("dataset")), tokenizer, max_length=longest, ledger=ledger)
+    rows = tokenize_unpaired(
+        read_dataset(context.input("dataset")),
+        tokenizer,
+        max_length=longest,
+        ledger=ledger,
+        vocabulary=trainer.scorer.vocabulary,
+    )
     groups = _groups(context, trainer, rows, longest)
     good = sum(row.label for row in rows)
     context.counts.update({"desirable": good, "undesirable": len(rows) - good})

@@ -12,18 +12,27 @@ from stages.data.conversation import (
     from_transcript,
     is_transcript,
 )
+from stages.data.dropping import EMPTY_TEXT, EQUAL_PAIR, Dropped
+from stages.data.pretokenized import require_equal_columns
 from stages.data.shapes import (
-    EMPTY_TEXT,
-    EQUAL_PAIR,
     SHAPES,
     USED_COLUMNS,
-    Dropped,
     detect_type,
     from_alpaca,
     from_conversations,
     without_repeated_prompt,
 )
-from stages.data.types import PAIRED, ROW_ID, Message, Row, required_columns, text_columns
+from stages.data.types import (
+    FURTHER_COLUMNS,
+    OPTIONAL_COLUMNS,
+    PAIRED,
+    ROW_ID,
+    TOKEN_MASKS,
+    Message,
+    Row,
+    required_columns,
+    text_columns,
+)
 
 RECOGNIZED = frozenset(
     [
@@ -41,6 +50,9 @@ RECOGNIZED = frozenset(
         "instruction",
         "input",
         "output",
+        *FURTHER_COLUMNS["pretokenized"],
+        *FURTHER_COLUMNS["pretokenized_preference"],
+        *TOKEN_MASKS,
     ]
 )
 """Source columns that a typed row may be made of."""
@@ -59,6 +71,8 @@ class Converter:
         self._system = system
         self.type = ""
         self.conversational = False
+        self.optional: tuple[str, ...] = ()
+        """Those of the type's optional columns that the rows have."""
         self._transcripts: set[str] = set()
 
     def convert(self, row: Row, where: str, note: Note) -> Row:
@@ -76,13 +90,16 @@ class Converter:
             if row.get(name) is not None:
                 row[name] = self._standardized(row[name], where, name, note)
         row = SHAPES[kind](without_repeated_prompt(row, USED_COLUMNS[kind]), where)
+        optional = tuple(name for name in OPTIONAL_COLUMNS.get(kind, ()) if name in row)
+        if not first and kind == "pretokenized":
+            require_equal_columns(row, self.optional, where)
         conversational = _form(row, kind, where)
         if not first and conversational != self.conversational:
             reason = f"mixed types: the rows before it hold {'messages' if self.conversational else 'text'}"
             found = "messages" if conversational else "text"
             raise RowError(where, text_columns(kind, conversational)[0], reason, found, "make all rows alike")
         row = self._checked(row, kind, conversational, where)
-        self.type, self.conversational = kind, conversational
+        self.type, self.conversational, self.optional = kind, conversational, optional
         return row
 
     def _standardized(self, value: Any, where: str, name: str, note: Note) -> Any:
@@ -97,7 +114,7 @@ class Converter:
 
     def _checked(self, row: Row, kind: str, conversational: bool, where: str) -> Row:
         columns = required_columns(kind, conversational)
-        typed = {column: row[column] for column in columns}
+        typed = {column: row[column] for column in (*columns, *OPTIONAL_COLUMNS.get(kind, ())) if column in row}
         if conversational:
             first = columns[0]
             if self._system is not None and typed[first][:1] and typed[first][0]["role"] != "system":
@@ -114,6 +131,8 @@ def _form(row: Row, kind: str, where: str) -> bool:
     chat = kind == "language_modeling" and row.get("messages") is not None
     columns = text_columns(kind, chat)
     forms = {isinstance(row[column], list) for column in columns}
+    if not columns:
+        return False
     if len(forms) != 1 or (chat and forms != {True}):
         held = ", ".join(f"{name} is {'messages' if isinstance(row[name], list) else 'text'}" for name in columns)
         raise RowError(where, columns[-1], "mixed types: text and messages in one row", held)
@@ -138,7 +157,7 @@ def _drop_useless(typed: dict[str, Any], kind: str, texts: tuple[str, ...]) -> N
     for column in texts:
         if not _last_text(typed[column]).strip():
             raise Dropped(EMPTY_TEXT, column)
-    if kind in PAIRED and typed["chosen"] == typed["rejected"]:
+    if kind in PAIRED and texts and typed["chosen"] == typed["rejected"]:
         raise Dropped(EQUAL_PAIR)
 
 

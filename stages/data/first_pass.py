@@ -15,9 +15,9 @@ from stages.data.columns import ColumnPlan
 from stages.data.conversation import RowError
 from stages.data.convert import RECOGNIZED, Converter
 from stages.data.dataset import column_types
+from stages.data.dropping import Dropped
 from stages.data.ledger import RowLedger
 from stages.data.schema import ColumnTypes
-from stages.data.shapes import Dropped
 from stages.data.sources import Source, SourceRow, plain
 from stages.data.types import Row, required_columns, text_columns
 from stages.identity import load_code
@@ -107,12 +107,15 @@ class FirstPass:
         if self.config.keep_columns is None:
             return row
         required = required_columns(self.converter.type, self.converter.conversational)
+        required += self.converter.optional
         wanted = {*required, *self.config.keep_columns, *self.config.columns, *self.config.templates}
         return {name: value for name, value in row.items() if name in wanted}
 
     def _filter(self, row: Row, where: str) -> None:
         filters = self.config.filters
         columns = text_columns(self.converter.type, self.converter.conversational)
+        if not columns and (filters.min_characters or filters.max_characters):
+            raise DataError(f"{where}: filters count characters, and a {self.converter.type} row has none; use keep")
         characters = sum(_characters(row[name]) for name in columns)
         if self.converter.type == "stepwise_supervision":
             characters += sum(map(len, row["completions"]))

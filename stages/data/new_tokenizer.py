@@ -59,6 +59,8 @@ def _texts(folders: Sequence[Path]) -> Iterator[str]:
     """Every text and every message's content, in order."""
     for folder in folders:
         dataset = read_dataset(folder)
+        if not text_columns(dataset.type, dataset.conversational):
+            raise DataError(f"a tokenizer is trained on text; a {dataset.type} dataset holds token ids")
         for row in dataset:
             for column in text_columns(dataset.type, dataset.conversational):
                 if dataset.conversational:

@@ -19,6 +19,7 @@ from stages.data.encode import (
     require_rows,
     require_type,
 )
+from stages.data.given_tokens import given_pair
 from stages.data.ledger import RowLedger
 from stages.data.types import PAIRED, ROW_ID, TEXT_COLUMNS, Dataset, Row
 
@@ -46,21 +47,39 @@ class TokenizedPair:
 
 
 def tokenize_pairs(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None, ledger: RowLedger
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None,
+    ledger: RowLedger,
+    vocabulary: int | None = None,
 ) -> list[TokenizedPair]:
-    """Rows of a paired type; prompt and completion together are cut to `max_length` tokens."""
+    """Rows of a paired type; prompt and completion together are cut to `max_length` tokens.
+
+    vocabulary: number of token ids that the model has, for pretokenized rows; None: as many as the tokenizer.
+    """
     require_type(dataset, PAIRED)
-    columns = TEXT_COLUMNS[dataset.type][1:]
     encoder = Encoder(tokenizer)
+    size = len(tokenizer) if vocabulary is None else vocabulary
     pairs = []
     for rows in dataset.blocks(ROWS_PER_BLOCK):
-        prompts = encode_prompts(encoder, dataset, rows)
-        completions = [encode_joined(encoder, dataset, rows, column) for column in columns]
-        for row, prompt, *encoded in zip(rows, prompts, *completions, strict=True):
+        for row, (prompt, encoded) in zip(rows, _encoded(encoder, dataset, rows, size), strict=True):
             pair = _pair(row, prompt, encoded, max_length, encoder, ledger)
             if pair is not None:
                 pairs.append(pair)
     return require_rows(pairs, dataset, ledger)
+
+
+def _encoded(
+    encoder: Encoder, dataset: Dataset, rows: Sequence[Row], vocabulary: int
+) -> list[tuple[list[int], list[list[int]]]]:
+    """(prompt alone, prompt with each of the completions) of every row."""
+    if dataset.type == "pretokenized_preference":
+        return [given_pair(row, vocabulary) for row in rows]
+    columns = TEXT_COLUMNS[dataset.type][1:]
+    prompts = encode_prompts(encoder, dataset, rows)
+    completions = [encode_joined(encoder, dataset, rows, column) for column in columns]
+    return [(prompt, encoded) for prompt, *encoded in zip(prompts, *completions, strict=True)]
 
 
 def _pair(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import DataError
+from stages.data.types import FURTHER_COLUMNS
 
 if TYPE_CHECKING:
     import pyarrow
@@ -49,6 +50,8 @@ def typed_columns(text: tuple[str, ...], conversational: bool, dataset_type: str
         kinds["label"] = "bool"
     if dataset_type == "stepwise_supervision":
         kinds |= {"completions": ("list", "string"), "labels": ("list", "bool")}
+    if dataset_type in ("pretokenized", "pretokenized_preference"):
+        kinds |= dict.fromkeys(FURTHER_COLUMNS[dataset_type], ("list", "int"))
     return kinds
 
 

@@ -7,6 +7,9 @@ from typing import Any
 
 from artifacts.errors import DataError
 from stages.data.conversation import RowError, common_prompt, common_text
+from stages.data.dropping import EMPTY_TEXT, EQUAL_PAIR, NO_SHARED_PROMPT, Dropped, require_columns
+from stages.data.pretokenized import shape_preference as shape_preference_ids
+from stages.data.pretokenized import shape_sequence
 from stages.data.types import TEXT_COLUMNS, Row
 
 _TEXTS = ("text", "messages", "prompt", "completion", "chosen", "rejected")
@@ -19,20 +22,10 @@ USED_COLUMNS = {
     "unpaired_preference": ("prompt", "completion", "messages"),
     "triple_preference": ("prompt", "chosen", "rejected", "reference"),
     "stepwise_supervision": ("prompt",),
+    "pretokenized": (),
+    "pretokenized_preference": (),
 }
-"""The columns that a row of each type may be made of; others stay as they are."""
-
-EMPTY_TEXT = "filtered: empty text"
-EQUAL_PAIR = "filtered: chosen equals rejected"
-NO_SHARED_PROMPT = "filtered: chosen and rejected share no prompt"
-
-
-class Dropped(Exception):
-    """The row is valid and of no use."""
-
-    def __init__(self, state: str, detail: str = "") -> None:
-        super().__init__(state)
-        self.state, self.detail = state, detail
+"""The columns of text or messages that a row of each type may be made of; others stay as they are."""
 
 
 def detect_type(row: Row, where: str) -> str:
@@ -48,6 +41,10 @@ def detect_type(row: Row, where: str) -> str:
         return "language_modeling"
     if "prompt" in present and not present & {"chosen", "rejected"}:
         return "prompt"
+    if "input_ids" in present:
+        return "pretokenized"
+    if {"chosen_ids", "rejected_ids"} <= present:
+        return "pretokenized_preference"
     raise DataError(
         f"{where}: cannot tell the dataset type from the columns {', '.join(row) or '(none)'}; set `type`, and name "
         f"the columns with `columns: {{prompt: theirs}}` or `templates`"
@@ -96,7 +93,7 @@ def without_repeated_prompt(row: Row, used: tuple[str, ...]) -> Row:
 
 def _shape_language(row: Row, where: str) -> Row:
     if row.get("messages") is None and row.get("text") is None:
-        _require(row, ("prompt", "completion"), where, "language_modeling")
+        require_columns(row, ("prompt", "completion"), where, "language_modeling")
         joined = row.pop("prompt") + row.pop("completion")
         row["messages" if isinstance(joined, list) else "text"] = joined
     elif isinstance(row.get("text"), list):
@@ -107,7 +104,7 @@ def _shape_language(row: Row, where: str) -> Row:
 def _shape_prompt(row: Row, where: str) -> Row:
     if row.get("prompt") is None and isinstance(row.get("messages"), list):
         row["prompt"] = row.pop("messages")
-    _require(row, ("prompt",), where, "prompt")
+    require_columns(row, ("prompt",), where, "prompt")
     if isinstance(row["prompt"], list) and row["prompt"][-1:] == [{"role": "assistant", "content": ""}]:
         row["prompt"] = row["prompt"][:-1]
     return row
@@ -118,13 +115,13 @@ def _shape_completion(row: Row, where: str) -> Row:
     if row.get("prompt") is None and isinstance(messages, list) and messages:
         del row["messages"]
         row["prompt"], row["completion"] = messages[:-1], messages[-1:]
-    _require(row, ("prompt", "completion"), where, "prompt_completion")
+    require_columns(row, ("prompt", "completion"), where, "prompt_completion")
     return row
 
 
 def _shape_unpaired(row: Row, where: str) -> Row:
     row = _shape_completion(row, where)
-    _require(row, ("label",), where, "unpaired_preference")
+    require_columns(row, ("label",), where, "unpaired_preference")
     return {**row, "label": _label(row["label"], where, "label")}
 
 
@@ -137,7 +134,7 @@ def _label(value: Any, where: str, place: str) -> bool:
 
 def _shape_steps(row: Row, where: str) -> Row:
     """A prompt of text, and as many labels as steps."""
-    _require(row, ("prompt", "completions", "labels"), where, "stepwise_supervision")
+    require_columns(row, ("prompt", "completions", "labels"), where, "stepwise_supervision")
     steps, labels = row["completions"], row["labels"]
     for column, value in (("completions", steps), ("labels", labels)):
         if not isinstance(value, list):
@@ -158,7 +155,7 @@ def _shape_steps(row: Row, where: str) -> Row:
 
 def _shape_preference(row: Row, where: str) -> Row:
     """With an implicit prompt, what chosen and rejected share from their start is the prompt."""
-    _require(row, ("chosen", "rejected"), where, "preference")
+    require_columns(row, ("chosen", "rejected"), where, "preference")
     if row.get("prompt") is not None:
         return row
     chosen, rejected = row["chosen"], row["rejected"]
@@ -173,7 +170,7 @@ def _shape_preference(row: Row, where: str) -> Row:
 
 
 def _shape_triple(row: Row, where: str) -> Row:
-    _require(row, TEXT_COLUMNS["triple_preference"], where, "triple_preference")
+    require_columns(row, TEXT_COLUMNS["triple_preference"], where, "triple_preference")
     return row
 
 
@@ -185,12 +182,6 @@ SHAPES: dict[str, Callable[[Row, str], Row]] = {
     "unpaired_preference": _shape_unpaired,
     "triple_preference": _shape_triple,
     "stepwise_supervision": _shape_steps,
+    "pretokenized": shape_sequence,
+    "pretokenized_preference": shape_preference_ids,
 }
-
-
-def _require(row: Row, columns: tuple[str, ...], where: str, kind: str) -> None:
-    for column in columns:
-        if row.get(column) is None:
-            reason = f"a {kind} row has no {column!r}"
-            found = f"columns {', '.join(name for name, value in row.items() if value is not None) or 'none'}"
-            raise RowError(where, column, reason, found, "map it with `columns`, or choose another `type`")

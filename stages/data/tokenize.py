@@ -25,8 +25,9 @@ from stages.data.encode import (
     require_type,
     row_ids,
 )
+from stages.data.given_tokens import given_sequence, require_masks
 from stages.data.ledger import RowLedger
-from stages.data.types import ROW_ID, Dataset, Message, Row
+from stages.data.types import ROW_ID, SEQUENCE_TYPES, TEXT_COLUMNS, Dataset, Message, Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,28 +61,25 @@ def tokenize_sequences(
     ledger: RowLedger,
     assistant_only_loss: bool = False,
     completion_only_loss: bool | None = None,
+    vocabulary: int | None = None,
 ) -> list[TokenizedSequence]:
-    """Language-modelling and prompt-completion rows, cut after `max_length` tokens.
+    """Language-modelling, prompt-completion and pretokenized rows, cut after `max_length` tokens.
 
     completion_only_loss None: the prompt of a prompt-completion row is not trained (TRL's default).
     assistant_only_loss: of conversations, only what the template marks as the assistant's is trained.
+    vocabulary: number of token ids that the model has, for pretokenized rows; None: as many as the tokenizer.
     """
-    require_type(dataset, ("language_modeling", "prompt_completion"))
-    if completion_only_loss and dataset.type == "language_modeling":
-        raise DataError(
-            "completion_only_loss: a language_modeling dataset has no prompt; leave it out, or normalize "
-            "to prompt_completion"
-        )
-    if assistant_only_loss and not dataset.conversational:
-        raise DataError(
-            "assistant_only_loss needs a conversational dataset, this one holds plain text; use "
-            "completion_only_loss with prompt and completion"
-        )
+    require_type(dataset, SEQUENCE_TYPES)
+    _check_masks(dataset, assistant_only_loss, completion_only_loss)
     encoder = Encoder(tokenizer)
     completion_only = dataset.type == "prompt_completion" and completion_only_loss is not False
     sequences = []
     for rows in dataset.blocks(ROWS_PER_BLOCK):
-        masked = _full_sequences(encoder, dataset, rows, assistant_only_loss)
+        if dataset.type == "pretokenized":
+            size = len(tokenizer) if vocabulary is None else vocabulary
+            masked = [given_sequence(row, size, assistant_only_loss, completion_only_loss) for row in rows]
+        else:
+            masked = list(_full_sequences(encoder, dataset, rows, assistant_only_loss))
         prompts = encode_prompts(encoder, dataset, rows) if completion_only else [[]] * len(rows)
         for row, (token_ids, mask), prompt_ids in zip(rows, masked, prompts, strict=True):
             boundary = common_prefix(prompt_ids, token_ids)
@@ -93,6 +91,23 @@ def tokenize_sequences(
     return require_rows(sequences, dataset, ledger)
 
 
+def _check_masks(dataset: Dataset, assistant_only: bool, completion_only: bool | None) -> None:
+    """Raises DataError where the rows cannot say what is asked for."""
+    if dataset.type == "pretokenized":
+        require_masks(dataset, assistant_only, completion_only)
+        return
+    if completion_only and dataset.type == "language_modeling":
+        raise DataError(
+            "completion_only_loss: a language_modeling dataset has no prompt; leave it out, or normalize "
+            "to prompt_completion"
+        )
+    if assistant_only and not dataset.conversational:
+        raise DataError(
+            "assistant_only_loss needs a conversational dataset, this one holds plain text; use "
+            "completion_only_loss with prompt and completion"
+        )
+
+
 def tokenize_prompts(
     dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None, ledger: RowLedger
 ) -> list[TokenizedPrompt]:
@@ -100,6 +115,7 @@ def tokenize_prompts(
 
     A prompt longer than `max_length` is dropped, never cut: an answer to half a question teaches nothing.
     """
+    require_type(dataset, tuple(name for name, columns in TEXT_COLUMNS.items() if columns))
     if dataset.type == "language_modeling" and not dataset.conversational:
         raise DataError("a language_modeling dataset of plain text has no prompts; give one with a prompt column")
     encoder = Encoder(tokenizer)

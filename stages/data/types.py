@@ -9,6 +9,8 @@
 | unpaired_preference | prompt, completion, label | prompt, completion, label                 |
 | triple_preference   | prompt, chosen, rejected and reference, the gold completion; both namings     |
 | stepwise_supervision | prompt; completions and labels: a list of steps, and whether each is right  |
+| pretokenized        | input_ids; if given, labels, completion_mask, assistant_masks, as long as these |
+| pretokenized_preference | prompt_ids, chosen_ids, rejected_ids                                     |
 
 Names as TRL's. Other columns are kept beside them.
 """
@@ -27,6 +29,8 @@ DatasetType = Literal[
     "unpaired_preference",
     "triple_preference",
     "stepwise_supervision",
+    "pretokenized",
+    "pretokenized_preference",
 ]
 
 Message = dict[str, str]
@@ -42,17 +46,29 @@ TEXT_COLUMNS: dict[str, tuple[str, ...]] = {
     "unpaired_preference": ("prompt", "completion"),
     "triple_preference": ("prompt", "chosen", "rejected", "reference"),
     "stepwise_supervision": ("prompt",),
+    "pretokenized": (),
+    "pretokenized_preference": (),
 }
 """The columns that hold text or messages, standard naming."""
 
-PAIRED = ("preference", "triple_preference")
+PAIRED = ("preference", "triple_preference", "pretokenized_preference")
 """The types that hold pairs of a chosen and a rejected completion."""
+SEQUENCE_TYPES = ("language_modeling", "prompt_completion", "pretokenized")
+"""The types that are trained on as they are, one sequence a row."""
 
 FURTHER_COLUMNS: dict[str, tuple[str, ...]] = {
     "unpaired_preference": ("label",),
     "stepwise_supervision": ("completions", "labels"),
+    "pretokenized": ("input_ids",),
+    "pretokenized_preference": ("prompt_ids", "chosen_ids", "rejected_ids"),
 }
 """The columns that a type asks for besides."""
+
+TOKEN_MASKS = ("labels", "completion_mask", "assistant_masks")
+"""The columns that a pretokenized dataset may have: all of its rows, or none of them."""
+
+OPTIONAL_COLUMNS: dict[str, tuple[str, ...]] = {"pretokenized": TOKEN_MASKS}
+"""The columns that mean something to a type and need not be there."""
 
 ROW_ID = "row_id"
 

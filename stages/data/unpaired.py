@@ -39,7 +39,12 @@ class TokenizedCompletion:
 
 
 def tokenize_unpaired(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None, ledger: RowLedger
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None,
+    ledger: RowLedger,
+    vocabulary: int | None = None,
 ) -> list[TokenizedCompletion]:
     """Rows of type unpaired_preference, or pairs as a desirable and an undesirable completion each.
 
@@ -49,7 +54,7 @@ def tokenize_unpaired(
     if dataset.type in PAIRED:
         return [
             TokenizedCompletion(f"{pair.row_id}/{side}", pair.prompt_ids, ids, side == "chosen")
-            for pair in tokenize_pairs(dataset, tokenizer, max_length=max_length, ledger=ledger)
+            for pair in tokenize_pairs(dataset, tokenizer, max_length=max_length, ledger=ledger, vocabulary=vocabulary)
             for side, ids in (("chosen", pair.chosen_ids), ("rejected", pair.rejected_ids))
         ]
     encoder = Encoder(tokenizer)

@@ -98,6 +98,7 @@ def distill_windows(
             tokenizer,
             max_length=min(config.max_length, room),
             ledger=ledger if config.lmbda == 0 else RowLedger(),
+            vocabulary=trainer.scorer.vocabulary,
         )
         given = [Group(row.row_id, (), (Branch(row.token_ids, row.loss_mask),)) for row in rows]
     if config.lmbda > 0:

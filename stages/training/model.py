@@ -121,6 +121,11 @@ class Scorer(nn.Module):
         """Most tokens of a row."""
         return int(self.transformers_model.config.max_position_embeddings)
 
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids that the model has an embedding for."""
+        return int(self.transformers_model.get_input_embeddings().weight.shape[0])
+
     def head(self, temperature: float = 1.0) -> Head:
         """The language-modelling head with what the architecture does to its logits."""
         model = self.transformers_model
