@@ -11,6 +11,8 @@ from statistics import fmean, median
 
 FEW = 20
 """Steps that are compared with those before them."""
+UNTRAINED = ("masked", "filtered: prompt too long")
+"""States of a row ledger that leave nothing of a row to train."""
 
 
 class History:
@@ -143,6 +145,19 @@ def kl_runaway(run: History) -> str | None:
     )
 
 
+def masked_rows(states: Mapping[str, int]) -> str | None:
+    """Rows of which no token is trained, by the row ledger of a training stage."""
+    total = sum(states.values())
+    lost = {state: count for state, count in states.items() if state in UNTRAINED and count}
+    if sum(lost.values()) < 0.01 * total or not lost:
+        return None
+    said = " and ".join(f"{count} {state}" for state, count in sorted(lost.items()))
+    return (
+        f"{said} of {total} rows: nothing of them is trained; raise max_length, or look at the masks "
+        "(assistant_only_loss, completion_only_loss); the row ledger has examples"
+    )
+
+
 MONITORS: dict[str, Monitor] = {
     "loss_spike": loss_spike,
     "entropy_collapse": entropy_collapse,
@@ -151,6 +166,16 @@ MONITORS: dict[str, Monitor] = {
     "accuracy_at_chance": accuracy_at_chance,
     "kl_runaway": kl_runaway,
 }
+
+
+ROW_MONITORS: dict[str, Callable[[Mapping[str, int]], str | None]] = {"masked_rows": masked_rows}
+"""Of a row ledger's states, before the first step."""
+
+
+def notices_of_rows(states: Mapping[str, int]) -> list[Notice]:
+    """What a row ledger gives notice of; of step 0."""
+    found = {name: monitor(states) for name, monitor in ROW_MONITORS.items()}
+    return [Notice(0, name, text) for name, text in found.items() if text is not None]
 
 
 class Watch:

@@ -63,12 +63,13 @@ def run(context: Context) -> None:
         windows = _following(context, trainer, windows, settings)
     if any(one.couples_rows for one in config.losses):
         windows = CoupledWindows(windows, trainer, settings, loss)
-    trained = trainer.run(windows)
+    trained = trainer.run(windows, ledger.states)
     export(context, trained, context.input("model"), ledger.to_json())
 
 
 def _settings(config: Config) -> PairSettings:
     from stages.losses.f_divergence import f_divergence_of
+    from stages.losses.pair_logprobs import PairLogprobs
     from stages.training.preference import PairSettings
 
     settings = config.model_dump()
@@ -80,7 +81,7 @@ def _settings(config: Config) -> PairSettings:
         divergence=f_divergence_of(config.f_divergence_type, config.f_alpha_divergence_coef),
         ld_alpha=config.ld_alpha,
         use_weighting=config.use_weighting,
-        reward_per_token=config.losses[0].per_token,
+        reward=config.losses[0].reward_with(settings) or PairLogprobs.log_ratios,
         metrics=metrics,
     )
 
@@ -146,7 +147,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="preference",
-    version=2,
+    version=3,
     config=Config,
     inputs={
         "model": Input(("model",)),

@@ -54,7 +54,8 @@ def run(context: Context) -> None:
         ledger=ledger,
     )
     context.counts.update({"rows": len(rows), "steps": sum(len(row.ends) for row in rows)})
-    trained = trainer.run(DatasetWindows([step_group(row) for row in rows], config))
+    windows = DatasetWindows([step_group(row) for row in rows], config)
+    trained = trainer.run(windows, ledger.states)
     export(context, trained, context.input("model"), ledger.to_json())
 
 

@@ -110,7 +110,7 @@ def run(context: Context) -> None:
     windows: Windows = DatasetWindows(groups, config, packs)
     if config.neftune_noise_alpha is not None:
         windows = NoisyWindows(windows, config.seed)
-    trained = trainer.run(windows)
+    trained = trainer.run(windows, ledger.states)
     export(context, trained, context.input("model"), ledger.to_json())
 
 

@@ -35,9 +35,9 @@ class Config(TrainingConfig):
     beta: float = Field(0.1, gt=0)
     """How strongly the model is held to the reference."""
     desirable_weight: float = Field(1.0, gt=0)
-    """Weight of desirable completions (kto)."""
+    """Weight of desirable completions (kto, apo_zero_unpaired)."""
     undesirable_weight: float = Field(1.0, gt=0)
-    """Weight of undesirable completions (kto)."""
+    """Weight of undesirable completions (kto, apo_zero_unpaired)."""
     use_density_ratio: bool = False
     """Weigh undesirable completions by how much their prompt looks like a desirable one's (bco)."""
     prompt_sample_size: int = Field(1024, gt=0)
@@ -58,8 +58,11 @@ def check(config: Config, wired: frozenset[str]) -> list[str]:
     if {"reference_logprobs", "reference"} <= wired:
         problems.append("inputs reference_logprobs and reference exclude each other; wire one of them")
     weights = (config.desirable_weight, config.undesirable_weight)
-    if config.loss_type != "kto" and weights != (1.0, 1.0):
-        problems.append(f"desirable_weight and undesirable_weight are of loss_type kto; {config.loss_type} has none")
+    if "desirable_weight" not in UNPAIRED_LOSSES[config.loss_type].parameters and weights != (1.0, 1.0):
+        takers = ", ".join(loss.name for loss in UNPAIRED_LOSSES.values() if "desirable_weight" in loss.parameters)
+        problems.append(
+            f"desirable_weight and undesirable_weight are of loss_type {takers}; {config.loss_type} has none"
+        )
     if config.loss_type != "bco" and config.use_density_ratio:
         problems.append(f"use_density_ratio is of loss_type bco; {config.loss_type} has none")
     if not config.use_density_ratio:
@@ -105,7 +108,8 @@ def run(context: Context) -> None:
     good = sum(row.label for row in rows)
     context.counts.update({"desirable": good, "undesirable": len(rows) - good})
     _advise(context, good, len(rows) - good)
-    trained = trainer.run(_windows(trainer, DatasetWindows(groups, config), config))
+    windows = _windows(trainer, DatasetWindows(groups, config), config)
+    trained = trainer.run(windows, ledger.states)
     export(context, trained, context.input("model"), ledger.to_json())
 
 
@@ -177,7 +181,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="unpaired_preference",
-    version=1,
+    version=2,
     config=Config,
     inputs={
         "model": Input(("model",)),

@@ -9,8 +9,9 @@ from itertools import groupby
 from typing import Any
 
 from flows.reporting.charts import MAX_POINTS, Chart, Point, line_chart
+from flows.reporting.ledgers import counts_of
 from flows.reporting.reading import Reader, artifact_of
-from stages.monitors import notices_of
+from stages.monitors import notices_of, notices_of_rows
 
 MAX_ROWS = 200_000
 COLORS = 8
@@ -118,7 +119,9 @@ def _logs(run: Mapping[str, Any], reader: Reader) -> list[_Log]:
             rows = list(reader.lines(artifact_of(output), "metrics.jsonl", stage, MAX_ROWS))
             metrics = _points(rows)
             if metrics:
-                logs.append(_Log(stage, str(entry["uses"]), len(logs) % COLORS, metrics, _notices(rows)))
+                ledger = reader.json(artifact_of(output), "ledger.json", stage)
+                notices = (*map(str, notices_of_rows(counts_of(ledger))), *_notices(rows))
+                logs.append(_Log(stage, str(entry["uses"]), len(logs) % COLORS, metrics, notices))
     return logs
 
 

@@ -70,13 +70,18 @@ def read_ledgers(run: Mapping[str, Any], reader: Reader) -> Ledgers:
     )
 
 
-def _ledger(stage: str, output: str, content: Mapping[str, Any], reader: Reader) -> Ledger:
-    written = content.get("states")
-    counts = {
+def counts_of(ledger: Mapping[str, Any]) -> dict[str, int]:
+    """State -> rows, of what ledger.json says."""
+    written = ledger.get("states")
+    return {
         str(name): count
         for name, count in (written.items() if isinstance(written, Mapping) else ())
         if isinstance(count, int) and count >= 0
     }
+
+
+def _ledger(stage: str, output: str, content: Mapping[str, Any], reader: Reader) -> Ledger:
+    counts = counts_of(content)
     rows, total = content.get("input"), sum(counts.values())
     problem = None
     if rows != total:

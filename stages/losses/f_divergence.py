@@ -11,18 +11,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from stages.losses.pair_logprobs import log_sigmoid, reverse_kl
+from stages.losses.pair_logprobs import bounded_expm1, log_sigmoid, reverse_kl
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_LARGEST_EXPONENT = 80.0
-"""e^80 is the largest round power that float32 holds; TRL clamps there as well. Beyond, the score stays flat."""
-
 
 def forward_kl(log_ratios: Tensor) -> Tensor:
     """f(u) = -log u: 1 - 1/u."""
-    return -_expm1(-log_ratios)
+    return -bounded_expm1(-log_ratios)
 
 
 def js_divergence(log_ratios: Tensor) -> Tensor:
@@ -35,11 +32,7 @@ def alpha_divergence(log_ratios: Tensor, coefficient: float) -> Tensor:
     exponent = coefficient - 1.0
     if abs(exponent) < 1e-6:
         return log_ratios
-    return _expm1(exponent * log_ratios) / exponent
-
-
-def _expm1(values: Tensor) -> Tensor:
-    return values.clamp(max=_LARGEST_EXPONENT).expm1()
+    return bounded_expm1(exponent * log_ratios) / exponent
 
 
 def f_divergence_of(name: str, coefficient: float) -> Callable[[Tensor], Tensor]:

@@ -31,6 +31,15 @@ def smoothed(logits_B: Tensor, label_smoothing: float) -> Tensor:
     return (1 - label_smoothing) * losses_B - label_smoothing * log_sigmoid(-logits_B)
 
 
+_LARGEST_EXPONENT = 80.0
+"""e^80 is the largest round power that float32 holds; TRL clamps there as well. Beyond, values stay flat."""
+
+
+def bounded_expm1(values: Tensor) -> Tensor:
+    """e^x - 1, finite for every finite x."""
+    return values.clamp(max=_LARGEST_EXPONENT).expm1()
+
+
 def reverse_kl(log_ratios_B: Tensor) -> Tensor:
     """The score of DPO itself: the log-ratio. Others are in `f_divergence`."""
     return log_ratios_B
@@ -69,6 +78,10 @@ class PairLogprobs:
         """(chosen [B], rejected [B]): what the divergence makes of the log-ratios."""
         return self.divergence(self.chosen_log_ratios()), self.divergence(self.rejected_log_ratios())
 
+    def log_ratios(self) -> tuple[Tensor, Tensor]:
+        """(chosen [B], rejected [B]): log-ratios to the reference, or plain log-probabilities where there is none."""
+        return self.chosen_log_ratios(), self.rejected_log_ratios()
+
     def margins(self) -> Tensor:
         """[B]: difference of the two scores; times beta it is the implicit reward margin of DPO."""
         chosen_B, rejected_B = self.scores()
@@ -93,15 +106,6 @@ class PairLogprobs:
         if self.gold_B is None or self.gold_tokens_B is None:
             raise ValueError("this loss needs the third completion of triple preferences")
         return -self.gold_B / self.gold_tokens_B
-
-    def rewards(self, beta: float, *, per_token: bool = False) -> tuple[Tensor, Tensor]:
-        """Implicit rewards (chosen [B], rejected [B]), detached; `rewards/chosen` and the like.
-
-        beta times the log-ratios or, `per_token`, times the mean log-probabilities.
-        """
-        sums = self.chosen_log_ratios(), self.rejected_log_ratios()
-        chosen_B, rejected_B = self.mean_logprobs() if per_token else sums
-        return (beta * chosen_B).detach(), (beta * rejected_B).detach()
 
     def map(self, change: Callable[[Tensor], Tensor]) -> PairLogprobs:
         """The same with every tensor changed: rows chosen, a detached copy, another type."""

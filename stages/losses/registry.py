@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LossFunction = TypeVar("LossFunction", bound=Callable[..., Any])
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -35,24 +36,33 @@ class Loss:
     """The loss of a row depends on the other rows of the optimizer step."""
     needs: tuple[str, ...] = ()
     """Parameters that must not be 0."""
-    per_token: bool = False
-    """Its implicit reward is beta times the mean, not the sum, of the tokens' log-probabilities."""
+    reward: Callable[..., tuple[Tensor, Tensor]] | None = None
+    """What its implicit reward is beta times of: `f(values, *, parameters)`; None: the log-ratios."""
     metrics: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)
     """What it is made of, to be logged: functions of the values alone."""
 
     @property
     def parameters(self) -> tuple[str, ...]:
         """Its keywords: fields of the stage's Config."""
-        kinds = inspect.signature(self.function).parameters.values()
-        return tuple(one.name for one in kinds if one.kind is inspect.Parameter.KEYWORD_ONLY)
-
-    def given(self, settings: Mapping[str, float]) -> dict[str, float]:
-        """Those of the settings that it takes."""
-        return {name: settings[name] for name in self.parameters if name in settings}
+        return _keywords(self.function)
 
     def with_settings(self, settings: Mapping[str, float]) -> Callable[..., Tensor]:
         """The function of the values alone."""
-        return partial(self.function, **self.given(settings))
+        return _of_values(self.function, settings)
+
+    def reward_with(self, settings: Mapping[str, float]) -> Callable[..., tuple[Tensor, Tensor]] | None:
+        """The same of its `reward`."""
+        return None if self.reward is None else _of_values(self.reward, settings)
+
+
+def _keywords(function: Callable[..., Any]) -> tuple[str, ...]:
+    kinds = inspect.signature(function).parameters.values()
+    return tuple(one.name for one in kinds if one.kind is inspect.Parameter.KEYWORD_ONLY)
+
+
+def _of_values(function: Callable[..., Result], settings: Mapping[str, float]) -> Callable[..., Result]:
+    """The function with those of the settings that it takes."""
+    return partial(function, **{name: settings[name] for name in _keywords(function) if name in settings})
 
 
 class Losses(dict[str, Loss]):

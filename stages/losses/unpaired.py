@@ -53,16 +53,24 @@ def kto(
     of the rows; here a row's mismatched completion depends on the rows' ids alone, and z on the whole step.
     """
     values_B = (-judged.signed(beta * (judged.log_ratios() - judged.kl_B))).sigmoid()
-    return (values_B * desirable_weight).where(judged.desirable_B, values_B * undesirable_weight)
+    return _by_kind(judged, values_B, desirable_weight, undesirable_weight)
+
+
+def _by_kind(judged: JudgedLogprobs, values_B: Tensor, desirable: float, undesirable: float) -> Tensor:
+    """The values, each times the weight of its completion's kind."""
+    return (values_B * desirable).where(judged.desirable_B, values_B * undesirable)
 
 
 @UNPAIRED_LOSSES.add("APO-zero, unpaired", "2408.06266")
-def apo_zero_unpaired(judged: JudgedLogprobs, *, beta: float) -> Tensor:
-    """1 - s(x) of desirable completions, s(x) of the others, x = beta log-ratio: KTO with z = 0. Returns [B].
+def apo_zero_unpaired(
+    judged: JudgedLogprobs, *, beta: float, desirable_weight: float = 1.0, undesirable_weight: float = 1.0
+) -> Tensor:
+    """w (1 - s(x)) of desirable completions, w s(x) of the others, x = beta log-ratio: KTO with z = 0. Returns [B].
 
-    D'Oosterlinck et al., arXiv:2408.06266, eq. 7, each completion by itself.
+    D'Oosterlinck et al., arXiv:2408.06266, eq. 7, each completion by itself; the weights are KTO's, as in TRL.
     """
-    return (-judged.signed(beta * judged.log_ratios())).sigmoid()
+    values_B = (-judged.signed(beta * judged.log_ratios())).sigmoid()
+    return _by_kind(judged, values_B, desirable_weight, undesirable_weight)
 
 
 @UNPAIRED_LOSSES.add("BCO", "2404.04656")

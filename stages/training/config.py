@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.monitors import MONITORS
+from stages.monitors import MONITORS, ROW_MONITORS
 from stages.stage import Config, operational
 
 if TYPE_CHECKING:
     MonitorName = str
 else:  # the table of monitors is what may be chosen
-    MonitorName = Literal[tuple(MONITORS)]
+    MonitorName = Literal[(*MONITORS, *ROW_MONITORS)]
 
 
 class TrainingConfig(Config):

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from accelerate import Accelerator
 
 from artifacts.errors import StageError
 from stages.context import Context
-from stages.monitors import Notice, Watch
+from stages.monitors import Notice, Watch, notices_of_rows
 from stages.seeds import derive
 from stages.sharding import Whole
 from stages.training import checkpoint
@@ -25,7 +26,7 @@ from stages.training.batch import Branch, Group, plan_micro_batches
 from stages.training.config import TrainingConfig
 from stages.training.metrics import Mean, MetricSums, pairs
 from stages.training.model import Scorer
-from stages.training.objective import Objective, Readout, Window, Windows
+from stages.training.objective import Concluding, Objective, Readout, Window, Windows
 from stages.training.out_of_memory import TokenBudget
 from stages.training.parallel import PolicyCopy, copy_weights, spread
 from stages.training.planner import share_of_rank
@@ -83,13 +84,15 @@ class Trainer:
             self._copy = PolicyCopy(self.parallel, self.rebuild, self.processes.device, self.config.bf16)
         return self._copy.scorer
 
-    def run(self, windows: Windows) -> Trained:
-        """Train to the end, from the newest saved state where there is one."""
+    def run(self, windows: Windows, states: Mapping[str, int] = MappingProxyType({})) -> Trained:
+        """Train to the end, from the newest saved state where there is one. `states`: the row ledger's."""
         context, total = self.context, windows.total_steps
         progress = checkpoint.restore(context, self.parallel, self.processes, self.numerics)
         windows.load(progress.windows, progress.tensors)
         progress.tensors = {}
         watch = Watch(progress.metrics)
+        if progress.step == 0:
+            self._give_notice(notices_of_rows(states))
         with Trackers(context, self.config) as trackers, self.saver.background:
             for step in range(progress.step, total):
                 started = time.monotonic()
@@ -133,6 +136,8 @@ class Trainer:
         self.parallel.step(rate)
         known = {"step": step + 1, "loss": loss, "grad_norm": grad_norm, "learning_rate": rate}
         means = {name: total / count for name, (total, count) in totals.items() if count != 0}
+        if isinstance(self.objective, Concluding):
+            means |= self.objective.concluded(means)
         if window.num_tokens is not None:
             tokens = window.num_tokens
         return {**known, "num_tokens": tokens, **window.metrics, **means}, [group.row_id for group in window.groups]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -36,6 +36,15 @@ class Objective(Protocol):
 
     def __call__(self, forward: Forward, batch: TokenBatch) -> tuple[Tensor, dict[str, Mean]]:
         """The loss SUM over the items of the batch, and metrics."""
+        ...
+
+
+@runtime_checkable
+class Concluding(Protocol):
+    """An objective with metrics that follow from the means of others over the whole step."""
+
+    def concluded(self, means: Mapping[str, float]) -> dict[str, float]:
+        """More metrics, from those that the step has."""
         ...
 
 

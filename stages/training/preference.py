@@ -27,8 +27,8 @@ class PairSettings:
     """Weight of the tokens beyond the shorter completion's length (LD-DPO, Liu et al., arXiv:2409.06411)."""
     use_weighting: bool = False
     """Weigh pairs by how likely the policy is to write them (WPO)."""
-    reward_per_token: bool = False
-    """Implicit rewards are of the mean log-probability of a token."""
+    reward: Callable[[PairLogprobs], tuple[Tensor, Tensor]] = PairLogprobs.log_ratios
+    """What implicit rewards are beta times of: (chosen [B], rejected [B])."""
     metrics: Mapping[str, Callable[[PairLogprobs], Tensor]] = field(default_factory=dict)
     """Further metrics of the losses: [B] each."""
 
@@ -67,7 +67,8 @@ class PreferenceLoss:
     def __call__(self, forward: Forward, batch: TokenBatch) -> tuple[Tensor, dict[str, Mean]]:
         """(sum of the pairs' losses, TRL's DPO metrics).
 
-        Without TRL's `logits/*`: adding a number to all logits changes none of the model's probabilities.
+        Without TRL's `logits/*`: adding a number to all logits changes none of the model's probabilities. `logps/*` are
+        of whole completions under every loss; TRL's are of a token where the loss is (simpo, alphapo, orpo, tpo_l).
         """
         weighted = self.settings.use_weighting
         readout = token_logprobs(batch, with_entropy=True, with_squares=weighted)
@@ -83,7 +84,7 @@ class PreferenceLoss:
     def _metrics(
         self, batch: TokenBatch, pairs: PairLogprobs, scores: TokenScores, *, with_parts: bool
     ) -> dict[str, Mean]:
-        chosen_B, rejected_B = pairs.rewards(self.settings.beta, per_token=self.settings.reward_per_token)
+        chosen_B, rejected_B = (self.settings.beta * reward_B for reward_B in self.settings.reward(pairs))
         count = len(chosen_B)
         right_K = batch.sum_by_branch(scores.is_likeliest_N.to(chosen_B.dtype))
         assert scores.entropy_N is not None

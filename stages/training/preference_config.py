@@ -66,9 +66,9 @@ class PreferenceConfig(TrainingConfig):
     alpha: float = 0.25
     """Exponent of alphapo's reward; 0 is simpo."""
     cpo_alpha: float = Field(1.0, ge=0)
-    """Weight of cpo's likelihood term."""
+    """Weight of the likelihood term of cpo, cpo_hinge and cpo_ipo."""
     tpo_alpha: float = Field(1.0, ge=0)
-    """Weight of the gold completion's likelihood in tpo and tpo_l."""
+    """Weight of the gold completion's likelihood in tpo, tpo_l and kin."""
     tpo_l_gamma: float = 0.5
     """Target margin of tpo_l."""
     max_length: int = Field(1024, gt=1)

@@ -73,6 +73,11 @@ class UnpairedLoss:
         )
         return self.loss(judged).sum(), self._metrics(judged, known, scores)
 
+    def concluded(self, means: Mapping[str, float]) -> dict[str, float]:
+        """`rewards/margins`, as TRL has it: the difference of both kinds' means, in steps that have both."""
+        kinds = "rewards/chosen", "rewards/rejected"
+        return {"rewards/margins": means[kinds[0]] - means[kinds[1]]} if means.keys() >= set(kinds) else {}
+
     @torch.no_grad()
     def _metrics(self, judged: JudgedLogprobs, known: Sequence[Judged], scores: TokenScores) -> dict[str, Mean]:
         good = sum(one.desirable for one in known)

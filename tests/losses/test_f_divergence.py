@@ -53,6 +53,12 @@ def test_gradients(name: str) -> None:
     assert torch.autograd.gradcheck(f_divergence_of(name, 0.3), [RATIOS.clone().requires_grad_()])
 
 
+@pytest.mark.parametrize("name", F_DIVERGENCES)
+def test_log_ratios_do_not_see_each_other(name: str) -> None:
+    score = f_divergence_of(name, 0.3)
+    assert torch.equal(torch.cat([score(RATIOS[:2]), score(RATIOS[2:])]), score(RATIOS))
+
+
 def test_far_away_stays_finite() -> None:
     far = torch.tensor([-1e4, 1e4])
     for name in F_DIVERGENCES:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from stages.losses.f_divergence import f_divergence_of, forward_kl
+from stages.losses.f_divergence import F_DIVERGENCES, f_divergence_of, forward_kl
 from stages.losses.pair_logprobs import PairLogprobs
 from stages.losses.preference import PREFERENCE_LOSSES, weighted
 
@@ -43,6 +43,8 @@ VALUES: list[tuple[str, dict[str, float], list[float]]] = [
     ("discopop", {"beta": 0.05, "discopop_tau": 0.05}, [0.873792119, 0.787402006]),
     # policy margins 3 and -1, the reference's are both 1: L(0.5 * 2) and L(0.5 * -2)
     ("aot", {"beta": 0.5}, [0.313261688, 1.313261688]),
+    # 0.9 L(1) + 0.1 L(-1) = L(1) + 0.1, and L(-1) - 0.1
+    ("aot", {"beta": 0.5, "label_smoothing": 0.1}, [0.413261688, 1.213261688]),
     # chosen 1 and -1, rejected -1 and 1: sorted they are the same, L(0) twice
     ("aot_unpaired", {"beta": 0.5}, [0.693147181, 0.693147181]),
     # L(1) + L(-1)/2 + L(1)/2 and L(-1) + L(1)/2 + L(-1)/2
@@ -61,16 +63,36 @@ VALUES: list[tuple[str, dict[str, float], list[float]]] = [
     ("cpo", {"beta": 0.5}, [1.201413278, 1.974076984]),
     # 0.8 L(1.5) + 0.2 L(-1.5) + 3 = L(1.5) + 0.2 * 1.5 + 3, and 0.8 L(-0.5) + 0.2 L(0.5) + 3 = L(-0.5) - 0.1 + 3
     ("cpo", {"beta": 0.5, "label_smoothing": 0.2, "cpo_alpha": 3.0}, [3.501413278, 3.874076984]),
+    # 1 - 1.5 < 0: no loss, and 1 + 0.5; the likelihoods add 1
+    ("cpo_hinge", {"beta": 0.5}, [1.0, 2.5]),
+    # (0 - 1)^2 and (0.5 - 1)^2; the likelihoods add 2
+    ("cpo_ipo", {"beta": 0.5, "cpo_alpha": 2.0}, [3.0, 2.25]),
     # L(2 * 0 - 0.5) and L(2 * 0.5 - 0.5)
     ("simpo", {"beta": 2.0, "simpo_gamma": 0.5}, [0.974076984, 0.474076984]),
+    # 0.9 L(x) + 0.1 L(-x) = L(x) + 0.1 x at the same x
+    ("simpo", {"beta": 2.0, "simpo_gamma": 0.5, "label_smoothing": 0.1}, [0.924076984, 0.524076984]),
     # rewards 1 - 1/p: 1 - e both, so L(0); 1 - e and 1 - e^1.5, so L(1.763407242)
     ("alphapo", {"beta": 1.0, "alpha": 1.0, "simpo_gamma": 0.0}, [0.693147181, 0.158250546]),
+    # a tenth of x more
+    (
+        "alphapo",
+        {"beta": 1.0, "alpha": 1.0, "simpo_gamma": 0.0, "label_smoothing": 0.1},
+        [0.693147181, 0.334591270],
+    ),
     # 1 + L(0)/2; log odds differ by 0.5 - log((1 - e^-1) / (1 - e^-1.5)) = 0.706192686: 1 + L(0.706192686)/2
     ("orpo", {"beta": 0.5}, [1.346573590, 1.200567744]),
     # L(1.5) + 6/3 and L(-0.5) + 2/2
     ("tpo", {"beta": 0.5}, [2.201413278, 1.974076984]),
+    # L(1.5) + 0.15 + 6/3 and L(-0.5) - 0.05 + 2/2
+    ("tpo", {"beta": 0.5, "label_smoothing": 0.1}, [2.351413278, 1.924076984]),
+    # no loss and 1 + 0.5, and the gold completion's 2 and 1
+    ("tpo_hinge", {"beta": 0.5}, [2.0, 2.5]),
+    # (0 - 1)^2 + 2 and (0.5 - 1)^2 + 1
+    ("tpo_ipo", {"beta": 0.5}, [3.0, 1.25]),
     # L(2 * 0 - 0.5) + 2 and L(2 * 0.5 - 0.5) + 1
     ("tpo_l", {"beta": 2.0, "tpo_l_gamma": 0.5}, [2.974076984, 1.474076984]),
+    # a tenth of -0.5 and 0.5 more
+    ("tpo_l", {"beta": 2.0, "tpo_l_gamma": 0.5, "label_smoothing": 0.1}, [2.924076984, 1.524076984]),
 ]
 LOSSES = {name: loss.function for name, loss in PREFERENCE_LOSSES.items()}
 COUPLED = {name for name, loss in PREFERENCE_LOSSES.items() if loss.couples_rows}
@@ -179,12 +201,51 @@ def test_a_divergence_reaches_the_losses_of_the_margin() -> None:
 
 
 def test_implicit_rewards_and_margins() -> None:
-    chosen, rejected = pairs().rewards(0.5)
-    assert chosen.tolist() == [0.5, -0.5] and rejected.tolist() == [-0.5, 0.5]
+    chosen, rejected = pairs().log_ratios()
+    assert chosen.tolist() == [1.0, -1.0] and rejected.tolist() == [-1.0, 1.0]
     assert pairs().margins().tolist() == [2.0, -2.0]
+    assert {name for name, loss in PREFERENCE_LOSSES.items() if loss.reward is None and not loss.reference} == {
+        "sft", "cpo", "cpo_hinge", "tpo", "tpo_hinge"
+    }  # fmt: skip
+    # of a token, and AlphaPO's 1 - e, 1 - e and 1 - e, 1 - e^1.5
+    for name, expected in (("simpo", [-1.0, -1.0, -1.0, -1.5]), ("alphapo", [-1.71828183] * 3 + [-3.48168907])):
+        reward = PREFERENCE_LOSSES[name].reward_with({"alpha": 1.0, "beta": 9.0})
+        assert reward is not None
+        assert torch.stack(reward(pairs())).t().flatten().tolist() == pytest.approx(expected, abs=1e-8)
 
 
-def test_an_extreme_margin_stays_finite() -> None:
+FAR = {"beta": 0.5, "label_smoothing": 0.1}
+
+
+@pytest.mark.parametrize("name", PREFERENCE_LOSSES)
+@pytest.mark.parametrize("tokens", [1.0, 500.0])
+def test_extreme_margins_stay_finite(name: str, tokens: float) -> None:
+    """Sums of -1e4 on either side, in float32: losses and gradients are numbers, and so is every metric."""
+    loss = PREFERENCE_LOSSES[name]
+    sums = [torch.tensor(row) for row in ([-1e4, 0.0, -1e4], [0.0, -1e4, -1e4], [0.0, 0.0, -1.0], [0.0, 0.0, -2.0])]
+    leaves = [row.requires_grad_() for row in sums[:2]]
+    counts = torch.full((3,), tokens)
+    far = PairLogprobs(*leaves, *sums[2:], counts, counts, gold_B=torch.full((3,), -1e4), gold_tokens_B=counts)
+    losses = loss.with_settings(FAR)(far)
+    gradients = torch.autograd.grad(losses.sum(), leaves, allow_unused=True)
+    reward = loss.reward_with({"alpha": 0.25})
+    logged = [metric(far) for metric in loss.metrics.values()] + list(reward(far) if reward else far.log_ratios())
+    for values in [losses, *logged, *(one for one in gradients if one is not None)]:
+        assert values.isfinite().all(), values
+
+
+@pytest.mark.parametrize("kind", F_DIVERGENCES)
+@pytest.mark.parametrize("name", ["sigmoid", "sigmoid_norm", "hinge", "exo_pair", "robust"])
+def test_extreme_margins_under_every_divergence(name: str, kind: str) -> None:
+    sums = [torch.tensor(row) for row in ([-1e4, 0.0], [0.0, -1e4], [0.0, 0.0], [0.0, 0.0], [9.0, 9.0], [9.0, 9.0])]
+    leaves = [row.requires_grad_() for row in sums[:2]]
+    far = PairLogprobs(*leaves, *sums[2:], divergence=f_divergence_of(kind, 0.5))
+    losses = PREFERENCE_LOSSES[name].with_settings(FAR)(far)
+    for values in [losses, *torch.autograd.grad(losses.sum(), leaves)]:
+        assert values.isfinite().all(), values
+
+
+def test_an_extreme_margin_is_exact() -> None:
     # -log sigmoid(-1e6) = 1e6 exactly; a plain log(sigmoid) would be -inf
     far = PairLogprobs(*(torch.tensor([value]) for value in (-1e6, 0.0, 0.0, 0.0, 1.0, 1.0)))
     assert LOSSES["sigmoid"](far, beta=1.0).item() == 1e6

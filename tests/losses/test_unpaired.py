@@ -24,6 +24,12 @@ VALUES: list[tuple[str, dict[str, float], list[float]]] = [
     ),
     # s(-1), s(1), s(-1), s(1)
     ("apo_zero_unpaired", {"beta": 1.0}, [0.268941421, 0.731058579, 0.268941421, 0.731058579]),
+    # three times the first two, a quarter of the others
+    (
+        "apo_zero_unpaired",
+        {"beta": 1.0, "desirable_weight": 3.0, "undesirable_weight": 0.25},
+        [0.806824264, 2.193175736, 0.067235355, 0.182764645],
+    ),
     # L(1 - 0.25), L(-1 - 0.25), 2 L(1 + 0.25), 0.5 L(-1 + 0.25)
     ("bco", {"beta": 1.0}, [0.386871006, 1.501929081, 0.503858162, 0.568435503]),
 ]
@@ -71,7 +77,18 @@ def test_completions_do_not_see_each_other(name: str, keywords: dict[str, float]
         assert torch.equal(loss(one, **keywords), loss(whole, **keywords)[row : row + 1])
 
 
-def test_far_away_stays_finite() -> None:
-    far = replace(judged(), policy_B=torch.tensor([-1e6, 1e6, -1e6, 1e6], dtype=torch.float64))
-    for loss in UNPAIRED_LOSSES.values():
-        assert loss.function(far, beta=1.0).isfinite().all()
+@pytest.mark.parametrize("name", UNPAIRED_LOSSES)
+def test_far_away_stays_finite(name: str) -> None:
+    """Losses and gradients, in float32."""
+    policy = torch.tensor([-1e4, 1e4, -1e4, 1e4], requires_grad=True)
+    given = {key: value.float() if value.is_floating_point() else value for key, value in vars(judged()).items()}
+    losses = UNPAIRED_LOSSES[name].function(JudgedLogprobs(**given | {"policy_B": policy}), beta=1.0)
+    for values in (losses, *torch.autograd.grad(losses.sum(), policy)):
+        assert values.isfinite().all()
+
+
+def test_a_reward_shift_is_no_part_of_the_log_ratio() -> None:
+    """BCO's boundary stands where the reward is the shift: both kinds lose log 2 there."""
+    at = replace(judged(), shift_B=2.0 * judged().log_ratios(), density_B=torch.ones(4, dtype=torch.float64))
+    losses = UNPAIRED_LOSSES["bco"].function(at, beta=2.0)
+    assert_close(losses, torch.full((4,), 0.693147181, dtype=torch.float64), atol=1e-8, rtol=0)

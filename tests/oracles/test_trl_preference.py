@@ -1,91 +1,25 @@
-"""A whole step of every preference loss that TRL has, against TRL's own trainers on the same model and rows."""
+"""A whole step of every preference loss of TRL's DPO trainer, against that trainer on the same models and rows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from stages.losses.f_divergence import f_divergence_of
-from stages.losses.preference import PREFERENCE_LOSSES, weighted
-from stages.seeds import generator
-from stages.training.batch import Branch, Group
-from stages.training.model import Scorer
-from stages.training.pairs import NO_REFERENCE
-from stages.training.preference import PairSettings, PreferenceLoss
-from stages.training.reference import pair_references
-from tests.oracles.steps import Step, agree, gradient_norm, trainer_of
-from tests.training.conftest import VOCABULARY, packing_scorer, tiny_model
-from tests.training.test_objectives import plain_logprobs
+from stages.training.batch import Group
+from stages.training.pair_windows import Following
+from tests.oracles.pair_steps import BETA, examples, our_step, rows, with_references
+from tests.oracles.steps import Step, agree, gradient_norm, logged, trainer_of
+from tests.training.conftest import packing_scorer, tiny_model
+from tests.training.test_preference import train_following
 
 trl = pytest.importorskip("trl", reason="the oracle is an extra: pip install -e '.[benchmarks]'")
-BETA, PAIRS = 0.3, 6
-REPORTED = ("chosen", "rejected", "accuracies", "margins")
-METRICS = (*(f"rewards/{name}" for name in REPORTED), "logps/chosen", "logps/rejected")
-
-
-def rows(completions: int, *, equal: bool = False) -> list[Group]:
-    """Prompts with that many completions; with `equal`, all completions of a rank have one length."""
-    draws = generator(5, "oracle", completions)
-
-    def ids(length: int) -> list[int]:
-        drawn: list[int] = draws.integers(3, VOCABULARY, length).tolist()
-        return drawn
-
-    groups = []
-    for number in range(PAIRS):
-        prompt = ids(int(draws.integers(2, 9)))
-        lengths = [4, 7, 5] if equal else draws.integers(2, 10, completions).tolist()
-        tails = tuple(Branch(ids(length)) for length in lengths[:completions])
-        groups.append(Group(f"row{number}", prompt, tails))
-    return groups
-
-
-def examples(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    names = ("chosen_ids", "rejected_ids", "reference_ids")
-    return [
-        {"prompt_ids": list(group.prefix_ids)}
-        | {name: list(branch.token_ids) for name, branch in zip(names, group.branches, strict=False)}
-        for group in groups
-    ]
-
-
-def our_step(
-    model: torch.nn.Module,
-    reference: torch.nn.Module | None,
-    groups: Sequence[Group],
-    names: Sequence[str],
-    *,
-    weights: Sequence[float] | None = None,
-    settings: Mapping[str, float] | None = None,
-    **variant: Any,
-) -> Step:
-    """The step on packed rows with shared prompts."""
-    losses = [PREFERENCE_LOSSES[name] for name in names]
-    pair = PairSettings(BETA, reward_per_token=losses[0].per_token, metrics=losses[0].metrics, **variant)
-    if reference is not None:
-        groups = with_references(reference, groups, pair.ld_alpha)
-    else:
-        groups = [replace(group, data=NO_REFERENCE) for group in groups]
-    scorer = packing_scorer(model)
-    loss = weighted(names, weights or [1.0] * len(names), {"beta": BETA, **(settings or {})})
-    total, metrics = PreferenceLoss(loss, pair)(scorer, scorer.layout(list(groups)))
-    norm = gradient_norm(model, total / len(groups))
-    return Step(
-        float(total) / len(groups), norm, {name: float(one.sum) / float(one.count) for name, one in metrics.items()}
-    )
-
-
-def with_references(reference: torch.nn.Module, groups: Sequence[Group], ld_alpha: float | None) -> list[Group]:
-    with torch.no_grad():
-        tokens = [row.tolist() for row in plain_logprobs(Scorer(reference), list(groups))]
-    pairs = zip(tokens[0::2], tokens[1::2], strict=True)
-    scored = [{"sums": [sum(one) for one in pair], "logprobs": list(pair)} for pair in pairs]
-    return [replace(group, data=one) for group, one in zip(groups, pair_references(scored, ld_alpha), strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -112,28 +46,48 @@ STEPS: list[tuple[list[str], dict[str, Any]]] = [
     *(([name], {}) for name in ("nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down", "aot", "aot_unpaired")),
     *(([name], SMOOTHED) for name in ("robust", "exo_pair", "aot", "aot_unpaired")),
     *((["sigmoid"], {"f_divergence_type": kind}) for kind in ("forward_kl", "js_divergence", "alpha_divergence")),
-    (["ipo"], {"f_divergence_type": "js_divergence"}),
+    *(([name], {"f_divergence_type": "js_divergence"}) for name in ("ipo", "sigmoid_norm", "hinge", "discopop")),
+    (["exo_pair"], {"f_divergence_type": "forward_kl", **SMOOTHED}),
     (["sigmoid"], {"ld_alpha": 0.4}),
     (["apo_zero"], {"ld_alpha": 0.0}),
+    (["ipo"], {"ld_alpha": 0.5}),
+    (["aot"], {"ld_alpha": 0.5}),
     (["sigmoid"], {"use_weighting": True}),
+    (["sppo_hard"], {"use_weighting": True, "ld_alpha": 0.5}),
     (["sigmoid", "bco_pair"], {"loss_weights": [0.8, 0.2]}),
+    # not hinge: weighing it in place breaks TRL's backward pass
+    (["ipo", "sigmoid", "nca_pair"], {"loss_weights": [0.5, 2.0, 1.0], "use_weighting": True}),
 ]
+
+
+DEFAULTS: dict[str, Any] = {
+    "label_smoothing": 0.0,
+    "ld_alpha": None,
+    "use_weighting": False,
+    "f_divergence_type": "reverse_kl",
+    "f_alpha_divergence_coef": 0.5,
+}
+
+
+def dpo_step(
+    trainer: Any, policy: torch.nn.Module, groups: Sequence[Group], names: list[str], settings: Mapping[str, Any]
+) -> Step:
+    """TRL's, with the trainer's settings changed."""
+    trainer.loss_types = names
+    for name, value in settings.items():
+        setattr(trainer, name, value)
+    trainer._metrics["train"].clear()
+    policy.train()
+    loss = trainer._compute_loss(policy, trainer.data_collator(examples(groups)), False)
+    return Step(float(loss.detach()), gradient_norm(policy, loss), logged(trainer))
 
 
 @pytest.mark.parametrize(("names", "given"), STEPS, ids=lambda value: "-".join(map(str, value)))
 def test_dpo(dpo: tuple[Any, torch.nn.Module, torch.nn.Module], names: list[str], given: dict[str, Any]) -> None:
     trainer, policy, reference = dpo
-    defaults = {"label_smoothing": 0.0, "ld_alpha": None, "use_weighting": False, "f_divergence_type": "reverse_kl"}
-    changed = {**defaults, "loss_weights": [1.0] * len(names), "f_alpha_divergence_coef": 0.5, **given}
-    trainer.loss_types = names
-    for name, value in changed.items():
-        setattr(trainer, name, value)
-    trainer._metrics["train"].clear()
-    policy.train()
+    changed = {**DEFAULTS, "loss_weights": [1.0] * len(names), **given}
     groups = rows(2)
-    loss = trainer._compute_loss(policy, trainer.data_collator(examples(groups)), False)
-    found = {name: values[-1] for name, values in trainer._metrics["train"].items()}
-    theirs = Step(float(loss), gradient_norm(policy, loss), found)
+    theirs = dpo_step(trainer, policy, groups, names, changed)
     ours = our_step(
         policy,
         reference,
@@ -145,100 +99,54 @@ def test_dpo(dpo: tuple[Any, torch.nn.Module, torch.nn.Module], names: list[str]
         ld_alpha=changed["ld_alpha"],
         use_weighting=changed["use_weighting"],
     )
-    agree(ours, theirs, (*METRICS, "entropy", "mean_token_accuracy"))
+    agree(ours, theirs)
+
+
+def test_sigmoid_with_label_smoothing_is_cdpo_here_alone(dpo: tuple[Any, torch.nn.Module, torch.nn.Module]) -> None:
+    """TRL takes the setting and leaves it out of this loss; ours is 0.9 of the loss and 0.1 of the flipped pair's."""
+    trainer, policy, reference = dpo
+    groups = rows(2)
+    theirs = dpo_step(trainer, policy, groups, ["sigmoid"], {**DEFAULTS, "loss_weights": [1.0], **SMOOTHED})
+    plain = our_step(policy, reference, groups, ["sigmoid"])
+    assert theirs.loss == pytest.approx(plain.loss, rel=1e-5)
+    # L(-x) = L(x) + x, so a tenth of the mean margin more
+    smoothed = our_step(policy, reference, groups, ["sigmoid"], settings=SMOOTHED)
+    assert smoothed.loss == pytest.approx(plain.loss + 0.1 * plain.metrics["rewards/margins"], rel=1e-5)
+
+
+def test_shared_tokens_count_once(dpo: tuple[Any, torch.nn.Module, torch.nn.Module]) -> None:
+    """`num_tokens` is what was computed: TRL's, less the tokens that both rows of a pair begin with."""
+    trainer, policy, _ = dpo
+    groups, before = rows(2), trainer._total_train_tokens
+    dpo_step(trainer, policy, groups, ["sigmoid"], {**DEFAULTS, "loss_weights": [1.0]})
+    shared = sum(len(group.prefix_ids) for group in groups)
+    assert all(group.branches[0].token_ids[0] != group.branches[1].token_ids[0] for group in groups)
+    assert packing_scorer(policy).layout(groups).num_tokens == trainer._total_train_tokens - before - shared
+
+
+def test_reference_that_follows(dpo: tuple[Any, torch.nn.Module, torch.nn.Module], tmp_path: Path) -> None:
+    """TR-DPO: after the same steps of ours, TRL's callback moves its reference to the same weights."""
+    from trl.trainer.callbacks import SyncRefModelCallback
+
+    found, windows, _ = train_following(tmp_path, Following(mixup_alpha=0.6, sync_steps=2))
+    policy, theirs = found.model, deepcopy(windows.scorer.model)
+    callback = SyncRefModelCallback(ref_model=theirs, accelerator=None)
+    arguments = SimpleNamespace(ref_model_sync_steps=2, ref_model_mixup_alpha=0.6)
+    for steps in (5, 6):  # nothing happens after an odd number of steps
+        callback.on_step_end(arguments, SimpleNamespace(global_step=steps), None, model=policy)
+        windows.data(step=steps, groups=with_references(theirs, rows(2), None))
+        for one, other in zip(windows.scorer.model.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(one, other, atol=1e-7, rtol=1e-6)
 
 
 def test_likelihood_term_differs_by_lengths(dpo: tuple[Any, torch.nn.Module, torch.nn.Module]) -> None:
     """RPO's term is normalized by each pair's length; TRL's by the tokens of the batch. Equal for equal lengths."""
     trainer, policy, reference = dpo
-    for name, value in {"loss_types": ["sft"], "loss_weights": [1.0], "ld_alpha": None, "use_weighting": False}.items():
-        setattr(trainer, name, value)
     for equal in (True, False):
         groups = rows(2, equal=equal)
-        loss = trainer._compute_loss(policy, trainer.data_collator(examples(groups)), False)
+        theirs = dpo_step(trainer, policy, groups, ["sft"], {**DEFAULTS, "loss_weights": [1.0]})
         ours = our_step(policy, reference, groups, ["sft"])
-        assert (abs(ours.loss - float(loss)) < 1e-5) == equal
         if equal:
-            assert ours.grad_norm == pytest.approx(gradient_norm(policy, loss), rel=1e-5)
-
-
-def labelled(groups: Sequence[Group], *, pad: int) -> dict[str, torch.Tensor]:
-    """Batches of TRL's CPO and ORPO trainers."""
-    batch: dict[str, torch.Tensor] = {}
-    for place, side in enumerate(("chosen", "rejected")):
-        whole = [[*group.prefix_ids, *group.branches[place].token_ids] for group in groups]
-        width = max(map(len, whole))
-        asked = [[-100] * len(group.prefix_ids) + list(group.branches[place].token_ids) for group in groups]
-        batch[f"{side}_input_ids"] = torch.tensor([row + [pad] * (width - len(row)) for row in whole])
-        batch[f"{side}_labels"] = torch.tensor([row + [-100] * (width - len(row)) for row in asked])
-        batch[f"{side}_attention_mask"] = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in whole])
-    return batch
-
-
-TEXTS = [{"prompt": "ab", "chosen": "cd", "rejected": "ef"}] * PAIRS
-
-
-@pytest.mark.parametrize(
-    ("name", "theirs", "settings"),
-    [
-        ("cpo", {"loss_type": "sigmoid"}, {"cpo_alpha": 0.7, "label_smoothing": 0.0}),
-        ("cpo", {"loss_type": "sigmoid"}, {"cpo_alpha": 0.0, "label_smoothing": 0.2}),
-        ("simpo", {"loss_type": "simpo", "cpo_alpha": 0.0}, {"simpo_gamma": 0.6}),
-        ("alphapo", {"loss_type": "simpo", "cpo_alpha": 0.0}, {"simpo_gamma": 0.6, "alpha": 0.25}),
-    ],
-)
-def test_cpo(tmp_path: Path, name: str, theirs: dict[str, Any], settings: dict[str, float]) -> None:
-    from trl.experimental.cpo import CPOConfig, CPOTrainer
-
-    model, groups = tiny_model(), rows(2, equal=True)
-    fields = {"beta": BETA, **theirs, **settings}
-    trainer = trainer_of(tmp_path, CPOTrainer, CPOConfig, model, fields, TEXTS)
-    loss, metrics = trainer.get_batch_loss_metrics(model, labelled(groups, pad=trainer.pad_token_id))
-    step = Step(float(loss), gradient_norm(model, loss), metrics)
-    ours = our_step(model, None, groups, [name], settings=settings)
-    if name == "alphapo":  # TRL reports the transformed reward; its order is the same
-        agree(ours, step, ["rewards/accuracies"])
-    elif name == "simpo":  # TRL's logps are means where the loss takes means
-        agree(ours, step, METRICS[:4])
-    else:
-        agree(ours, step, [*METRICS, *(["nll_loss"] if settings["cpo_alpha"] else [])])
-
-
-def test_orpo(tmp_path: Path) -> None:
-    """TRL's likelihood term counts the prompt too; without it the rest agrees."""
-    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
-
-    model, groups = tiny_model(), rows(2)
-    trainer = trainer_of(tmp_path, ORPOTrainer, ORPOConfig, model, {"beta": BETA}, TEXTS)
-    batch = labelled(groups, pad=trainer.padding_value)
-    loss, metrics = trainer.get_batch_loss_metrics(model, batch)
-    ours = our_step(model, None, groups, ["orpo"])
-    rest = float(loss) - float(metrics["nll_loss"])
-    assert ours.loss - ours.metrics["nll_loss"] == pytest.approx(rest, rel=1e-5)
-    assert ours.metrics["nll_loss"] != pytest.approx(float(metrics["nll_loss"]), rel=1e-3)
-    for name in (*METRICS[:4], "log_odds_ratio", "log_odds_chosen"):
-        assert ours.metrics[name] == pytest.approx(float(metrics[name]), rel=1e-5, abs=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("name", "theirs"),
-    [("tpo", {"loss_type": "sigmoid", "label_smoothing": 0.1}), ("tpo_l", {"loss_type": "tpo-l", "tpo_l_gamma": 0.4})],
-)
-def test_tpo(tmp_path: Path, name: str, theirs: dict[str, Any]) -> None:
-    from trl.experimental.tpo import TPOConfig, TPOTrainer
-
-    class Trainer(TPOTrainer):  # type: ignore[misc]
-        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
-            return dataset
-
-    model, groups = tiny_model(), rows(3, equal=True)
-    fields = {"beta": BETA, "tpo_alpha": 0.5, **theirs}
-    trainer = trainer_of(tmp_path, Trainer, TPOConfig, model, fields, examples(groups))
-    model.train()
-    loss = trainer._compute_loss(model, trainer.data_collator(examples(groups)), False)
-    found = {name: values[-1] for name, values in trainer._metrics["train"].items()}
-    step = Step(float(loss), gradient_norm(model, loss), found)
-    settings = {key: value for key, value in fields.items() if key in PREFERENCE_LOSSES[name].parameters}
-    ours = our_step(model, None, groups, [name], settings=settings)
-    logps = METRICS if name == "tpo" else METRICS[:4]  # TRL's logps are means where the loss takes means
-    agree(ours, step, [*logps, "mean_token_accuracy", "entropy"])
+            agree(ours, theirs)
+        else:
+            assert ours.loss != pytest.approx(theirs.loss, rel=1e-3)

@@ -14,7 +14,7 @@ from stages.losses.supervised import SUPERVISED_LOSSES
 from stages.training.batch import Group
 from stages.training.language_modeling import TokenLoss
 from stages.training.pairs import RewardLoss
-from tests.oracles.steps import Step, agree, gradient_norm, trainer_of
+from tests.oracles.steps import Step, agree, gradient_norm, logged, trainer_of
 from tests.training.conftest import packing_scorer, random_groups, tiny_model
 
 trl = pytest.importorskip("trl", reason="the oracle is an extra: pip install -e '.[benchmarks]'")
@@ -42,10 +42,9 @@ def test_sft(tmp_path: Path, name: str) -> None:
     trainer = trainer_of(tmp_path, trl.SFTTrainer, trl.SFTConfig, model, {"loss_type": name}, rows)
     model.train()
     loss = trainer.compute_loss(model, trainer.data_collator(rows))
-    found = {key: values[-1] for key, values in trainer._metrics["train"].items()}
-    theirs = Step(float(loss.detach()), gradient_norm(model, loss), found)
-    ours = step_of(TokenLoss(SUPERVISED_LOSSES[name].function), model, groups)
-    agree(ours, theirs, ["entropy", "mean_token_accuracy"])
+    theirs = Step(float(loss.detach()), gradient_norm(model, loss), logged(trainer))
+    agree(step_of(TokenLoss(SUPERVISED_LOSSES[name].function), model, groups), theirs)
+    assert theirs.metrics["num_tokens"] == packing_scorer(model).layout(groups).num_tokens
 
 
 def tiny_classifier() -> torch.nn.Module:
@@ -74,6 +73,5 @@ def test_reward_model(tmp_path: Path, margins: bool, center: float) -> None:
     trainer = trainer_of(tmp_path, trl.RewardTrainer, trl.RewardConfig, model, fields, rows)
     model.train()
     loss = trainer.compute_loss(model, trainer.data_collator(rows))
-    found = {key: values[-1] for key, values in trainer._metrics["train"].items()}
-    theirs = Step(float(loss.detach()), gradient_norm(model, loss), found)
-    agree(step_of(RewardLoss(center), model, groups), theirs, ["accuracy", "margin", "mean_reward"])
+    theirs = Step(float(loss.detach()), gradient_norm(model, loss), logged(trainer))
+    agree(step_of(RewardLoss(center), model, groups), theirs)

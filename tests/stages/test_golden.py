@@ -86,9 +86,9 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         {},
     ),
     "kto": (
-        1,
+        2,
         "4ef14f41adcdc01b",
-        "53633baa82b27e03",
+        "862924fb277e0bb8",
         {
             "model/metrics: loss": 0.66728,
             "model/metrics: grad_norm": 0.13707,
@@ -100,6 +100,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
             "model/metrics: logps/rejected": -9.8581,
             "model/metrics: entropy": 3.8294,
             "model/metrics: kl": 0.0,
+            "model/metrics: rewards/margins": -0.0049335,
             "model/weights: norm": 12.9,
         },
     ),
@@ -110,7 +111,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         {"logprobs/logprobs: chosen_logps": -10.953, "logprobs/logprobs: rejected_logps": -11.283},
     ),
     "dpo": (
-        2,
+        3,
         "c1a92f82f275e98c",
         "bc39c2b6ec84ba0c",
         {

@@ -198,6 +198,17 @@ def test_a_reference_goes_part_of_the_way(tmp_path: Path) -> None:
         assert_close(moved, 0.4 * old + 0.6 * target, atol=1e-6, rtol=1e-6)
 
 
+def test_a_moving_reference_looks_at_one_pair_at_a_time(tmp_path: Path) -> None:
+    """Numbers without a gradient, the same for a pair alone and among others."""
+    _, windows, _ = train_following(tmp_path, SYNC)
+    groups = groups_of(4)
+    whole = windows.data(step=1, groups=groups)
+    alone = [windows.data(step=1, groups=[group])[0] for group in groups]
+    for one, other in zip(whole, alone, strict=True):
+        assert (one.chosen, one.rejected) == pytest.approx((other.chosen, other.rejected), rel=1e-5)
+    assert not any(parameter.requires_grad for parameter in windows.scorer.parameters())
+
+
 @pytest.mark.parametrize("stop_before", [2, 3])
 def test_a_reference_that_follows_resumes_with_the_same_bits(tmp_path: Path, stop_before: int) -> None:
     """Stopped right before a move, and between two of them."""

@@ -1,0 +1,80 @@
+"""Every objective stands beside TRL's own, or there is none; and whatever TRL 1.16 can name is here."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from stages.losses.f_divergence import F_DIVERGENCES
+from stages.losses.preference import PREFERENCE_LOSSES
+from stages.losses.supervised import SUPERVISED_LOSSES
+from stages.losses.unpaired import UNPAIRED_LOSSES
+from tests.losses.test_coverage import REWARD_LOSSES
+from tests.oracles import test_trl_preference, test_trl_reference_free, test_trl_supervised, test_trl_unpaired
+
+trl = pytest.importorskip("trl", reason="the oracle is an extra: pip install -e '.[benchmarks]'")
+
+FREE = (test_trl_reference_free.test_cpo, test_trl_reference_free.test_tpo)
+NOT_IN_TRL = {
+    "bco": "its trainer was removed before 1.16; the step is checked against plain tensors in tests/training",
+    "step_cross_entropy": "the trainer of process reward models was removed before 1.16; the step is checked against "
+    "transformers' own loss in tests/stages/test_process_reward_model.py",
+}
+BESIDE_THE_TABLE = {
+    # tests that try one loss each
+    "sft": test_trl_preference.test_likelihood_term_differs_by_lengths,
+    "orpo": test_trl_reference_free.test_orpo,
+    "bradley_terry": test_trl_supervised.test_reward_model,
+}
+
+
+def tried(test: Callable[..., Any]) -> list[Any]:
+    """The cases of a parametrized test."""
+    (mark,) = (mark for mark in getattr(test, "pytestmark", []) if mark.name == "parametrize")
+    return list(mark.args[1])
+
+
+def of_dpo() -> set[str]:
+    """Losses that are compared with those of TRL's DPO trainer."""
+    return {name for names, _ in tried(test_trl_preference.test_dpo) for name in names}
+
+
+def compared() -> set[str]:
+    """Losses that a test compares with TRL's."""
+    free = {case[0] for test in FREE for case in tried(test)}
+    return free | of_dpo() | set(tried(test_trl_supervised.test_sft)) | set(tried(test_trl_unpaired.test_kto))
+
+
+def test_every_loss_has_its_oracle_or_a_reason() -> None:
+    known = {*PREFERENCE_LOSSES, *UNPAIRED_LOSSES, *SUPERVISED_LOSSES, *REWARD_LOSSES}
+    assert compared() | set(BESIDE_THE_TABLE) | set(NOT_IN_TRL) == known
+    assert not set(NOT_IN_TRL) & (compared() | set(BESIDE_THE_TABLE))
+
+
+def test_every_variant_has_its_oracle() -> None:
+    cases = [given for _, given in tried(test_trl_preference.test_dpo)]
+    assert {given.get("f_divergence_type", "reverse_kl") for given in cases} == set(F_DIVERGENCES)
+    assert {name for given in cases for name in given} >= {"ld_alpha", "use_weighting", "label_smoothing"}
+
+
+def named(source: Any, attribute: str) -> set[str]:
+    """What TRL's code compares an attribute with."""
+    return set(re.findall(rf'{attribute} == "([\w-]+)"', inspect.getsource(source)))
+
+
+def test_whatever_trl_names_is_here() -> None:
+    from trl.experimental.cpo import CPOTrainer
+    from trl.experimental.tpo import TPOTrainer
+
+    dpo = trl.DPOTrainer._compute_loss
+    assert named(dpo, "loss_type") == of_dpo() | {"sft"}
+    assert named(dpo, "self.f_divergence_type") == set(F_DIVERGENCES)
+    assert named(trl.KTOTrainer._compute_loss, "self.loss_type") == set(UNPAIRED_LOSSES) - set(NOT_IN_TRL)
+    theirs = {case[1]["loss_type"] for case in tried(FREE[0])}
+    assert named(CPOTrainer.cpo_loss, "self.loss_type") == theirs
+    theirs = {case[1]["loss_type"] for case in tried(FREE[1])}
+    assert named(TPOTrainer._compute_loss, "self.loss_type") == theirs
