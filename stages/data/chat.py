@@ -6,15 +6,19 @@ Only this module calls a tokenizer for training data.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import DataError
-from stages.data.assistant import UnclearTurnError, assistant_spans
+from stages.data.assistant import Span, UnclearTurnError, assistant_spans, with_ends
 from stages.data.types import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Tools = list[dict[str, Any]] | None
+"""JSON schemas of what the assistant may call in a conversation."""
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -28,6 +32,8 @@ class Encoder:
         unknown = tokenizer.unk_token_id
         # where one token serves as unknown and as end of text or pad (GPT-2), it says nothing about unknowns
         ambiguous = unknown in (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id)
+        self._shown: set[str] = set()
+        """Of tools and tool calls, what the template was seen to show."""
         self._unknown_id = None if ambiguous else unknown
 
     def unknown(self, token_ids: Sequence[int]) -> int:
@@ -62,50 +68,125 @@ class Encoder:
         self,
         conversations: Sequence[Sequence[Message]],
         row_ids: Sequence[str],
+        tools: Sequence[Tools] | None = None,
         *,
         generation_prompt: bool = False,
     ) -> list[list[int]]:
-        """Token ids of each conversation through the chat template, which writes its own start token."""
+        """Token ids of each conversation through the chat template, which writes its own start token.
+
+        `tools`: schemas of the tools of each conversation. Raises DataError where the template does not show them.
+        """
         rendered = [
-            self._render(messages, row_id, generation_prompt=generation_prompt)[0]
-            for messages, row_id in zip(conversations, row_ids, strict=True)
+            self._render(messages, row_id, schemas, generation_prompt=generation_prompt)[0]
+            for messages, row_id, schemas in self._each(conversations, row_ids, tools)
         ]
         if not rendered:
             return []
         return [list(ids) for ids in self._tokenizer(rendered, add_special_tokens=False)["input_ids"]]
 
     def assistant_masks(
-        self, conversations: Sequence[Sequence[Message]], row_ids: Sequence[str]
+        self,
+        conversations: Sequence[Sequence[Message]],
+        row_ids: Sequence[str],
+        tools: Sequence[Tools] | None = None,
     ) -> list[tuple[list[int], list[bool]]]:
         """(token ids, whether each token is the assistant's), its end-of-turn token included.
 
-        By the template's {% generation %} markers where it has them; otherwise as `assistant_spans` finds the turns.
-        Raises DataError naming the row where neither says. Spans are matched by offsets: transformers' own mask stops
-        or runs to the end where a span's first or last character belongs to no token.
+        By the template's {% generation %} markers where it has them, and the end-of-turn tokens that they leave out;
+        otherwise as `assistant_spans` finds the turns. Raises DataError naming the row where neither says. Spans are
+        matched by offsets: transformers' own mask stops or runs to the end where a span's first or last character
+        belongs to no token.
         """
         marked = _GENERATION.search(self._required_template()) is not None
         if not self._tokenizer.is_fast:
             raise DataError("assistant_only_loss needs a fast tokenizer (tokenizer.json); this one is a slow one")
         masked = []
-        for messages, row_id in zip(conversations, row_ids, strict=True):
-            text, spans = self._render(messages, row_id, spans=True) if marked else self._derived(messages, row_id)
+        spans_of = self._marked if marked else self._derived
+        for messages, row_id, schemas in self._each(conversations, row_ids, tools):
+            text, spans = spans_of(messages, row_id, schemas)
             encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
             ids = list(encoded["input_ids"])
             masked.append((ids, _inside(encoded["offset_mapping"], spans)))
         return masked
 
-    def _derived(self, messages: Sequence[Message], row_id: str) -> tuple[str, list[tuple[int, int]]]:
-        def render(part: Sequence[Message], generation_prompt: bool) -> str:
-            return self._render(part, row_id, generation_prompt=generation_prompt)[0]
+    def _each(
+        self, conversations: Sequence[Sequence[Message]], row_ids: Sequence[str], tools: Sequence[Tools] | None
+    ) -> Iterator[tuple[Sequence[Message], str, Tools]]:
+        """(messages, row id, schemas of tools) of each; the first with tools shows whether the template knows them."""
+        for messages, row_id, schemas in zip(conversations, row_ids, tools or [None] * len(row_ids), strict=True):
+            if schemas and "tools" not in self._shown:
+                self._require_shown("tools", row_id, messages, schemas, messages, None)
+            if "tool calls" not in self._shown and any("tool_calls" in message for message in messages):
+                without = [{key: message[key] for key in message if key != "tool_calls"} for message in messages]
+                self._require_shown("tool calls", row_id, messages, schemas, without, schemas)
+            yield messages, row_id, schemas
 
-        added = [token.content for token in self._tokenizer.added_tokens_decoder.values()]
+    def _require_shown(
+        self,
+        what: str,
+        row_id: str,
+        messages: Sequence[Message],
+        tools: Tools,
+        other_messages: Sequence[Message],
+        other_tools: Tools,
+    ) -> None:
+        """Raises DataError where a conversation looks the same without `what`."""
+        rendered = self._render(messages, row_id, tools)[0]
         try:
-            return render(messages, False), assistant_spans(messages, render, added)
+            shown = rendered != self._render(other_messages, row_id, other_tools)[0]
+        except DataError:  # the template misses them
+            shown = True
+        if not shown:
+            raise DataError(
+                f"row {row_id}: the chat template does not show {what}, so the model would not see them; use a "
+                f"template that does, or leave them out of the dataset"
+            )
+        self._shown.add(what)
+
+    def _marked(self, messages: Sequence[Message], row_id: str, tools: Tools = None) -> tuple[str, list[Span]]:
+        text, spans = self._render(messages, row_id, tools, spans=True)
+        if self._ends_are_marked:
+            return text, spans
+        try:
+            turns = self._turns(messages, row_id, tools)
+        except UnclearTurnError:
+            return text, spans
+        return text, with_ends(spans, turns, text, self._added_tokens)
+
+    def _derived(self, messages: Sequence[Message], row_id: str, tools: Tools = None) -> tuple[str, list[Span]]:
+        text, _ = self._render(messages, row_id, tools)
+        try:
+            return text, self._turns(messages, row_id, tools)
         except UnclearTurnError as error:
             raise DataError(
                 f"row {row_id}: assistant_only_loss: what of the rendered conversation is the assistant's cannot be "
                 f"told ({error}); put {{% generation %}} and {{% endgeneration %}} around it in the chat template"
             ) from error
+
+    def _turns(self, messages: Sequence[Message], row_id: str, tools: Tools = None) -> list[Span]:
+        """Raises UnclearTurnError."""
+
+        def render(part: Sequence[Mapping[str, Any]], generation_prompt: bool) -> str:
+            try:
+                return self._render(part, row_id, tools, generation_prompt=generation_prompt)[0]
+            except DataError as error:
+                raise UnclearTurnError(f"the template refuses the conversation with another turn: {error}") from error
+
+        return assistant_spans(messages, render, self._added_tokens)
+
+    @cached_property
+    def _added_tokens(self) -> list[str]:
+        return [token.content for token in self._tokenizer.added_tokens_decoder.values()]
+
+    @cached_property
+    def _ends_are_marked(self) -> bool:
+        """Whether the template's generation markers hold the end-of-turn token, by what they do with one exchange."""
+        exchange = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        try:
+            text, spans = self._render(exchange, "of a trial", spans=True)
+            return spans == with_ends(spans, self._turns(exchange, "of a trial"), text, self._added_tokens)
+        except (DataError, UnclearTurnError):
+            return False
 
     def _required_template(self) -> str:
         if not self._template:
@@ -117,19 +198,21 @@ class Encoder:
 
     def _render(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[Mapping[str, Any]],
         row_id: str,
+        tools: Tools = None,
         *,
         generation_prompt: bool = False,
         spans: bool = False,
-    ) -> tuple[str, list[tuple[int, int]]]:
+    ) -> tuple[str, list[Span]]:
         from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
         settings: dict[str, Any] = dict(self._tokenizer.special_tokens_map)
         try:
             rendered: Any = render_jinja_template(
-                conversations=[list(messages)],
+                conversations=[[dict(message) for message in messages]],
+                tools=None if tools is None else list(tools),
                 chat_template=self._required_template(),
                 return_assistant_tokens_mask=spans,
                 add_generation_prompt=generation_prompt,
@@ -141,7 +224,7 @@ class Encoder:
         return texts[0], found[0] if spans else []
 
 
-def _inside(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
+def _inside(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
     """Whether each token shares a character with one of the spans (both in order)."""
     mask = []
     position = 0
