@@ -123,7 +123,7 @@ def run(context: Context) -> None:
 
 STAGE = Stage(
     name="normalize",
-    version=1,
+    version=2,
     config=NormalizeConfig,
     inputs={},
     outputs={"train": "dataset", "test": "dataset"},

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stages.data.conversation import RowError
+from stages.data.faults import RowError
 from stages.names import nearest
 
 Template = str | Sequence[Mapping[str, str]]

@@ -1,13 +1,16 @@
-"""Conversations in the forms people keep them in, as lists of {role, content}; and what makes one valid."""
+"""Conversations in the forms people keep them in, as lists of {role, content}; and what makes one valid.
+
+A message of the assistant may also have `tool_calls`, one of a tool `name` and `tool_call_id`.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
-from artifacts.errors import DataError
+from stages.data.faults import RowError
+from stages.data.tools import tool_calls
 from stages.data.types import Message
 
 ROLES = {
@@ -20,20 +23,13 @@ ROLES = {
     "chatgpt": "assistant",
     "bot": "assistant",
     "model": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
 }
 """Names of the speakers in ShareGPT, OpenAssistant and other collections."""
 
 _SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
-
-
-class RowError(DataError):
-    """A row is wrong. `reason` is the same for every row with that fault; `detail` names no path."""
-
-    def __init__(self, where: str, column: str, reason: str, found: str = "", do: str = "") -> None:
-        self.reason = reason
-        text = f"field {column!r}: {reason}"
-        self.detail = "; ".join(part for part in (text, found and f"found {found}", do) if part)
-        super().__init__(f"{where}: {self.detail}")
 
 
 def is_transcript(text: str) -> bool:
@@ -57,14 +53,15 @@ def from_transcript(text: str, where: str, column: str) -> list[Message]:
 
 
 def from_messages(value: Sequence[Any], where: str, column: str) -> tuple[list[Message], list[str]]:
-    """(messages of role and content, names of the fields left out) from role/content or from/value turns."""
+    """(messages, names of the fields left out) from role/content or from/value turns."""
     messages, left_out = [], set()
     for number, turn in enumerate(value, 1):
         place = f"{column}[{number - 1}]"
         if not isinstance(turn, dict):
             raise RowError(where, place, "a message is an object with role and content", type(turn).__name__)
         speaker, content = ("from", "value") if "from" in turn and "role" not in turn else ("role", "content")
-        for name in (speaker, content):
+        calls = turn.get("tool_calls") or None
+        for name in (speaker, content) if calls is None else (speaker,):
             if name not in turn:
                 raise RowError(where, place, f"a message has no {name!r}", f"keys {', '.join(turn) or 'none'}")
         role = ROLES.get(str(turn[speaker]).lower())
@@ -72,28 +69,87 @@ def from_messages(value: Sequence[Any], where: str, column: str) -> tuple[list[M
             raise RowError(
                 where, place, "unknown role", repr(turn[speaker]), f"roles are {', '.join(dict.fromkeys(ROLES))}"
             )
-        if not isinstance(turn[content], str):
-            raise RowError(where, place, "a message's content must be text", f"a {type(turn[content]).__name__}")
-        left_out |= {name for name, held in turn.items() if name not in (speaker, content) and held is not None}
-        messages.append({"role": role, "content": turn[content]})
+        text = _text("" if calls and turn.get(content) is None else turn[content], where, place)
+        message: Message = {"role": role, "content": text}
+        if calls is not None:
+            if role != "assistant":
+                raise RowError(where, f"{place}.tool_calls", "only the assistant calls tools", f"a message of {role}")
+            message["tool_calls"] = tool_calls(calls, where, f"{place}.tool_calls")
+        if role == "tool":
+            message |= {name: str(turn[name]) for name in ("name", "tool_call_id") if turn.get(name) is not None}
+        known = {speaker, content, "tool_calls", *message}
+        left_out |= {name for name, held in turn.items() if name not in known and held is not None}
+        messages.append(message)
     return messages, sorted(left_out)
 
 
+def _text(content: Any, where: str, place: str) -> str:
+    """The content of a message: text, or parts of text, joined as chat templates join them."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or not content:
+        raise RowError(where, place, "a message's content must be text", f"a {type(content).__name__}")
+    texts = []
+    for number, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text" and not isinstance(part.get("text"), str):
+            raise RowError(where, f"{place}.content[{number}]", "a part of text has no text")
+        if kind != "text":
+            reason = "images, videos and sound are not supported: a message's content must be text, or parts of text"
+            found = f"a part of type {kind}" if kind else f"a {type(part).__name__}"
+            raise RowError(where, f"{place}.content[{number}]", reason, found)
+        texts.append(part["text"])
+    return "".join(texts)
+
+
 def check_order(messages: Sequence[Message], where: str, column: str, *, begins: str, ends: str) -> None:
-    """Raises RowError unless user and assistant take turns, from `begins` to `ends`; a system message may lead."""
+    """Raises RowError unless user and assistant take turns, from `begins` to `ends`; a system message may lead.
+
+    The results of the assistant's tool calls stand between its call and its next message; a conversation that ends
+    with the user may end with them, and a completion (begins with the assistant) with a call.
+    """
     if not messages:
         raise RowError(where, column, "a conversation without messages")
     turns = [message["role"] for message in messages]
-    spoken = turns[1:] if turns[0] == "system" and begins == "user" else turns
+    leading = 1 if turns[0] == "system" and begins == "user" else 0
+    spoken = messages[leading:]
     shown = ", ".join(turns)
-    if not spoken or spoken[0] != begins:
+    if not spoken or spoken[0]["role"] != begins:
         raise RowError(where, column, f"wrong role order: it must begin with the {begins}", shown)
-    for one, other in pairwise(spoken):
-        if one == other or "system" in (one, other):
+    due: list[str | None] = []
+    for number, message in enumerate(spoken):
+        place = f"{column}[{number + leading}]"
+        before = spoken[number - 1]["role"] if number else None
+        if message["role"] == "tool":
+            due = _answered(due, message, where, place)
+        elif due:
+            raise RowError(where, f"{column}[{number + leading - 1}]", MISSING_RESULT, shown)
+        elif before == message["role"] or message["role"] == "system" or (before, message["role"]) == ("tool", "user"):
             reason = "wrong role order: user and assistant take turns after at most one system message"
             raise RowError(where, column, reason, shown)
-    if spoken[-1] != ends:
+        else:
+            due = [call.get("id") for call in message.get("tool_calls", ())]
+    last = spoken[-1]["role"]
+    if due and (last == "tool" or begins == "user"):
+        do = "leave the row out, or give type prompt_completion, whose completion may be a call"
+        raise RowError(where, f"{column}[{len(messages) - 1}]", MISSING_RESULT, shown, do)
+    if last != ends and (last, ends) != ("tool", "user"):
         raise RowError(where, column, f"the conversation does not end with the {ends}", shown, "cut or leave it out")
+
+
+MISSING_RESULT = "a tool call without its result"
+
+
+def _answered(due: list[str | None], message: Message, where: str, place: str) -> list[str | None]:
+    """The ids of the calls that still wait for a result."""
+    if not due:
+        raise RowError(where, place, "a tool's result without a tool call before it")
+    identity = message.get("tool_call_id")
+    if identity is None or None in due:
+        return due[1:]
+    if identity not in due:
+        raise RowError(where, place, "a tool's result for a call that was not made", f"tool_call_id {identity!r}")
+    return [call for call in due if call != identity]
 
 
 def common_prompt(first: Sequence[Message], second: Sequence[Message]) -> int:

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from stages.data.conversation import (
-    RowError,
     check_order,
     from_messages,
     from_transcript,
     is_transcript,
 )
-from stages.data.dropping import EMPTY_TEXT, EQUAL_PAIR, Dropped
+from stages.data.faults import EMPTY_TEXT, EQUAL_PAIR, Dropped, RowError
 from stages.data.pretokenized import require_equal_columns
 from stages.data.shapes import (
     SHAPES,
@@ -22,6 +21,7 @@ from stages.data.shapes import (
     from_conversations,
     without_repeated_prompt,
 )
+from stages.data.tools import TOOLS, tool_schemas
 from stages.data.types import (
     FURTHER_COLUMNS,
     OPTIONAL_COLUMNS,
@@ -53,6 +53,7 @@ RECOGNIZED = frozenset(
         *FURTHER_COLUMNS["pretokenized"],
         *FURTHER_COLUMNS["pretokenized_preference"],
         *TOKEN_MASKS,
+        TOOLS,
     ]
 )
 """Source columns that a typed row may be made of."""
@@ -120,6 +121,7 @@ class Converter:
             if self._system is not None and typed[first][:1] and typed[first][0]["role"] != "system":
                 typed[first] = [{"role": "system", "content": self._system}, *typed[first]]
             _check_conversation(typed, kind, where)
+            row = {**row, TOOLS: tool_schemas(row[TOOLS], where)} if TOOLS in row else row
         elif self._system is not None:
             raise RowError(where, columns[0], "a system message needs conversational rows", "text")
         _drop_useless(typed, kind, text_columns(kind, conversational))
@@ -141,7 +143,7 @@ def _form(row: Row, kind: str, where: str) -> bool:
 
 def _check_conversation(typed: dict[str, Any], kind: str, where: str) -> None:
     for column, messages in typed.items():
-        if column == "label":
+        if column not in text_columns(kind, True):
             continue
         if column in ("messages", "prompt"):
             ends = "assistant" if column == "messages" else "user"
@@ -155,11 +157,13 @@ def _check_conversation(typed: dict[str, Any], kind: str, where: str) -> None:
 
 def _drop_useless(typed: dict[str, Any], kind: str, texts: tuple[str, ...]) -> None:
     for column in texts:
-        if not _last_text(typed[column]).strip():
+        if _is_empty(typed[column]):
             raise Dropped(EMPTY_TEXT, column)
     if kind in PAIRED and texts and typed["chosen"] == typed["rejected"]:
         raise Dropped(EQUAL_PAIR)
 
 
-def _last_text(value: str | list[Message]) -> str:
-    return value if isinstance(value, str) else value[-1]["content"]
+def _is_empty(value: str | list[Message]) -> bool:
+    if isinstance(value, str):
+        return not value.strip()
+    return not value[-1]["content"].strip() and "tool_calls" not in value[-1]

@@ -13,6 +13,7 @@ from artifacts.digest import canonical_json
 from artifacts.errors import DataError
 from stages.data.ledger import RowLedger
 from stages.data.schema import ColumnTypes, typed_columns
+from stages.data.tools import TOOLS, read, stored
 from stages.data.types import ROW_ID, TEXT_COLUMNS, Dataset, Row, required_columns, text_columns
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ def write_dataset(
     Equal rows, ledger and source give equal bytes. Raises DataError for a row without a required column, and
     when there is no row at all.
     """
+    messages = text_columns(type, True) if conversational else ()
+    rows = (stored(row, messages) for row in rows) if conversational else rows
     if types is None:
         rows = list(rows)
         types = column_types(type, conversational)
@@ -103,7 +106,20 @@ def read_dataset(folder: Path) -> Dataset:
             f"{folder}: {DATA_FILE} has {table.num_rows} rows, {DESCRIPTION_FILE} says "
             f"{description['rows']}; write the dataset again"
         )
-    return Dataset(dataset_type, conversational, tuple(table.column_names), _TableRows(table))
+    messages = _messages_with_calls(table.schema, dataset_type, folder) if conversational else None
+    return Dataset(dataset_type, conversational, tuple(table.column_names), _TableRows(table, messages))
+
+
+def _messages_with_calls(schema: pyarrow.Schema, dataset_type: str, folder: Path) -> tuple[str, ...] | None:
+    """The columns of messages where these or the rows hold more than text; None where all is as it lies there."""
+    import pyarrow
+
+    tools = schema.field(TOOLS).type if TOOLS in schema.names else pyarrow.null()
+    if not (pyarrow.types.is_string(tools) or pyarrow.types.is_null(tools)):
+        raise DataError(f"{folder / DATA_FILE}: column {TOOLS!r} is not JSON text; normalize the source again")
+    columns = text_columns(dataset_type, True)
+    plain = all(schema.field(column).type.value_type.num_fields == 2 for column in columns)
+    return None if plain and pyarrow.types.is_null(tools) else columns
 
 
 def _description(folder: Path) -> dict[str, Any]:
@@ -148,8 +164,9 @@ def _row_ids(dataset: Dataset) -> Iterator[str]:
 class _TableRows(Sequence[Row]):
     """Rows of an Arrow table as dicts; decodes the block that was asked for last and holds it."""
 
-    def __init__(self, table: pyarrow.Table) -> None:
-        self.table = table
+    def __init__(self, table: pyarrow.Table, messages: tuple[str, ...] | None = None) -> None:
+        """`messages`: the columns of messages that have tool calls to read, if any."""
+        self.table, self._messages = table, messages
         self._block = -1
         self._decoded: list[Row] = []
 
@@ -167,6 +184,8 @@ class _TableRows(Sequence[Row]):
         block = position // ROWS_PER_GROUP
         if block != self._block:
             self._decoded = self.table.slice(block * ROWS_PER_GROUP, ROWS_PER_GROUP).to_pylist()
+            if self._messages is not None:
+                self._decoded = [read(row, self._messages) for row in self._decoded]
             self._block = block
         return self._decoded[position % ROWS_PER_GROUP]
 

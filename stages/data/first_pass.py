@@ -12,13 +12,14 @@ from typing import IO, TYPE_CHECKING, Any
 from artifacts.digest import canonical_json
 from artifacts.errors import DataError
 from stages.data.columns import ColumnPlan
-from stages.data.conversation import RowError
 from stages.data.convert import RECOGNIZED, Converter
 from stages.data.dataset import column_types
-from stages.data.dropping import Dropped
+from stages.data.faults import Dropped, RowError
 from stages.data.ledger import RowLedger
+from stages.data.media import refuse_media
 from stages.data.schema import ColumnTypes
 from stages.data.sources import Source, SourceRow, plain
+from stages.data.tools import read, stored
 from stages.data.types import Row, required_columns, text_columns
 from stages.identity import load_code
 from stages.names import nearest
@@ -98,18 +99,24 @@ class FirstPass:
     def _convert(self, source_row: SourceRow, label: str) -> Row:
         if not source_row.values and self.config.source.function is not None:
             raise Dropped(f"filtered: {short_name(self.config.source.function)}", "gave no row")
-        planned = plain(self._plan.apply(source_row.values, source_row.where), source_row.where)
+        planned = self._plan.apply(source_row.values, source_row.where)
+        refuse_media(planned, source_row.where)
+        planned = plain(planned, source_row.where)
 
         def note(reason: str, detail: str) -> None:
             self.ledger.change(reason, label, detail)
 
         row = self.converter.convert(planned, source_row.where, note)
+        row = stored(row, self._message_columns())
         if self.config.keep_columns is None:
             return row
         required = required_columns(self.converter.type, self.converter.conversational)
         required += self.converter.optional
         wanted = {*required, *self.config.keep_columns, *self.config.columns, *self.config.templates}
         return {name: value for name, value in row.items() if name in wanted}
+
+    def _message_columns(self) -> tuple[str, ...]:
+        return text_columns(self.converter.type, True) if self.converter.conversational else ()
 
     def _filter(self, row: Row, where: str) -> None:
         filters = self.config.filters
@@ -127,7 +134,7 @@ class FirstPass:
             return
         name = short_name(str(filters.keep))
         try:
-            answer = self._keep(copy.deepcopy(row))
+            answer = self._keep(read(copy.deepcopy(row), self._message_columns()))
         except Exception as error:  # the user's code may raise anything
             raise DataError(f"{where}: filter {name} failed: {type(error).__name__}: {error}") from error
         if not isinstance(answer, bool):

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from stages.data.conversation import RowError
-from stages.data.dropping import EMPTY_TOKENS, EQUAL_PAIR, NO_SHARED_PROMPT, Dropped, require_columns
+from stages.data.faults import EMPTY_TOKENS, EQUAL_PAIR, NO_SHARED_PROMPT, Dropped, RowError, require_columns
 from stages.data.types import TOKEN_MASKS, Row
 
 IGNORED = -100

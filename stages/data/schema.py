@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import DataError
-from stages.data.types import FURTHER_COLUMNS
+from stages.data.types import FURTHER_COLUMNS, TOKEN_TYPES
 
 if TYPE_CHECKING:
     import pyarrow
@@ -50,7 +50,7 @@ def typed_columns(text: tuple[str, ...], conversational: bool, dataset_type: str
         kinds["label"] = "bool"
     if dataset_type == "stepwise_supervision":
         kinds |= {"completions": ("list", "string"), "labels": ("list", "bool")}
-    if dataset_type in ("pretokenized", "pretokenized_preference"):
+    if dataset_type in TOKEN_TYPES:
         kinds |= dict.fromkeys(FURTHER_COLUMNS[dataset_type], ("list", "int"))
     return kinds
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from artifacts.errors import DataError
-from stages.data.conversation import RowError, common_prompt, common_text
-from stages.data.dropping import EMPTY_TEXT, EQUAL_PAIR, NO_SHARED_PROMPT, Dropped, require_columns
+from stages.data.conversation import common_prompt, common_text
+from stages.data.faults import EMPTY_TEXT, EQUAL_PAIR, NO_SHARED_PROMPT, Dropped, RowError, require_columns
 from stages.data.pretokenized import shape_preference as shape_preference_ids
 from stages.data.pretokenized import shape_sequence
 from stages.data.types import TEXT_COLUMNS, Row

@@ -24,6 +24,7 @@ from stages.data.encode import (
     require_rows,
     require_type,
     row_ids,
+    tools_of,
 )
 from stages.data.given_tokens import given_sequence, require_masks
 from stages.data.ledger import RowLedger
@@ -145,11 +146,11 @@ def _full_sequences(
     encoder: Encoder, dataset: Dataset, rows: Sequence[Row], assistant_only: bool
 ) -> Iterable[tuple[list[int], list[bool]]]:
     if assistant_only:
-        return encoder.assistant_masks([_messages(dataset, row) for row in rows], row_ids(rows))
+        return encoder.assistant_masks([_messages(dataset, row) for row in rows], row_ids(rows), tools_of(rows))
     if dataset.type == "prompt_completion":
         encoded = encode_joined(encoder, dataset, rows, "completion")
     elif dataset.conversational:
-        encoded = encoder.conversations([row["messages"] for row in rows], row_ids(rows))
+        encoded = encoder.conversations([row["messages"] for row in rows], row_ids(rows), tools_of(rows))
     else:
         encoded = encoder.texts([row["text"] for row in rows], end=True)
     return [(token_ids, [True] * len(token_ids)) for token_ids in encoded]

@@ -12,7 +12,8 @@
 | pretokenized        | input_ids; if given, labels, completion_mask, assistant_masks, as long as these |
 | pretokenized_preference | prompt_ids, chosen_ids, rejected_ids                                     |
 
-Names as TRL's. Other columns are kept beside them.
+Names as TRL's. Other columns are kept beside them; `tools` of conversational rows holds the schemas of the tools that
+the assistant may call.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ DatasetType = Literal[
     "pretokenized_preference",
 ]
 
-Message = dict[str, str]
-"""{"role": "system" | "user" | "assistant", "content": text}."""
+Message = dict[str, Any]
+"""{"role": "system" | "user" | "assistant" | "tool", "content": text}; `tool_calls` of the assistant, `name` and
+`tool_call_id` of a tool."""
 
 Row = dict[str, Any]
 
@@ -63,6 +65,9 @@ FURTHER_COLUMNS: dict[str, tuple[str, ...]] = {
     "pretokenized_preference": ("prompt_ids", "chosen_ids", "rejected_ids"),
 }
 """The columns that a type asks for besides."""
+
+TOKEN_TYPES = ("pretokenized", "pretokenized_preference")
+"""The types whose rows are token ids."""
 
 TOKEN_MASKS = ("labels", "completion_mask", "assistant_masks")
 """The columns that a pretokenized dataset may have: all of its rows, or none of them."""

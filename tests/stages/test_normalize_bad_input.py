@@ -100,7 +100,10 @@ CONVERSATIONS = {
     "empty": ([], "a conversation without messages"),
     "content is not text": (
         [user("a"), {"role": "assistant", "content": None}], "content must be text; found a NoneType"),
-    "content in blocks": ([user([{"type": "text"}])], r"field 'messages\[0\]': .*content must be text; found a list"),
+    "a part of text without text": ([user([{"type": "text"}])], r"field 'messages\[0\].content\[0\]': .* no text"),
+    "an image": (
+        [user([{"type": "text", "text": "a"}, {"type": "image"}])],
+        r"field 'messages\[0\].content\[1\]': images, .* parts of text; found a part of type image"),
     "no content": ([{"role": "user"}], r"field 'messages\[0\]': a message has no 'content'; found keys role"),
     "unknown role": ([{"role": "narrator", "content": "a"}], r"field 'messages\[0\]': unknown role; found 'narrator'"),
     "not a message": (["a"], r"field 'messages\[0\]': a message is an object with role and content; found str"),

@@ -1,14 +1,24 @@
-"""Why a valid row is left out of a dataset, and what a row of a type must have."""
+"""What can be wrong with a row, and why a valid one is left out of a dataset."""
 
 from __future__ import annotations
 
-from stages.data.conversation import RowError
+from artifacts.errors import DataError
 from stages.data.types import Row
 
 EMPTY_TEXT = "filtered: empty text"
 EMPTY_TOKENS = "filtered: no tokens"
 EQUAL_PAIR = "filtered: chosen equals rejected"
 NO_SHARED_PROMPT = "filtered: chosen and rejected share no prompt"
+
+
+class RowError(DataError):
+    """A row is wrong. `reason` is the same for every row with that fault; `detail` names no path."""
+
+    def __init__(self, where: str, column: str, reason: str, found: str = "", do: str = "") -> None:
+        self.reason = reason
+        text = f"field {column!r}: {reason}"
+        self.detail = "; ".join(part for part in (text, found and f"found {found}", do) if part)
+        super().__init__(f"{where}: {self.detail}")
 
 
 class Dropped(Exception):

@@ -1,0 +1,102 @@
+"""Tools in rows: schemas of what may be called, calls in the assistant's messages, results in messages of their own.
+
+In a dataset's file, `tools` and `tool_calls` are JSON text: every row may have other arguments, a column has one type.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from stages.data.faults import RowError
+from stages.data.types import Message, Row
+
+TOOLS = "tools"
+
+
+def tool_schemas(value: Any, where: str) -> list[dict[str, Any]] | None:
+    """The schemas in a row's column `tools`: a list, or JSON text of one; None where there are none."""
+    schemas = _from_json(value, where, TOOLS)
+    if not schemas:
+        return None
+    if not isinstance(schemas, list):
+        raise RowError(
+            where, TOOLS, "must be a list of tool schemas, or JSON text of one", f"a {type(schemas).__name__}"
+        )
+    for number, schema in enumerate(schemas):
+        function = schema.get("function", schema) if isinstance(schema, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            reason = "a tool schema is an object with a name: {type: function, function: {name, parameters}}"
+            raise RowError(where, f"{TOOLS}[{number}]", reason, json.dumps(schema, ensure_ascii=False)[:80])
+    return schemas
+
+
+def tool_calls(value: Any, where: str, place: str) -> list[dict[str, Any]]:
+    """The calls of a message as {type: function, function: {name, arguments}}, with their id where they have one.
+
+    Taken in that form or as {name, arguments}; arguments are an object, or JSON text of one.
+    """
+    calls = _from_json(value, where, place)
+    if not isinstance(calls, list):
+        raise RowError(where, place, "must be a list of tool calls", f"a {type(calls).__name__}")
+    return [_call(call, where, f"{place}[{number}]") for number, call in enumerate(calls)]
+
+
+def _call(call: Any, where: str, place: str) -> dict[str, Any]:
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+        reason = "a tool call is an object with a name: {type: function, function: {name, arguments}}"
+        raise RowError(where, place, reason, json.dumps(call, ensure_ascii=False)[:80])
+    arguments = function.get("arguments")
+    arguments = {} if arguments is None else _from_json(arguments, where, f"{place}.arguments")
+    if not isinstance(arguments, dict):
+        reason = "arguments are an object, or JSON text of one"
+        raise RowError(where, f"{place}.arguments", reason, f"a {type(arguments).__name__}")
+    made = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    return made if call.get("id") is None else {"id": str(call["id"]), **made}
+
+
+def _from_json(value: Any, where: str, place: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    if not value.strip():
+        return None
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise RowError(where, place, f"not JSON: {error}", repr(value[:40])) from error
+
+
+def stored(row: Row, columns: Sequence[str]) -> Row:
+    """The row of a conversational dataset as its file has it. `columns`: those that hold messages."""
+    changed: Row = {TOOLS: _json(row[TOOLS])} if isinstance(row.get(TOOLS), list) else {}
+    for column in columns:
+        if any("tool_calls" in message for message in row[column]):
+            changed[column] = [_stored_message(message) for message in row[column]]
+    return {**row, **changed} if changed else row
+
+
+def read(row: Row, columns: Sequence[str]) -> Row:
+    """The row as it was before `stored`; fields that only other rows' messages have are left out."""
+    changed: Row = {column: [_read_message(message) for message in row[column]] for column in columns}
+    if isinstance(row.get(TOOLS), str):
+        changed[TOOLS] = json.loads(row[TOOLS])
+    return {**row, **changed}
+
+
+def _stored_message(message: Message) -> Message:
+    calls = message.get("tool_calls")
+    return message if calls is None or isinstance(calls, str) else {**message, "tool_calls": _json(calls)}
+
+
+def _read_message(message: Message) -> Message:
+    held = {name: value for name, value in message.items() if value is not None}
+    if isinstance(held.get("tool_calls"), str):
+        held["tool_calls"] = json.loads(held["tool_calls"])
+    return held
+
+
+def _json(value: Any) -> str:
+    """Keys as they stand: templates write them in that order."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
