@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 STAGES = (
     "init_model",
     "normalize",
+    "mixture",
     "sample",
     "sft",
     "reference_logprobs",

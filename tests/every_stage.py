@@ -54,6 +54,21 @@ SIZES = {
 EVERY_STAGE: dict[str, Any] = {
     "rows": {"uses": "normalize", "with": {"source": {"function": "task.py:rows"}, "type": "prompt_completion"}},
     "pairs": {"uses": "normalize", "with": {"source": {"function": "task.py:pairs"}, "type": "preference"}},
+    "doubled": {
+        "uses": "mixture",
+        "inputs": {"datasets": ["rows", "further"]},
+        "with": {"weights": [1, 3], "rows": 150, "names": ["right", "wrong"]},
+    },
+    "further": {
+        "uses": "normalize",
+        "with": {
+            "source": {"function": "task.py:pairs"},
+            "type": "prompt_completion",
+            "columns": {"completion": "rejected"},
+            "keep_columns": [],
+            "limit": 30,
+        },
+    },
     "solutions": {"uses": "normalize", "with": {"source": {"function": "task.py:steps"}}},
     "base": {"uses": "init_model", "inputs": {"dataset": "rows"}, "with": SIZES},
     "student": {

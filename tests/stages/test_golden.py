@@ -34,6 +34,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         "9df25633bb422c0a",
         {},
     ),
+    "doubled": (1, "57b8fc15fe51e1aa", "2688d191cdef74aa", {}),
     "base": (1, "77992e9ed0649125", "9c7df7a7d0529831", {"model/weights: norm": 12.902}),
     "drawn": (
         1,
