@@ -123,6 +123,10 @@ def stage_variables(threads: int) -> dict[str, str]:
         # A waiting thread spins for some 20 microseconds. Sleeping at once makes small operations a fifth slower;
         # spinning for long, as is the default, makes stages side by side on the same cores seven times slower.
         "GOMP_SPINCOUNT": "10000",
+        # Freed memory stays with the process: given back, every large tensor of every step would be fresh pages from
+        # the system, and filling those takes as long as multiplying (a quarter of a step with a large vocabulary).
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": str(2**46),
         "TOKENIZERS_PARALLELISM": "false",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "PYTHONHASHSEED": "0",

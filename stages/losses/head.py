@@ -11,9 +11,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from stages.losses.products import add_product, prefers_onednn, product
+
 CHUNK_BYTES = 32 * 2**20
-"""Size of a chunk of logits. Measured on CPU: more gains nothing, and beyond 32 MiB every new tensor is fresh memory
-from the system, which takes longer than filling it."""
+"""Size of a chunk of logits. Measured on CPU: more gains nothing."""
 
 LEAST_TOKENS = {"cpu": 128, "cuda": 1024}
 """Least positions of a chunk: with fewer, reading the weight and adding up its gradient takes longer than the
@@ -90,7 +91,7 @@ def parts_of(positions: int, longest: int) -> list[slice]:
 
 
 class ChunkedHead:
-    """A head at work on one chunk after another, in memory that is taken once. Sums are of the head's `sum_type`."""
+    """A head at work on one chunk after another. Sums are of the head's `sum_type`."""
 
     def __init__(self, head: Head, positions: int, longest: int) -> None:
         self.head = head.detached()
@@ -99,43 +100,38 @@ class ChunkedHead:
         # what the product is multiplied by before a softcap, or altogether; it costs least on the hidden states
         self.factor = head.slope if head.softcap is None else head.scale / head.softcap
         self.bias_V = None if self.head.bias_V is None else self.head.bias_V.to(head.sum_type) * self.factor
-        size = max((part.stop - part.start for part in self.parts), default=0), head.vocabulary
-        self.logits_CV = self.weight_VH.new_empty(size, dtype=head.sum_type)
-        self.tanh_CV = None if head.softcap is None else torch.empty_like(self.logits_CV)
+        self.tanh_CV: Tensor | None = None
 
     def logits(self, hidden_CH: Tensor) -> Tensor:
-        """`Head.logits` of a chunk. The memory is the caller's until the next call."""
-        head, rows = self.head, len(hidden_CH)
-        logits_CV = self.logits_CV[:rows]
-        product_CV = logits_CV if self.tanh_CV is None else self.tanh_CV[:rows]
+        """`Head.logits` of a chunk, the caller's to change."""
+        head = self.head
         exact = self.weight_VH.dtype == head.sum_type
         hidden_CH = hidden_CH.to(self.weight_VH.dtype)
-        write_product(hidden_CH * self.factor if exact else hidden_CH, self.weight_VH.t(), product_CV)
+        scaled_CH = hidden_CH * self.factor if exact and self.factor != 1.0 else hidden_CH
+        logits_CV = product(scaled_CH, self.weight_VH.t(), head.sum_type)
         if not exact and self.factor != 1.0:
-            product_CV.mul_(self.factor)
+            logits_CV.mul_(self.factor)
         if self.bias_V is not None:
-            product_CV.add_(self.bias_V)
+            logits_CV.add_(self.bias_V)
         if head.softcap is not None:
-            torch.mul(product_CV.tanh_(), head.softcap / head.temperature, out=logits_CV)
+            self.tanh_CV = logits_CV.tanh_()
+            logits_CV = self.tanh_CV * (head.softcap / head.temperature)
         return logits_CV
 
     def mean_logits(self, weights_CV: Tensor) -> Tensor:
         """[C] sum_v weights logits of the chunk, for a head with a softcap, which leaves the logits' tanh behind."""
         assert self.tanh_CV is not None and self.head.softcap is not None
-        sums_C: Tensor = torch.linalg.vecdot(weights_CV, self.tanh_CV[: len(weights_CV)])
+        sums_C: Tensor = torch.linalg.vecdot(weights_CV, self.tanh_CV)
         return sums_C * (self.head.softcap / self.head.temperature)
 
     def apply_softcap_slope(self, slopes_CV: Tensor) -> None:
         """Multiply by 1 - tanh^2, in place, where there is a softcap; once a chunk."""
         if self.tanh_CV is not None:
-            squares_CV = self.tanh_CV[: len(slopes_CV)].square_()
-            slopes_CV.addcmul_(slopes_CV, squares_CV, value=-1)
+            slopes_CV.addcmul_(slopes_CV, self.tanh_CV.square_(), value=-1)
 
     def to_hidden(self, slopes_CV: Tensor) -> Tensor:
         """[C, H] slopes W, in the sum type."""
-        result_CH = self.logits_CV.new_empty(len(slopes_CV), self.weight_VH.shape[1])
-        write_product(slopes_CV.to(self.weight_VH.dtype), self.weight_VH, result_CH)
-        return result_CH
+        return product(slopes_CV.to(self.weight_VH.dtype), self.weight_VH, self.head.sum_type)
 
 
 class HeadGradient:
@@ -148,6 +144,8 @@ class HeadGradient:
         self.nothing = head.weight_VH.new_empty(0, dtype=head.sum_type)
         self.bias_V = self.nothing.new_zeros(head.vocabulary) if bias else None
         self.weight_VH: Tensor | None = None
+        self.rows: list[tuple[Tensor, Tensor]] = []
+        """(index [C], what is added there [C, H]), chunk by chunk."""
 
     def add(self, slopes_CV: Tensor, scales_C: Tensor, hidden_CH: Tensor) -> None:
         """weight += (scales slopes)^T hidden."""
@@ -156,19 +154,27 @@ class HeadGradient:
         if not self.wants_weight:
             return
         kind = self.product_type
-        slopes_VC, scaled_CH = slopes_CV.to(kind).t(), (hidden_CH * scales_C[:, None]).to(kind)
-        if self.weight_VH is None:  # written, not added: zeros would have to be written first
-            self.weight_VH = self.nothing.new_empty(self.shape)
-            write_product(slopes_VC, scaled_CH, self.weight_VH)
+        slopes_CV, scaled_CH = slopes_CV.to(kind), (hidden_CH * scales_C[:, None]).to(kind)
+        if prefers_onednn(slopes_CV, scaled_CH, slopes_CV.numel() * scaled_CH.shape[1]):
+            # the transposed gradient: of the two factors, oneDNN would copy the larger one otherwise
+            self.weight_VH = self._with(scaled_CH.t(), slopes_CV, transposed=True)
         else:
-            add_product(slopes_VC, scaled_CH, self.weight_VH)
+            self.weight_VH = self._with(slopes_CV.t(), scaled_CH, transposed=False)
+
+    def _with(self, left: Tensor, right: Tensor, *, transposed: bool) -> Tensor:
+        """The weight's gradient [V, H] with left @ right, or its transpose, added."""
+        if self.weight_VH is None:  # written, not added: zeros would have to be written first
+            total = product(left, right, self.nothing.dtype)
+        else:
+            total = add_product(self.weight_VH.t() if transposed else self.weight_VH, left, right)
+        return total.t() if transposed else total
 
     def add_rows(self, rows_C: Tensor, scales_C: Tensor, hidden_CH: Tensor) -> None:
-        """weight[rows] += scales hidden; after a chunk's `add`."""
+        """weight[rows] += scales hidden."""
         if self.bias_V is not None:
             self.bias_V.index_add_(0, rows_C, scales_C)
-        if self.weight_VH is not None:
-            self.weight_VH.index_add_(0, rows_C, (hidden_CH * scales_C[:, None]).to(self.weight_VH.dtype))
+        if self.wants_weight:
+            self.rows.append((rows_C, (hidden_CH * scales_C[:, None]).to(self.nothing.dtype)))
 
     def result(self, scale: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
         """(weight's, bias's) gradient times `scale` in the types of what they belong to; None where not wanted.
@@ -177,8 +183,10 @@ class HeadGradient:
         """
         weight_VH, self.weight_VH = self.weight_VH, None
         bias_V, self.bias_V = self.bias_V, None
-        if weight_VH is None and self.wants_weight:
-            weight_VH = self.nothing.new_zeros(self.shape)
+        if self.wants_weight:
+            weight_VH = self.nothing.new_zeros(self.shape) if weight_VH is None else weight_VH.contiguous()
+            for rows_C, added_CH in self.rows:
+                weight_VH.index_add_(0, rows_C, added_CH)
         for grad in (weight_VH, bias_V):
             if grad is not None and scale is not None:
                 grad.mul_(scale)
@@ -206,19 +214,3 @@ class FormedGradient:
         if hidden_NH is not None and scale is not None:
             hidden_NH.mul_(scale)
         return hidden_NH, *self.head.result(scale)
-
-
-def write_product(left: Tensor, right: Tensor, result: Tensor) -> None:
-    """result = left @ right, summed in the type of `result`."""
-    if left.dtype == result.dtype:
-        torch.mm(left, right, out=result)
-    else:
-        torch.mm(left, right, out_dtype=result.dtype, out=result)
-
-
-def add_product(left: Tensor, right: Tensor, result: Tensor) -> None:
-    """result += left @ right, summed in the type of `result`."""
-    if left.dtype == result.dtype:
-        result.addmm_(left, right)
-    else:
-        torch.addmm(result, left, right, out_dtype=result.dtype, out=result)

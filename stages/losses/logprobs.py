@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from stages.losses.head import ChunkedHead, Head, HeadGradient, chunk_length
 
-KEPT_BYTES = 64 * 2**20
+KEPT_BYTES = 256 * 2**20
 """Probabilities up to this size are kept for the backward pass; larger ones are computed again in it."""
 
 
@@ -197,11 +197,11 @@ class _LinearLogprobs(torch.autograd.Function):
         grad_hidden_NH = None if directions_NH is None else (directions_NH * grad_N[:, None]).to(hidden_NH.dtype)
         head: Head = ctx.form(weight_VH, bias_V)
         gradient = HeadGradient(head, weight=wanted.weight, bias=wanted.bias)
-        if chunk is not None:
-            add_chunk(gradient, chunk, grad_N, hidden_NH, targets_N)
-        elif wanted.head:
-            again = replace(wanted, hidden=False, entropy=False, squares=False)
-            with torch.autocast(hidden_NH.device.type, enabled=False):
+        with torch.autocast(hidden_NH.device.type, enabled=False):
+            if chunk is not None:
+                add_chunk(gradient, chunk, grad_N, hidden_NH, targets_N)
+            elif wanted.head:
+                again = replace(wanted, hidden=False, entropy=False, squares=False)
                 room = ChunkedHead(head, len(targets_N), ctx.longest)
                 for part in room.parts:
                     chunk = score_chunk(room, hidden_NH[part], targets_N[part], again)

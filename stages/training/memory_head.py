@@ -9,7 +9,7 @@ from stages.training.memory_shape import ModelShape
 _FLOAT = 4
 _CHUNK_BYTES = 32 * 2**20
 _LEAST_TOKENS = {"cpu": 128, "cuda": 1024}
-_KEPT_BYTES = 64 * 2**20
+_KEPT_BYTES = 256 * 2**20
 """These three as in `stages.losses`, which imports torch and cannot be asked; a test compares them."""
 
 

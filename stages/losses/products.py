@@ -1,0 +1,63 @@
+"""Matrix products by the faster of the two libraries that torch has on a CPU.
+
+torch multiplies float32 matrices with MKL, which keeps its 512-bit kernels for Intel's processors: on others oneDNN,
+which torch also carries, is about twice as fast. Both sum in float32, in another order.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+LEAST_WORK = 2**22
+"""Multiplications below which oneDNN's longer way to its kernel costs more than the kernel gains."""
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+@functools.cache
+def _has_faster_kernels() -> bool:
+    if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    vendor = Path("/proc/cpuinfo")
+    return vendor.is_file() and "GenuineIntel" not in vendor.read_text(encoding="utf-8", errors="replace")
+
+
+def prefers_onednn(left: Tensor, right: Tensor, work: int) -> bool:
+    """Whether a product of these two with so many multiplications is oneDNN's; a matter of sizes and machine only."""
+    return (
+        work >= LEAST_WORK
+        and left.dtype == right.dtype == torch.float32
+        and left.device.type == right.device.type == "cpu"
+        and type(left) in _PLAIN
+        and type(right) in _PLAIN
+        and _has_faster_kernels()
+    )
+
+
+def linear(input_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
+    """input weight^T + bias, [M, N] anew, by oneDNN. It copies an input that is transposed, but no weight."""
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(input_MK, weight_NK, bias_N, "none", [], "")
+    return result
+
+
+def product(left_MK: Tensor, right_KN: Tensor, sum_type: torch.dtype) -> Tensor:
+    """left @ right, [M, N] anew, summed in `sum_type`. Without a gradient."""
+    if prefers_onednn(left_MK, right_KN, left_MK.numel() * right_KN.shape[1]):
+        return linear(left_MK, right_KN.t())
+    if left_MK.dtype == sum_type:
+        return torch.mm(left_MK, right_KN)
+    return torch.mm(left_MK, right_KN, out_dtype=sum_type)
+
+
+def add_product(total_MN: Tensor, left_MK: Tensor, right_KN: Tensor) -> Tensor:
+    """total + left @ right, in the type of `total`, whose memory may be taken for the result."""
+    if prefers_onednn(left_MK, right_KN, left_MK.numel() * right_KN.shape[1]):
+        total: Tensor = torch.ops.mkldnn._linear_pointwise.binary(left_MK, total_MN, right_KN.t(), None, "add")
+        return total
+    if left_MK.dtype == total_MN.dtype:
+        return total_MN.addmm_(left_MK, right_KN)
+    return torch.addmm(total_MN, left_MK, right_KN, out_dtype=total_MN.dtype, out=total_MN)

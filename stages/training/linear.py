@@ -1,0 +1,56 @@
+"""Linear layers whose products go to the faster of the CPU's two libraries (see `stages.losses.products`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from stages.losses.products import linear, prefers_onednn, product
+
+
+class _Linear(torch.autograd.Function):
+    """y = x W^T + b over the last dimension."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+        ctx.save_for_backward(hidden, weight_OI)
+        return linear(hidden, weight_OI, bias_O)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight_OI = ctx.saved_tensors
+        grad_RO, hidden_RI = grad.reshape(-1, grad.shape[-1]), hidden.reshape(-1, hidden.shape[-1])
+        kind = grad.dtype
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad
+        return (
+            product(grad_RO, weight_OI, kind).view(hidden.shape) if needs_hidden else None,
+            product(grad_RO.t(), hidden_RI, kind) if needs_weight else None,
+            grad_RO.sum(0) if needs_bias else None,
+        )
+
+
+class _Forward:
+    """Stands for the `forward` of a linear layer."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        self.layer, self.plain_forward = layer, layer.forward
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        weight_OI, bias_O = self.layer.weight, self.layer.bias
+        if not prefers_onednn(hidden, weight_OI, hidden.numel() * weight_OI.shape[0]) or torch.is_autocast_enabled(
+            "cpu"
+        ):
+            return self.plain_forward(hidden)
+        result: Tensor = _Linear.apply(hidden, weight_OI, bias_O)
+        return result
+
+
+def install(model: nn.Module) -> None:
+    """Replace the forward pass of every plain linear layer; once, however often it is called."""
+    for layer in model.modules():
+        if type(layer) is nn.Linear and "forward" not in vars(layer):
+            layer.forward = _Forward(layer)  # type: ignore[assignment]
