@@ -15,7 +15,11 @@ from stages.external import folder_digest, hub_revision
 if TYPE_CHECKING:
     from artifacts import Artifact, Store
 
-FOLDER_KINDS = {"dataset.json": ("dataset",), "config.json": ("model", "reward_model")}
+FOLDER_KINDS = {
+    "dataset.json": ("dataset",),
+    "adapter_config.json": ("adapter",),
+    "config.json": ("model", "reward_model"),
+}
 """The file that tells what a folder is -> the kinds it can be."""
 
 HUB_KINDS = ("model", "reward_model")
@@ -90,10 +94,11 @@ def folder_kinds(path: Path) -> tuple[str, ...]:
         raise RequestError(f"no such folder: {path}")
     for marker, kinds in FOLDER_KINDS.items():
         if (path / marker).is_file():
-            if kinds == ("dataset",):
-                return kinds
-            return (_model_kind(path / marker),)
-    raise RequestError(f"{path} is neither a model (it has no config.json) nor a dataset (no dataset.json)")
+            return (_model_kind(path / marker),) if "model" in kinds else kinds
+    raise RequestError(
+        f"{path} is neither a model (it has no config.json), nor an adapter (no adapter_config.json), nor a dataset "
+        "(no dataset.json)"
+    )
 
 
 def _model_kind(config: Path) -> str:

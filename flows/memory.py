@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from artifacts import Artifact, Store
-from artifacts.errors import StoreError
+from artifacts.errors import StageError, StoreError
 from artifacts.store import PAYLOAD
 from flows.command import launcher_settings
 from flows.inputs import HUB_KINDS, ResolvedInput, StageOutput
@@ -19,10 +20,13 @@ from flows.machine import Machine
 from flows.memory_advice import Change, smallest_change
 from flows.plan import Plan
 from flows.recipe import RecipeStage
+from stages.adapters import CONFIG, Base, read_adapter_config
 from stages.sharding import Sharding, Whole, sharding_of
 from stages.training.memory import PARTS, Device, Phase, Request, Setup
 from stages.training.memory import worst as worst_of
-from stages.training.memory_shape import ModelShape, UnknownShapeError, read_shape
+from stages.training.memory_shape import Adapters, ModelShape, UnknownShapeError, read_shape
+
+_MODEL_KINDS = (*HUB_KINDS, "adapter")
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ class _Shapes:
         stage = self.plan.recipe.stages[name]
         found = {}
         for input_name, references in stage.inputs.items():
-            if not set(stage.uses.inputs[input_name].kinds) & set(HUB_KINDS):
+            if not set(stage.uses.inputs[input_name].kinds) & set(_MODEL_KINDS):
                 continue
             reference = references[0]
             if isinstance(reference, StageOutput):
@@ -127,7 +131,7 @@ class _Shapes:
         """The models that a stage writes: as they are in the store, or as its inputs and settings say."""
         stage, decision = self.plan.recipe.stages[name], self.plan.decisions[name]
         for output, kind in stage.uses.outputs_of(stage.config).items():
-            if kind in HUB_KINDS:
+            if kind in _MODEL_KINDS:
                 stored = decision.outputs.get(output)
                 self.made[name, output] = (
                     _in_store(stored, self.plan.store) if stored else self._planned(stage, output, models)
@@ -145,25 +149,46 @@ class _Shapes:
 def _outside(resolved: ResolvedInput, store: Store) -> ModelShape | str:
     if resolved.artifact is not None:
         return _in_store(resolved.artifact, store)
+    if resolved.kind == "adapter":
+        content = (Path(str(resolved.path)) / CONFIG).read_bytes()
+        return _with_base(content, resolved.label, store)
     if resolved.path is not None:
         return _read((resolved.path / "config.json").read_bytes())
+    return _on_hub(str(resolved.hub), str(resolved.revision))
+
+
+def _on_hub(name: str, revision: str) -> ModelShape | str:
     from huggingface_hub import try_to_load_from_cache
 
-    path = try_to_load_from_cache(str(resolved.hub), "config.json", revision=resolved.revision)
+    path = try_to_load_from_cache(name, "config.json", revision=revision)
     if not isinstance(path, str):
         return (
-            f"{resolved.hub} is not in the local cache yet, so its sizes are unknown; fetch its config.json with "
-            f"`hf download {resolved.hub} config.json`"
+            f"{name} is not in the local cache yet, so its sizes are unknown; fetch its config.json with "
+            f"`hf download {name} config.json`"
         )
     with open(path, "rb") as file:
         return _read(file.read())
 
 
 def _in_store(artifact: Artifact, store: Store) -> ModelShape | str:
+    adapter = artifact.kind == "adapter"
+    name = CONFIG if adapter else "config.json"
     try:
-        return _read(store.files.read(f"{artifact.key}/{PAYLOAD}/config.json"))
+        content = store.files.read(f"{artifact.key}/{PAYLOAD}/{name}")
     except (StoreError, FileNotFoundError) as error:
-        return f"the config.json of {artifact.id} cannot be read: {error}"
+        return f"the {name} of {artifact.id} cannot be read: {error}"
+    return _with_base(content, artifact.id, store) if adapter else _read(content)
+
+
+def _with_base(content: bytes, where: str, store: Store) -> ModelShape | str:
+    """The shape of an adapter's base, with the adapter."""
+    try:
+        values = read_adapter_config(content, where)
+        base, adapters = Base.read(values, where), Adapters.read(values)
+    except (StageError, KeyError, TypeError, ValueError) as error:
+        return str(error)
+    shape = _on_hub(base.name, str(base.revision)) if base.artifact is None else _in_store(base.artifact, store)
+    return shape if isinstance(shape, str) else replace(shape, adapters=adapters)
 
 
 def _read(content: bytes) -> ModelShape | str:

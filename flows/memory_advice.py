@@ -85,7 +85,8 @@ def _ways(request: Request) -> Iterator[_Way]:
     fields = type(config).model_fields
     free = {"gradient_checkpointing": True} if getattr(config, "gradient_checkpointing", None) is False else {}
     narrow = {"bf16": True} if "bf16" in fields and not config.bf16 else {}
-    adapters = {"lora_r": _RANK} if "lora_r" in fields and config.lora_r is None else {}
+    fresh = "lora_r" in fields and config.lora_r is None and request.model.adapters is None
+    adapters = {"lora_r": _RANK} if fresh else {}
     sets: list[dict[str, Any]] = [{}, free]
     more = list(_more_processes(request))
     yield from (_Way(values) for values in _different(sets))

@@ -156,6 +156,8 @@ class Wiring:
         if outputs[output] not in declared.kinds:
             fitting = [f"{name}.{other}" for other, kind in outputs.items() if kind in declared.kinds]
             hint = f"; did you mean {fitting[0]!r}?" if fitting else ""
+            if outputs[output] == "adapter" and "model" in declared.kinds:
+                hint = "; make it a model with a stage `merge_adapter`, or with merge_adapters: true"
             self._fail(
                 place,
                 f"takes {kinds_in_words(declared.kinds)}, but {name}.{output} is "

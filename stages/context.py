@@ -64,6 +64,7 @@ class Context:
         self.counts: dict[str, Any] = {}
         self.resumed_from: int | None = None
         self._folders: dict[str, list[Path]] = {}
+        self._checked: dict[Artifact, Path] = {}
         self._last_event_time = 0.0
         self.step_timings: list[dict[str, Any]] = []
         """One row a step for `timings.jsonl`, kept outside the artifact: its content knows no clock."""
@@ -120,16 +121,20 @@ class Context:
         """The folders of an input that takes several."""
         if name not in self._folders:
             wired = self.spec.inputs[name]
-            self._folders[name] = [self._folder(entry) for entry in (wired if isinstance(wired, list) else [wired])]
+            self._folders[name] = [self.folder_of(entry) for entry in (wired if isinstance(wired, list) else [wired])]
         return self._folders[name]
 
     def input_digest(self, name: str) -> str:
         """The content digest of one input."""
         return str(self.spec.identity["inputs"][name])
 
-    def _folder(self, wired: dict[str, Any]) -> Path:
+    def folder_of(self, wired: Mapping[str, Any]) -> Path:
+        """The files of what a spec names: an artifact, checked once, a commit of the Hub, or a path."""
         if "artifact" in wired:
-            return self.store.materialize(Artifact(wired["kind"], wired["artifact"].removeprefix("sha256:")))
+            artifact = Artifact(wired["kind"], str(wired["artifact"]).removeprefix("sha256:"))
+            if artifact not in self._checked:
+                self._checked[artifact] = self.store.materialize(artifact)
+            return self._checked[artifact]
         if "hub" in wired:
             from huggingface_hub import snapshot_download
 

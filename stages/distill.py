@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from stages.stage import Input, Stage
-from stages.training.config import TrainingConfig
+from stages.stage import MODELS, Input, Stage
+from stages.training.config import PolicyConfig, policy_outputs
 from stages.training.memory import Phase, Request, same_shape, training_step
 from stages.training.memory_head import HeadUse
 from stages.training.memory_sampling import Sampled, sampling
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from stages.context import Context
 
 
-class Config(TrainingConfig):
+class Config(PolicyConfig):
     """Settings of distillation. An item of train_batch_size is a prompt with one completion."""
 
     learning_rate: float = Field(1e-6, gt=0)
@@ -41,21 +41,20 @@ def run(context: Context) -> None:
     from stages.training.distill_windows import distill_windows, require_same_vocabulary
     from stages.training.distillation import DistillationLoss
     from stages.training.export import export
-    from stages.training.model import load_tokenizer
-    from stages.training.start import frozen_scorer, start
+    from stages.training.start import frozen_scorer, start, tokenizer_of
 
     config: Config = context.config
     teacher = frozen_scorer(context, "teacher")
     objective = DistillationLoss(teacher, divergence_of(config.beta), config.temperature)
     trainer, tokenizer = start(context, config, objective)
-    require_same_vocabulary(tokenizer, load_tokenizer(context.input("teacher")))
+    require_same_vocabulary(tokenizer, tokenizer_of(context, "teacher"))
     share = trainer.scorer.share_prefixes and teacher.share_prefixes
     trainer.scorer.share_prefixes = teacher.share_prefixes = share
     teacher.to(trainer.accelerator.device)
     ledger = RowLedger()
     windows = distill_windows(context, config, trainer, tokenizer, read_dataset(context.input("dataset")), ledger)
     trained = trainer.run(windows)
-    export(context, trained, context.input("model"), ledger.to_json(), samples=windows.samples)
+    export(context, trained, ledger.to_json(), samples=windows.samples)
 
 
 def memory(request: Request) -> list[Phase]:
@@ -78,8 +77,9 @@ STAGE = Stage(
     name="distill",
     version=1,
     config=Config,
-    inputs={"model": Input(("model",)), "teacher": Input(("model",)), "dataset": Input(("dataset",))},
-    outputs={"model": "model"},
+    inputs={"model": Input(MODELS), "teacher": Input(MODELS), "dataset": Input(("dataset",))},
+    outputs={"model": "model", "adapter": "adapter"},
+    active_outputs=policy_outputs,
     run=run,
     summary="a student learns a teacher's distributions, on-policy or off-policy",
     main_metric="divergence",

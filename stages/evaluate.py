@@ -10,7 +10,7 @@ from artifacts.errors import StageError
 from stages.data.types import PAIRED, SEQUENCE_TYPES
 from stages.evaluation.config import AnswerConfig, answer_problems
 from stages.evaluation.memory import answering_phases
-from stages.stage import Input, Stage
+from stages.stage import MODELS, Input, Stage
 from stages.training.memory import Phase, Request, scoring
 
 if TYPE_CHECKING:
@@ -107,8 +107,11 @@ def holds_reward_model(folder: Path) -> bool:
     """Whether the model in the folder gives a score and not tokens."""
     import json
 
+    from stages.adapters import is_adapter
     from stages.training.model_check import check_model_folder
 
+    if is_adapter(folder):
+        return False
     check_model_folder(folder)
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return any(str(name).endswith("ForSequenceClassification") for name in values.get("architectures") or ())
@@ -148,8 +151,8 @@ def _obstacles(context: Context, dataset: Dataset, is_reward_model: bool) -> dic
 def _subject(context: Context, accelerator: Any, dataset: Dataset, is_reward_model: bool) -> Subject:
     from stages.evaluation.measuring import Subject
     from stages.training.classifiers import load_reward_model
-    from stages.training.model import Scorer, load_tokenizer
-    from stages.training.start import frozen_scorer, settle_packing
+    from stages.training.model import Scorer
+    from stages.training.start import frozen_scorer, settle_packing, tokenizer_of
 
     context.phase("loading the model")
     if is_reward_model:
@@ -161,7 +164,7 @@ def _subject(context: Context, accelerator: Any, dataset: Dataset, is_reward_mod
     else:
         scorer = frozen_scorer(context, "model")
     scorer.to(accelerator.device)
-    return Subject(context, accelerator, scorer, load_tokenizer(context.input("model")), dataset, is_reward_model)
+    return Subject(context, accelerator, scorer, tokenizer_of(context, "model"), dataset, is_reward_model)
 
 
 def _records(dataset: Dataset, measured: list[Measured]) -> list[dict[str, Any]]:
@@ -224,11 +227,11 @@ STAGE = Stage(
     version=1,
     config=Config,
     inputs={
-        "model": Input(("model", "reward_model")),
+        "model": Input((*MODELS, "reward_model")),
         "dataset": Input(("dataset",)),
         "reward_model": Input(("reward_model",), required=False),
         "reference_logprobs": Input(("logprobs",), required=False),
-        "reference": Input(("model",), required=False),
+        "reference": Input(MODELS, required=False),
     },
     outputs={"evaluation": "evaluation"},
     run=run,

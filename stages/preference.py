@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from stages.stage import Input, Stage
+from stages.stage import MODELS, Input, Stage
+from stages.training.config import policy_outputs
 from stages.training.memory import Phase, Request, same_shape, scoring, training_step
 from stages.training.memory_head import HeadUse
 from stages.training.preference_config import PreferenceConfig, check, names_of
@@ -25,7 +26,8 @@ def run(context: Context) -> None:
     """Train input `model` on the pairs of input `dataset`.
 
     The reference, where the loss has one, is input `reference_logprobs`, or input `reference`, or the input model
-    itself; the latter two are computed once at the start and then leave memory.
+    itself; the latter two are computed once at the start and then leave memory. With adapters the input model is there
+    already, and no second one is loaded.
     """
     from stages.data.dataset import read_dataset
     from stages.data.ledger import RowLedger
@@ -64,7 +66,7 @@ def run(context: Context) -> None:
     if any(one.couples_rows for one in config.losses):
         windows = CoupledWindows(windows, trainer, settings, loss)
     trained = trainer.run(windows, ledger.states)
-    export(context, trained, context.input("model"), ledger.to_json())
+    export(context, trained, ledger.to_json())
 
 
 def _settings(config: Config) -> PairSettings:
@@ -99,32 +101,36 @@ def _require_gold(config: Config, dataset_type: str) -> None:
 
 def _references(context: Context, trainer: Trainer, pairs: Sequence[TokenizedPair]) -> list[Reference]:
     """Of every pair, from the artifact or computed here."""
+    from stages.training.initial import reference_of
     from stages.training.pairs import pair_group
     from stages.training.reference import pair_references, read_references, score_rows
-    from stages.training.start import frozen_scorer
 
     config: Config = context.config
     plain = [pair_group(pair) for pair in pairs]
     if context.has("reference_logprobs"):
         return read_references(context.input("reference_logprobs"), plain, ld_alpha=config.ld_alpha)
     context.phase("log-probabilities of the reference")
-    scorer = frozen_scorer(context, "reference" if context.has("reference") else "model")
-    rows = score_rows(
-        context,
-        trainer.accelerator,
-        scorer.to(trainer.accelerator.device),
-        plain,
-        config=config,
-        per_token=config.ld_alpha is not None,
-    )
+    with reference_of(context, trainer)() as scorer:
+        rows = score_rows(
+            context,
+            trainer.accelerator,
+            scorer,
+            plain,
+            config=config,
+            per_token=config.ld_alpha is not None,
+        )
     return pair_references(rows, config.ld_alpha)
 
 
 def _following(context: Context, trainer: Trainer, windows: Windows, settings: PairSettings) -> Windows:
+    from artifacts.errors import StageError
+    from stages.training.adapters import is_adapted
     from stages.training.pair_windows import Following, FollowingReference
     from stages.training.start import frozen_scorer
 
     config: Config = context.config
+    if is_adapted(trainer.scorer.model):
+        raise StageError("sync_ref_model needs the whole model trained, and input model is an adapter; merge it first")
     scorer = frozen_scorer(context, "reference" if context.has("reference") else "model", trainer.scorer)
     following = Following(config.ref_model_mixup_alpha, config.ref_model_sync_steps)
     return FollowingReference(windows, trainer, settings, scorer.to(trainer.accelerator.device), following)
@@ -141,7 +147,8 @@ def memory(request: Request) -> list[Phase]:
     if config.needs_reference and not config.sync_ref_model and "reference_logprobs" not in request.wired:
         scored = request.passes(row=2 * request.longest, rows=config.shard_rows)
         weights = {"weights": request.training.state()["weights"]}
-        phases.append(scoring(reference, request.setup, scored, resident=weights, own="reference"))
+        own = None if request.reference_is_policy else "reference"
+        phases.append(scoring(reference, request.setup, scored, resident=weights, own=own))
     return phases
 
 
@@ -150,12 +157,13 @@ STAGE = Stage(
     version=3,
     config=Config,
     inputs={
-        "model": Input(("model",)),
+        "model": Input(MODELS),
         "dataset": Input(("dataset",)),
         "reference_logprobs": Input(("logprobs",), required=False),
-        "reference": Input(("model",), required=False),
+        "reference": Input(MODELS, required=False),
     },
-    outputs={"model": "model"},
+    outputs={"model": "model", "adapter": "adapter"},
+    active_outputs=policy_outputs,
     run=run,
     summary="preference pairs, against a reference or without: DPO, IPO, APO, AOT, SimPO, ORPO, TPO and relatives",
     check=check,

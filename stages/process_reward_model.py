@@ -56,7 +56,7 @@ def run(context: Context) -> None:
     context.counts.update({"rows": len(rows), "steps": sum(len(row.ends) for row in rows)})
     windows = DatasetWindows([step_group(row) for row in rows], config)
     trained = trainer.run(windows, ledger.states)
-    export(context, trained, context.input("model"), ledger.to_json())
+    export(context, trained, ledger.to_json())
 
 
 def memory(request: Request) -> list[Phase]:

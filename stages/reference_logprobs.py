@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from stages.stage import MODELS, Input, Stage, operational
 from stages.stage import Config as StageConfig
-from stages.stage import Input, Stage, operational
 from stages.training.memory import Phase, Request, scoring
 
 if TYPE_CHECKING:
@@ -42,19 +42,18 @@ def run(context: Context) -> None:
     from stages.data.types import PAIRED
     from stages.data.unpaired import mismatched, tokenize_unpaired
     from stages.training.batch import Branch, Group
-    from stages.training.model import load_tokenizer
     from stages.training.pairs import pair_group
     from stages.training.processes import prepare_process
     from stages.training.reference import PAIR, UNPAIRED, score_rows
     from stages.training.reporting import peak_memory_gb
-    from stages.training.start import frozen_scorer
+    from stages.training.start import frozen_scorer, tokenizer_of
     from stages.training.unpaired import scored_groups
 
     config: Config = context.config
     accelerator = prepare_process(context, config.bf16)
     context.phase("loading the model")
     scorer = frozen_scorer(context, "model").to(accelerator.device)
-    tokenizer = load_tokenizer(context.input("model"))
+    tokenizer = tokenizer_of(context, "model")
     dataset, ledger = read_dataset(context.input("dataset")), RowLedger()
     longest = min(config.max_length, scorer.context_length)
     names: tuple[str, ...]
@@ -120,7 +119,7 @@ STAGE = Stage(
     name="reference_logprobs",
     version=1,
     config=Config,
-    inputs={"model": Input(("model",)), "dataset": Input(("dataset",))},
+    inputs={"model": Input(MODELS), "dataset": Input(("dataset",))},
     outputs={"logprobs": "logprobs"},
     run=run,
     summary="log-probabilities of the completions under a fixed model, resumable by shard",

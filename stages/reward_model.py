@@ -54,7 +54,7 @@ def run(context: Context) -> None:
     groups = [pair_group(pair, pair.margin) for pair in pairs]
     context.counts["pairs"] = len(groups)
     trained = trainer.run(DatasetWindows(groups, config), ledger.states)
-    export(context, trained, context.input("model"), ledger.to_json())
+    export(context, trained, ledger.to_json())
 
 
 def memory(request: Request) -> list[Phase]:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from stages.rollouts.rewards import unknown_rewards
-from stages.stage import CodeRef, Input, Stage
-from stages.training.config import TrainingConfig
+from stages.stage import MODELS, CodeRef, Input, Stage
+from stages.training.config import PolicyConfig, policy_outputs
 from stages.training.memory import Phase, Request, same_shape, scoring, training_step
 from stages.training.memory_head import HeadUse
 from stages.training.memory_sampling import Sampled, sampling
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from stages.context import Context
 
 
-class Config(TrainingConfig):
+class Config(PolicyConfig):
     """Settings of on-line reinforcement learning. An item of train_batch_size is a completion."""
 
     learning_rate: float = Field(1e-6, gt=0)
@@ -77,6 +77,11 @@ def check(config: Config, wired: frozenset[str]) -> list[str]:
         )
     if config.advantage_estimator == "rloo" and config.scale_rewards != "group":
         problems.append("scale_rewards is of advantage_estimator grpo; rloo does not divide")
+    if config.lora_dropout:
+        problems.append(
+            f"lora_dropout is {config.lora_dropout}, but completions are sampled without dropout, so no step would be "
+            "on policy; leave it out"
+        )
     if "reference" in wired and not config.beta:
         problems.append("input reference is wired in, but beta is 0, so it would not be used")
     return problems
@@ -90,9 +95,10 @@ def run(context: Context) -> None:
     from stages.losses.policy import AGGREGATIONS
     from stages.training.export import export
     from stages.training.generation import Generation, advantages_of, measure_groups, room_for_prompts
+    from stages.training.initial import reference_of
     from stages.training.policy import PolicyLoss, PolicySettings
     from stages.training.rollout_windows import Learning, Plan, RolloutWindows
-    from stages.training.start import frozen_scorer, start
+    from stages.training.start import start
 
     config: Config = context.config
     objective = PolicyLoss(
@@ -108,10 +114,7 @@ def run(context: Context) -> None:
         )
     )
     trainer, tokenizer = start(context, config, objective)
-    reference = None
-    if config.beta:
-        reference = frozen_scorer(context, "reference" if context.has("reference") else "model", trainer.scorer)
-        reference.to(trainer.accelerator.device)
+    reference = reference_of(context, trainer) if config.beta else None
     ledger = RowLedger()
     prompts = tokenize_prompts(
         read_dataset(context.input("dataset")),
@@ -143,7 +146,7 @@ def run(context: Context) -> None:
     )
     context.counts["prompts"] = len(prompts)
     trained = trainer.run(windows)
-    export(context, trained, context.input("model"), ledger.to_json(), samples=windows.samples)
+    export(context, trained, ledger.to_json(), samples=windows.samples)
     if context.is_main:
         _write_rollouts(context, windows.records())
 
@@ -185,7 +188,8 @@ def memory(request: Request) -> list[Phase]:
     groups = config.train_batch_size // config.num_generations
     reference = request.models.get("reference", request.model) if config.beta else None
     judge = request.models.get("reward_model")
-    others = training.policy_copy() + sum(4.0 * shape.parameters for shape in (reference, judge) if shape is not None)
+    apart = [judge] if request.reference_is_policy else [reference, judge]
+    others = training.policy_copy() + sum(4.0 * shape.parameters for shape in apart if shape is not None)
     state = training.state()
     resident = {"weights": state["weights"], "optimizer": state["optimizer"], "reference": others}
     asked = Sampled(
@@ -213,12 +217,13 @@ STAGE = Stage(
     version=1,
     config=Config,
     inputs={
-        "model": Input(("model",)),
+        "model": Input(MODELS),
         "dataset": Input(("dataset",)),
         "reward_model": Input(("reward_model",), required=False),
-        "reference": Input(("model",), required=False),
+        "reference": Input(MODELS, required=False),
     },
-    outputs={"model": "model", "rollouts": "dataset"},
+    outputs={"model": "model", "adapter": "adapter", "rollouts": "dataset"},
+    active_outputs=lambda config: policy_outputs(config, "rollouts"),
     run=run,
     summary="GRPO, RLOO and relatives with the embedded sampler",
     check=check,

@@ -9,7 +9,7 @@ from pydantic import Field
 from artifacts.errors import StageError
 from stages.evaluation.config import AnswerConfig, answer_problems
 from stages.evaluation.memory import answering_phases
-from stages.stage import Input, Stage
+from stages.stage import MODELS, Input, Stage
 from stages.training.memory import Phase, Request
 
 if TYPE_CHECKING:
@@ -67,17 +67,16 @@ def run(context: Context) -> None:
     from stages.evaluation.rows import TaskLedger, draw_rows
     from stages.evaluation.tables import TABLES, Answered
     from stages.rollouts.rewards import RewardSet
-    from stages.training.model import load_tokenizer
     from stages.training.processes import prepare_process
     from stages.training.reporting import peak_memory_gb
-    from stages.training.start import frozen_scorer
+    from stages.training.start import frozen_scorer, tokenizer_of
 
     config: Config = context.config
     accelerator = prepare_process(context, config.bf16)
     dataset, left_out = draw_rows(read_dataset(context.input("dataset")), config.limit, config.seed)
     context.phase("loading the model")
     scorer = frozen_scorer(context, "model").to(accelerator.device)
-    tokenizer = load_tokenizer(context.input("model"))
+    tokenizer = tokenizer_of(context, "model")
     judge = reward_model_of(context, accelerator, tokenizer)
     scorings = {}
     if config.rewards or judge is not None:
@@ -158,7 +157,7 @@ STAGE = Stage(
     version=1,
     config=Config,
     inputs={
-        "model": Input(("model",)),
+        "model": Input(MODELS),
         "dataset": Input(("dataset",)),
         "reward_model": Input(("reward_model",), required=False),
     },

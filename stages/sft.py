@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from stages.losses.supervised import SUPERVISED_LOSSES
-from stages.stage import Input, Stage
-from stages.training.config import TrainingConfig
+from stages.stage import MODELS, Input, Stage
+from stages.training.config import PolicyConfig, policy_outputs
 from stages.training.memory import Phase, Request, same_shape, training_step
 from stages.training.memory_head import HeadUse
 
@@ -24,7 +24,7 @@ else:  # the table of losses is what may be chosen
 Weight = Annotated[float, Field(ge=0)]
 
 
-class Config(TrainingConfig):
+class Config(PolicyConfig):
     """Settings of supervised fine-tuning."""
 
     learning_rate: float = Field(2e-5, gt=0)
@@ -111,7 +111,7 @@ def run(context: Context) -> None:
     if config.neftune_noise_alpha is not None:
         windows = NoisyWindows(windows, config.seed)
     trained = trainer.run(windows, ledger.states)
-    export(context, trained, context.input("model"), ledger.to_json())
+    export(context, trained, ledger.to_json())
 
 
 def _packed(
@@ -145,8 +145,9 @@ STAGE = Stage(
     name="sft",
     version=1,
     config=Config,
-    inputs={"model": Input(("model",)), "dataset": Input(("dataset",))},
-    outputs={"model": "model"},
+    inputs={"model": Input(MODELS), "dataset": Input(("dataset",))},
+    outputs={"model": "model", "adapter": "adapter"},
+    active_outputs=policy_outputs,
     run=run,
     check=check,
     summary="supervised fine-tuning, full or LoRA",

@@ -33,6 +33,7 @@ STAGES = (
     "rl",
     "distill",
     "average",
+    "merge_adapter",
     "evaluate",
 )
 """Every stage by name; each is the module of the same name in this package, which defines `STAGE`."""
@@ -61,6 +62,9 @@ CodeRef = Annotated[str, External("code")]
 
 DataRef = Annotated[str, External("data")]
 """A file, a folder, a glob, any fsspec URL, or `hub:owner/name`; relative paths count from the recipe."""
+
+MODELS = ("model", "adapter")
+"""Kinds of artifact that are a language model: the weights, or an adapter that names its base."""
 
 
 @dataclass(frozen=True)

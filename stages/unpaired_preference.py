@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from stages.losses.unpaired import UNPAIRED_LOSSES
-from stages.stage import Input, Stage, operational
-from stages.training.config import TrainingConfig
+from stages.stage import MODELS, Input, Stage, operational
+from stages.training.config import PolicyConfig, policy_outputs
 from stages.training.memory import Phase, Request, same_shape, scoring, training_step
 from stages.training.memory_head import HeadUse
 
@@ -25,7 +25,7 @@ else:  # the table of losses is what may be chosen
     LossName = Literal[tuple(UNPAIRED_LOSSES)]
 
 
-class Config(TrainingConfig):
+class Config(PolicyConfig):
     """Settings of learning from judged completions."""
 
     learning_rate: float = Field(1e-6, gt=0)
@@ -110,7 +110,7 @@ def run(context: Context) -> None:
     _advise(context, good, len(rows) - good)
     windows = _windows(trainer, DatasetWindows(groups, config), config)
     trained = trainer.run(windows, ledger.states)
-    export(context, trained, context.input("model"), ledger.to_json())
+    export(context, trained, ledger.to_json())
 
 
 def _windows(trainer: Trainer, windows: Windows, config: Config) -> Windows:
@@ -126,8 +126,8 @@ def _groups(context: Context, trainer: Trainer, rows: Sequence[TokenizedCompleti
     from artifacts.errors import DataError
     from stages.data.unpaired import mismatched
     from stages.training.density import density_ratios
+    from stages.training.initial import reference_of
     from stages.training.reference import read_unpaired, score_rows
-    from stages.training.start import frozen_scorer
     from stages.training.unpaired import judged_groups, scored_groups
 
     config: Config = context.config
@@ -143,12 +143,11 @@ def _groups(context: Context, trainer: Trainer, rows: Sequence[TokenizedCompleti
         scored = read_unpaired(context.input("reference_logprobs"), plain)
     if not context.has("reference_logprobs") or config.use_density_ratio:
         context.phase("log-probabilities of the reference")
-        scorer = frozen_scorer(context, "reference" if context.has("reference") else "model")
-        scorer.to(trainer.accelerator.device)
-        if config.use_density_ratio:
-            densities = density_ratios(scorer, rows, context, config)
-        if not context.has("reference_logprobs"):
-            scored = score_rows(context, trainer.accelerator, scorer, plain, config=config)
+        with reference_of(context, trainer)() as scorer:
+            if config.use_density_ratio:
+                densities = density_ratios(scorer, rows, context, config)
+            if not context.has("reference_logprobs"):
+                scored = score_rows(context, trainer.accelerator, scorer, plain, config=config)
     return judged_groups(rows, scored, others, densities)
 
 
@@ -174,8 +173,9 @@ def memory(request: Request) -> list[Phase]:
     if "reference_logprobs" not in request.wired:
         scored = request.passes(row=2 * request.longest, rows=config.shard_rows)
         weights = {"weights": request.training.state()["weights"]}
+        own = None if request.reference_is_policy else "reference"
         reference = request.models.get("reference", request.model)
-        phases.append(scoring(reference, request.setup, scored, resident=weights, own="reference"))
+        phases.append(scoring(reference, request.setup, scored, resident=weights, own=own))
     return phases
 
 
@@ -184,12 +184,13 @@ STAGE = Stage(
     version=2,
     config=Config,
     inputs={
-        "model": Input(("model",)),
+        "model": Input(MODELS),
         "dataset": Input(("dataset",)),
         "reference_logprobs": Input(("logprobs",), required=False),
-        "reference": Input(("model",), required=False),
+        "reference": Input(MODELS, required=False),
     },
-    outputs={"model": "model"},
+    outputs={"model": "model", "adapter": "adapter"},
+    active_outputs=policy_outputs,
     run=run,
     summary="completions judged one by one, desirable or not: KTO, BCO, unpaired APO",
     check=check,

@@ -121,6 +121,17 @@ EVERY_STAGE: dict[str, Any] = {
         "inputs": {"model": "student", "teacher": "grpo", "dataset": "rows"},
         "with": {**TRAINING, "lmbda": 0.5, "beta": 0.5, "max_completion_length": 6},
     },
+    "adapter": {
+        "uses": "sft",
+        "inputs": {"model": "base", "dataset": "rows"},
+        "with": {**TRAINING, "lora_r": 4, "merge_adapters": False},
+    },
+    "adapter_dpo": {
+        "uses": "preference",
+        "inputs": {"model": "adapter", "dataset": "pairs"},
+        "with": {**TRAINING, "merge_adapters": False},
+    },
+    "merged": {"uses": "merge_adapter", "inputs": {"adapter": "adapter_dpo"}},
     "soup": {"uses": "average", "inputs": {"models": ["sft", "dpo", "kto"]}, "with": {"weights": [2, 1, 1]}},
     "scores": {
         "uses": "evaluate",

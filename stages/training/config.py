@@ -51,9 +51,11 @@ class TrainingConfig(Config):
     use_dora: bool = False
     """DoRA (arXiv:2402.09353): also trains the length of every output's weight vector."""
     lora_dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout on the input of the adapters."""
+    """Dropout on the input of the adapters, of those of the input model too."""
     lora_target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Names of the modules that get adapters; all-linear: every linear layer but the head."""
+    modules_to_save: tuple[str, ...] = ()
+    """Modules that are trained whole beside the adapters, such as embed_tokens and lm_head; all whose name ends so."""
     gradient_checkpointing: bool = operational(False)
     """Compute activations again in the backward pass: less memory, about a third more time."""
     micro_batch_tokens: int = operational(8192, gt=0)
@@ -67,7 +69,21 @@ class TrainingConfig(Config):
 
     @model_validator(mode="after")
     def _adapters_have_a_rank(self) -> Self:
-        given = [name for name in ("use_rslora", "use_dora") if getattr(self, name)]
+        given = [name for name in ("use_rslora", "use_dora", "modules_to_save") if getattr(self, name)]
         if given and self.lora_r is None:
             raise ValueError(f"{given[0]} is of LoRA adapters; give lora_r too")
         return self
+
+
+class PolicyConfig(TrainingConfig):
+    """Of stages that train a language model, which may leave its adapters as they are."""
+
+    merge_adapters: bool = True
+    """Output `model` has the adapters in its weights; false: output `adapter`, in peft's format, names its base."""
+    quantization: Literal["nf4"] | None = None
+    """Keep the frozen weights under the adapters in 4 bits (QLoRA, arXiv:2305.14314); needs bitsandbytes and a GPU."""
+
+
+def policy_outputs(config: PolicyConfig, *others: str) -> tuple[str, ...]:
+    """`Stage.active_outputs` of these stages: a model or an adapter, and what else there is."""
+    return ("model" if config.merge_adapters else "adapter", *others)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -139,7 +140,7 @@ def advantages_of(estimator: str, scale_rewards: str) -> Callable[[list[list[flo
 
 
 def measure_groups(
-    trainer: Trainer, reference: Scorer | None, config: Any, *, old: bool
+    trainer: Trainer, reference: Callable[[], AbstractContextManager[Scorer]] | None, config: Any, *, old: bool
 ) -> Callable[[list[Group]], list[Group]]:
     """Adds to fresh rollouts the log-probabilities that later steps compare with: the policy's own where it will
     have moved on by then (`old`), and the reference's where the loss has a KL term."""
@@ -158,7 +159,8 @@ def measure_groups(
                 for group, found in zip(groups, values, strict=True)
             ]
         if reference is not None:
-            values = logprobs(reference, groups)
+            with reference() as scorer:
+                values = logprobs(scorer, groups)
             groups = [
                 replace(group, data=replace(group.data, reference_logprobs=found))
                 for group, found in zip(groups, values, strict=True)

@@ -23,7 +23,7 @@ from stages.seeds import derive
 from stages.sharding import Whole
 from stages.training import checkpoint
 from stages.training.batch import Branch, Group, plan_micro_batches
-from stages.training.config import TrainingConfig
+from stages.training.config import PolicyConfig, TrainingConfig
 from stages.training.metrics import Mean, MetricSums, pairs
 from stages.training.model import Scorer
 from stages.training.objective import Concluding, Objective, Readout, Window, Windows
@@ -224,7 +224,8 @@ class Trainer:
 
     def _whole_model(self) -> Any:
         """The trained weights in float32, on the first process."""
-        if self.rebuild is None or (self.is_whole and not self.config.bf16):
+        quantized = isinstance(self.config, PolicyConfig) and self.config.quantization is not None
+        if self.rebuild is None or (self.is_whole and not self.config.bf16 and not quantized):
             return self.scorer.model
         target = self.rebuild() if self.context.is_main else None
         copy_weights(self.parallel, target)

@@ -7,7 +7,7 @@ All numbers are bytes of one process.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from stages.sharding import Fsdp, Sharding, Whole, Zero
@@ -19,7 +19,7 @@ from stages.training.memory_activations import (
     stream_bytes,
 )
 from stages.training.memory_head import HeadUse, held_bytes, scoring_bytes
-from stages.training.memory_shape import ModelShape
+from stages.training.memory_shape import Adapters, ModelShape
 
 Device = Literal["cpu", "cuda"]
 
@@ -39,6 +39,8 @@ reward models; `checkpoint`: the copy that is written while training goes on; `p
 
 _FLOAT = 4
 _MOMENTS = 2 * _FLOAT
+_NF4 = 4.127 / 8
+"""Bytes of a weight in 4 bits with quantized constants (arXiv:2305.14314, section 3)."""
 PROCESS_BYTES: Mapping[Device, int] = {"cpu": 500_000_000, "cuda": 600_000_000}
 """Resident in a stage's process before it loads a model (CPU), or taken on the GPU by CUDA's context."""
 ALLOCATOR_SHARE: Mapping[Device, float] = {"cpu": 0.12, "cuda": 0.05}
@@ -87,6 +89,15 @@ class Request:
         """The largest forward pass under `micro_batch_tokens`, for so many rows of at most so many tokens."""
         return passes(self.config.micro_batch_tokens, row=row, rows=rows, processes=self.setup.processes, read=read)
 
+    @property
+    def reference_is_policy(self) -> bool:
+        """Whether the reference is the policy without its adapters, or with them as they came."""
+        return (
+            self.training.adapters is not None
+            and "reference" not in self.models
+            and isinstance(self.setup.sharding, Whole)
+        )
+
     def frozen(self, *names: str) -> float:
         """Bytes of the models behind those of these inputs that are wired: they stay in float32, whole."""
         return sum(self.models[name].parameters * _FLOAT for name in names if name in self.models)
@@ -134,19 +145,23 @@ class Training:
     shape: ModelShape
     setup: Setup
     bf16: bool = False
-    lora_rank: int | None = None
+    adapters: Adapters | None = None
+    """None: all weights are trained."""
     gradient_checkpointing: bool = False
-    dora: bool = False
+    quantized: bool = False
 
     @classmethod
     def of(cls, config: Any, shape: ModelShape, setup: Setup) -> Training:
         """By a TrainingConfig."""
-        return cls(shape, setup, config.bf16, config.lora_r, config.gradient_checkpointing, config.use_dora)
+        adapters = Adapters.of(config) or shape.adapters
+        quantized = getattr(config, "quantization", None) is not None
+        return cls(shape, setup, config.bf16, adapters, config.gradient_checkpointing, quantized)
 
     @property
     def layers(self) -> Layers:
         """For the count of activations."""
-        return Layers(self.shape, self.weight, self.setup.device, self.lora_rank, self.gradient_checkpointing)
+        rank = None if self.adapters is None else self.adapters.rank
+        return Layers(self.shape, self.weight, self.setup.device, rank, self.gradient_checkpointing)
 
     @property
     def weight(self) -> int:
@@ -156,20 +171,34 @@ class Training:
     @property
     def parameters(self) -> int:
         """All of them, adapters included."""
-        return self.shape.parameters + (0 if self.lora_rank is None else self.trained)
+        return self.shape.parameters + (0 if self.adapters is None else self.trained)
 
     @property
     def trained(self) -> int:
         """Those that have a gradient."""
-        if self.lora_rank is None:
-            return self.shape.parameters
-        return self.shape.adapter_parameters(self.lora_rank, lengths=self.dora)
+        return self.shape.parameters if self.adapters is None else self.shape.adapter_parameters(self.adapters)
+
+    @property
+    def trains_head(self) -> bool:
+        """Whether the head's weight has a gradient."""
+        named = () if self.adapters is None else (*(self.adapters.targets or ()), *self.adapters.saved)
+        return self.adapters is None or "lm_head" in named
+
+    @property
+    def widened_head(self) -> int:
+        """Bytes of the head's weight beside that of its adapter, which a pass puts together."""
+        if self.adapters is None or "lm_head" not in (self.adapters.targets or ()):
+            return 0
+        return self.weight * self.shape.vocabulary * (self.shape.hidden + self.adapters.rank)
 
     def state(self) -> dict[str, float]:
         """Weights, gradients and optimizer, as the way of sharding spreads them."""
         n, sharding = self.setup.processes, self.setup.sharding
         master = _FLOAT if self.bf16 else 0
-        whole = self.parameters * self.weight
+        whole = float(self.parameters * self.weight)
+        if self.quantized:
+            linear = self.shape.layers * sum(inside * outside for inside, outside, _ in self.shape.linear_shapes)
+            whole -= linear * (self.weight - _NF4)
         if isinstance(sharding, Fsdp):
             # float32 slices; what is gathered is in the type of the passes
             weights = self.parameters * _FLOAT / n + self._gathered()
@@ -205,8 +234,9 @@ def training_step(training: Training, work: Passes, use: HeadUse, *, reference: 
     shape, setup, layers = training.shape, training.setup, training.layers
     state = training.state()
     head = held_bytes(
-        shape, use, work.read, device=setup.device, compute=training.weight, frozen=not layers.all_trained
+        shape, use, work.read, device=setup.device, compute=training.weight, frozen=not training.trains_head
     )
+    head += training.widened_head
     saved = saved_bytes(layers, work.tokens, work.read, work.longest)
     slack = 1 + ALLOCATOR_SHARE[setup.device]
     streams = stream_bytes(layers, work.tokens)
@@ -265,6 +295,10 @@ def worst(phases: Sequence[Phase]) -> Phase:
     return max(phases, key=lambda one: one.total)
 
 
-def same_shape(_: Any, models: Mapping[str, ModelShape]) -> dict[str, ModelShape]:
-    """`Stage.shapes` of a stage that trains: its model has the shape of input `model`."""
-    return {"model": models["model"]}
+def same_shape(config: Any, models: Mapping[str, ModelShape]) -> dict[str, ModelShape]:
+    """`Stage.shapes` of a stage that trains: its model has the shape of input `model`, its adapter is on that."""
+    model = models["model"]
+    return {
+        "model": replace(model, adapters=None),
+        "adapter": replace(model, adapters=Adapters.of(config) or model.adapters),
+    }

@@ -46,6 +46,41 @@ FAMILIES = {
 """`model_type` of a config.json -> its family."""
 
 
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Names of a layer's linear parts, in the order of `linear_shapes`."""
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """LoRA on a model."""
+
+    rank: int
+    targets: tuple[str, ...] | None = None
+    """Names of the modules that have one; None: every linear part of every layer but the head."""
+    saved: tuple[str, ...] = ()
+    """Names of the modules that are trained whole."""
+    lengths: bool = False
+    """With DoRA's lengths of all outputs."""
+
+    @classmethod
+    def of(cls, config: Any) -> Adapters | None:
+        """By a TrainingConfig; None: it asks for none."""
+        if config.lora_r is None:
+            return None
+        targets = config.lora_target_modules
+        return cls(
+            config.lora_r, None if isinstance(targets, str) else tuple(targets), config.modules_to_save, config.use_dora
+        )
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Adapters:
+        """By the values of an adapter_config.json."""
+        targets, saved = values.get("target_modules"), values.get("modules_to_save") or ()
+        # all-linear is written as the paths of all modules
+        named = tuple(path.rpartition(".")[2] for path in targets) if isinstance(targets, list) else None
+        return cls(int(values["r"]), named, tuple(saved), bool(values.get("use_dora")))
+
+
 @dataclass(frozen=True)
 class ModelShape:
     """A decoder-only transformer. Sizes are numbers of elements unless they say otherwise."""
@@ -71,6 +106,8 @@ class ModelShape:
     softcapped_attention: bool = False
     classifier: bool = False
     """A score of the last token in place of the head: a reward model."""
+    adapters: Adapters | None = None
+    """Those that come with it, and are trained on where it is trained."""
 
     @property
     def queries(self) -> int:
@@ -128,15 +165,29 @@ class ModelShape:
         """The matrices of all experts of one layer; 0 where every token takes the same way."""
         return self.experts * 3 * self.hidden * self.intermediate
 
-    def adapter_parameters(self, rank: int, *, lengths: bool = False) -> int:
-        """LoRA on every linear part of every layer but the head (and a classifier's score, which is trained whole);
-        with DoRA's `lengths` of all outputs. Not for experts, which DoRA does not take."""
-        outputs = self.layers * sum(outside for _, outside, _ in self.linear_shapes) if lengths else 0
-        widths = [inside + outside for inside, outside, _ in self.linear_shapes]
+    def adapter_parameters(self, adapters: Adapters) -> int:
+        """Trained parameters: of the adapters, of what is trained whole, and a classifier's score, which always is.
+        Not for DoRA on experts, which it does not take."""
+        named = dict(zip(LINEAR, self.linear_shapes, strict=True))
+        chosen = [shape for name, shape in named.items() if adapters.targets is None or name in adapters.targets]
+        outputs = self.layers * sum(outside for _, outside, _ in chosen) if adapters.lengths else 0
+        widths = [inside + outside for inside, outside, _ in chosen]
         if self.experts:  # gate and up are one matrix there, of twice the rank; the router is a linear part too
+            widths = [inside + outside for inside, outside, _ in self.linear_shapes]
             both, down = self.hidden + 2 * self.intermediate, widths[-1]
             widths = [*widths[:4], self.hidden + self.experts, self.experts * (2 * both + down)]
-        return self.layers * rank * sum(widths) + outputs + (self.hidden if self.classifier else 0)
+        for name, lengths in (("embed_tokens", self.hidden), ("lm_head", self.vocabulary)):
+            if name in (adapters.targets or ()):
+                outputs += adapters.rank * (self.vocabulary + self.hidden) + (lengths if adapters.lengths else 0)
+        whole = sum(self._whole(name, named) for name in adapters.saved)
+        score = self.hidden if self.classifier else 0
+        return self.layers * adapters.rank * sum(widths) + outputs + whole + score
+
+    def _whole(self, name: str, named: Mapping[str, tuple[int, int, bool]]) -> int:
+        if name in ("embed_tokens", "lm_head"):
+            return self.embedding_parameters
+        inside, outside, biased = named.get(name, (0, self.hidden, False))  # else a norm
+        return self.layers * (inside * outside + (outside if biased or not inside else 0))
 
     def as_classifier(self) -> ModelShape:
         """The reward model that is made of this one."""

@@ -14,10 +14,9 @@ from artifacts.errors import StageError
 from stages.losses.head import Head
 from stages.losses.logprobs import TokenScores, linear_logprobs
 from stages.losses.token_loss import TokenLossFunction, linear_token_loss
-from stages.seeds import derive
+from stages.training.adapted_head import head_weight, widened
 from stages.training.attention import packed_pass
 from stages.training.batch import Group, TokenBatch, layout
-from stages.training.config import TrainingConfig
 from stages.training.model_check import check_loaded, check_model_folder
 from stages.training.objective import Readout
 from stages.training.tied import TiedEmbedding
@@ -49,8 +48,8 @@ def keep_softcapping(model: Any) -> None:
         model.set_attn_implementation("eager")
 
 
-def load_causal_lm(folder: Path) -> Any:
-    """The causal language model of a checked folder, in float32.
+def load_causal_lm(folder: Path, **quantized: Any) -> Any:
+    """The causal language model of a checked folder, in float32 but for what `quantized` says (`quantization`).
 
     Raises StageError when weights are missing, extra, misshapen or not finite.
     """
@@ -59,37 +58,12 @@ def load_causal_lm(folder: Path) -> Any:
     quietly()
     check_model_folder(folder)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        folder, dtype=torch.float32, local_files_only=True, output_loading_info=True, **quantized
     )
     model, info = loaded
     keep_softcapping(model)
     check_loaded(folder, model, info)
     return model
-
-
-def add_adapters(model: Any, config: TrainingConfig) -> Any:
-    """The model with LoRA adapters where the configuration asks for them."""
-    if config.lora_r is None:
-        return model
-    from peft import LoraConfig, get_peft_model
-
-    if config.use_dora and any(parameter.ndim == 3 for parameter in model.parameters()):
-        raise StageError("use_dora: this model's experts are stacked weights, which DoRA does not take; use LoRA alone")
-    targets = config.lora_target_modules
-    classifier = hasattr(model, "score")
-    torch.manual_seed(derive(config.seed, "lora"))
-    return get_peft_model(
-        model,
-        LoraConfig(
-            r=config.lora_r,
-            lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
-            lora_dropout=config.lora_dropout,
-            use_rslora=config.use_rslora,
-            use_dora=config.use_dora,
-            target_modules=targets if isinstance(targets, str) else list(targets),
-            task_type="SEQ_CLS" if classifier else "CAUSAL_LM",
-        ),
-    )
 
 
 class Scorer(nn.Module):
@@ -129,11 +103,11 @@ class Scorer(nn.Module):
     def head(self, temperature: float = 1.0) -> Head:
         """The language-modelling head with what the architecture does to its logits."""
         model = self.transformers_model
-        output = model.get_output_embeddings()
+        weight_VH, bias_V = head_weight(model.get_output_embeddings())
         config = model.config
         return Head(
-            self._head_of_pass[0] if self._head_of_pass else output.weight,
-            output.bias,
+            self._head_of_pass[0] if self._head_of_pass else weight_VH,
+            bias_V,
             scale=getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1.0),
             softcap=getattr(config, "final_logit_softcapping", None),
             temperature=temperature,
@@ -160,8 +134,9 @@ class Scorer(nn.Module):
                 output, head_VH = self.tied.call(**inputs)
                 self._head_of_pass = (head_VH,)
         hidden_PH = output.last_hidden_state.flatten(0, 1)
+        hidden_RH = hidden_PH if few else hidden_PH.index_select(0, readout.positions_R)
         try:
-            return readout.read(hidden_PH if few else hidden_PH.index_select(0, readout.positions_R), self)
+            return readout.read(widened(hidden_RH, self.transformers_model.get_output_embeddings()), self)
         finally:
             self._head_of_pass = ()
 

@@ -19,11 +19,7 @@ _INDEX = "model.safetensors.index.json"
 
 def check_model_folder(folder: Path) -> None:
     """Raises StageError for a folder that no loader should see, naming the file."""
-    for path in folder.rglob("*"):
-        if path.is_symlink() and not _stays_inside_hub_cache(path, folder):
-            raise StageError(f"model folder {folder.name}: {path.name} is a link; a model is regular files only")
-        if not (path.is_file() or path.is_dir()):
-            raise StageError(f"model folder {folder.name}: {path.name} is no regular file")
+    check_regular_files(folder, "model")
     if not (folder / "config.json").is_file():
         raise StageError(f"model folder {folder}: no config.json; is this a Hugging Face model folder?")
     if "auto_map" in _read_json(folder / "config.json"):
@@ -35,7 +31,16 @@ def check_model_folder(folder: Path) -> None:
             f"{', '.join(sorted(path.name for path in folder.iterdir()))}"
         )
     for shard in shards:
-        _check_header(shard)
+        check_weight_file(shard)
+
+
+def check_regular_files(folder: Path, what: str) -> None:
+    """Raises StageError for a link or a pipe in the folder of a `what`."""
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not _stays_inside_hub_cache(path, folder):
+            raise StageError(f"{what} folder {folder.name}: {path.name} is a link; a {what} is regular files only")
+        if not (path.is_file() or path.is_dir()):
+            raise StageError(f"{what} folder {folder.name}: {path.name} is no regular file")
 
 
 def _stays_inside_hub_cache(path: Path, folder: Path) -> bool:
@@ -65,7 +70,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _check_header(path: Path) -> None:
+def check_weight_file(path: Path) -> None:
     """Offsets of the header must tile the file exactly (the format's own rule)."""
     size = path.stat().st_size
     with open(path, "rb") as file:

@@ -112,6 +112,7 @@ class PolicyCopy:
 
 
 def use_bfloat16(scorer: Scorer) -> None:
-    """Parameters only: buffers hold what needs precision, such as rotary frequencies."""
+    """Parameters only: buffers hold what needs precision, such as rotary frequencies. Quantized ones stay."""
     for parameter in scorer.parameters():
-        parameter.data = parameter.data.to(torch.bfloat16)
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(torch.bfloat16)

@@ -11,7 +11,7 @@ from stages.losses.f_divergence import F_DIVERGENCES
 from stages.losses.preference import PREFERENCE_LOSSES
 from stages.losses.registry import Loss
 from stages.stage import operational
-from stages.training.config import TrainingConfig
+from stages.training.config import PolicyConfig
 
 if TYPE_CHECKING:
     LossName = str
@@ -32,7 +32,7 @@ LOSS_PARAMETERS = {
 """Fields that only some losses take."""
 
 
-class PreferenceConfig(TrainingConfig):
+class PreferenceConfig(PolicyConfig):
     """Settings of preference optimization."""
 
     learning_rate: float = Field(1e-6, gt=0)

@@ -3,30 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from artifacts.errors import StageError
+from stages.adapters import ModelSource, model_source, name_for_good
 from stages.context import Context
-from stages.training.config import TrainingConfig
+from stages.training.adapters import add_adapters, load_adapter
+from stages.training.config import PolicyConfig, TrainingConfig
 from stages.training.loop import Trainer
-from stages.training.model import Scorer, add_adapters, load_causal_lm, load_tokenizer
+from stages.training.model import Scorer, load_causal_lm, load_tokenizer
 from stages.training.objective import Objective
 from stages.training.probes import check_head, settle_layout
 from stages.training.processes import prepare_process
+from stages.training.quantization import quantized, require_quantization
 
 
-def start(context: Context, config: TrainingConfig, objective: Objective) -> tuple[Trainer, Any]:
-    """(trainer over input `model` with adapters where asked for, its tokenizer)."""
+def start(context: Context, config: PolicyConfig, objective: Objective) -> tuple[Trainer, Any]:
+    """(trainer over input `model`, with adapters where asked for or wired in, its tokenizer)."""
+    require_quantization(config.quantization)
+    source = model_source(context, "model")
+    _check_adapters(source, config)
     accelerator = prepare_process(context)
     context.phase("loading the model")
-    folder = context.input("model")
+    if not config.merge_adapters and context.is_main:
+        name_for_good(context, "model")  # now, for a base that has no place is better missed before the training
 
-    def build() -> Scorer:
-        return Scorer(add_adapters(load_causal_lm(folder), config))
+    def build(settings: dict[str, Any]) -> Scorer:
+        model = load_causal_lm(source.folder, **settings)
+        if source.adapter is None:
+            return Scorer(add_adapters(model, config))
+        return Scorer(load_adapter(model, source.adapter, config.lora_dropout))
 
-    scorer = build()
+    scorer = build(quantized(config.quantization, config.bf16))
     check_head(scorer)
     settle_packing(context, scorer)
-    return Trainer(context, config, accelerator, scorer, objective, build), load_tokenizer(folder)
+    trainer = Trainer(context, config, accelerator, scorer, objective, partial(build, {}))
+    return trainer, load_tokenizer(source.tokenizer)
+
+
+def _check_adapters(source: ModelSource, config: PolicyConfig) -> None:
+    if source.adapter is not None and config.lora_r is not None:
+        raise StageError(
+            "input model is an adapter, which is trained on as it is: leave lora_r out, or merge it first (stage "
+            "merge_adapter) to put a fresh one on it"
+        )
+    if source.adapter is None and config.lora_r is None:
+        for given, text in (
+            (not config.merge_adapters, "merge_adapters is false"),
+            (config.quantization is not None, f"quantization is {config.quantization}"),
+        ):
+            if given:
+                raise StageError(f"{text}, but there are no adapters: input model is a whole model, and lora_r is null")
 
 
 def start_classifier(
@@ -50,13 +78,22 @@ def start_classifier(
 
 
 def frozen_scorer(context: Context, name: str, like: Scorer | None = None) -> Scorer:
-    """A model that is not trained (reference, teacher), in evaluation mode."""
-    scorer = Scorer(load_causal_lm(context.input(name))).eval().requires_grad_(False)
+    """A model that is not trained (reference, teacher), in evaluation mode; adapters are merged into it."""
+    source = model_source(context, name)
+    model = load_causal_lm(source.folder)
+    if source.adapter is not None:
+        model = load_adapter(model, source.adapter).merge_and_unload()
+    scorer = Scorer(model).eval().requires_grad_(False)
     check_head(scorer)
     settle_packing(context, scorer)
     if like is not None:
         like.share_prefixes = scorer.share_prefixes = like.share_prefixes and scorer.share_prefixes
     return scorer
+
+
+def tokenizer_of(context: Context, name: str) -> Any:
+    """The tokenizer of an input that takes models or adapters."""
+    return load_tokenizer(model_source(context, name).tokenizer)
 
 
 def settle_packing(context: Context, scorer: Scorer) -> None:

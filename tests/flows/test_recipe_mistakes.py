@@ -129,7 +129,8 @@ def test_an_output_of_the_wrong_kind(write_recipe, model_folder):
          "refrence: unknown input; did you mean 'reference'?; train takes: model, dataset, reference"),
         ("{model: ./modle, dataset: data}", "model: no such folder: modle"),
         ("{model: ./empty, dataset: data}",
-         "model: empty is neither a model (it has no config.json) nor a dataset (no dataset.json)"),
+         "model: empty is neither a model (it has no config.json), nor an adapter (no adapter_config.json), nor a "
+         "dataset (no dataset.json)"),
         ("{model: ./model, dataset: ./model}", "dataset: takes a dataset, but ./model is a model"),
         ("{model: ./model, dataset: owner/rows}",
          "dataset: takes a dataset; a Hub name is a model; for data of the Hub use a normalize stage with "

@@ -49,7 +49,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "sft": (
         1,
-        "b1bd838b8f8c6271",
+        "128b02782f366935",
         "5b5d6e5dacfc4fa6",
         {
             "model/metrics: loss": 3.8009,
@@ -61,6 +61,48 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
             "model/weights: norm": 12.909,
         },
     ),
+    "adapter": (
+        1,
+        "8a90df59840794aa",
+        "f88a04a531f74994",
+        {
+            "adapter/weights: norm": 4.3771,
+            "adapter/metrics: loss": 3.8521,
+            "adapter/metrics: grad_norm": 3.1874,
+            "adapter/metrics: learning_rate": 0.00081481,
+            "adapter/metrics: epoch": 0.19259,
+            "adapter/metrics: entropy": 3.8312,
+            "adapter/metrics: mean_token_accuracy": 0.082011,
+        },
+    ),
+    "adapter_dpo": (
+        3,
+        "cfad77657ae69cee",
+        "b21c5948d11541bf",
+        {
+            "adapter/weights: norm": 4.3809,
+            "adapter/metrics: loss": 0.92456,
+            "adapter/metrics: grad_norm": 0.17788,
+            "adapter/metrics: learning_rate": 0.00081481,
+            "adapter/metrics: epoch": 0.19259,
+            "adapter/metrics: rewards/chosen": -0.002448,
+            "adapter/metrics: rewards/rejected": -0.00173,
+            "adapter/metrics: rewards/accuracies": 0.40278,
+            "adapter/metrics: rewards/margins": -0.00071806,
+            "adapter/metrics: logps/chosen": -10.294,
+            "adapter/metrics: logps/rejected": -10.473,
+            "adapter/metrics: mean_token_accuracy": 0.082011,
+            "adapter/metrics: entropy": 3.8308,
+        },
+    ),
+    "merged": (
+        1,
+        "44136fa355b3678a",
+        "9c7df7a7d0529831",
+        {
+            "model/weights: norm": 12.911,
+        },
+    ),
     "soup": (
         1,
         "1ec5c308a526717e",
@@ -69,7 +111,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "judge_of_steps": (
         1,
-        "56008a8574eeff55",
+        "41ccc20190c3783d",
         "e4b47f5df8751fe2",
         {
             "model/metrics: loss": 1.523,
@@ -88,7 +130,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "kto": (
         2,
-        "4ef14f41adcdc01b",
+        "76ed8cadab7bb579",
         "862924fb277e0bb8",
         {
             "model/metrics: loss": 0.66728,
@@ -113,7 +155,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "dpo": (
         3,
-        "c1a92f82f275e98c",
+        "ccc10a2973f42a74",
         "bc39c2b6ec84ba0c",
         {
             "model/metrics: loss": 0.92373,
@@ -133,7 +175,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "judge": (
         1,
-        "f6c65a5cbff8c786",
+        "c6ada15a07f43730",
         "b13e55a8d13166fc",
         {
             "model/metrics: loss": 0.91934,
@@ -148,7 +190,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "grpo": (
         1,
-        "5a38d8d122ece1d1",
+        "52ae43badbd7a03b",
         "4ff16cd81fc5bdab",
         {
             "model/metrics: loss": -0.068777,
@@ -185,7 +227,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "small": (
         1,
-        "e30aa2a8ee477315",
+        "e5312c032fea9c03",
         "eec1cf6e14fe397f",
         {
             "model/metrics: loss": 0.0043144,

@@ -16,6 +16,7 @@ from stages.rollouts.sampler import EmbeddedSampler
 from stages.sft import Config
 from stages.sharding import Fsdp, Whole, Zero
 from stages.training import memory_head, memory_sampling, model
+from stages.training.adapters import add_adapters
 from stages.training.batch import Branch, Group
 from stages.training.memory import ALLOCATOR_SHARE, PROCESS_BYTES, Setup, Training, passes, training_step
 from stages.training.memory_activations import (
@@ -27,8 +28,8 @@ from stages.training.memory_activations import (
 )
 from stages.training.memory_head import HeadUse, held_bytes
 from stages.training.memory_sampling import Sampled, sampling
-from stages.training.memory_shape import ModelShape, UnknownShapeError, read_shape
-from stages.training.model import Scorer, add_adapters
+from stages.training.memory_shape import Adapters, ModelShape, UnknownShapeError, read_shape
+from stages.training.model import Scorer
 from stages.training.objective import Readout
 from stages.training.probes import settle_layout
 from tests.training.conftest import VOCABULARY, tiny_model
@@ -73,7 +74,7 @@ def test_adapters_are_counted_exactly(kind: str) -> None:
     shape = shape_of(loaded)
     adapted = add_adapters(loaded, Config(lora_r=3))
     trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
-    assert shape.adapter_parameters(3) == trained
+    assert shape.adapter_parameters(Adapters(3)) == trained
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
@@ -82,7 +83,7 @@ def test_lengths_of_dora_are_counted_exactly(kind: str) -> None:
     shape = shape_of(loaded)
     adapted = add_adapters(loaded, Config(lora_r=3, use_dora=True))
     trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
-    assert shape.adapter_parameters(3, lengths=True) == trained
+    assert shape.adapter_parameters(Adapters(3, lengths=True)) == trained
 
 
 def rows(count: int, tokens: int, asked: int) -> list[Group]:
@@ -176,7 +177,7 @@ def test_state_by_hand() -> None:
     assert low == {"weights": (2 + 4) * 1992, "gradients": 4 * 1992, "optimizer": 8 * 1992}
     # rank 2 on q, k, v, o, gate, up, down: 2 x (16 + 12 + 12 + 16 + 24 + 24 + 24) a layer
     adapters = 2 * 2 * 128
-    lora = Training(HAND, Setup(), lora_rank=2).state()
+    lora = Training(HAND, Setup(), adapters=Adapters(2)).state()
     assert lora == {"weights": 4 * (1992 + adapters), "gradients": 4 * adapters, "optimizer": 8 * adapters}
 
 

@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from artifacts.errors import StageError
 from stages.sft import Config
+from stages.training.adapters import add_adapters
 from stages.training.batch import Branch, Group, layout
 from stages.training.classifiers import load_reward_model
-from stages.training.model import add_adapters, branch_rewards, load_causal_lm
+from stages.training.model import branch_rewards, load_causal_lm
 from stages.training.objective import Readout
 from tests.training.conftest import packing_scorer, random_groups
 

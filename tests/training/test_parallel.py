@@ -12,9 +12,10 @@ import torch
 from artifacts.errors import StageError
 from stages.sft import Config
 from stages.sharding import Fsdp, Sharding, Whole, Zero
+from stages.training.adapters import add_adapters
 from stages.training.batch import Group
 from stages.training.language_modeling import TokenLoss
-from stages.training.model import Scorer, add_adapters
+from stages.training.model import Scorer
 from stages.training.parallel import Parallel, PolicyCopy, copy_weights, spread
 from stages.training.probes import settle_layout
 from stages.training.processes import Processes

@@ -1,0 +1,62 @@
+"""The reference of a training run, without a second model where the policy has adapters.
+
+The policy as it was before its first step is its frozen weights with fresh adapters switched off, or, where an input
+adapter is trained on, with that adapter as it came: a copy of it is kept, and put in its place for a pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+from torch import Tensor
+
+from stages.adapters import model_source
+from stages.context import Context
+from stages.training.adapters import is_adapted
+from stages.training.loop import Trainer
+from stages.training.model import Scorer
+from stages.training.start import frozen_scorer
+
+Reference = Callable[[], AbstractContextManager[Scorer]]
+"""`with reference() as scorer:` inside, the scorer computes as the reference."""
+
+
+def reference_of(context: Context, trainer: Trainer) -> Reference:
+    """Input `reference`, or the policy before its first step. To be called before the first step."""
+    wired = context.has("reference")
+    if not wired and trainer.is_whole and is_adapted(trainer.scorer.model):
+        fresh = model_source(context, "model").adapter is None
+        return switched_off(trainer.scorer) if fresh else put_back(trainer.scorer)
+    frozen = frozen_scorer(context, "reference" if wired else "model", trainer.scorer).to(trainer.processes.device)
+    return lambda: nullcontext(frozen)
+
+
+def switched_off(scorer: Scorer) -> Reference:
+    """The scorer without its adapters."""
+
+    @contextmanager
+    def reference() -> Iterator[Scorer]:
+        with scorer.model.disable_adapter():
+            yield scorer
+
+    return reference
+
+
+def put_back(scorer: Scorer) -> Reference:
+    """The scorer with its trained tensors as they are now."""
+    trained = {name: one for name, one in scorer.named_parameters() if one.requires_grad}
+    kept = {name: one.detach().clone() for name, one in trained.items()}
+
+    @contextmanager
+    def reference() -> Iterator[Scorer]:
+        present: dict[str, Tensor] = {name: one.data for name, one in trained.items()}
+        for name, one in trained.items():
+            one.data = kept[name]
+        try:
+            yield scorer
+        finally:
+            for name, one in trained.items():
+                one.data = present[name]
+
+    return reference

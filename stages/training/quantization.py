@@ -1,0 +1,45 @@
+"""Frozen weights in 4 bits under adapters (QLoRA, Dettmers et al., arXiv:2305.14314)."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+
+from artifacts.errors import StageError
+from stages.sharding import Whole
+from stages.training.processes import launched_sharding
+
+
+def require_quantization(quantization: str | None) -> None:
+    """Raises StageError, before a model is looked at, where this machine or launcher cannot do it."""
+    if quantization is None:
+        return
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise StageError(
+            f"quantization {quantization} needs the package bitsandbytes, which is not installed: install it, or "
+            "leave quantization out"
+        )
+    if not torch.cuda.is_available():
+        raise StageError(
+            f"quantization {quantization} needs a CUDA GPU, and this process sees none: run the stage where there is "
+            "one, or leave quantization out"
+        )
+    if not isinstance(launched_sharding(), Whole):
+        raise StageError(f"quantization {quantization} and sharding ({launched_sharding().name}) exclude each other")
+
+
+def quantized(quantization: str | None, bf16: bool) -> dict[str, Any]:
+    """What `from_pretrained` takes for it: nf4 with quantized constants, as in the paper; nothing without."""
+    if quantization is None:
+        return {}
+    from transformers import BitsAndBytesConfig
+
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if bf16 else torch.float32,
+    )
+    return {"quantization_config": settings, "device_map": {"": torch.cuda.current_device()}}
