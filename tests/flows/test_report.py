@@ -116,9 +116,11 @@ def test_monitors_speak_in_the_report(tmp_path: Path) -> None:
     run = SmallRun(tmp_path)
     rows: list[dict[str, float | None]] = [{"step": step, "loss": 1.0 + step % 2 / 100} for step in range(1, 60)]
     rows[30]["loss"], rows[45]["loss"] = None, 7.0
-    run.stage("sft", "sft", {}, {"model": ("model", {"metrics.jsonl": jsonl(rows)})})
+    ledger = json.dumps({"input": 9, "states": {"used": 7, "masked": 2}})
+    run.stage("sft", "sft", {}, {"model": ("model", {"metrics.jsonl": jsonl(rows), "ledger.json": ledger})})
     text = page_of(run).text
     assert "step 46: loss_spike: loss 7 after 1" in text and text.count("loss_spike") == 1
+    assert "step 0: masked_rows: 2 masked of 9 rows: nothing of them is trained" in text
 
 
 def test_user_text_is_text(run: SmallRun) -> None:

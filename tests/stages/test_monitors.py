@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from stages.monitors import FEW, MONITORS, Watch, notices_of
+from stages.data.encode import PROMPT_TOO_LONG
+from stages.data.tokenize import MASKED
+from stages.monitors import FEW, MONITORS, ROW_MONITORS, UNTRAINED, Watch, notices_of, notices_of_rows
 
 Row = dict[str, float]
 
@@ -70,6 +72,38 @@ def test_a_resumed_run_says_nothing_twice(name: str) -> None:
         watch = Watch(rows[:resumed_at])
         later = [notice.step for row in rows[resumed_at:] for notice in watch.look(row)]
         assert later == ([step] if resumed_at < step else [])
+
+
+def test_a_model_of_rewards_at_chance() -> None:
+    """Its accuracy has another name."""
+    rows = [{"step": step, "loss": 0.69, "accuracy": 0.49 + 0.02 * (step % 2)} for step in range(1, 121)]
+    assert [(notice.monitor, notice.step) for notice in notices_of(rows)] == [("accuracy_at_chance", 100)]
+
+
+def test_healthy_judged_completions() -> None:
+    """KTO's curves: margins from the two kinds' means, chosen ones that fall a little."""
+    rows = [{**healthy(step), "rewards/chosen": step / 200, "rewards/rejected": -step / 200} for step in range(1, 201)]
+    assert notices_of([{name: row[name] for name in row if name != "rewards/accuracies"} for row in rows]) == []
+
+
+@pytest.mark.parametrize(
+    ("states", "said"),
+    [
+        # a hundredth of the rows, and less
+        ({"used": 99, "masked": 1}, "1 masked of 100 rows"),
+        ({"used": 100, "masked": 1}, None),
+        ({"used": 4, "truncated": 4, "filtered: prompt too long": 2, "masked": 3}, "2 filtered: prompt too long and 3"),
+        # lost for other reasons
+        ({"used": 4, "filtered: chosen equals rejected": 9}, None),
+        ({"used": 7}, None),
+        ({}, None),
+    ],
+)
+def test_rows_of_which_nothing_is_trained(states: dict[str, int], said: str | None) -> None:
+    assert set(ROW_MONITORS) == {"masked_rows"} and set(UNTRAINED) == {MASKED, PROMPT_TOO_LONG}
+    notices = [str(notice) for notice in notices_of_rows(states)]
+    assert len(notices) == (said is not None)
+    assert said is None or notices[0].startswith(f"step 0: masked_rows: {said}")
 
 
 def test_a_short_run_is_left_alone() -> None:

@@ -10,8 +10,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from artifacts.errors import DataError
 from stages.context import Context, local_context
+from stages.data.unpaired import TokenizedCompletion
 from stages.losses.unpaired import UNPAIRED_LOSSES
+from stages.training import density
 from stages.training.batch import Branch, Group
 from stages.training.density import logistic_regression, prompt_states
 from stages.training.loop import Trainer
@@ -126,6 +129,25 @@ def test_kl_term_is_of_the_step(tmp_path: Path) -> None:
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
 
 
+def test_kl_term_knows_neither_batch_size_nor_order(tmp_path: Path) -> None:
+    """Whole steps of two and of eight rows: the KL terms of the small steps have the mean of the large one's. And a
+    row's own term, with the completion it was given, is the same however the rows are ordered."""
+    far = [-20.0 * len(one.data.mismatched) for one in judged_groups()]  # every term is above 0
+    data = [replace(one.data, mismatched_reference=sums) for one, sums in zip(judged_groups(), far, strict=True)]
+    groups = [replace(one, data=known) for one, known in zip(judged_groups(), data, strict=True)]
+    context = context_for(tmp_path / "run", train_batch_size=8)
+    trainer = Trainer(context, context.config, prepare_process(context), packing_scorer(tiny_model()), objective("kto"))
+    windows = KLWindows(DatasetWindows(groups, context.config), trainer)
+    whole = windows.data(0, groups)
+    assert len({one.kl for one in whole}) == 1 and whole[0].kl > 0
+    backwards = windows.data(0, groups[::-1])
+    assert backwards[0].kl == pytest.approx(whole[0].kl, rel=1e-5)
+    parts = [windows.data(0, groups[start : start + 2])[0].kl for start in range(0, 8, 2)]
+    assert min(parts) > 0 and sum(parts) / 4 == pytest.approx(whole[0].kl, rel=1e-5)
+    alone = [windows.data(0, [group])[0].kl for group in groups]
+    assert sum(alone) / 8 == pytest.approx(whole[0].kl, rel=1e-5)
+
+
 def test_kl_term_is_never_negative(tmp_path: Path) -> None:
     groups = [replace(one, data=replace(one.data, mismatched_reference=0.0)) for one in judged_groups()]
     _, metrics = train(tmp_path, "kto", groups, max_steps=1)
@@ -146,6 +168,41 @@ def test_reward_shift_is_the_mean_of_all_rewards_so_far(tmp_path: Path) -> None:
         good = sum(group.data.desirable for group in windows.window(step).groups)
         total += good * row.get("rewards/chosen", 0.0) + (4 - good) * row.get("rewards/rejected", 0.0)
         assert row["delta"] == pytest.approx(total / (4 * (step + 1)), rel=1e-4)
+
+
+def test_reward_shift_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of two rows with log-ratios 2 and 4, then 0 and -2: means 3, then (2 + 4 + 0 - 2) / 4 = 1, times beta."""
+    context = context_for(tmp_path)
+    trainer = Trainer(context, context.config, prepare_process(context), packing_scorer(tiny_model()), objective("bco"))
+    windows = ShiftWindows(DatasetWindows(judged_groups(), context.config), trainer, BETA)
+    steps = iter([[2.0, 4.0], [0.0, -2.0], [1.0, 1.0]])
+    monkeypatch.setattr(windows, "measured", lambda *_: torch.tensor([[row] for row in next(steps)]).double())
+    groups = [replace(group, data=Judged(True, 0.0)) for group in judged_groups(2)]
+    assert [one.shift for one in windows.data(0, groups)] == pytest.approx([3 * BETA] * 2)
+    assert [one.shift for one in windows.data(1, groups)] == pytest.approx([1 * BETA] * 2)
+    # and on from what a checkpoint holds: 4 rows of mean beta, two of beta
+    again = ShiftWindows(DatasetWindows(judged_groups(), context.config), trainer, BETA)
+    again.load(windows.state(), {})
+    monkeypatch.setattr(again, "measured", windows.measured)
+    assert again.data(2, groups)[0].shift == pytest.approx(BETA) and again.count == 6
+
+
+def test_density_ratios_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts whose states are 1 for the desirable and -1 for the undesirable ones. The slope w of the regression then
+    solves w = 2 s(-w) for two rows: 0.674832, so the ratios are e^0.674832 = 1.963703 and its inverse 0.509242."""
+    rows = [TokenizedCompletion(f"r{index}", [3, 4], [5], index == 0) for index in range(2)]
+    states = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
+    monkeypatch.setattr(density, "prompt_states", lambda *_: states)
+    context, scorer = context_for(tmp_path, loss_type="bco", use_density_ratio=True), packing_scorer(tiny_model())
+    found = density.density_ratios(scorer, rows, context, context.config)
+    assert found == pytest.approx([1.963703, 0.509242], abs=1e-5)
+    # within bounds, and neither units nor an offset of the states matter
+    states = 7.0 + 50.0 * states
+    bounded = context.config.model_copy(update={"min_density_ratio": 0.6, "max_density_ratio": 1.5})
+    assert density.density_ratios(scorer, rows, context, bounded) == [1.5, 0.6]
+    assert density.density_ratios(scorer, rows, context, context.config) == pytest.approx(found, abs=1e-5)
+    with pytest.raises(DataError, match="all 2 rows are of one kind"):
+        density.density_ratios(scorer, [replace(row, label=True) for row in rows], context, context.config)
 
 
 @pytest.mark.parametrize("name", ["kto", "bco"])
@@ -178,8 +235,6 @@ def test_logistic_regression_stands_where_its_gradient_is_zero() -> None:
 
 
 def test_prompt_states_are_the_last_hidden_states(tmp_path: Path) -> None:
-    from stages.data.unpaired import TokenizedCompletion
-
     model = tiny_model()
     rows = [TokenizedCompletion(f"r{i}", list(range(3, 6 + 2 * i)), [1], True) for i in range(3)]
     states = prompt_states(packing_scorer(model), rows, TokenBudget(context_for(tmp_path), 8192))

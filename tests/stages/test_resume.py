@@ -1,0 +1,244 @@
+"""Every stage of offline training, interrupted and run again: the bytes of the artifact that was never interrupted."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate.state import AcceleratorState
+
+from stages import averaging
+from stages.context import Context, local_context
+from stages.training import export as exporting
+from stages.training.loop import Trainer
+from tests.stages.small_models import Killed, kill_after, output, read_lines, save_dataset, save_model
+
+ROOT = Path(__file__).parents[2]
+STEPS = 6
+TRAINING: dict[str, Any] = {"learning_rate": 1e-3, "train_batch_size": 3, "max_steps": STEPS, "checkpoint_steps": 2}
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "prompt_completion": [
+        {"prompt": "abc", "completion": "de", "w": 1.0},
+        {"prompt": "da", "completion": "bbcaaa", "w": 3.0},
+        {"prompt": "hgf", "completion": "e", "w": 0.5},
+        {"prompt": "cab", "completion": "aabbcc", "w": 2.0},
+    ],
+    "triple_preference": [
+        {"prompt": "abc", "chosen": "de", "rejected": "fghab", "reference": "aa", "margin": 0.5},
+        {"prompt": "da", "chosen": "bbc", "rejected": "c", "reference": "bcd", "margin": 1.0},
+        {"prompt": "hgf", "chosen": "e", "rejected": "dd", "reference": "e", "margin": 0.0},
+        {"prompt": "cab", "chosen": "aabb", "rejected": "ha", "reference": "ffg", "margin": 2.0},
+    ],
+    "unpaired_preference": [
+        {"prompt": "abc", "completion": "de", "label": True},
+        {"prompt": "da", "completion": "bbc", "label": False},
+        {"prompt": "hgf", "completion": "e", "label": True},
+        {"prompt": "cab", "completion": "ha", "label": False},
+        {"prompt": "cab", "completion": "aabb", "label": True},
+    ],
+    "stepwise_supervision": [
+        {"prompt": "abc", "completions": ["de", "f"], "labels": [True, False]},
+        {"prompt": "da", "completions": ["bbc", "aa", "e"], "labels": [True, True, True]},
+        {"prompt": "gf", "completions": ["e"], "labels": [False]},
+        {"prompt": "cab", "completions": ["aab", "ff"], "labels": [False, False]},
+    ],
+}
+PAIRS = "triple_preference"
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    # name: stage, rows, settings
+    "sft with noise and packing": (
+        "sft",
+        "prompt_completion",
+        {"neftune_noise_alpha": 5.0, "packing": True, "max_length": 12, "train_batch_size": 2},
+    ),
+    "dft of weighted rows with adapters and dropout": (
+        "sft",
+        "prompt_completion",
+        {"loss_type": "dft", "weight_column": "w", "lora_r": 2, "lora_dropout": 0.2},
+    ),
+    "dpo": ("preference", PAIRS, {"loss_type": ["sigmoid", "sft"], "label_smoothing": 0.1, "shard_rows": 1}),
+    "a reference that follows": ("preference", PAIRS, {"sync_ref_model": True, "ref_model_sync_steps": 3}),
+    "a moving average of the reference": (
+        "preference",
+        PAIRS,
+        {"sync_ref_model": True, "ref_model_sync_steps": 1, "ref_model_mixup_alpha": 0.1, "ld_alpha": 0.5},
+    ),
+    "pairs of a step against each other": ("preference", PAIRS, {"loss_type": "aot_unpaired"}),
+    "weighted pairs under another divergence": (
+        "preference",
+        PAIRS,
+        {"use_weighting": True, "f_divergence_type": "js_divergence", "ld_alpha": 0.3},
+    ),
+    "triple preferences": ("preference", PAIRS, {"loss_type": "tpo_l"}),
+    "kto": (
+        "unpaired_preference",
+        "unpaired_preference",
+        {"loss_type": "kto", "undesirable_weight": 1.5, "shard_rows": 1},
+    ),
+    "bco": ("unpaired_preference", "unpaired_preference", {"loss_type": "bco", "use_density_ratio": True}),
+    "reward model": ("reward_model", PAIRS, {"center_rewards_coefficient": 0.1}),
+    "process reward model": ("process_reward_model", "stepwise_supervision", {"step_separator": "h"}),
+}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_process() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A model and the rows of every type."""
+    folder = tmp_path_factory.mktemp("made")
+    save_model(folder / "model", seed=1)
+    return {"model": folder / "model"} | {kind: save_dataset(folder / kind, kind, rows) for kind, rows in ROWS.items()}
+
+
+def context_of(case: str, folder: Path, made: dict[str, Path]) -> Context:
+    stage, rows, settings = CASES[case]
+    inputs: dict[str, Any] = {"model": made["model"], "dataset": made[rows]}
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return local_context(stage, TRAINING | settings, folder=folder, inputs=inputs)
+
+
+def run(context: Context) -> Context:
+    context.stage.run(context)
+    return context
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def assert_same(context: Context, whole: Context, name: str = "model") -> None:
+    found, expected = (files_of(output(one, name)) for one in (context, whole))
+    assert found.keys() == expected.keys()
+    assert [path for path in found if found[path] != expected[path]] == []
+
+
+@contextmanager
+def killed_in(owner: Any, name: str, *, calls: int) -> Iterator[None]:
+    """The process dies in place of one of the calls."""
+    original, done = getattr(owner, name), []
+
+    def deadly(*arguments: Any, **keywords: Any) -> Any:
+        done.append(name)
+        if len(done) == calls:
+            raise Killed
+        return original(*arguments, **keywords)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(owner, name, deadly)
+        yield
+
+
+def test_every_stage_is_here() -> None:
+    """Those that train; the others are below."""
+    from stages.stage import STAGES, load_stage
+    from stages.training.config import TrainingConfig
+
+    training = {name for name in STAGES if issubclass(load_stage(name).config, TrainingConfig)}
+    assert {stage for stage, _, _ in CASES.values()} == training - {"rl", "distill"}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_training(tmp_path: Path, made: dict[str, Path], case: str) -> None:
+    """Killed between two states, at a state, and while the model is written."""
+    whole = run(context_of(case, tmp_path / "whole", made))
+    with killed_in(Trainer, "step", calls=4):
+        run(context_of(case, tmp_path / "killed", made))
+    again = context_of(case, tmp_path / "killed", made)
+    with killed_in(Trainer, "step", calls=3):
+        run(again)
+    assert again.resumed_from == 2
+    again = context_of(case, tmp_path / "killed", made)
+    with killed_in(exporting, "write_jsonl", calls=2):
+        run(again)
+    assert again.resumed_from == 4
+    last = run(context_of(case, tmp_path / "killed", made))
+    assert last.resumed_from == 4 and len(read_lines(output(last, "model") / "metrics.jsonl")) == STEPS
+    assert_same(last, whole)
+
+
+@pytest.mark.parametrize("rows", [PAIRS, "unpaired_preference", "prompt_completion"])
+def test_reference_logprobs(tmp_path: Path, made: dict[str, Path], rows: str) -> None:
+    """Killed after two shards."""
+
+    def context(folder: Path) -> Context:
+        inputs: dict[str, Any] = {"model": made["model"], "dataset": made[rows]}
+        AcceleratorState._reset_state(reset_partial_state=True)
+        settings = {"per_token": True, "shard_rows": 1}
+        return local_context("reference_logprobs", settings, folder=folder, inputs=inputs)
+
+    whole = run(context(tmp_path / "whole"))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_after(patch, 2)
+        run(context(tmp_path / "killed"))
+    last = run(context(tmp_path / "killed"))
+    assert last.resumed_from == 2
+    assert_same(last, whole, "logprobs")
+
+
+@pytest.mark.parametrize("case", ["dpo", "kto"])
+def test_a_stage_that_computes_its_reference(tmp_path: Path, made: dict[str, Path], case: str) -> None:
+    """Killed after two shards of the reference, and after a step."""
+    whole = run(context_of(case, tmp_path / "whole", made))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_after(patch, 2)
+        run(context_of(case, tmp_path / "killed", made))
+    with killed_in(Trainer, "step", calls=2):
+        run(context_of(case, tmp_path / "killed", made))
+    assert_same(run(context_of(case, tmp_path / "killed", made)), whole)
+
+
+def test_average(tmp_path: Path, made: dict[str, Path]) -> None:
+    """Killed between weights and the rest: it begins anew, over whatever lies there."""
+    save_model(tmp_path / "other", seed=2)
+    inputs: dict[str, Any] = {"models": [made["model"], tmp_path / "other"]}
+
+    def context(folder: Path) -> Context:
+        return local_context("average", {"weights": [2.0, 1.0]}, folder=folder, inputs=inputs)
+
+    whole = run(context(tmp_path / "whole"))
+    with killed_in(averaging.shutil, "copyfile", calls=2):
+        run(context(tmp_path / "killed"))
+    assert_same(run(context(tmp_path / "killed")), whole)
+
+
+PROGRAM = """
+import os, signal, sys
+import stages.__main__
+from stages.training.loop import Trainer
+
+step = Trainer.step
+
+def deadly(self, number, total, window):
+    if number == {number}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, number, total, window)
+
+Trainer.step = deadly
+sys.exit(stages.__main__.main([sys.argv[1]]))
+"""
+
+
+def test_a_process_that_is_really_killed(tmp_path: Path, made: dict[str, Path]) -> None:
+    """SIGKILL in a step of BCO, whose running reward shift must come from the state; its last save may be torn."""
+    whole = run(context_of("bco", tmp_path / "whole", made))
+    context = context_of("bco", tmp_path / "killed", made)
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps(asdict(context.spec)))
+    command = [sys.executable, "-c", PROGRAM.format(number=5), str(spec)]
+    killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    last = run(context_of("bco", tmp_path / "killed", made))
+    assert last.resumed_from in (2, 4)
+    assert_same(last, whole)
