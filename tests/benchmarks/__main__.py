@@ -170,7 +170,7 @@ def facts_of(arguments: argparse.Namespace, measured: Sequence[Measured]) -> lis
     loads = [load for one in measured for load in one.loads]
     stolen = max(runs.most_stolen() for one in measured for runs in one.runs.values())
     methods = {runs.results[0]["memory_method"] for one in measured for runs in one.runs.values()}
-    rates = [f"{one.case.name}: {one.best_rate[1] / 1e9:.0f} GFLOP/s, product {one.best_rate[0]}" for one in measured]
+    rates = [f"{one.case.name}: {' and '.join(_rates(one))}" for one in measured]
     return [
         machine(),
         ", ".join([f"posttrain at {commit()}", *(f"{name} {version}" for name, version in versions.items())]),
@@ -178,8 +178,13 @@ def facts_of(arguments: argparse.Namespace, measured: Sequence[Measured]) -> lis
         f"load average before a round {min(loads):.1f} to {max(loads):.1f}, "
         f"processor time that the host took from a run at most {stolen:.1%}",
         f"working memory: {'; '.join(sorted(methods))}, minus what was held before the first step",
-        "matrix rate of the floor, measured in the same rounds: " + "; ".join(rates),
+        "matrix rate of the floor (torch.mm's best), and oneDNN's, measured in the same rounds: " + "; ".join(rates),
     ]
+
+
+def _rates(measured: Measured) -> list[str]:
+    found = [measured.best_rate, measured.best_onednn_rate]
+    return [f"{rate[1] / 1e9:.0f} GFLOP/s, product {rate[0]}" for rate in found if rate is not None]
 
 
 def _without_results(given: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 from tests.benchmarks.cases import Architecture, Case, teacher_of
@@ -74,26 +75,40 @@ def step_flops(case: Case, rows: Sequence[Row]) -> float:
     return own + units.teacher * (layer_flops(teacher_of(architecture), rows) + head)
 
 
+ONEDNN = "oneDNN "
+"""Before the shapes that oneDNN multiplied; the others are torch.mm's."""
+
+
 def measure_rate(case: Case, clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
     """Matrix shape -> floating-point operations a second in float32, the median over repeated products.
 
-    The shapes are a layer's widest product and a chunk of the head.
+    The shapes are a layer's widest product and a chunk of the head; by torch.mm and, on a CPU, by oneDNN too, which
+    torch carries but does not call for them.
     """
-    hidden = case.architecture.hidden
-    shapes = [(2048, hidden, case.architecture.intermediate), (256, hidden, case.vocabulary)]
-    return {f"[{m}, {k}] x [{k}, {n}]": _rate(m, k, n, clock) for m, k, n in shapes}
-
-
-def _rate(m: int, k: int, n: int, clock: Callable[[], float]) -> float:
     import torch
 
+    from stages.losses.products import linear
+
+    hidden = case.architecture.hidden
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    left, right, out = (torch.rand(*shape, device=device) for shape in ((m, k), (k, n), (m, n)))
+    rates = {}
+    for m, k, n in [(2048, hidden, case.architecture.intermediate), (256, hidden, case.vocabulary)]:
+        left, right, out = (torch.rand(*shape, device=device) for shape in ((m, k), (k, n), (m, n)))
+        shape, flops = f"[{m}, {k}] x [{k}, {n}]", 2.0 * m * k * n
+        rates[shape] = flops / _seconds(partial(torch.mm, left, right, out=out), device, clock)
+        if device == "cpu" and torch.backends.mkldnn.is_available():
+            rates[ONEDNN + shape] = flops / _seconds(partial(linear, left, right.t().contiguous()), device, clock)
+    return rates
+
+
+def _seconds(product: Callable[[], object], device: str, clock: Callable[[], float]) -> float:
+    import torch
+
     taken: list[float] = []
     while len(taken) < 5 or sum(taken) < RATE_SECONDS:
         before = clock()
-        torch.mm(left, right, out=out)
+        product()
         if device == "cuda":
             torch.cuda.synchronize()
         taken.append(clock() - before)
-    return 2 * m * k * n / median(taken[1:])
+    return median(taken[1:])

@@ -44,6 +44,9 @@ def _figures(measured: Measured, runs: Runs) -> dict[str, Any]:
         "step_seconds_quartiles": quartiles(seconds),
         "tokens_per_second": measured.tokens / median(seconds),
         "step_over_floor": median(seconds) / measured.floor_seconds,
+        "step_over_onednn_floor": None
+        if measured.onednn_floor_seconds is None
+        else median(seconds) / measured.onednn_floor_seconds,
         "working_memory_mib": median(memory) / MIB,
         "working_memory_mib_quartiles": [value / MIB for value in quartiles(memory)],
         "memory_method": runs.results[0]["memory_method"],
@@ -73,6 +76,7 @@ COLUMNS = (
     "working memory MiB",
     "ours takes",
     "step / floor",
+    "at oneDNN's rate",
     "parity",
 )
 
@@ -95,6 +99,7 @@ def lines(summaries: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
                     f"{figures['working_memory_mib']:,.0f}",
                     "" if takes is None else f"{takes:.2f} of it",
                     f"{figures['step_over_floor']:.2f}",
+                    "" if figures["step_over_onednn_floor"] is None else f"{figures['step_over_onednn_floor']:.2f}",
                     "" if figures["parity"] is None else f"{figures['parity']:.1g}",
                 )
             )

@@ -15,7 +15,7 @@ from typing import Any
 
 from flows.command import stage_variables
 from tests.benchmarks.cases import WARMUP_STEPS, Case
-from tests.benchmarks.floor import step_flops
+from tests.benchmarks.floor import ONEDNN, step_flops
 from tests.benchmarks.parity import difference, require_parity
 from tests.benchmarks.rows import batches, make_rows
 from tests.benchmarks.worker import CONTESTANTS, case_to_json
@@ -71,15 +71,30 @@ class Measured:
 
     @property
     def best_rate(self) -> tuple[str, float]:
-        """The shape with the highest median rate, and that rate."""
-        medians = {shape: median(rates) for shape, rates in self.rates.items()}
-        shape = max(medians, key=lambda one: medians[one])
-        return shape, medians[shape]
+        """The shape that torch.mm multiplies fastest, and its median rate."""
+        return self._best(lambda name: not name.startswith(ONEDNN))
+
+    @property
+    def best_onednn_rate(self) -> tuple[str, float] | None:
+        """The same of oneDNN; None where it was not measured."""
+        measured = any(name.startswith(ONEDNN) for name in self.rates)
+        return self._best(lambda name: name.startswith(ONEDNN)) if measured else None
+
+    def _best(self, counts: Callable[[str], bool]) -> tuple[str, float]:
+        medians = {name: median(rates) for name, rates in self.rates.items() if counts(name)}
+        name = max(medians, key=lambda one: medians[one])
+        return name, medians[name]
 
     @property
     def floor_seconds(self) -> float:
-        """The time of a step whose operations all run at the best rate."""
+        """The time of a step whose operations all run at torch.mm's best rate."""
         return self.flops / self.best_rate[1]
+
+    @property
+    def onednn_floor_seconds(self) -> float | None:
+        """The same at oneDNN's best rate."""
+        rate = self.best_onednn_rate
+        return None if rate is None else self.flops / rate[1]
 
 
 def measure(

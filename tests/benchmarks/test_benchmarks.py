@@ -153,9 +153,10 @@ def test_figures_by_hand() -> None:
         "ours": Runs("ours", [run([9, 9, 1, 2, 3], 100), run([9, 9, 4, 4, 4], 300)]),
         "plain": Runs("plain", [run([9, 9, 6, 6, 6], 400), run([9, 9, 6, 7, 6], 400)]),
     }
-    rates = {"slow": [10.0, 10.0], "fast": [20.0, 40.0]}
+    rates = {"slow": [10.0, 10.0], "fast": [20.0, 40.0], "oneDNN fast": [60.0, 60.0]}
     found = summary(Measured(case, runs, rates, flops=60.0, tokens=12.0, loads=[0.0, 0.0], versions={}))
     assert found["floor"]["step_seconds"] == 2.0
+    assert found["contestants"]["ours"]["step_over_onednn_floor"] == 3.0
     own, other = found["contestants"]["ours"], found["contestants"]["plain"]
     assert (own["step_seconds"], own["tokens_per_second"], own["step_over_floor"]) == (3.0, 4.0, 1.5)
     assert own["working_memory_mib"] == pytest.approx(200 / 2**20)
