@@ -47,7 +47,10 @@ def linear(input_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) ->
 def product(left_MK: Tensor, right_KN: Tensor, sum_type: torch.dtype) -> Tensor:
     """left @ right, [M, N] anew, summed in `sum_type`. Without a gradient."""
     if prefers_onednn(left_MK, right_KN, left_MK.numel() * right_KN.shape[1]):
-        return linear(left_MK, right_KN.t())
+        if left_MK.is_contiguous() or left_MK.numel() <= right_KN.numel() + left_MK.shape[0] * right_KN.shape[1]:
+            return linear(left_MK, right_KN.t())
+        # of two transposed factors the smaller one is copied, and the result, rather than the larger one
+        return linear(right_KN.t(), left_MK).t().contiguous()
     if left_MK.dtype == sum_type:
         return torch.mm(left_MK, right_KN)
     return torch.mm(left_MK, right_KN, out_dtype=sum_type)
