@@ -114,7 +114,7 @@ def _logs(run: Mapping[str, Any], reader: Reader) -> list[_Log]:
     logs: list[_Log] = []
     for stage, entry in run["stages"].items():
         for output in (entry.get("outputs") or {}).values():
-            if output["kind"] not in ("model", "reward_model", "process_reward_model"):
+            if output["kind"] not in ("model", "adapter", "reward_model", "process_reward_model"):
                 continue
             rows = list(reader.lines(artifact_of(output), "metrics.jsonl", stage, MAX_ROWS))
             metrics = _points(rows)

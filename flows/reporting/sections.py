@@ -202,7 +202,7 @@ def _pairs(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 def _rollouts(name: str, entry: Mapping[str, Any], reader: Reader) -> Iterator[Rollout]:
     """Completions from training, evenly from first to last."""
     for output in (entry.get("outputs") or {}).values():
-        if output["kind"] not in ("model", "reward_model", "process_reward_model"):
+        if output["kind"] not in ("model", "adapter", "reward_model", "process_reward_model"):
             continue
         rows = list(reader.lines(artifact_of(output), "samples.jsonl", name, MAX_ROLLOUTS_READ))
         for row in _spread(rows, MAX_ROLLOUTS):

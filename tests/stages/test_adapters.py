@@ -372,3 +372,21 @@ def test_recipes_know_adapters(chain: Chain, tmp_path: Path) -> None:
     assert {name: parts["optimizer"] for name, parts in steps.items()} == dict.fromkeys(steps, 8.0 * trained)
     assert "reference" not in steps["grpo"] and steps["grpo_wired"]["reference"] > 0
     assert set(BASE) < set(chain.payload["stages"])
+
+
+def test_the_report_draws_how_an_adapter_was_trained(chain: Chain) -> None:
+    from flows.reporting.curves import read_curves
+    from flows.reporting.reading import Reader
+
+    panels = [
+        panel
+        for block in read_curves(chain.payload, Reader(open_store(str(chain.store)))).leading
+        for panel in block.panels
+    ]
+    drawn = {series.name: series.count for panel in panels if panel.metric == "loss" for series in panel.chart.series}
+    assert {name: drawn.get(name) for name in ("sft", "dpo", "kto", "grpo")} == {
+        "sft": 3,
+        "dpo": 3,
+        "kto": 3,
+        "grpo": 3,
+    }

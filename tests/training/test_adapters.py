@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from artifacts.errors import StageError
 from stages.sft import Config
-from stages.sharding import Whole
+from stages.sharding import Sharding, Whole
 from stages.training.adapters import add_adapters, load_adapter, write_adapter
 from stages.training.batch import Group, layout
 from stages.training.initial import Reference, put_back, switched_off
@@ -20,7 +20,7 @@ from stages.training.memory_shape import Adapters, read_shape
 from stages.training.model import Scorer, token_logprobs
 from stages.training.parallel import spread
 from tests.training.conftest import packing_scorer, random_groups, tiny_model
-from tests.training.test_parallel import ALONE, take_steps
+from tests.training.test_parallel import ALONE, WAYS, take_steps
 
 GROUPS = random_groups(3, 2)
 
@@ -203,6 +203,19 @@ def test_references_hold_while_the_policy_moves(settings: dict[str, Any]) -> Non
         assert steps == take_steps(lone, alone, 1)
     with torch.no_grad():
         assert not torch.equal(scored(scorer.eval()), found[1][1])
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("settings", [CHOSEN[1], CHOSEN[2], CHOSEN[3]])
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way.name}{getattr(way, 'stage', '')}")
+def test_sharded_heads_take_the_steps_of_whole_ones(settings: dict[str, Any], way: Sharding) -> None:
+    config = Config(lora_r=3, **settings, learning_rate=1e-2)
+    taken = []
+    for one in (Whole(), way):
+        scorer = packing_scorer(adapted(**settings))
+        taken.append(take_steps(scorer, spread(scorer, config, ALONE, one), 2))
+    for (loss, norm), (same_loss, same_norm) in zip(*taken, strict=True):
+        assert (same_loss, same_norm) == (pytest.approx(loss, rel=1e-5), pytest.approx(norm, rel=1e-4))
 
 
 def test_references_in_bfloat16_leave_the_masters_alone() -> None:

@@ -9,8 +9,9 @@ from torch.testing import assert_close
 
 from stages.losses import products
 from stages.training import linear
+from stages.training.adapters import add_adapters
 from stages.training.config import TrainingConfig
-from stages.training.model import Scorer, add_adapters, token_logprobs
+from stages.training.model import Scorer, token_logprobs
 from stages.training.probes import settle_layout
 from tests.training.conftest import random_groups, tiny_model
 
