@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from stages.losses.preference import PREFERENCE_LOSSES
 from stages.losses.registry import Loss, Losses
 from stages.losses.supervised import SUPERVISED_LOSSES
 from stages.losses.unpaired import UNPAIRED_LOSSES
+from stages.preference import Config, check
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -49,6 +51,24 @@ def table() -> list[str]:
 
 def test_every_objective_is_in_the_table() -> None:
     assert table_rows("Objectives") == table()
+
+
+def test_what_it_says_below_the_table() -> None:
+    """Which losses take a divergence, LD-DPO, a moving reference and WPO."""
+    text = " ".join(README.split("## Objectives\n")[1].split("\n## ")[0].split())
+    assert "Losses of the margin (the first seven of `preference`) also take `f_divergence_type`" in text
+    assert [loss.f_divergence for loss in PREFERENCE_LOSSES.values()] == [True] * 7 + [False] * (
+        len(PREFERENCE_LOSSES) - 7
+    )
+    assert "Those with a reference take `ld_alpha`" in text and "all that look at one pair at a time take" in text
+    for name, loss in PREFERENCE_LOSSES.items():
+        taken: list[dict[str, Any]] = [{"ld_alpha": 0.5}, {"sync_ref_model": True}] if loss.reference else []
+        taken += [] if loss.couples_rows else [{"use_weighting": True}]
+        refused: list[dict[str, Any]] = [] if loss.reference else [{"ld_alpha": 0.5}, {"sync_ref_model": True}]
+        refused += [{"use_weighting": True}] if loss.couples_rows else []
+        needed = dict.fromkeys(loss.needs, 0.1)
+        for settings, fits in [*((one, True) for one in taken), *((one, False) for one in refused)]:
+            assert (check(Config(loss_type=name, **needed, **settings), frozenset()) == []) == fits, (name, settings)
 
 
 LOSSES = [loss for _, losses, _ in TABLES for loss in losses.values()]

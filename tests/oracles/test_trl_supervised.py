@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +12,8 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from stages.losses.supervised import SUPERVISED_LOSSES
-from stages.training.batch import Group
-from stages.training.language_modeling import TokenLoss
+from stages.training.batch import Branch, Group, layout
+from stages.training.language_modeling import EmbeddingNoise, RowSettings, TokenLoss
 from stages.training.pairs import RewardLoss
 from tests.oracles.steps import Step, agree, gradient_norm, logged, trainer_of
 from tests.training.conftest import packing_scorer, random_groups, tiny_model
@@ -45,6 +46,26 @@ def test_sft(tmp_path: Path, name: str) -> None:
     theirs = Step(float(loss.detach()), gradient_norm(model, loss), logged(trainer))
     agree(step_of(TokenLoss(SUPERVISED_LOSSES[name].function), model, groups), theirs)
     assert theirs.metrics["num_tokens"] == packing_scorer(model).layout(groups).num_tokens
+
+
+def test_noise_differs_by_padding() -> None:
+    """NEFTune: uniform within alpha / sqrt(length x hidden) of the row's own length; of the padded batch's in
+    transformers, whose hook TRL uses."""
+    from transformers.integrations.neftune import neftune_post_forward_hook
+
+    alpha, hidden, lengths = 5.0, 32, (4, 8)
+    groups = [
+        Group(f"row{length}", (7,), (Branch([7] * (length - 1)),), RowSettings(noise_key=(3, "neftune", length)))
+        for length in lengths
+    ]
+    torch.manual_seed(0)
+    module = SimpleNamespace(training=True, neftune_noise_alpha=alpha)
+    theirs = neftune_post_forward_hook(module, None, torch.zeros(2, max(lengths), hidden))
+    ours = EmbeddingNoise(layout(groups), alpha)(torch.zeros(1, sum(lengths), hidden))[0].split(lengths)
+    for row, length in enumerate(lengths):
+        own, padded = (alpha / (size * hidden) ** 0.5 for size in (length, max(lengths)))
+        assert 0.9 * own < float(ours[row].abs().max()) <= own
+        assert 0.9 * padded < float(theirs[row, :length].abs().max()) <= padded
 
 
 def tiny_classifier() -> torch.nn.Module:
