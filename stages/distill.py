@@ -75,7 +75,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="distill",
-    version=1,
+    version=2,
     config=Config,
     inputs={"model": Input(MODELS), "teacher": Input(MODELS), "dataset": Input(("dataset",))},
     outputs={"model": "model", "adapter": "adapter"},

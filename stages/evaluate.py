@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from artifacts.errors import StageError
-from stages.data.types import PAIRED, SEQUENCE_TYPES
+from stages.data.types import PAIRED, SEQUENCE_TYPES, TOKEN_TYPES
 from stages.evaluation.config import AnswerConfig, answer_problems
 from stages.evaluation.memory import answering_phases
 from stages.stage import MODELS, Input, Stage
@@ -137,7 +137,7 @@ def _obstacles(context: Context, dataset: Dataset, is_reward_model: bool) -> dic
     of_type = f"this dataset is of type {dataset.type}"
     scores = "the model is a reward model, which gives scores and no tokens" if is_reward_model else ""
     plain = dataset.type == "language_modeling" and not dataset.conversational
-    no_prompt = plain or dataset.type.startswith("pretokenized")
+    no_prompt = plain or dataset.type in TOKEN_TYPES
     answers = scores or (f"it takes prompts as text, {of_type} without conversations" if no_prompt else "")
     return {
         "accuracy": answers or ("" if context.config.rewards else "no rewards are given that judge a completion"),
@@ -149,6 +149,7 @@ def _obstacles(context: Context, dataset: Dataset, is_reward_model: bool) -> dic
 
 
 def _subject(context: Context, accelerator: Any, dataset: Dataset, is_reward_model: bool) -> Subject:
+    from stages.data.given_tokens import require_vocabulary
     from stages.evaluation.measuring import Subject
     from stages.training.classifiers import load_reward_model
     from stages.training.model import Scorer
@@ -164,6 +165,7 @@ def _subject(context: Context, accelerator: Any, dataset: Dataset, is_reward_mod
     else:
         scorer = frozen_scorer(context, "model")
     scorer.to(accelerator.device)
+    require_vocabulary(dataset, scorer.vocabulary)
     return Subject(context, accelerator, scorer, tokenizer_of(context, "model"), dataset, is_reward_model)
 
 

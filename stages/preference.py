@@ -30,6 +30,7 @@ def run(context: Context) -> None:
     already, and no second one is loaded.
     """
     from stages.data.dataset import read_dataset
+    from stages.data.given_tokens import require_vocabulary
     from stages.data.ledger import RowLedger
     from stages.data.pairs import tokenize_pairs
     from stages.losses.preference import weighted
@@ -49,12 +50,13 @@ def run(context: Context) -> None:
     dataset = read_dataset(context.input("dataset"))
     gold = any(one.gold for one in config.losses)
     _require_gold(config, dataset.type)
+    require_vocabulary(dataset, trainer.scorer.vocabulary)
     pairs = tokenize_pairs(
         dataset,
         tokenizer,
         max_length=min(config.max_length, trainer.scorer.context_length),
         ledger=ledger,
-        vocabulary=trainer.scorer.vocabulary,
+        truncation_mode=config.truncation_mode,
     )
     fixed = config.needs_reference and not config.sync_ref_model
     references = _references(context, trainer, pairs) if fixed else [NO_REFERENCE] * len(pairs)
@@ -154,7 +156,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="preference",
-    version=3,
+    version=4,
     config=Config,
     inputs={
         "model": Input(MODELS),

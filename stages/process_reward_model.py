@@ -73,7 +73,7 @@ def shapes(_: Config, models: Mapping[str, ModelShape]) -> dict[str, ModelShape]
 
 STAGE = Stage(
     name="process_reward_model",
-    version=1,
+    version=2,
     config=Config,
     inputs={"model": Input(("model",)), "dataset": Input(("dataset",))},
     outputs={"model": "process_reward_model"},

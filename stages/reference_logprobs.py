@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from stages.data.truncation import TruncationMode
 from stages.stage import MODELS, Input, Stage, operational
 from stages.stage import Config as StageConfig
 from stages.training.memory import Phase, Request, scoring
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from stages.context import Context
+    from stages.data.ledger import RowLedger
+    from stages.data.types import Dataset
     from stages.training.batch import Group
 
 
@@ -23,6 +26,8 @@ class Config(StageConfig):
 
     max_length: int = Field(1024, gt=1)
     """Longest prompt with completion in tokens; must be that of the stage that uses the result."""
+    truncation_mode: TruncationMode = "keep_start"
+    """What is done with longer rows; must be that of the stage that uses the result."""
     per_token: bool = False
     """Keep every token's log-probability besides the sums."""
     bf16: bool = False
@@ -36,39 +41,20 @@ class Config(StageConfig):
 def run(context: Context) -> None:
     """Score input `dataset` under input `model`."""
     from stages.data.dataset import read_dataset
+    from stages.data.given_tokens import require_vocabulary
     from stages.data.ledger import RowLedger
-    from stages.data.pairs import tokenize_pairs
-    from stages.data.tokenize import tokenize_sequences
-    from stages.data.types import PAIRED
-    from stages.data.unpaired import mismatched, tokenize_unpaired
-    from stages.training.batch import Branch, Group
-    from stages.training.pairs import pair_group
     from stages.training.processes import prepare_process
-    from stages.training.reference import PAIR, UNPAIRED, score_rows
+    from stages.training.reference import UNPAIRED, score_rows
     from stages.training.reporting import peak_memory_gb
-    from stages.training.start import frozen_scorer, tokenizer_of
-    from stages.training.unpaired import scored_groups
+    from stages.training.start import frozen_scorer
 
     config: Config = context.config
     accelerator = prepare_process(context, config.bf16)
     context.phase("loading the model")
     scorer = frozen_scorer(context, "model").to(accelerator.device)
-    tokenizer = tokenizer_of(context, "model")
     dataset, ledger = read_dataset(context.input("dataset")), RowLedger()
-    longest = min(config.max_length, scorer.context_length)
-    names: tuple[str, ...]
-    if dataset.type in PAIRED:
-        pairs = tokenize_pairs(dataset, tokenizer, max_length=longest, ledger=ledger, vocabulary=scorer.vocabulary)
-        groups = [pair_group(pair) for pair in pairs]
-        names = PAIR
-    elif dataset.type == "unpaired_preference":
-        judged = tokenize_unpaired(dataset, tokenizer, max_length=longest, ledger=ledger)
-        others = mismatched(judged, longest)
-        groups, names = scored_groups(judged, others), UNPAIRED if others is not None else UNPAIRED[:1]
-    else:
-        rows = tokenize_sequences(dataset, tokenizer, max_length=longest, ledger=ledger, vocabulary=scorer.vocabulary)
-        groups = [Group(row.row_id, (), (Branch(row.token_ids, row.loss_mask),)) for row in rows]
-        names = ("completion",)
+    require_vocabulary(dataset, scorer.vocabulary)
+    groups, names = _groups(context, dataset, min(config.max_length, scorer.context_length), ledger)
     with accelerator.autocast():
         scored = score_rows(
             context,
@@ -85,6 +71,32 @@ def run(context: Context) -> None:
         tokens = sum(sum(row["tokens"][:own]) for row in scored)
         context.metrics["mean_logprob_per_token"] = sum(sum(row["sums"][:own]) for row in scored) / max(1, tokens)
         context.timings["peak_memory_gb"] = peak_memory_gb()
+
+
+def _groups(
+    context: Context, dataset: Dataset, longest: int, ledger: RowLedger
+) -> tuple[Sequence[Group], tuple[str, ...]]:
+    """(the rows, names of the completions of each)."""
+    from stages.data.pairs import tokenize_pairs
+    from stages.data.tokenize import tokenize_sequences
+    from stages.data.types import PAIRED
+    from stages.data.unpaired import mismatched, tokenize_unpaired
+    from stages.training.batch import Branch, Group
+    from stages.training.pairs import pair_group
+    from stages.training.reference import PAIR, UNPAIRED
+    from stages.training.start import tokenizer_of
+    from stages.training.unpaired import scored_groups
+
+    tokenizer = tokenizer_of(context, "model")
+    limits: Any = {"max_length": longest, "truncation_mode": context.config.truncation_mode, "ledger": ledger}
+    if dataset.type in PAIRED:
+        return [pair_group(pair) for pair in tokenize_pairs(dataset, tokenizer, **limits)], PAIR
+    if dataset.type == "unpaired_preference":
+        judged = tokenize_unpaired(dataset, tokenizer, **limits)
+        others = mismatched(judged, longest)
+        return scored_groups(judged, others), UNPAIRED if others is not None else UNPAIRED[:1]
+    rows = tokenize_sequences(dataset, tokenizer, **limits)
+    return [Group(row.row_id, (), (Branch(row.token_ids, row.loss_mask),)) for row in rows], ("completion",)
 
 
 def _write(
@@ -117,7 +129,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="reference_logprobs",
-    version=1,
+    version=2,
     config=Config,
     inputs={"model": Input(MODELS), "dataset": Input(("dataset",))},
     outputs={"logprobs": "logprobs"},

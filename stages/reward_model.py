@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from stages.data.truncation import TruncationMode
 from stages.stage import Input, Stage
 from stages.training.config import TrainingConfig
 from stages.training.memory import Phase, Request, training_step
@@ -26,12 +27,17 @@ class Config(TrainingConfig):
     center_rewards_coefficient: float = Field(0.0, ge=0)
     """Weight of the term that keeps the scores of a pair centred at zero."""
     max_length: int = Field(1024, gt=1)
-    """Longest prompt with completion in tokens; what is beyond is cut off and counted in the ledger."""
+    """Longest prompt with completion in tokens; what is done with longer ones says truncation_mode, the ledger counts
+    them."""
+    truncation_mode: TruncationMode = "keep_start"
+    """Of longer rows, cut the end of the completions, or the start of the prompt (keep_end); or drop them; or stop
+    (error)."""
 
 
 def run(context: Context) -> None:
     """Train a fresh scalar head and the layers of input `model` on the pairs of input `dataset`."""
     from stages.data.dataset import read_dataset
+    from stages.data.given_tokens import require_vocabulary
     from stages.data.ledger import RowLedger
     from stages.data.pairs import tokenize_pairs
     from stages.training.classifiers import load_reward_model
@@ -45,11 +51,11 @@ def run(context: Context) -> None:
     trainer, tokenizer = start_classifier(context, config, objective, load_reward_model)
     ledger = RowLedger()
     pairs = tokenize_pairs(
-        read_dataset(context.input("dataset")),
+        require_vocabulary(read_dataset(context.input("dataset")), trainer.scorer.vocabulary),
         tokenizer,
         max_length=min(config.max_length, trainer.scorer.context_length),
         ledger=ledger,
-        vocabulary=trainer.scorer.vocabulary,
+        truncation_mode=config.truncation_mode,
     )
     groups = [pair_group(pair, pair.margin) for pair in pairs]
     context.counts["pairs"] = len(groups)
@@ -72,7 +78,7 @@ def shapes(_: Config, models: Mapping[str, ModelShape]) -> dict[str, ModelShape]
 
 STAGE = Stage(
     name="reward_model",
-    version=1,
+    version=2,
     config=Config,
     inputs={"model": Input(("model",)), "dataset": Input(("dataset",))},
     outputs={"model": "reward_model"},

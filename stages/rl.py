@@ -214,7 +214,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="rl",
-    version=1,
+    version=2,
     config=Config,
     inputs={
         "model": Input(MODELS),

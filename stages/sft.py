@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from stages.data.truncation import TruncationMode
 from stages.losses.supervised import SUPERVISED_LOSSES
 from stages.stage import MODELS, Input, Stage
 from stages.training.config import PolicyConfig, policy_outputs
@@ -30,7 +31,9 @@ class Config(PolicyConfig):
     learning_rate: float = Field(2e-5, gt=0)
     """Peak learning rate of AdamW."""
     max_length: int = Field(1024, gt=1)
-    """Longest row in tokens; what is beyond is cut off and counted in the ledger."""
+    """Longest row in tokens; what is done with longer ones says truncation_mode, the ledger counts them."""
+    truncation_mode: TruncationMode = "keep_start"
+    """Of longer rows, keep the first max_length tokens, or the last (keep_end); or drop them; or stop (error)."""
     completion_only_loss: bool | None = None
     """Train on the completion only; null: yes where the rows have a prompt and a completion."""
     assistant_only_loss: bool = False
@@ -57,6 +60,11 @@ def check(config: Config, wired: frozenset[str]) -> list[str]:
     """What is wrong with the configuration."""
     if config.packing_strategy != "bfd" and not config.packing:
         return ["packing_strategy is given, but packing is false, so it would not be used"]
+    if config.packing and config.packing_strategy != "bfd" and config.truncation_mode != "keep_start":
+        return [
+            f"truncation_mode is given, but packing_strategy {config.packing_strategy} cuts no row off, so it would "
+            f"not be used"
+        ]
     weighted = config.weight_column is not None or bool(config.source_weights)
     if config.packing and config.packing_strategy == "wrapped" and weighted:
         return ["weights of rows need rows; packing_strategy wrapped knows none: take bfd or bfd_split"]
@@ -68,6 +76,7 @@ def check(config: Config, wired: frozenset[str]) -> list[str]:
 def run(context: Context) -> None:
     """Train input `model` on input `dataset`."""
     from stages.data.dataset import read_dataset
+    from stages.data.given_tokens import require_vocabulary
     from stages.data.ledger import RowLedger
     from stages.data.tokenize import tokenize_sequences
     from stages.data.weights import row_weights, without_idle_rows
@@ -81,6 +90,7 @@ def run(context: Context) -> None:
     objective = TokenLoss(SUPERVISED_LOSSES[config.loss_type].function, config.neftune_noise_alpha)
     trainer, tokenizer = start(context, config, objective)
     ledger, dataset = RowLedger(), read_dataset(context.input("dataset"))
+    require_vocabulary(dataset, trainer.scorer.vocabulary)
     weights = row_weights(dataset, config.weight_column, config.source_column, config.source_weights)
     if weights is not None:
         dataset = without_idle_rows(dataset, weights, ledger)
@@ -92,7 +102,7 @@ def run(context: Context) -> None:
         ledger=ledger,
         assistant_only_loss=config.assistant_only_loss,
         completion_only_loss=config.completion_only_loss,
-        vocabulary=trainer.scorer.vocabulary,
+        truncation_mode=config.truncation_mode,
     )
     packs = None
     if config.packing:
@@ -143,7 +153,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="sft",
-    version=1,
+    version=2,
     config=Config,
     inputs={"model": Input(MODELS), "dataset": Input(("dataset",))},
     outputs={"model": "model", "adapter": "adapter"},

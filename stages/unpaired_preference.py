@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from stages.data.truncation import TruncationMode
 from stages.losses.unpaired import UNPAIRED_LOSSES
 from stages.stage import MODELS, Input, Stage, operational
 from stages.training.config import PolicyConfig, policy_outputs
@@ -47,7 +48,11 @@ class Config(PolicyConfig):
     max_density_ratio: float = Field(10.0, gt=0)
     """Larger density ratios count as this."""
     max_length: int = Field(1024, gt=1)
-    """Longest prompt with completion in tokens; what is beyond is cut off and counted in the ledger."""
+    """Longest prompt with completion in tokens; what is done with longer ones says truncation_mode, the ledger counts
+    them."""
+    truncation_mode: TruncationMode = "keep_start"
+    """Of longer rows, cut the end of the completions, or the start of the prompt (keep_end); or drop them; or stop
+    (error)."""
     shard_rows: int = operational(256, gt=0)
     """Rows of the reference pass that are saved at a time, where the reference is not precomputed."""
 
@@ -85,6 +90,7 @@ def run(context: Context) -> None:
     are computed once at the start and then leave memory.
     """
     from stages.data.dataset import read_dataset
+    from stages.data.given_tokens import require_vocabulary
     from stages.data.ledger import RowLedger
     from stages.data.unpaired import tokenize_unpaired
     from stages.training.export import export
@@ -98,11 +104,11 @@ def run(context: Context) -> None:
     trainer, tokenizer = start(context, config, UnpairedLoss(loss, config.beta, measured))
     ledger, longest = RowLedger(), min(config.max_length, trainer.scorer.context_length)
     rows = tokenize_unpaired(
-        read_dataset(context.input("dataset")),
+        require_vocabulary(read_dataset(context.input("dataset")), trainer.scorer.vocabulary),
         tokenizer,
         max_length=longest,
         ledger=ledger,
-        vocabulary=trainer.scorer.vocabulary,
+        truncation_mode=config.truncation_mode,
     )
     groups = _groups(context, trainer, rows, longest)
     good = sum(row.label for row in rows)
@@ -181,7 +187,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="unpaired_preference",
-    version=2,
+    version=3,
     config=Config,
     inputs={
         "model": Input(MODELS),

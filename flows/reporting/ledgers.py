@@ -19,6 +19,8 @@ class State:
     name: str
     kind: str
     count: int
+    tokens: int | None
+    """Of `used`, those that are left of truncated rows too; of `truncated`, those cut off. None: not known."""
     share: float
     start: float
     examples: tuple[tuple[str, str], ...]
@@ -31,6 +33,8 @@ class Ledger:
     stage: str
     output: str
     rows: int
+    tokens: int | None
+    """Of the rows whose tokens are known; None: of none."""
     truncated_tokens: int
     states: tuple[State, ...]
     problem: str | None
@@ -83,19 +87,30 @@ def counts_of(ledger: Mapping[str, Any]) -> dict[str, int]:
 def _ledger(stage: str, output: str, content: Mapping[str, Any], reader: Reader) -> Ledger:
     counts = counts_of(content)
     rows, total = content.get("input"), sum(counts.values())
+    tokens, token_counts = _tokens(content.get("tokens"))
     problem = None
     if rows != total:
         problem = f"the states sum to {total:,}, the input was {plain(rows)} rows"
+    elif tokens is not None and tokens != sum(token_counts.values()):
+        problem = f"the states sum to {sum(token_counts.values()):,} tokens, the input had {tokens:,}"
+    if problem is not None:
         reader.note(f"{stage}: its ledger does not add up: {problem}")
     examples = content.get("examples")
     states, start = [], 0.0
     for name in sorted(counts, key=lambda name: (_kind(name) != "used", -counts[name], name)):
         share = counts[name] / total if total else 0.0
         found = examples.get(name) if isinstance(examples, Mapping) else None
-        states.append(State(name, _kind(name), counts[name], share, start, _examples(found)))
+        states.append(State(name, _kind(name), counts[name], token_counts.get(name), share, start, _examples(found)))
         start += 100 * share
-    tokens = content.get("truncated_tokens")
-    return Ledger(stage, output, total, tokens if isinstance(tokens, int) else 0, tuple(states), problem)
+    cut = content.get("truncated_tokens")
+    return Ledger(stage, output, total, tokens, cut if isinstance(cut, int) else 0, tuple(states), problem)
+
+
+def _tokens(written: Any) -> tuple[int | None, dict[str, int]]:
+    """(tokens of the input, tokens by state) of a ledger that counts them."""
+    if not isinstance(written, Mapping) or not isinstance(written.get("input"), int):
+        return None, {}
+    return written["input"], counts_of(written)
 
 
 def _kind(state: str) -> str:

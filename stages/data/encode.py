@@ -14,7 +14,6 @@ from stages.data.types import ROW_ID, Dataset, Row
 ROWS_PER_BLOCK = 256
 UNKNOWN_TOKENS = "tokens unknown to the tokenizer"
 BOUNDARY_MOVED = "prompt tokens that belong to the completion"
-PROMPT_TOO_LONG = "filtered: prompt too long"
 EMPTY_PROMPT = "filtered: empty prompt"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from artifacts.errors import DataError
 from stages.data.pretokenized import IGNORED
-from stages.data.types import ROW_ID, Dataset, Row
+from stages.data.types import FURTHER_COLUMNS, ROW_ID, TOKEN_TYPES, Dataset, Row
 
 _ASKED_BY = {"completion_mask": "completion_only_loss", "assistant_masks": "assistant_only_loss"}
 
@@ -21,14 +21,21 @@ def require_masks(dataset: Dataset, assistant_only: bool, completion_only: bool 
             )
 
 
-def given_sequence(
-    row: Row, vocabulary: int, assistant_only: bool, completion_only: bool | None
-) -> tuple[list[int], list[bool]]:
+def require_vocabulary(dataset: Dataset, vocabulary: int) -> Dataset:
+    """The dataset. Raises DataError naming row and place of a token id that a model of so many does not have."""
+    if dataset.type in TOKEN_TYPES:
+        for row in dataset:
+            for column in FURTHER_COLUMNS[dataset.type]:
+                _require_known(row, column, vocabulary)
+    return dataset
+
+
+def given_sequence(row: Row, assistant_only: bool, completion_only: bool | None) -> tuple[list[int], list[bool]]:
     """(token ids, whether each is trained): where its label says so, and every mask that applies.
 
     `completion_mask` applies unless completion_only is False, `assistant_masks` if assistant_only.
     """
-    token_ids = given_ids(row, "input_ids", vocabulary)
+    token_ids = list(row["input_ids"])
     mask = [True] * len(token_ids)
     if row.get("labels") is not None:
         mask = [label != IGNORED for label in row["labels"]]
@@ -38,14 +45,13 @@ def given_sequence(
     return token_ids, mask
 
 
-def given_pair(row: Row, vocabulary: int) -> tuple[list[int], list[list[int]]]:
+def given_pair(row: Row) -> tuple[list[int], list[list[int]]]:
     """(prompt, [prompt with chosen, prompt with rejected])."""
-    prompt = given_ids(row, "prompt_ids", vocabulary)
-    return prompt, [[*prompt, *given_ids(row, column, vocabulary)] for column in ("chosen_ids", "rejected_ids")]
+    prompt = list(row["prompt_ids"])
+    return prompt, [[*prompt, *row[column]] for column in ("chosen_ids", "rejected_ids")]
 
 
-def given_ids(row: Row, column: str, vocabulary: int) -> list[int]:
-    """The row's token ids. Raises DataError naming row and place of one that the model does not have."""
+def _require_known(row: Row, column: str, vocabulary: int) -> None:
     token_ids: Sequence[int] = row[column]
     if token_ids and max(token_ids) >= vocabulary:
         place = next(index for index, token in enumerate(token_ids) if token >= vocabulary)
@@ -53,4 +59,3 @@ def given_ids(row: Row, column: str, vocabulary: int) -> list[int]:
             f"row {row[ROW_ID]}: field '{column}[{place}]': token id {token_ids[place]}, but the model's vocabulary "
             f"has {vocabulary}; the rows were made with another tokenizer: tokenize them with the model's"
         )
-    return list(token_ids)

@@ -1,4 +1,4 @@
-"""The row ledger: every input row ends in exactly one state, and the states sum to the input."""
+"""The row ledger: every input row ends in exactly one state, and the states sum to the input; so do their tokens."""
 
 from __future__ import annotations
 
@@ -23,26 +23,32 @@ class RowLedger:
         self.states: Counter[str] = Counter()
         self.changes: Counter[str] = Counter()
         self.truncated_tokens = 0
+        self.tokens: Counter[str] = Counter()
+        """Where rows are known as tokens, what became of these: `used`, `truncated` (cut off), or their row's state."""
+        self._token_rows = 0
         self._examples: dict[str, list[dict[str, str]]] = {}
 
-    def use(self, rows: int | str = 1) -> None:
-        """`rows` rows (or the one row with that id) are used whole."""
+    def use(self, rows: int | str = 1, *, tokens: int | None = None) -> None:
+        """`rows` rows (or the one row with that id, of so many tokens) are used whole."""
         self._count("used", rows if isinstance(rows, int) else 1)
+        self._count_tokens(used=tokens)
 
-    def drop(self, row_id: str, state: str, detail: str = "") -> None:
-        """The row is not used, because of `state`."""
+    def drop(self, row_id: str, state: str, detail: str = "", *, tokens: int | None = None) -> None:
+        """The row, of so many tokens, is not used, because of `state`."""
         self._count(state, 1)
+        self._count_tokens(**{state: tokens})
         self._example(state, row_id, detail)
 
     def move(self, rows: int, state: str) -> None:
         """`rows` rows are elsewhere (the other split)."""
         self._count(state, rows)
 
-    def truncate(self, row_id: str, tokens: int) -> None:
-        """The row is used without its last `tokens` tokens."""
+    def truncate(self, row_id: str, tokens: int, *, kept: int | None = None) -> None:
+        """The row is used without `tokens` of its tokens; `kept` are left."""
         assert tokens > 0
         self._count("truncated", 1)
         self.truncated_tokens += tokens
+        self._count_tokens(used=kept, truncated=None if kept is None else tokens)
         self._example("truncated", row_id, f"{tokens} tokens cut")
 
     def change(self, reason: str, row_id: str, detail: str = "", count: int = 1) -> None:
@@ -61,13 +67,17 @@ class RowLedger:
             raise StageError(f"row ledger: {total} rows came in, {self.input} have a state: {dict(self.states)}")
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        told = {
             "input": self.input,
             "states": dict(sorted(self.states.items())),
             "changes": dict(sorted(self.changes.items())),
             "truncated_tokens": self.truncated_tokens,
             "examples": {name: list(self._examples[name]) for name in sorted(self._examples)},
         }
+        if self._token_rows:
+            states = {name: count for name, count in sorted(self.tokens.items()) if count}
+            told["tokens"] = {"rows": self._token_rows, "input": sum(states.values()), "states": states}
+        return told
 
     def write(self, folder: Path) -> None:
         """Writes `ledger.json` into `folder`."""
@@ -81,6 +91,12 @@ class RowLedger:
         assert rows >= 0
         if rows:
             self.states[state] += rows
+
+    def _count_tokens(self, **counts: int | None) -> None:
+        known = {state: count for state, count in counts.items() if count is not None}
+        assert all(count >= 0 for count in known.values())
+        self.tokens.update(known)
+        self._token_rows += bool(known)
 
     def _example(self, name: str, row_id: str, detail: str) -> None:
         examples = self._examples.setdefault(name, [])

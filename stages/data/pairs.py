@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from stages.data.chat import Encoder
 from stages.data.encode import (
     EMPTY_PROMPT,
-    PROMPT_TOO_LONG,
     ROWS_PER_BLOCK,
     common_prefix,
     encode_joined,
@@ -21,6 +20,7 @@ from stages.data.encode import (
 )
 from stages.data.given_tokens import given_pair
 from stages.data.ledger import RowLedger
+from stages.data.truncation import TruncationMode, fitted
 from stages.data.types import PAIRED, ROW_ID, TEXT_COLUMNS, Dataset, Row
 
 if TYPE_CHECKING:
@@ -52,30 +52,30 @@ def tokenize_pairs(
     *,
     max_length: int | None,
     ledger: RowLedger,
-    vocabulary: int | None = None,
+    truncation_mode: TruncationMode = "keep_start",
 ) -> list[TokenizedPair]:
     """Rows of a paired type; prompt and completion together are cut to `max_length` tokens.
 
-    vocabulary: number of token ids that the model has, for pretokenized rows; None: as many as the tokenizer.
+    truncation_mode keep_end cuts the start of the prompt, by so much that the longest completion fits, and no
+    completion: all of a row answer the same prompt (TRL cuts each by its own length).
     """
     require_type(dataset, PAIRED)
     encoder = Encoder(tokenizer)
-    size = len(tokenizer) if vocabulary is None else vocabulary
     pairs = []
     for rows in dataset.blocks(ROWS_PER_BLOCK):
-        for row, (prompt, encoded) in zip(rows, _encoded(encoder, dataset, rows, size), strict=True):
-            pair = _pair(row, prompt, encoded, max_length, encoder, ledger)
+        for row, (prompt, encoded) in zip(rows, _encoded(encoder, dataset, rows), strict=True):
+            pair = _pair(row, prompt, encoded, (max_length, truncation_mode), ledger)
             if pair is not None:
+                everything = (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids, pair.gold_ids or ())
+                note_unknown(ledger, pair.row_id, encoder, [token for ids in everything for token in ids])
                 pairs.append(pair)
     return require_rows(pairs, dataset, ledger)
 
 
-def _encoded(
-    encoder: Encoder, dataset: Dataset, rows: Sequence[Row], vocabulary: int
-) -> list[tuple[list[int], list[list[int]]]]:
+def _encoded(encoder: Encoder, dataset: Dataset, rows: Sequence[Row]) -> list[tuple[list[int], list[list[int]]]]:
     """(prompt alone, prompt with each of the completions) of every row."""
     if dataset.type == "pretokenized_preference":
-        return [given_pair(row, vocabulary) for row in rows]
+        return [given_pair(row) for row in rows]
     columns = TEXT_COLUMNS[dataset.type][1:]
     prompts = encode_prompts(encoder, dataset, rows)
     completions = [encode_joined(encoder, dataset, rows, column) for column in columns]
@@ -86,40 +86,37 @@ def _pair(
     row: Row,
     prompt: list[int],
     encoded: Sequence[list[int]],
-    max_length: int | None,
-    encoder: Encoder,
+    limit: tuple[int | None, TruncationMode],
     ledger: RowLedger,
 ) -> TokenizedPair | None:
     """`encoded`: prompt with chosen, with rejected, and with the gold completion of triple preferences."""
     row_id, (chosen, rejected, *_) = row[ROW_ID], encoded
-    if chosen == rejected:
-        ledger.drop(row_id, EQUAL_PAIR)
-        return None
     # each completion keeps a token even where one conversation is a prefix of the other
     shared = min(min(common_prefix(prompt, whole), len(whole) - 1) for whole in encoded)
-    room = None if max_length is None else max_length - shared
+    tokens = shared + sum(len(whole) - shared for whole in encoded)
+    if chosen == rejected:
+        ledger.drop(row_id, EQUAL_PAIR, tokens=tokens)
+        return None
     if shared <= 0:
-        ledger.drop(row_id, EMPTY_PROMPT)
+        ledger.drop(row_id, EMPTY_PROMPT, tokens=tokens)
         return None
-    if room is not None and room <= 0:
-        ledger.drop(row_id, PROMPT_TOO_LONG, f"{shared} tokens, max_length is {max_length}")
+    fault, detail, prompt_ids, completions = fitted(row_id, encoded, shared, *limit)
+    if not fault and completions[0] == completions[1]:
+        fault, detail = EQUAL_PAIR_CUT, f"max_length is {limit[0]}"
+    if fault:
+        ledger.drop(row_id, fault, detail, tokens=tokens)
         return None
-    completions = [whole[shared:][:room] for whole in encoded]
-    if completions[0] == completions[1]:
-        ledger.drop(row_id, EQUAL_PAIR_CUT, f"max_length is {max_length}")
-        return None
-    cut = sum(len(whole) - shared - len(kept) for whole, kept in zip(encoded, completions, strict=True))
-    if cut:
-        ledger.truncate(row_id, cut)
+    kept = len(prompt_ids) + sum(map(len, completions))
+    if kept < tokens:
+        ledger.truncate(row_id, tokens - kept, kept=kept)
     else:
-        ledger.use(row_id)
+        ledger.use(row_id, tokens=tokens)
     note_boundary(ledger, row, prompt, shared)
-    note_unknown(ledger, row_id, encoder, [*prompt[:shared], *(token for ids in completions for token in ids)])
     margin = row.get("margin")
     chosen_ids, rejected_ids, *gold = completions
     return TokenizedPair(
         row_id,
-        prompt[:shared],
+        prompt_ids,
         chosen_ids,
         rejected_ids,
         None if margin is None else float(margin),

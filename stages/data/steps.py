@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from artifacts.errors import DataError
 from stages.data.chat import Encoder
-from stages.data.encode import EMPTY_PROMPT, PROMPT_TOO_LONG, ROWS_PER_BLOCK, note_unknown, require_rows, require_type
+from stages.data.encode import EMPTY_PROMPT, ROWS_PER_BLOCK, note_unknown, require_rows, require_type
 from stages.data.ledger import RowLedger
+from stages.data.truncation import PROMPT_TOO_LONG
 from stages.data.types import ROW_ID, Dataset, Row
 
 if TYPE_CHECKING:
@@ -68,19 +69,21 @@ def _join(row: Row, prompt: list[int], steps: list[list[int]], separator: list[i
 
 def _cut(steps: TokenizedSteps, prompt: int, max_length: int | None, ledger: RowLedger) -> TokenizedSteps | None:
     """The steps that end within the first `max_length` tokens."""
-    longest = len(steps.token_ids) if max_length is None else max_length
+    tokens = len(steps.token_ids)
+    longest = tokens if max_length is None else max_length
     if not prompt:
-        ledger.drop(steps.row_id, EMPTY_PROMPT)
+        ledger.drop(steps.row_id, EMPTY_PROMPT, tokens=tokens)
         return None
     kept = sum(end < longest for end in steps.ends)
     if not kept:
-        ledger.drop(steps.row_id, PROMPT_TOO_LONG, f"no step ends within max_length {max_length}")
+        detail = f"no step ends within max_length {max_length}"
+        ledger.drop(steps.row_id, PROMPT_TOO_LONG, detail, tokens=tokens)
         return None
     if kept == len(steps.ends):
-        ledger.use(steps.row_id)
+        ledger.use(steps.row_id, tokens=tokens)
         return steps
     token_ids = steps.token_ids[: steps.ends[kept - 1] + 1]
-    ledger.truncate(steps.row_id, len(steps.token_ids) - len(token_ids))
+    ledger.truncate(steps.row_id, tokens - len(token_ids), kept=len(token_ids))
     return TokenizedSteps(steps.row_id, token_ids, steps.ends[:kept], steps.labels[:kept])
 
 

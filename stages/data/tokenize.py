@@ -14,7 +14,6 @@ from artifacts.errors import DataError
 from stages.data.chat import Encoder
 from stages.data.encode import (
     EMPTY_PROMPT,
-    PROMPT_TOO_LONG,
     ROWS_PER_BLOCK,
     common_prefix,
     encode_joined,
@@ -28,6 +27,7 @@ from stages.data.encode import (
 )
 from stages.data.given_tokens import given_sequence, require_masks
 from stages.data.ledger import RowLedger
+from stages.data.truncation import PROMPT_TOO_LONG, TOO_LONG, TruncationMode, kept_part
 from stages.data.types import ROW_ID, SEQUENCE_TYPES, TEXT_COLUMNS, Dataset, Message, Row
 
 if TYPE_CHECKING:
@@ -62,13 +62,12 @@ def tokenize_sequences(
     ledger: RowLedger,
     assistant_only_loss: bool = False,
     completion_only_loss: bool | None = None,
-    vocabulary: int | None = None,
+    truncation_mode: TruncationMode = "keep_start",
 ) -> list[TokenizedSequence]:
-    """Language-modelling, prompt-completion and pretokenized rows, cut after `max_length` tokens.
+    """Language-modelling, prompt-completion and pretokenized rows, of at most `max_length` tokens.
 
     completion_only_loss None: the prompt of a prompt-completion row is not trained (TRL's default).
     assistant_only_loss: of conversations, only what the template marks as the assistant's is trained.
-    vocabulary: number of token ids that the model has, for pretokenized rows; None: as many as the tokenizer.
     """
     require_type(dataset, SEQUENCE_TYPES)
     _check_masks(dataset, assistant_only_loss, completion_only_loss)
@@ -77,8 +76,7 @@ def tokenize_sequences(
     sequences = []
     for rows in dataset.blocks(ROWS_PER_BLOCK):
         if dataset.type == "pretokenized":
-            size = len(tokenizer) if vocabulary is None else vocabulary
-            masked = [given_sequence(row, size, assistant_only_loss, completion_only_loss) for row in rows]
+            masked = [given_sequence(row, assistant_only_loss, completion_only_loss) for row in rows]
         else:
             masked = list(_full_sequences(encoder, dataset, rows, assistant_only_loss))
         prompts = encode_prompts(encoder, dataset, rows) if completion_only else [[]] * len(rows)
@@ -86,8 +84,9 @@ def tokenize_sequences(
             boundary = common_prefix(prompt_ids, token_ids)
             note_boundary(ledger, row, prompt_ids, boundary)
             mask = [trained and position >= max(boundary, 1) for position, trained in enumerate(mask)]
-            sequence = _cut(TokenizedSequence(row[ROW_ID], token_ids, mask), max_length, encoder, ledger)
+            sequence = _cut(TokenizedSequence(row[ROW_ID], token_ids, mask), max_length, truncation_mode, ledger)
             if sequence is not None:
+                note_unknown(ledger, sequence.row_id, encoder, sequence.token_ids)
                 sequences.append(sequence)
     return require_rows(sequences, dataset, ledger)
 
@@ -127,16 +126,17 @@ def tokenize_prompts(
         for row, prompt_ids in zip(rows, encode_prompts(encoder, dataset, rows), strict=True):
             if _usable_prompt(row, prompt_ids, max_length, ledger):
                 note_unknown(ledger, row[ROW_ID], encoder, prompt_ids)
-                ledger.use(row[ROW_ID])
+                ledger.use(row[ROW_ID], tokens=len(prompt_ids))
                 prompts.append(TokenizedPrompt(row[ROW_ID], prompt_ids, row))
     return require_rows(prompts, dataset, ledger)
 
 
 def _usable_prompt(row: Row, prompt_ids: Sequence[int], max_length: int | None, ledger: RowLedger) -> bool:
     if not prompt_ids:
-        ledger.drop(row[ROW_ID], EMPTY_PROMPT)
+        ledger.drop(row[ROW_ID], EMPTY_PROMPT, tokens=0)
     elif max_length is not None and len(prompt_ids) > max_length:
-        ledger.drop(row[ROW_ID], PROMPT_TOO_LONG, f"{len(prompt_ids)} tokens, max_length is {max_length}")
+        detail = f"{len(prompt_ids)} tokens, max_length is {max_length}"
+        ledger.drop(row[ROW_ID], PROMPT_TOO_LONG, detail, tokens=len(prompt_ids))
     else:
         return True
     return False
@@ -163,19 +163,26 @@ def _messages(dataset: Dataset, row: Row) -> list[Message]:
 
 
 def _cut(
-    sequence: TokenizedSequence, max_length: int | None, encoder: Encoder, ledger: RowLedger
+    sequence: TokenizedSequence, max_length: int | None, mode: TruncationMode, ledger: RowLedger
 ) -> TokenizedSequence | None:
-    """The first `max_length` tokens; None (and a state in the ledger) when none of them is trained."""
+    """At most `max_length` tokens; None (and a state in the ledger) when none of them is trained, or by the mode."""
     length = len(sequence.token_ids)
-    kept = length if max_length is None else min(length, max_length)
-    token_ids, mask = sequence.token_ids[:kept], sequence.loss_mask[:kept]
-    if not any(mask):
-        cause = f"of {length} tokens the first {kept} are kept" if any(sequence.loss_mask) else "nothing to train"
-        ledger.drop(sequence.row_id, MASKED, cause)
+    part = kept_part(sequence.row_id, length, max_length, mode)
+    if part is None:
+        ledger.drop(sequence.row_id, TOO_LONG, f"{length} tokens, max_length is {max_length}", tokens=length)
         return None
-    if kept < length:
-        ledger.truncate(sequence.row_id, length - kept)
+    token_ids, mask = sequence.token_ids[part], sequence.loss_mask[part]
+    if part.start:  # nothing predicts the first token that is left
+        mask[0] = False
+    if not any(mask):
+        which = "last" if part.start else "first"
+        cause = (
+            f"of {length} tokens the {which} {len(mask)} are kept" if any(sequence.loss_mask) else "nothing to train"
+        )
+        ledger.drop(sequence.row_id, MASKED, cause, tokens=length)
+        return None
+    if len(mask) < length:
+        ledger.truncate(sequence.row_id, length - len(mask), kept=len(mask))
     else:
-        ledger.use(sequence.row_id)
-    note_unknown(ledger, sequence.row_id, encoder, token_ids)
+        ledger.use(sequence.row_id, tokens=length)
     return TokenizedSequence(sequence.row_id, token_ids, mask)

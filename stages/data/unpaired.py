@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from stages.data.chat import Encoder
 from stages.data.encode import (
     EMPTY_PROMPT,
-    PROMPT_TOO_LONG,
     ROWS_PER_BLOCK,
     common_prefix,
     encode_joined,
@@ -22,6 +21,7 @@ from stages.data.encode import (
 )
 from stages.data.ledger import RowLedger
 from stages.data.pairs import tokenize_pairs
+from stages.data.truncation import TruncationMode, fitted
 from stages.data.types import PAIRED, ROW_ID, Dataset, Row
 
 if TYPE_CHECKING:
@@ -44,17 +44,24 @@ def tokenize_unpaired(
     *,
     max_length: int | None,
     ledger: RowLedger,
-    vocabulary: int | None = None,
+    truncation_mode: TruncationMode = "keep_start",
 ) -> list[TokenizedCompletion]:
     """Rows of type unpaired_preference, or pairs as a desirable and an undesirable completion each.
 
-    Prompt and completion together are cut to `max_length` tokens. Raises DataError where no row is left.
+    Prompt and completion together are cut to `max_length` tokens; truncation_mode keep_end cuts the start of the prompt
+    alone. Raises DataError where no row is left.
     """
     require_type(dataset, ("unpaired_preference", *PAIRED))
     if dataset.type in PAIRED:
         return [
             TokenizedCompletion(f"{pair.row_id}/{side}", pair.prompt_ids, ids, side == "chosen")
-            for pair in tokenize_pairs(dataset, tokenizer, max_length=max_length, ledger=ledger, vocabulary=vocabulary)
+            for pair in tokenize_pairs(
+                dataset,
+                tokenizer,
+                max_length=max_length,
+                ledger=ledger,
+                truncation_mode=truncation_mode,
+            )
             for side, ids in (("chosen", pair.chosen_ids), ("rejected", pair.rejected_ids))
         ]
     encoder = Encoder(tokenizer)
@@ -63,7 +70,7 @@ def tokenize_unpaired(
         prompts = encode_prompts(encoder, dataset, rows)
         joined = encode_joined(encoder, dataset, rows, "completion")
         for row, prompt, whole in zip(rows, prompts, joined, strict=True):
-            one = _completion(row, prompt, whole, max_length, ledger)
+            one = _completion(row, prompt, whole, (max_length, truncation_mode), ledger)
             if one is not None:
                 note_unknown(ledger, one.row_id, encoder, [*one.prompt_ids, *one.completion_ids])
                 found.append(one)
@@ -71,23 +78,28 @@ def tokenize_unpaired(
 
 
 def _completion(
-    row: Row, prompt: list[int], whole: list[int], max_length: int | None, ledger: RowLedger
+    row: Row,
+    prompt: list[int],
+    whole: list[int],
+    limit: tuple[int | None, TruncationMode],
+    ledger: RowLedger,
 ) -> TokenizedCompletion | None:
-    row_id = row[ROW_ID]
-    boundary = min(common_prefix(prompt, whole), len(whole) - 1)
+    row_id, tokens = row[ROW_ID], len(whole)
+    boundary = min(common_prefix(prompt, whole), tokens - 1)
     if boundary <= 0:
-        ledger.drop(row_id, EMPTY_PROMPT)
+        ledger.drop(row_id, EMPTY_PROMPT, tokens=tokens)
         return None
-    if max_length is not None and boundary >= max_length:
-        ledger.drop(row_id, PROMPT_TOO_LONG, f"{boundary} tokens, max_length is {max_length}")
+    fault, detail, prompt_ids, (completion_ids,) = fitted(row_id, [whole], boundary, *limit)
+    if fault:
+        ledger.drop(row_id, fault, detail, tokens=tokens)
         return None
-    kept = whole[:max_length]
-    if len(kept) < len(whole):
-        ledger.truncate(row_id, len(whole) - len(kept))
+    kept = len(prompt_ids) + len(completion_ids)
+    if kept < tokens:
+        ledger.truncate(row_id, tokens - kept, kept=kept)
     else:
-        ledger.use(row_id)
+        ledger.use(row_id, tokens=tokens)
     note_boundary(ledger, row, prompt, boundary)
-    return TokenizedCompletion(row_id, kept[:boundary], kept[boundary:], bool(row["label"]))
+    return TokenizedCompletion(row_id, prompt_ids, completion_ids, bool(row["label"]))
 
 
 def mismatched(rows: Sequence[TokenizedCompletion], max_length: int) -> list[list[int]] | None:

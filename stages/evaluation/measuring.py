@@ -64,7 +64,6 @@ def measure_loss(subject: Subject, tasks: Sequence[str], ledger: RowLedger) -> M
         ledger=ledger,
         assistant_only_loss=config.assistant_only_loss,
         completion_only_loss=config.completion_only_loss,
-        vocabulary=subject.scorer.vocabulary,
     )
     subject.context.phase("loss of the rows")
     losses = sequence_losses(subject.context, subject.accelerator, subject.scorer, rows)
@@ -87,13 +86,7 @@ def measure_pairs(subject: Subject, tasks: Sequence[str], ledger: RowLedger) -> 
     beta (log p - log p_reference)) or, without a reference, `logps/chosen` (the summed log-probability).
     """
     context = subject.context
-    pairs = tokenize_pairs(
-        subject.dataset,
-        subject.tokenizer,
-        max_length=subject.max_length,
-        ledger=ledger,
-        vocabulary=subject.scorer.vocabulary,
-    )
+    pairs = tokenize_pairs(subject.dataset, subject.tokenizer, max_length=subject.max_length, ledger=ledger)
     groups = [pair_group(pair) for pair in pairs]
     context.phase("scores of the pairs")
     name, scores = _pair_scores(subject, groups)

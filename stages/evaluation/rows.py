@@ -36,20 +36,20 @@ class TaskLedger(RowLedger):
         self.row_states: dict[str, tuple[str, str]] = {}
         """Row id -> (state, detail)."""
 
-    def use(self, rows: int | str = 1) -> None:
+    def use(self, rows: int | str = 1, *, tokens: int | None = None) -> None:
         """The row with that id is used whole."""
         assert isinstance(rows, str)
-        super().use(rows)
+        super().use(rows, tokens=tokens)
         self.row_states[rows] = ("used", "")
 
-    def drop(self, row_id: str, state: str, detail: str = "") -> None:
+    def drop(self, row_id: str, state: str, detail: str = "", *, tokens: int | None = None) -> None:
         """The row is not used, because of `state`."""
-        super().drop(row_id, state, detail)
+        super().drop(row_id, state, detail, tokens=tokens)
         self.row_states[row_id] = (state, detail)
 
-    def truncate(self, row_id: str, tokens: int) -> None:
-        """The row is used without its last `tokens` tokens."""
-        super().truncate(row_id, tokens)
+    def truncate(self, row_id: str, tokens: int, *, kept: int | None = None) -> None:
+        """The row is used without `tokens` of its tokens."""
+        super().truncate(row_id, tokens, kept=kept)
         self.row_states[row_id] = ("truncated", f"{tokens} tokens cut")
 
 

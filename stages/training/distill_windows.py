@@ -9,6 +9,7 @@ from torch import Tensor
 
 from artifacts.errors import StageError
 from stages.context import Context
+from stages.data.given_tokens import require_vocabulary
 from stages.data.ledger import RowLedger
 from stages.data.tokenize import TokenizedPrompt, tokenize_prompts, tokenize_sequences
 from stages.data.types import Dataset
@@ -89,6 +90,7 @@ def distill_windows(
     context: Context, config: Any, trainer: Trainer, tokenizer: Any, dataset: Dataset, ledger: RowLedger
 ) -> DistillWindows:
     """Tokenize what the steps need: prompts where completions are sampled, whole rows where they are given."""
+    require_vocabulary(dataset, trainer.scorer.vocabulary)
     room = trainer.scorer.context_length
     given: list[Group] = []
     prompts: list[TokenizedPrompt] = []
@@ -98,7 +100,6 @@ def distill_windows(
             tokenizer,
             max_length=min(config.max_length, room),
             ledger=ledger if config.lmbda == 0 else RowLedger(),
-            vocabulary=trainer.scorer.vocabulary,
         )
         given = [Group(row.row_id, (), (Branch(row.token_ids, row.loss_mask),)) for row in rows]
     if config.lmbda > 0:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
+from stages.data.truncation import TruncationMode
 from stages.losses.f_divergence import F_DIVERGENCES
 from stages.losses.preference import PREFERENCE_LOSSES
 from stages.losses.registry import Loss
@@ -72,7 +73,11 @@ class PreferenceConfig(PolicyConfig):
     tpo_l_gamma: float = 0.5
     """Target margin of tpo_l."""
     max_length: int = Field(1024, gt=1)
-    """Longest prompt with completion in tokens; what is beyond is cut off and counted in the ledger."""
+    """Longest prompt with completion in tokens; what is done with longer ones says truncation_mode, the ledger counts
+    them."""
+    truncation_mode: TruncationMode = "keep_start"
+    """Of longer rows, cut the end of the completions, or the start of the prompt (keep_end); or drop them; or stop
+    (error)."""
     shard_rows: int = operational(256, gt=0)
     """Rows of the reference pass that are saved at a time, where the reference is not precomputed."""
 

@@ -9,7 +9,8 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from artifacts.errors import DataError
-from stages.data import RowLedger, tokenize_pairs, tokenize_prompts, tokenize_sequences
+from stages.data import RowLedger, tokenize_prompts, tokenize_sequences
+from stages.data.given_tokens import require_vocabulary
 from tests.data.characters import build_tokenizer, dataset, ids
 from tests.stages.normalized import Normalized, write_jsonl
 from tests.stages.small_models import output, read_lines, run_stage, save_dataset, save_model, states
@@ -98,16 +99,27 @@ def test_what_is_trained() -> None:
 
 
 def test_token_ids_of_another_vocabulary_are_refused() -> None:
-    tokenizer, ledger = build_tokenizer(), RowLedger()
     data = dataset("pretokenized", [{"input_ids": [1, 2]}, {"input_ids": [1, 2, 40]}])
     with pytest.raises(DataError, match=r"row r1: field 'input_ids\[2\]': token id 40, but .* vocabulary has 30"):
-        tokenize_sequences(data, tokenizer, max_length=None, ledger=ledger, vocabulary=30)
-    assert len(tokenize_sequences(data, tokenizer, max_length=None, ledger=ledger, vocabulary=41)) == 2
+        require_vocabulary(data, 30)
+    assert require_vocabulary(data, 41) is data
     pairs = dataset("pretokenized_preference", [{"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [99]}])
     with pytest.raises(DataError, match=r"row r0: field 'rejected_ids\[0\]': token id 99"):
-        tokenize_pairs(pairs, tokenizer, max_length=None, ledger=ledger)
+        require_vocabulary(pairs, 99)
     with pytest.raises(DataError, match="of type pretokenized; this stage takes language_modeling or prompt or"):
-        tokenize_prompts(data, tokenizer, max_length=None, ledger=ledger)
+        tokenize_prompts(data, build_tokenizer(), max_length=None, ledger=RowLedger())
+
+
+@pytest.mark.parametrize("stage", ["sft", "distill", "reference_logprobs", "evaluate"])
+def test_every_stage_asks_its_model(tmp_path: Path, stage: str) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    save_model(tmp_path / "model", seed=3)
+    data = save_dataset(tmp_path / "data", "pretokenized", [{"input_ids": [3, 4]}, {"input_ids": [3, 400]}])
+    inputs = {"model": tmp_path / "model", "dataset": data}
+    if stage == "distill":
+        inputs["teacher"] = tmp_path / "model"
+    with pytest.raises(DataError, match=r"row r1: field 'input_ids\[1\]': token id 400, but the model's vocabulary"):
+        run_stage(stage, tmp_path / "run", inputs)
 
 
 TEXT = [{"prompt": "abc", "completion": "de"}, {"prompt": "da", "completion": "bbcaaa"}]

@@ -179,6 +179,21 @@ def test_a_ledger_that_does_not_add_up_is_named(tmp_path: Path) -> None:
     assert "data: its ledger does not add up: the states sum to 9, the input was 10 rows" in page_of(run).text
 
 
+def test_tokens_stand_beside_rows(tmp_path: Path) -> None:
+    run = SmallRun(tmp_path)
+    tokens = {"rows": 3, "input": 14, "states": {"used": 7, "truncated": 1, "masked": 6}}
+    states = {"used": 1, "truncated": 1, "masked": 1}
+    ledgers = {"whole": tokens, "wrong": {**tokens, "input": 15}}
+    for name, counted in ledgers.items():
+        ledger = {"input": 3, "states": states, "truncated_tokens": 1, "tokens": counted}
+        run.stage(name, "sft", {}, {"out": ("dataset", {"ledger.json": json.dumps(ledger)})})
+    page = page_of(run)
+    assert "3 rows · 14 tokens · 1 tokens cut off" in " ".join(page.text.split())
+    cells = [attrs["data-tokens"] for tag, attrs in page.elements if tag == "td" and "data-tokens" in attrs]
+    assert cells[:3] == ["7", "6", "1"]  # used, then by rows and name: masked, truncated
+    assert "wrong: its ledger does not add up: the states sum to 14 tokens, the input had 15" in page.text
+
+
 def test_samples_are_joined_by_row_id(run: SmallRun) -> None:
     cards = page_of(run).all("article", "sample")
     assert [(card["data-row"], "data-wrong" in card, "data-changed" in card) for card in cards] == [

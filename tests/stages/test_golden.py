@@ -48,9 +48,9 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "sft": (
-        1,
-        "128b02782f366935",
-        "5b5d6e5dacfc4fa6",
+        2,
+        "72829c0af53dd096",
+        "e53a1d30aa11fed5",
         {
             "model/metrics: loss": 3.8009,
             "model/metrics: grad_norm": 3.756,
@@ -62,9 +62,9 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "adapter": (
-        1,
-        "8a90df59840794aa",
-        "f88a04a531f74994",
+        2,
+        "a435306c4d7498a5",
+        "a4d743f2281e18f3",
         {
             "adapter/weights: norm": 4.3771,
             "adapter/metrics: loss": 3.8521,
@@ -76,9 +76,9 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "adapter_dpo": (
-        3,
-        "cfad77657ae69cee",
-        "b21c5948d11541bf",
+        4,
+        "f7a47b1039db92a3",
+        "20165d69215aaff6",
         {
             "adapter/weights: norm": 4.3809,
             "adapter/metrics: loss": 0.92456,
@@ -110,9 +110,9 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         {"model/weights: norm": 12.906},
     ),
     "judge_of_steps": (
-        1,
+        2,
         "41ccc20190c3783d",
-        "e4b47f5df8751fe2",
+        "fc8827e0775ac245",
         {
             "model/metrics: loss": 1.523,
             "model/metrics: grad_norm": 30.181,
@@ -129,9 +129,9 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         {},
     ),
     "kto": (
-        2,
-        "76ed8cadab7bb579",
-        "862924fb277e0bb8",
+        3,
+        "3452c4b079fc4567",
+        "ee945ab9b573ffe3",
         {
             "model/metrics: loss": 0.66728,
             "model/metrics: grad_norm": 0.13707,
@@ -148,15 +148,15 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "reference": (
-        1,
-        "4d5f89a31fa3988a",
-        "a8308a3e22ed32e7",
+        2,
+        "245d2dce77120e3b",
+        "51c110d288663d75",
         {"logprobs/logprobs: chosen_logps": -10.953, "logprobs/logprobs: rejected_logps": -11.283},
     ),
     "dpo": (
-        3,
-        "ccc10a2973f42a74",
-        "bc39c2b6ec84ba0c",
+        4,
+        "7e4ef5fecdbb9e80",
+        "f740cad78ac245e1",
         {
             "model/metrics: loss": 0.92373,
             "model/metrics: grad_norm": 0.30868,
@@ -174,9 +174,9 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "judge": (
-        1,
-        "c6ada15a07f43730",
-        "b13e55a8d13166fc",
+        2,
+        "cc448c99d8bff974",
+        "d05b5e3460d6cabb",
         {
             "model/metrics: loss": 0.91934,
             "model/metrics: grad_norm": 2.389,
@@ -189,9 +189,9 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "grpo": (
-        1,
+        2,
         "52ae43badbd7a03b",
-        "4ff16cd81fc5bdab",
+        "dfbfd91c28429f49",
         {
             "model/metrics: loss": -0.068777,
             "model/metrics: grad_norm": 1.2352,
@@ -226,9 +226,9 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "small": (
-        1,
+        2,
         "e5312c032fea9c03",
-        "eec1cf6e14fe397f",
+        "06cbbe8ba1b07f8c",
         {
             "model/metrics: loss": 0.0043144,
             "model/metrics: grad_norm": 0.030645,
