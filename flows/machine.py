@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from stages.training.memory import Setup
+from stages.training.memory_training import Setup
 
 GB = 10**9
 _MIB = 2**20

@@ -22,9 +22,10 @@ from flows.plan import Plan
 from flows.recipe import RecipeStage
 from stages.adapters import CONFIG, Base, read_adapter_config
 from stages.sharding import Sharding, Whole, sharding_of
-from stages.training.memory import PARTS, Device, Phase, Request, Setup
+from stages.training.memory import PARTS, Phase, Request
 from stages.training.memory import worst as worst_of
 from stages.training.memory_shape import Adapters, ModelShape, UnknownShapeError, read_shape
+from stages.training.memory_training import Device, Setup
 
 _MODEL_KINDS = (*HUB_KINDS, "adapter")
 

@@ -10,7 +10,8 @@ from flows.machine import Machine
 from flows.within_memory import LEAST_MICRO_BATCH_TOKENS
 from stages.identity import is_operational
 from stages.sharding import Whole, Zero
-from stages.training.memory import Phase, Request, Setup, worst
+from stages.training.memory import Phase, Request, worst
+from stages.training.memory_training import Setup
 
 Memory = Callable[[Request], Sequence[Phase]]
 

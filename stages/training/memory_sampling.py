@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from stages.training.memory import ALLOCATOR_SHARE, Phase, Setup, phase
+from stages.training.memory import ALLOCATOR_SHARE, Phase, phase
 from stages.training.memory_activations import Layers, passing_bytes
 from stages.training.memory_shape import ModelShape
+from stages.training.memory_training import Setup
 
 _FLOAT = 4
 _BATCH_TOKENS = 65_536

@@ -15,8 +15,9 @@ from flows.memory import Prediction, predict
 from flows.plan import plan
 from flows.recipe import Recipe
 from stages.sharding import Zero
-from stages.training.memory import Request, Setup, worst
+from stages.training.memory import Request, worst
 from stages.training.memory_shape import read_shape
+from stages.training.memory_training import Setup
 from tests.test_architecture import loaded_after
 
 # Qwen3-8B's own config.json: 8.19 billion parameters

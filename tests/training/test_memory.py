@@ -18,7 +18,7 @@ from stages.sharding import Fsdp, Whole, Zero
 from stages.training import memory_head, memory_sampling, model
 from stages.training.adapters import add_adapters
 from stages.training.batch import Branch, Group
-from stages.training.memory import ALLOCATOR_SHARE, PROCESS_BYTES, Setup, Training, passes, training_step
+from stages.training.memory import ALLOCATOR_SHARE, PROCESS_BYTES, passes, training_step
 from stages.training.memory_activations import (
     READS_FEW_BELOW,
     Layers,
@@ -29,6 +29,7 @@ from stages.training.memory_activations import (
 from stages.training.memory_head import HeadUse, held_bytes
 from stages.training.memory_sampling import Sampled, sampling
 from stages.training.memory_shape import Adapters, ModelShape, UnknownShapeError, read_shape
+from stages.training.memory_training import Setup, Training
 from stages.training.model import Scorer
 from stages.training.objective import Readout
 from stages.training.probes import settle_layout

@@ -1,0 +1,115 @@
+"""A model in training: the bytes of its weights, gradients and optimizer, however it is spread over processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from stages.sharding import Fsdp, Sharding, Whole, Zero
+from stages.training.memory_activations import Layers
+from stages.training.memory_shape import Adapters, ModelShape
+
+Device = Literal["cpu", "cuda"]
+
+_FLOAT = 4
+_MOMENTS = 2 * _FLOAT
+_NF4 = 4.127 / 8
+"""Bytes of a weight in 4 bits with quantized constants (arXiv:2305.14314, section 3)."""
+_ZERO_BUCKET = 500_000_000
+"""Elements of DeepSpeed's buffer for gradients on their way, where its configuration does not say."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Where a stage runs."""
+
+    processes: int = 1
+    sharding: Sharding = field(default_factory=Whole)
+    device: Device = "cpu"
+
+
+@dataclass(frozen=True)
+class Training:
+    """A model in training: what its settings make of its shape."""
+
+    shape: ModelShape
+    setup: Setup
+    bf16: bool = False
+    adapters: Adapters | None = None
+    """None: all weights are trained."""
+    gradient_checkpointing: bool = False
+    quantized: bool = False
+
+    @classmethod
+    def of(cls, config: Any, shape: ModelShape, setup: Setup) -> Training:
+        """By a TrainingConfig."""
+        adapters = Adapters.of(config) or shape.adapters
+        quantized = getattr(config, "quantization", None) is not None
+        return cls(shape, setup, config.bf16, adapters, config.gradient_checkpointing, quantized)
+
+    @property
+    def layers(self) -> Layers:
+        """For the count of activations."""
+        rank = None if self.adapters is None else self.adapters.rank
+        return Layers(self.shape, self.weight, self.setup.device, rank, self.gradient_checkpointing)
+
+    @property
+    def weight(self) -> int:
+        """Bytes of a weight in forward passes."""
+        return 2 if self.bf16 else _FLOAT
+
+    @property
+    def parameters(self) -> int:
+        """All of them, adapters included."""
+        return self.shape.parameters + (0 if self.adapters is None else self.trained)
+
+    @property
+    def trained(self) -> int:
+        """Those that have a gradient."""
+        return self.shape.parameters if self.adapters is None else self.shape.adapter_parameters(self.adapters)
+
+    @property
+    def trains_head(self) -> bool:
+        """Whether the head's weight has a gradient."""
+        named = () if self.adapters is None else (*(self.adapters.targets or ()), *self.adapters.saved)
+        return self.adapters is None or "lm_head" in named
+
+    @property
+    def widened_head(self) -> int:
+        """Bytes of the head's weight beside that of its adapter, which a pass puts together."""
+        if self.adapters is None or "lm_head" not in (self.adapters.targets or ()):
+            return 0
+        return self.weight * self.shape.vocabulary * (self.shape.hidden + self.adapters.rank)
+
+    def state(self) -> dict[str, float]:
+        """Weights, gradients and optimizer, as the way of sharding spreads them."""
+        n, sharding = self.setup.processes, self.setup.sharding
+        master = _FLOAT if self.bf16 else 0
+        whole = float(self.parameters * self.weight)
+        if self.quantized:
+            linear = self.shape.layers * sum(inside * outside for inside, outside, _ in self.shape.linear_shapes)
+            whole -= linear * (self.weight - _NF4)
+        if isinstance(sharding, Fsdp):
+            # float32 slices; what is gathered is in the type of the passes
+            weights = self.parameters * _FLOAT / n + self._gathered()
+            gradients = self.trained * _FLOAT / n + self.shape.layer_parameters * _FLOAT
+        elif isinstance(sharding, Zero):
+            sliced = sharding.stage == 3
+            weights = (whole / n + self._gathered() if sliced else whole) + self.trained * _FLOAT / n
+            bucket = float(sharding.options.get("reduce_bucket_size", _ZERO_BUCKET))
+            # memory of a CPU counts once it is written to
+            used = min(bucket, self.trained) if self.setup.device == "cpu" else bucket
+            gradients = self.trained * _FLOAT / (1 if sharding.stage == 1 else n) + used * self.weight
+        else:
+            weights, gradients = whole + self.trained * master, self.trained * _FLOAT
+            n = 1
+        return {"weights": weights, "gradients": gradients, "optimizer": self.trained * _MOMENTS / n}
+
+    def policy_copy(self) -> float:
+        """The whole model that a sharded one keeps beside itself, to sample from."""
+        return 0.0 if isinstance(self.setup.sharding, Whole) else float(self.parameters * self.weight)
+
+    def _gathered(self) -> float:
+        """Embedding, head and final norm, and two layers: one at work, one on its way."""
+        outside = self.shape.parameters - self.shape.layers * self.shape.layer_parameters
+        return (outside + min(2, self.shape.layers) * self.shape.layer_parameters) * self.weight
