@@ -53,7 +53,7 @@ def run(context: Context) -> None:
     teacher.to(trainer.accelerator.device)
     ledger = RowLedger()
     windows = distill_windows(context, config, trainer, tokenizer, read_dataset(context.input("dataset")), ledger)
-    trained = trainer.run(windows)
+    trained = trainer.run(windows, ledger.states)
     export(context, trained, ledger.to_json(), samples=windows.samples)
 
 

@@ -145,7 +145,7 @@ def run(context: Context) -> None:
         ),
     )
     context.counts["prompts"] = len(prompts)
-    trained = trainer.run(windows)
+    trained = trainer.run(windows, ledger.states)
     export(context, trained, ledger.to_json(), samples=windows.samples)
     if context.is_main:
         _write_rollouts(context, windows.records())

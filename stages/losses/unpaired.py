@@ -77,8 +77,9 @@ def apo_zero_unpaired(
 def bco(judged: JudgedLogprobs, *, beta: float) -> Tensor:
     """-log s(+-(beta r - d)), r the log-ratio, d the reward shift, + for desirable completions. Returns [B].
 
-    Jung et al., arXiv:2404.04656. d is the running mean of all rewards beta r, as in TRL's trainer; undesirable
-    completions count by their prompts' density ratio.
+    Jung et al., arXiv:2404.04656. d is the running mean of all rewards beta r, as in TRL's former trainer, so that the
+    kind with more completions weighs more in it; the paper takes the mean of both kinds' means. Undesirable completions
+    count by their prompts' density ratio.
     """
     losses_B = -log_sigmoid(judged.signed(beta * judged.log_ratios() - judged.shift_B))
     return losses_B.where(judged.desirable_B, losses_B * judged.density_B)

@@ -58,7 +58,7 @@ class RewardLoss:
         return 1
 
     def __call__(self, forward: Forward, batch: TokenBatch) -> tuple[Tensor, dict[str, Mean]]:
-        """(sum of the pairs' losses, TRL's reward metrics)."""
+        """(sum of the pairs' losses, TRL's reward metrics without the extremes, which depend on the step's size)."""
         rewards_K: Tensor = forward(batch, branch_rewards(batch))
         chosen_B, rejected_B = rewards_K[0::2], rewards_K[1::2]
         margins = [group.data for group in batch.groups]
