@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,14 +12,17 @@ from stages.data.conversation import (
     from_transcript,
     is_transcript,
 )
-from stages.data.faults import EMPTY_TEXT, EQUAL_PAIR, Dropped, RowError
+from stages.data.faults import EMPTY_COMPLETION, EMPTY_TEXT, EQUAL_PAIR, FILL_OR_DROP, Dropped, RowError
 from stages.data.pretokenized import require_equal_columns
 from stages.data.shapes import (
+    COMPLETIONS,
     SHAPES,
     USED_COLUMNS,
     detect_type,
+    form_of,
     from_alpaca,
     from_conversations,
+    require_form,
     without_repeated_prompt,
 )
 from stages.data.tools import TOOLS, tool_schemas
@@ -27,6 +31,7 @@ from stages.data.types import (
     OPTIONAL_COLUMNS,
     PAIRED,
     ROW_ID,
+    TEXT_COLUMNS,
     TOKEN_MASKS,
     Message,
     Row,
@@ -75,6 +80,7 @@ class Converter:
         self.optional: tuple[str, ...] = ()
         """Those of the type's optional columns that the rows have."""
         self._transcripts: set[str] = set()
+        self._form: tuple[str, ...] = ()
 
     def convert(self, row: Row, where: str, note: Note) -> Row:
         """The typed row: the type's columns, then the others. Raises RowError or Dropped."""
@@ -84,13 +90,17 @@ class Converter:
         row = from_alpaca(from_conversations(dict(row)))
         kind = self.type or (detect_type(row, where) if self._wanted == "auto" else self._wanted)
         first = not self.type
-        if first:
+        if not first:
+            require_form(row, self._form, where, kind)
+        else:
+            self._form = form_of(row, kind)
             texts = {name: row[name] for name in USED_COLUMNS[kind] if isinstance(row.get(name), str)}
             self._transcripts = {name for name, text in texts.items() if is_transcript(text)}
         for name in USED_COLUMNS[kind]:
             if row.get(name) is not None:
                 row[name] = self._standardized(row[name], where, name, note)
-        row = SHAPES[kind](without_repeated_prompt(row, USED_COLUMNS[kind]), where)
+        row = without_repeated_prompt(row, USED_COLUMNS[kind], transcript="prompt" in self._transcripts)
+        row = SHAPES[kind](row, where)
         optional = tuple(name for name in OPTIONAL_COLUMNS.get(kind, ()) if name in row)
         if not first and kind == "pretokenized":
             require_equal_columns(row, self.optional, where)
@@ -124,7 +134,9 @@ class Converter:
             row = {**row, TOOLS: tool_schemas(row[TOOLS], where)} if TOOLS in row else row
         elif self._system is not None:
             raise RowError(where, columns[0], "a system message needs conversational rows", "text")
-        _drop_useless(typed, kind, text_columns(kind, conversational))
+        _check_texts(typed, kind, where)
+        if kind in PAIRED and row.get("margin") is not None:
+            _check_margin(row["margin"], where)
         return {**typed, **{name: value for name, value in row.items() if name not in typed}}
 
 
@@ -132,13 +144,15 @@ def _form(row: Row, kind: str, where: str) -> bool:
     """Whether the row is conversational. Raises RowError where one column is and another is not."""
     chat = kind == "language_modeling" and row.get("messages") is not None
     columns = text_columns(kind, chat)
-    forms = {isinstance(row[column], list) for column in columns}
     if not columns:
         return False
-    if len(forms) != 1 or (chat and forms != {True}):
+    conversational = chat or isinstance(row[columns[0]], list)
+    odd = next((name for name in columns if isinstance(row[name], list) != conversational), None)
+    if odd is not None:
         held = ", ".join(f"{name} is {'messages' if isinstance(row[name], list) else 'text'}" for name in columns)
-        raise RowError(where, columns[-1], "mixed types: text and messages in one row", held)
-    return forms.pop()
+        do = "give all of them as text, or all as messages (`templates` makes messages of text)"
+        raise RowError(where, odd, "mixed types: text and messages in one row", held, do)
+    return conversational
 
 
 def _check_conversation(typed: dict[str, Any], kind: str, where: str) -> None:
@@ -155,15 +169,30 @@ def _check_conversation(typed: dict[str, Any], kind: str, where: str) -> None:
             raise RowError(where, column, reason, "nothing after the prompt")
 
 
-def _drop_useless(typed: dict[str, Any], kind: str, texts: tuple[str, ...]) -> None:
-    for column in texts:
-        if _is_empty(typed[column]):
+def _check_texts(typed: dict[str, Any], kind: str, where: str) -> None:
+    """Raises RowError for a completion without text, Dropped for other texts that are empty and for equal pairs."""
+    for column in TEXT_COLUMNS[kind] if "messages" not in typed else ("messages",):
+        value = typed[column]
+        if not _is_empty(value):
+            continue
+        if column not in (*COMPLETIONS, "messages"):
             raise Dropped(EMPTY_TEXT, column)
-    if kind in PAIRED and texts and typed["chosen"] == typed["rejected"]:
-        raise Dropped(EQUAL_PAIR)
+        place = column if isinstance(value, str) else f"{column}[{len(value) - 1}]"
+        raise RowError(where, place, EMPTY_COMPLETION, do=FILL_OR_DROP)
+    if kind in PAIRED and TEXT_COLUMNS[kind] and typed["chosen"] == typed["rejected"]:
+        raise Dropped(EQUAL_PAIR, "rejected")
 
 
 def _is_empty(value: str | list[Message]) -> bool:
     if isinstance(value, str):
         return not value.strip()
     return not value[-1]["content"].strip() and "tool_calls" not in value[-1]
+
+
+def _check_margin(value: Any, where: str) -> None:
+    """A number, or text of one as in CSV."""
+    try:
+        if isinstance(value, bool) or not math.isfinite(float(value)):
+            raise ValueError
+    except (TypeError, ValueError):
+        raise RowError(where, "margin", "must be a number", repr(value), FILL_OR_DROP) from None

@@ -10,6 +10,9 @@ EMPTY_TOKENS = "filtered: no tokens"
 EQUAL_PAIR = "filtered: chosen equals rejected"
 NO_SHARED_PROMPT = "filtered: chosen and rejected share no prompt"
 
+EMPTY_COMPLETION = "the completion is empty"
+FILL_OR_DROP = "fill it in, or leave such rows out with on_bad_row: drop"
+
 
 class RowError(DataError):
     """A row is wrong. `reason` is the same for every row with that fault; `detail` names no path."""

@@ -36,9 +36,16 @@ def normalize(context: Context) -> None:
             if source.ignored:
                 context.log(f"not read, no rows by their extension: {', '.join(source.ignored[:10])}")
             if not done.kept.contents:
-                raise DataError(f"no row of the source is left ({done.ledger.summary()}); see source and filters")
+                raise DataError(f"no row of the source is left ({_why_none(done)}); see source and filters")
             context.phase("writing the dataset")
             _write(context, source, done)
+
+
+def _why_none(done: FirstPass) -> str:
+    """What became of the rows, and where the first of the most frequent fault is."""
+    ((state, _),) = done.ledger.states.most_common(1)
+    first = done.ledger.to_json()["examples"][state][0]
+    return f"{done.ledger.summary()}; the first: {', '.join(part for part in first.values() if part)}"
 
 
 def _source(context: Context, scratch: Path) -> Source:

@@ -41,7 +41,7 @@ def shape_preference(row: Row, where: str) -> Row:
     require_columns(row, ("chosen_ids", "rejected_ids"), where, "pretokenized_preference")
     chosen, rejected = (_token_ids(row[name], where, name) for name in ("chosen_ids", "rejected_ids"))
     if chosen == rejected:
-        raise Dropped(EQUAL_PAIR)
+        raise Dropped(EQUAL_PAIR, "rejected_ids")
     if row.get("prompt_ids") is not None:
         prompt = _token_ids(row["prompt_ids"], where, "prompt_ids")
         return {**row, "prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
@@ -50,7 +50,7 @@ def shape_preference(row: Row, where: str) -> Row:
         min(len(chosen), len(rejected)) - 1,  # each keeps a token where one begins with the other
     )
     if shared == 0:
-        raise Dropped(NO_SHARED_PROMPT)
+        raise Dropped(NO_SHARED_PROMPT, "chosen_ids, rejected_ids")
     return {**row, "prompt_ids": chosen[:shared], "chosen_ids": chosen[shared:], "rejected_ids": rejected[shared:]}
 
 

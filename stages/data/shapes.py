@@ -7,13 +7,21 @@ from typing import Any
 
 from artifacts.errors import DataError
 from stages.data.conversation import common_prompt, common_text
-from stages.data.faults import EMPTY_TEXT, EQUAL_PAIR, NO_SHARED_PROMPT, Dropped, RowError, require_columns
+from stages.data.faults import (
+    EMPTY_COMPLETION,
+    EQUAL_PAIR,
+    FILL_OR_DROP,
+    NO_SHARED_PROMPT,
+    Dropped,
+    RowError,
+    require_columns,
+)
 from stages.data.pretokenized import shape_preference as shape_preference_ids
 from stages.data.pretokenized import shape_sequence
 from stages.data.types import TEXT_COLUMNS, Row
 
 _TEXTS = ("text", "messages", "prompt", "completion", "chosen", "rejected")
-_COMPLETIONS = ("completion", "chosen", "rejected", "reference")
+COMPLETIONS = ("completion", "chosen", "rejected", "reference")
 USED_COLUMNS = {
     "language_modeling": ("text", "messages", "prompt", "completion"),
     "prompt": ("prompt", "messages"),
@@ -26,6 +34,29 @@ USED_COLUMNS = {
     "pretokenized_preference": (),
 }
 """The columns of text or messages that a row of each type may be made of; others stay as they are."""
+_FORMS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "language_modeling": (("messages",), ("text",), ("prompt", "completion")),
+    "prompt": (("prompt",), ("messages",)),
+    "prompt_completion": (("prompt", "completion"), ("messages",)),
+    "preference": (("prompt", "chosen", "rejected"), ("chosen", "rejected")),
+    "unpaired_preference": (("prompt", "completion", "label"), ("messages", "label")),
+    "pretokenized_preference": (("prompt_ids", "chosen_ids", "rejected_ids"), ("chosen_ids", "rejected_ids")),
+}
+"""Of types whose rows come with one or another set of columns: these sets, the first that is there being used."""
+
+
+def form_of(row: Row, kind: str) -> tuple[str, ...]:
+    """The columns that the row is made of; none for types with one form only, and where it is incomplete."""
+    present = {name for name, value in row.items() if value is not None}
+    return next((form for form in _FORMS.get(kind, ()) if present.issuperset(form)), ())
+
+
+def require_form(row: Row, before: tuple[str, ...], where: str, kind: str) -> None:
+    """Raises RowError where the row lacks a column that the rows before it are made of."""
+    form = form_of(row, kind)
+    text_for_messages = {form, before} == {("text",), ("messages",)}  # mixed types, which are named as such
+    if form != before and not text_for_messages:
+        require_columns(row, before, where, kind)
 
 
 def detect_type(row: Row, where: str) -> str:
@@ -71,10 +102,13 @@ def from_alpaca(row: Row) -> Row:
     }
 
 
-def without_repeated_prompt(row: Row, used: tuple[str, ...]) -> Row:
-    """A prompt that its completions repeat is cut from them; prompts and completions get one form."""
+def without_repeated_prompt(row: Row, used: tuple[str, ...], *, transcript: bool) -> Row:
+    """A prompt that its completions repeat is cut from them; to a prompt of text, completions may be messages.
+
+    `transcript`: the prompt was one, so that completions of text are the assistant's.
+    """
     prompt = row.get("prompt")
-    names = [name for name in _COMPLETIONS if name in used and row.get(name) is not None]
+    names = [name for name in COMPLETIONS if name in used and row.get(name) is not None]
     if prompt is None or not names:
         return row
     if isinstance(prompt, str) and all(isinstance(row[name], list) for name in names):
@@ -83,7 +117,7 @@ def without_repeated_prompt(row: Row, used: tuple[str, ...]) -> Row:
         if prompt and prompt[-1] == {"role": "assistant", "content": ""}:  # `Assistant:` at a transcript's end
             prompt = row["prompt"] = prompt[:-1]
         for name in names:
-            if isinstance(row[name], str):
+            if isinstance(row[name], str) and transcript:
                 row[name] = [{"role": "assistant", "content": row[name].strip()}]
         if prompt and all(row[name][: len(prompt)] == prompt for name in names):
             for name in names:
@@ -93,7 +127,8 @@ def without_repeated_prompt(row: Row, used: tuple[str, ...]) -> Row:
 
 def _shape_language(row: Row, where: str) -> Row:
     if row.get("messages") is None and row.get("text") is None:
-        require_columns(row, ("prompt", "completion"), where, "language_modeling")
+        joined_columns = ("prompt", "completion") if {"prompt", "completion"} & row.keys() else ("text",)
+        require_columns(row, joined_columns, where, "language_modeling")
         joined = row.pop("prompt") + row.pop("completion")
         row["messages" if isinstance(joined, list) else "text"] = joined
     elif isinstance(row.get("text"), list):
@@ -110,17 +145,17 @@ def _shape_prompt(row: Row, where: str) -> Row:
     return row
 
 
-def _shape_completion(row: Row, where: str) -> Row:
+def _shape_completion(row: Row, where: str, kind: str = "prompt_completion") -> Row:
     messages = row.get("messages")
     if row.get("prompt") is None and isinstance(messages, list) and messages:
         del row["messages"]
         row["prompt"], row["completion"] = messages[:-1], messages[-1:]
-    require_columns(row, ("prompt", "completion"), where, "prompt_completion")
+    require_columns(row, ("prompt", "completion"), where, kind)
     return row
 
 
 def _shape_unpaired(row: Row, where: str) -> Row:
-    row = _shape_completion(row, where)
+    row = _shape_completion(row, where, "unpaired_preference")
     require_columns(row, ("label",), where, "unpaired_preference")
     return {**row, "label": _label(row["label"], where, "label")}
 
@@ -147,9 +182,9 @@ def _shape_steps(row: Row, where: str) -> Row:
         if not isinstance(step, str):
             raise RowError(where, f"completions[{number}]", "a step is text", f"a {type(step).__name__}")
         if not step.strip():
-            raise Dropped(EMPTY_TEXT, f"completions[{number}]")
+            raise RowError(where, f"completions[{number}]", EMPTY_COMPLETION, do=FILL_OR_DROP)
     if not steps:
-        raise Dropped(EMPTY_TEXT, "completions")
+        raise RowError(where, "completions", "a row without steps", do=FILL_OR_DROP)
     return {**row, "labels": [_label(value, where, f"labels[{number}]") for number, value in enumerate(labels)]}
 
 
@@ -162,10 +197,10 @@ def _shape_preference(row: Row, where: str) -> Row:
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise RowError(where, "rejected", "mixed types", "text beside messages")
     if chosen == rejected:
-        raise Dropped(EQUAL_PAIR)
+        raise Dropped(EQUAL_PAIR, "rejected")
     shared = common_text(chosen, rejected) if isinstance(chosen, str) else common_prompt(chosen, rejected)
     if shared == 0:
-        raise Dropped(NO_SHARED_PROMPT)
+        raise Dropped(NO_SHARED_PROMPT, "chosen, rejected")
     return {**row, "prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
 
 

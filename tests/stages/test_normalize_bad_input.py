@@ -55,13 +55,16 @@ FILES = {
     ),
     "text beside messages": (
         '{"prompt": "a", "chosen": [{"role": "assistant", "content": "b"}], "rejected": "c"}\n',
-        r"row 1: field 'rejected': mixed types: text and messages in one row; found prompt is text",
+        r"row 1: field 'chosen': mixed types: text and messages in one row; found prompt is text, .*; give all of them",
     ),
     "an extra column that changes": (
         '{"text": "a", "n": 1}\n{"text": "b", "n": "1"}\n',
         r"row 2: column 'n' holds a string, in rows before it a whole number",
     ),
-    "every row dropped": ('{"text": ""}\n{"text": " "}\n', r"no row of the source is left \(2 filtered: empty text\)"),
+    "every row dropped": (
+        '{"text": ""}\n{"text": " "}\n',
+        r"no row of the source is left \(2 filtered: empty text; the first: row 1, text\); see source and filters",
+    ),
     "a transcript among texts": (
         '{"text": "Human: a\\n\\nAssistant: b"}\n{"text": "c"}\n',
         r"row 2: field 'text': no Human:/Assistant: transcript as in the rows before it; found 'c'",

