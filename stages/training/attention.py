@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from stages.training.attention_blocks import BlockAttention
-from stages.training.attention_plan import Part, Stack, plan_attention
+from stages.training.attention_plan import Part, Stack, is_windowed, plan_attention
+from stages.training.attention_reads import plan_reads
 from stages.training.prefix_tree import Segment, ancestors
 
 NAME = "prefix_tree"
@@ -46,8 +47,10 @@ class KeyGather:
 class PackedAttention:
     """The segments of one packed row, and the plans made from them: one for every window that a layer has."""
 
-    def __init__(self, segments: Sequence[Segment], device: torch.device) -> None:
+    def __init__(self, segments: Sequence[Segment], device: torch.device, reads_R: Tensor | None = None) -> None:
         self.segments, self.device = tuple(segments), device
+        self.reads_R = reads_R
+        """The tokens at which the output is read; None: all. What a kernel leaves out at others is zero."""
         self.windows: set[int | None] = set()
         """The sliding windows that layers have asked for."""
         self._parts: dict[int | None, list[Part]] = {}
@@ -56,9 +59,20 @@ class PackedAttention:
     def parts(self, window: int | None) -> list[Part]:
         """The plan for layers with this sliding window."""
         if window not in self._parts:
-            plan = plan_attention(self.segments, window)
+            reads_R = None if self.is_whole(window) else self.reads_R
+            plan = plan_attention(self.segments, window) if reads_R is None else plan_reads(self.segments, reads_R)
             self._parts[window] = [part.to(self.device) if isinstance(part, Stack) else part for part in plan]
         return self._parts[window]
+
+    def is_whole(self, window: int | None) -> bool:
+        """Whether the plan has a place for every token, read or not."""
+        return self.reads_R is None or is_windowed(self.segments, window)
+
+    def reading(self, reads_R: Tensor) -> PackedAttention:
+        """The same row for a layer whose output is read at these tokens only."""
+        restricted = PackedAttention(self.segments, self.device, reads_R)
+        restricted.windows = self.windows
+        return restricted
 
     def gather(self) -> KeyGather:
         """Queries and keys for `varlen_attn`."""
@@ -134,7 +148,8 @@ def attend(  # noqa: PLR0913 - the signature is transformers'
         return out_1hTd.transpose(1, 2), None
     if query_1hTd.is_cuda:
         return _varlen(query_1hTd, key_1kTd, value_1kTd, packed.gather(), sliding_window, scale), None
-    return BlockAttention.apply(query_1hTd, key_1kTd, value_1kTd, packed.parts(sliding_window), scale), None
+    parts, is_whole = packed.parts(sliding_window), packed.is_whole(sliding_window)
+    return BlockAttention.apply(query_1hTd, key_1kTd, value_1kTd, parts, scale, is_whole), None
 
 
 def _has_kernel(query: Tensor) -> bool:

@@ -22,14 +22,24 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 class BlockAttention(torch.autograd.Function):
-    """(query [1, h, T, d], key and value [1, k, T, d], parts, scale) -> [1, T, h, d]."""
+    """(query [1, h, T, d], key and value [1, k, T, d], parts, scale, is_whole) -> [1, T, h, d].
+
+    `is_whole`: the parts have every token as a query. Where they have not, the output of the others is zero.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, query_1hTd: Tensor, key_1kTd: Tensor, value_1kTd: Tensor, parts: list[Part], scale: float
+        ctx: Any,
+        query_1hTd: Tensor,
+        key_1kTd: Tensor,
+        value_1kTd: Tensor,
+        parts: list[Part],
+        scale: float,
+        is_whole: bool = True,
     ) -> Tensor:
         _, heads, tokens, size = query_1hTd.shape
-        out_1Thd = query_1hTd.new_empty(1, tokens, heads, size)
+        shape = (1, tokens, heads, size)
+        out_1Thd = query_1hTd.new_empty(shape) if is_whole else query_1hTd.new_zeros(shape)
         wide = torch.promote_types(query_1hTd.dtype, torch.float32)
         sums_Th = query_1hTd.new_empty(tokens, heads, dtype=wide)
         for part in parts:
@@ -37,7 +47,7 @@ class BlockAttention(torch.autograd.Function):
             result, sums = _forward(*states, 0.0, part.causal, attn_mask=_mask(part, query_1hTd), scale=scale)
             _join(out_1Thd[0], sums_Th, part, result, sums.to(wide))
         ctx.save_for_backward(query_1hTd, key_1kTd, value_1kTd, out_1Thd, sums_Th)
-        ctx.parts, ctx.scale = parts, scale
+        ctx.parts, ctx.scale, ctx.is_whole = parts, scale, is_whole
         return out_1Thd
 
     @staticmethod
@@ -45,10 +55,11 @@ class BlockAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_1Thd: Tensor) -> tuple[Tensor | None, ...]:
         query_1hTd, key_1kTd, value_1kTd, out_1Thd, sums_Th = ctx.saved_tensors
         out_1hTd, grad_1hTd = out_1Thd.transpose(1, 2), grad_1Thd.transpose(1, 2)
-        # the first parts hold every token once: as a query always, as a key unless a window cuts them
-        once = all(part.causal for part in ctx.parts if part.first)
+        # the first parts of a whole plan hold every token once: as a query always, as a key unless a window cuts them
+        once = ctx.is_whole and all(part.causal for part in ctx.parts if part.first)
         grads = [
-            _room(states, written=side == 0 or once) for side, states in enumerate((query_1hTd, key_1kTd, value_1kTd))
+            _room(states, written=ctx.is_whole if side == 0 else once)
+            for side, states in enumerate((query_1hTd, key_1kTd, value_1kTd))
         ]
         for part in ctx.parts:
             # a padded query has no gradient and sees nothing, so it adds nothing to any key's
@@ -66,7 +77,7 @@ class BlockAttention(torch.autograd.Function):
             )
             for total, grad, side in zip(grads, (grad_query, grad_key, grad_value), (0, 1, 1), strict=True):
                 _add(total, part, grad, side, write=part.first and (side == 0 or once))
-        return (*grads, None, None)
+        return (*grads, None, None, None)
 
 
 def _room(states_1hTd: Tensor, *, written: bool) -> Tensor:

@@ -112,32 +112,39 @@ def plan_attention(
 
     `window`: a token sees itself and at most window - 1 before it, by position; None: everything.
     """
-    longest = max(segment.position + segment.tokens for segment in segments)
-    if window is not None and longest > window:
+    if window is not None and is_windowed(segments, window):
         blocks = [block for index in range(len(segments)) for block in _tiles(segments, index, window)]
         return sorted(blocks, key=lambda block: not block.first)
     levels: dict[tuple[int, int], list[Block]] = {}
     for index, segment in enumerate(segments):
         depth = len(ancestors(segments, index))
-        for level, block in _triangle((segment.start, segment.stop), longest_triangle):
+        for level, block in causal_blocks((segment.start, segment.stop), longest_triangle):
             # all triangles come first and together
             levels.setdefault((-1 if block.causal else depth, level), []).append(block)
         if segment.end > segment.stop:
             below = Block((segment.stop, segment.end), (segment.start, segment.stop))
             levels.setdefault((depth, 0), []).append(below)
     # a level at a time: within a stack no query may stand twice
-    return [part for _, level in sorted(levels.items(), key=lambda item: item[0]) for part in _stacked(level)]
+    return [part for _, level in sorted(levels.items(), key=lambda item: item[0]) for part in stacked(level)]
 
 
-def _triangle(span: Span, longest: int, level: int = 1) -> Iterator[tuple[int, Block]]:
-    """Causal attention within a span: two halves, and the second seeing the first; the kernel skips nothing itself."""
+def is_windowed(segments: Sequence[Segment], window: int | None) -> bool:
+    """Whether a sliding window of so many tokens hides anything."""
+    return window is not None and max(segment.position + segment.tokens for segment in segments) > window
+
+
+def causal_blocks(span: Span, longest: int, level: int = 1) -> Iterator[tuple[int, Block]]:
+    """Causal attention within a span: two halves, and the second seeing the first; the kernel skips nothing itself.
+
+    With every block a number: within those of one number no query stands twice.
+    """
     start, stop = span
     if stop - start <= longest:
         yield 0, Block(span, span, causal=True)
         return
     middle = (start + stop + 1) // 2
-    yield from _triangle((start, middle), longest, level + 1)
-    yield from _triangle((middle, stop), longest, level + 1)
+    yield from causal_blocks((start, middle), longest, level + 1)
+    yield from causal_blocks((middle, stop), longest, level + 1)
     yield level, Block((middle, stop), (start, middle))
 
 
@@ -169,7 +176,7 @@ def _windowed(queries: Span, keys: Span, query_shift: int, key_shift: int, windo
     return Block(queries, keys, visible_QK=None if bool(visible_QK.all()) else visible_QK)
 
 
-def _stacked(blocks: Sequence[Block]) -> list[Part]:
+def stacked(blocks: Sequence[Block]) -> list[Part]:
     """Blocks of about one size together, as far as the padding costs less than the calls that it saves."""
     parts: list[Part] = []
     current: list[Block] = []

@@ -1,8 +1,9 @@
 """The last decoder layer on the positions that are read, and nowhere else.
 
 After its attention a layer works position by position, and of the last layer's positions only those whose hidden
-state is read matter. So its output projection and feed-forward part run on them alone; keys and values still come
-from every token. Exact. Done where the layer has the common pre-norm form, and where a probe gives equal numbers.
+state is read matter. So its output projection and feed-forward part run on them alone, and its attention where a plan
+leaves tokens out; keys and values still come from every token. Exact. Done where the layer has the common pre-norm
+form, and where a probe gives equal numbers.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class _ReadingLayer:
             return self.whole_forward(hidden_1TH, *arguments, **kwargs)
         layer: Any = self.layer
         self.reads_R = reads
+        if kwargs.get("packed") is not None:
+            kwargs["packed"] = kwargs["packed"].reading(reads)
         try:
             attended_1RH = layer.self_attn(hidden_states=layer.input_layernorm(hidden_1TH), **kwargs)[0]
         finally:

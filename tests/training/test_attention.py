@@ -10,6 +10,7 @@ from torch import Tensor
 from stages.training.attention import PackedAttention, segment_by_segment
 from stages.training.attention_blocks import BlockAttention
 from stages.training.attention_plan import Stack, plan_attention
+from stages.training.attention_reads import plan_reads
 from stages.training.prefix_tree import Segment, ancestors
 
 trees = st.lists(st.tuples(st.integers(1, 12), st.floats(0, 1)), min_size=1, max_size=9)
@@ -72,6 +73,42 @@ def test_blocks_and_segments_equal_a_dense_mask(drawn: list[tuple[int, float]], 
         torch.testing.assert_close(found, expected)
         for gradient, right in zip(torch.autograd.grad((found * weights).sum(), states), expected_grads, strict=True):
             torch.testing.assert_close(gradient, right)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(trees, st.lists(st.integers(0, 10**6), min_size=1, max_size=12))
+def test_attention_of_the_tokens_that_are_read(drawn: list[tuple[int, float]], places: list[int]) -> None:
+    """Values of the read tokens, and all gradients that come from them."""
+    segments = segments_of(drawn)
+    total = segments[-1].stop
+    generator = torch.Generator().manual_seed(len(drawn))
+    shapes = [(1, 4, total, 8), (1, 2, total, 8), (1, 2, total, 8)]
+    states = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+    reads = torch.tensor([place % total for place in places])
+    weights = torch.zeros(shapes[0], dtype=torch.float64)
+    weights[:, :, reads] = torch.randn((1, 4, len(reads), 8), generator=generator, dtype=torch.float64)
+    expected = dense(*states, visible(segments, None), 0.3)
+    parts = plan_reads(segments, reads, longest_triangle=3)
+    found = BlockAttention.apply(*states, parts, 0.3, False).transpose(1, 2)
+    torch.testing.assert_close(found[:, :, reads], expected[:, :, reads])
+    gradients = torch.autograd.grad((found * weights).sum(), states)
+    expected_gradients = torch.autograd.grad((expected * weights).sum(), states)
+    for gradient, right in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, right)
+
+
+def test_unread_queries_are_not_computed() -> None:
+    """Of a prompt of 300 tokens with answers of 40 and 50, both answers' ends: a query each, with all its keys."""
+    plan = plan_reads(segments_of([(300, 0.0), (40, 1.0), (50, 0.5)]), torch.tensor([339, 389, 389]))
+    spans = sorted(
+        (row[0], int(real.sum()))
+        for part in plan
+        if isinstance(part, Stack)
+        for row, real in zip(part.queries.index_nL.tolist(), part.queries.is_real_nL, strict=True)
+    )
+    alone = sorted((part.queries[0], part.size[0]) for part in plan if not isinstance(part, Stack))
+    assert {start for start, _ in [*spans, *alone]} == {339, 389}
+    assert {length for _, length in [*spans, *alone]} == {1}
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
