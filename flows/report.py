@@ -23,6 +23,7 @@ from artifacts import RequestError, Store, scrub
 from artifacts.sealed import SHORTEST_SECRET
 from flows.reporting import text
 from flows.reporting.charts import PLOT
+from flows.reporting.contamination import read_contamination
 from flows.reporting.curves import read_curves
 from flows.reporting.graph import BOX, draw
 from flows.reporting.headline import BARS, read_headline
@@ -62,6 +63,7 @@ def render_report(store: Store, run_payload: Mapping[str, Any]) -> str:
     wiring = read_wiring(run)
     anchors = {name: f"stage-{index}" for index, name in enumerate(run["stages"], start=1)}
     headline = read_headline(run, wiring, Reader(store))
+    comparisons, comparison_notes = read_contamination(run, Reader(store))
     style, script = _asset("style.css"), _asset("script.js")
     template = _environment().get_template("page.html.j2")
     return template.render(
@@ -74,6 +76,8 @@ def render_report(store: Store, run_payload: Mapping[str, Any]) -> str:
         sections=read_sections(run, wiring, anchors, Reader(store)),
         curves=read_curves(run, Reader(store)),
         ledgers=read_ledgers(run, Reader(store)),
+        comparisons=comparisons,
+        comparison_notes=comparison_notes,
         samples=read_samples(run, wiring, Reader(store)),
         lineage=read_lineage(run, wiring, headline.measurements, Reader(store)),
         box=BOX,

@@ -35,6 +35,7 @@ STAGES = (
     "average",
     "merge_adapter",
     "evaluate",
+    "contamination",
 )
 """Every stage by name; each is the module of the same name in this package, which defines `STAGE`."""
 

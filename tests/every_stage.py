@@ -69,6 +69,11 @@ EVERY_STAGE: dict[str, Any] = {
             "limit": 30,
         },
     },
+    "leaks": {
+        "uses": "contamination",
+        "inputs": {"train": "rows", "evaluation": ["further"]},
+        "with": {"remove": True, "columns": ["prompt"], "within_train": True},
+    },
     "solutions": {"uses": "normalize", "with": {"source": {"function": "task.py:steps"}}},
     "base": {"uses": "init_model", "inputs": {"dataset": "rows"}, "with": SIZES},
     "student": {

@@ -194,6 +194,25 @@ def test_tokens_stand_beside_rows(tmp_path: Path) -> None:
     assert "wrong: its ledger does not add up: the states sum to 14 tokens, the input had 15" in page.text
 
 
+def test_contamination_is_shown_with_what_is_shared(tmp_path: Path) -> None:
+    run = SmallRun(tmp_path)
+    pair = {"kind": "near", "row": "e7", "train_row": "t3", "score": 0.5238, "text": f"how many {ATTACK}"}
+    content = {
+        "train_rows": 2000,
+        "evaluation_rows": 40,
+        "contaminated_rows": 3,
+        "train_rows_found": 5,
+        "rows_by_kind": {"equal": 2, "near": 1},
+        "pairs": [pair],
+    }
+    files = {"contamination.json": json.dumps(content), "pairs.jsonl": ""}
+    run.stage("leaks", "contamination", {}, {"contamination": ("contamination", files)})
+    page = page_of(run)
+    text = " ".join(page.text.split())
+    assert "3 of 40 evaluation rows (7.5 %) stand in the 2,000 training rows; 5 of these were found" in text
+    assert "nearly equal e7 t3 0.5238" in text and f"how many {ATTACK}" in page.text
+
+
 def test_samples_are_joined_by_row_id(run: SmallRun) -> None:
     cards = page_of(run).all("article", "sample")
     assert [(card["data-row"], "data-wrong" in card, "data-changed" in card) for card in cards] == [

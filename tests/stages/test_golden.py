@@ -24,7 +24,16 @@ from stages.stage import STAGES, load_stage
 from tests.every_stage import Done, local_run  # noqa: F401
 
 RELATIVE, ABSOLUTE = 1e-3, 1e-6
-_READ = ("ledger.json", "dataset.json", "results.json", "metrics.jsonl", "steps.jsonl", "samples.jsonl")
+_READ = (
+    "contamination.json",
+    "pairs.jsonl",
+    "ledger.json",
+    "dataset.json",
+    "results.json",
+    "metrics.jsonl",
+    "steps.jsonl",
+    "samples.jsonl",
+)
 
 # stage of the recipe: its version, digests of its configuration and of all that is no float, and the floats
 GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
@@ -33,6 +42,16 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         "beffe2e51175708f",
         "9df25633bb422c0a",
         {},
+    ),
+    "leaks": (
+        1,
+        "d3b67137637b1fa0",
+        "72052e22541ccafa",
+        {
+            "contamination/contamination: contaminated_rate": 1.0,
+            "contamination/contamination: pairs: score": 1.4833,
+            "contamination/pairs: score": 1.4833,
+        },
     ),
     "doubled": (1, "57b8fc15fe51e1aa", "2688d191cdef74aa", {}),
     "base": (1, "77992e9ed0649125", "9c7df7a7d0529831", {"model/weights: norm": 12.902}),
