@@ -15,6 +15,7 @@ from stages.training.memory_head import HeadUse
 
 if TYPE_CHECKING:
     from stages.context import Context
+    from stages.data.ledger import RowLedger
     from stages.data.tokenize import TokenizedSequence
     from stages.training.objective import Windows
 
@@ -106,7 +107,7 @@ def run(context: Context) -> None:
     )
     packs = None
     if config.packing:
-        rows, packs = _packed(context, rows, longest)
+        rows, packs = _packed(context, rows, longest, ledger)
     groups = [
         Group(
             row.row_id,
@@ -125,16 +126,16 @@ def run(context: Context) -> None:
 
 
 def _packed(
-    context: Context, rows: list[TokenizedSequence], longest: int
+    context: Context, rows: list[TokenizedSequence], longest: int, ledger: RowLedger
 ) -> tuple[list[TokenizedSequence], list[list[int]]]:
     """(rows, or pieces of them, indices of those in each pack)."""
     from stages.data.packing import best_fit_decreasing, fill, split, wrap
 
     strategy = context.config.packing_strategy
     if strategy == "wrapped":
-        rows = wrap(rows, longest)
+        rows = wrap(rows, longest, ledger)
     elif strategy == "bfd_split":
-        rows = split(rows, longest)
+        rows = split(rows, longest, ledger)
     lengths = [len(row.token_ids) for row in rows]
     packs = best_fit_decreasing(lengths, longest)
     context.counts["packs"] = len(packs)
@@ -153,7 +154,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="sft",
-    version=2,
+    version=3,
     config=Config,
     inputs={"model": Input(MODELS), "dataset": Input(("dataset",))},
     outputs={"model": "model", "adapter": "adapter"},

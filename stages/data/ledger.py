@@ -51,6 +51,12 @@ class RowLedger:
         self._count_tokens(used=kept, truncated=None if kept is None else tokens)
         self._example("truncated", row_id, f"{tokens} tokens cut")
 
+    def mask_part(self, row_id: str, tokens: int) -> None:
+        """`tokens` of a row that is used otherwise are left out: there is nothing to train among them."""
+        assert 0 < tokens <= self.tokens["used"]
+        self.tokens.update(used=-tokens, masked=tokens)
+        self.change("parts of rows without a trained token", row_id, f"{tokens} tokens left out")
+
     def change(self, reason: str, row_id: str, detail: str = "", count: int = 1) -> None:
         """Something in the row was changed `count` times; says nothing about the row's state."""
         self.changes[reason] += count

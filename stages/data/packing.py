@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from stages.data.ledger import RowLedger
 from stages.data.tokenize import TokenizedSequence
 
 
@@ -43,8 +44,9 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]
     return packs
 
 
-def split(rows: Sequence[TokenizedSequence], longest: int) -> list[TokenizedSequence]:
-    """Rows of more than `longest` tokens in pieces, `row#1`, `row#2`, ...; a piece without trained tokens is left out.
+def split(rows: Sequence[TokenizedSequence], longest: int, ledger: RowLedger) -> list[TokenizedSequence]:
+    """Rows of more than `longest` tokens in pieces, `row#1`, `row#2`, ...; a piece without trained tokens is left out,
+    and counted.
 
     The first token of a piece has nothing before it that predicts it, so it is not trained.
     """
@@ -57,17 +59,19 @@ def split(rows: Sequence[TokenizedSequence], longest: int) -> list[TokenizedSequ
             piece = _slice(row, start, start + longest)
             if any(piece.loss_mask):
                 pieces.append(replace(piece, row_id=f"{row.row_id}#{number}"))
+            else:
+                ledger.mask_part(row.row_id, len(piece.token_ids))
     return pieces
 
 
-def wrap(rows: Sequence[TokenizedSequence], size: int) -> list[TokenizedSequence]:
+def wrap(rows: Sequence[TokenizedSequence], size: int, ledger: RowLedger) -> list[TokenizedSequence]:
     """All rows one after the other, cut every `size` tokens; rows see what stands before them in their piece."""
     whole = TokenizedSequence(
         "wrapped",
         [token for row in rows for token in row.token_ids],
         [trained for row in rows for trained in row.loss_mask],
     )
-    return split([whole], size) if len(whole.token_ids) > size else [whole]
+    return split([whole], size, ledger) if len(whole.token_ids) > size else [whole]
 
 
 def _slice(row: TokenizedSequence, start: int, stop: int) -> TokenizedSequence:

@@ -67,7 +67,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "sft": (
-        2,
+        3,
         "72829c0af53dd096",
         "e53a1d30aa11fed5",
         {
@@ -81,7 +81,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "adapter": (
-        2,
+        3,
         "a435306c4d7498a5",
         "a4d743f2281e18f3",
         {
