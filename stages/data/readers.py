@@ -8,11 +8,15 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from artifacts.errors import DataError
 from stages.data.files import FORMATS, SourceFile
 from stages.data.strict_json import lines, parse, parse_object
+from stages.data.tools import TOOLS
+
+if TYPE_CHECKING:
+    import pyarrow
 
 ROWS_PER_BATCH = 1024
 
@@ -104,7 +108,7 @@ def _parquet(file: SourceFile, path: Path) -> Iterator[dict[str, Any]]:
     try:
         with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as table:
             for batch in table.iter_batches(ROWS_PER_BATCH, use_threads=False):
-                yield from batch.to_pylist()
+                yield from table_rows(batch)
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{file.shown} cannot be read as Parquet: {error}") from error
 
@@ -123,9 +127,41 @@ def _arrow(file: SourceFile, path: Path) -> Iterator[dict[str, Any]]:
             else:
                 batches = iter(pyarrow.ipc.open_stream(stream))
             for batch in batches:
-                yield from batch.to_pylist()
+                yield from table_rows(batch)
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{file.shown} cannot be read as Arrow: {error}") from error
+
+
+def table_rows(batch: pyarrow.RecordBatch | pyarrow.Table) -> list[dict[str, Any]]:
+    """The rows of a table, without the fields of tools and of tool calls that are null.
+
+    A column of objects gives every row the fields of all rows; in a call they would be arguments that nobody gave.
+    """
+    rows: list[dict[str, Any]] = batch.to_pylist()
+    for field in batch.schema:
+        if field.name == TOOLS:
+            for row in rows:
+                row[TOOLS] = _without_nulls(row[TOOLS])
+        elif "tool_calls" in str(field.type):
+            for row in rows:
+                row[field.name] = _with_own_calls(row[field.name])
+    return rows
+
+
+def _with_own_calls(messages: Any) -> Any:
+    if not isinstance(messages, list):
+        return messages
+    return [_with_own_fields(turn) if isinstance(turn, dict) and "tool_calls" in turn else turn for turn in messages]
+
+
+def _with_own_fields(turn: dict[str, Any]) -> dict[str, Any]:
+    return {**turn, "tool_calls": _without_nulls(turn["tool_calls"])}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nulls(entry) for name, entry in value.items() if entry is not None}
+    return [_without_nulls(entry) for entry in value] if isinstance(value, list) else value
 
 
 READERS: dict[str, Callable[[SourceFile, Path], Iterator[dict[str, Any]]]] = {

@@ -14,7 +14,7 @@ from typing import Any
 from artifacts.digest import canonical_json
 from artifacts.errors import DataError
 from stages.data.files import SourceFile, local_copy, locate
-from stages.data.readers import ROWS_PER_BATCH, read_rows
+from stages.data.readers import ROWS_PER_BATCH, read_rows, table_rows
 
 
 @dataclass
@@ -171,7 +171,7 @@ def _digested(source: Source, rows: Iterable[Any], shown: str) -> Iterator[Sourc
 def _table(source: Source, table: Any, shown: str) -> Iterator[SourceRow]:
     """Arrow rows as they lie, with nothing decoded (images, audio)."""
     batches = table.with_format("arrow").iter(ROWS_PER_BATCH)
-    return _digested(source, (row for batch in batches for row in batch.to_pylist()), shown)
+    return _digested(source, (row for batch in batches for row in table_rows(batch)), shown)
 
 
 def _load_saved(folder: SourceFile, split: str | None) -> Any:

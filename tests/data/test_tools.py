@@ -215,3 +215,23 @@ def test_a_template_that_hides_tools_is_refused(loop: str, what: str) -> None:
     data = dataset("language_modeling", [{"messages": SPOKEN, "tools": TWO_TOOLS}], True)
     with pytest.raises(DataError, match=f"row r0: the chat template does not show {what}, so the model would not see"):
         tokenize_sequences(data, build_tokenizer(template=template), max_length=None, ledger=RowLedger())
+
+
+def test_tables_give_no_row_the_arguments_of_another(tmp_path: Path) -> None:
+    """A column of objects holds the fields of all rows, null where a row has none; JSON lines hold each its own."""
+    import datasets
+    import pyarrow
+    import pyarrow.parquet
+
+    light = {"type": "function", "function": {"name": "light", "parameters": {"room": "text"}}}
+    rows = [
+        {"messages": TALK, "tools": SCHEMAS[1:]},
+        {"messages": [user("a"), call(("light", {"room": ["b"]})), result("ok"), assistant("c")], "tools": [light]},
+        {"messages": PLAIN, "tools": None},
+    ]
+    table = pyarrow.Table.from_pylist(rows)
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    datasets.Dataset(table).save_to_disk(tmp_path / "saved")
+    expected = normalized(tmp_path / "lines", *rows).rows()
+    for name in ("rows.parquet", "saved"):
+        assert Normalized(tmp_path / f"of {name}", tmp_path / name).rows() == expected
