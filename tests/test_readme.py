@@ -27,7 +27,7 @@ def table_rows(heading: str) -> list[str]:
 
 
 TABLES: list[tuple[str, Losses, str]] = [
-    ("sft", SUPERVISED_LOSSES, "`language_modeling`, `prompt_completion`"),
+    ("sft", SUPERVISED_LOSSES, "`language_modeling`, `prompt_completion`, `pretokenized`"),
     ("preference", PREFERENCE_LOSSES, "`preference`"),
     ("unpaired_preference", UNPAIRED_LOSSES, "`unpaired_preference`, `preference`"),
 ]
