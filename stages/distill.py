@@ -1,11 +1,17 @@
-"""Distillation: a student learns a teacher's token distributions, on its own completions or on given ones."""
+"""Distillation: a student learns a teacher's token distributions, on its own completions or on given ones.
+
+Of privileged_context rows the teacher sees more than the student. Such a teacher may be the student's own start, which
+is SDFT (self-distillation with privileged context, arXiv:2601.19897).
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from stages.data.columns import template_fields
+from stages.data.types import TEXT_COLUMNS
 from stages.stage import MODELS, Input, Stage
 from stages.training.config import PolicyConfig, policy_outputs
 from stages.training.memory import Phase, Request, same_shape, training_step
@@ -30,11 +36,34 @@ class Config(PolicyConfig):
     max_completion_length: int = Field(256, gt=0)
     """Most tokens of a sampled completion."""
     max_length: int = Field(1024, gt=1)
-    """Longest row in tokens (prompt, where completions are sampled)."""
+    """Longest row in tokens (prompt, where completions are sampled; the teacher's too)."""
+    teacher_prompt_template: str = "{prompt}\n\n{privileged_context}"
+    """What the teacher sees of privileged_context rows in place of the prompt, or of its last user message."""
+
+    @field_validator("teacher_prompt_template")
+    @classmethod
+    def _has_both_fields(cls, value: str) -> str:
+        needed, found = TEXT_COLUMNS["privileged_context"], template_fields(value)
+        if set(found) != set(needed):
+            raise ValueError(f"takes the fields {' and '.join(needed)}, found {', '.join(found) or 'none'}")
+        return value
+
+
+def check(config: Config, wired: frozenset[str]) -> list[str]:
+    """What is wrong with configuration and inputs together."""
+    if "teacher" in wired or config.lmbda == 1:
+        return []
+    return [
+        f"without input teacher the model teaches itself, on completions that it samples: lmbda is {config.lmbda}, and "
+        "must be 1; or wire a teacher"
+    ]
 
 
 def run(context: Context) -> None:
-    """Train input `model` (the student) towards input `teacher` on input `dataset`."""
+    """Train input `model` (the student) towards input `teacher` on input `dataset`.
+
+    Without a teacher it is the input model itself, a frozen copy of it, which sees the dataset's privileged context.
+    """
     from stages.data.dataset import read_dataset
     from stages.data.ledger import RowLedger
     from stages.losses.distillation import divergence_of
@@ -44,22 +73,39 @@ def run(context: Context) -> None:
     from stages.training.start import frozen_scorer, start, tokenizer_of
 
     config: Config = context.config
-    teacher = frozen_scorer(context, "teacher")
+    dataset = read_dataset(context.input("dataset"))
+    teacher_input = _teacher_input(context, dataset.type)
+    teacher = frozen_scorer(context, teacher_input)
     objective = DistillationLoss(teacher, divergence_of(config.beta), config.temperature)
     trainer, tokenizer = start(context, config, objective)
-    require_same_vocabulary(tokenizer, tokenizer_of(context, "teacher"))
+    require_same_vocabulary(tokenizer, tokenizer_of(context, teacher_input))
     share = trainer.scorer.share_prefixes and teacher.share_prefixes
     trainer.scorer.share_prefixes = teacher.share_prefixes = share
     teacher.to(trainer.accelerator.device)
     ledger = RowLedger()
-    windows = distill_windows(context, config, trainer, tokenizer, read_dataset(context.input("dataset")), ledger)
+    windows = distill_windows(context, config, trainer, tokenizer, dataset, ledger)
     trained = trainer.run(windows, ledger.states)
     export(context, trained, ledger.to_json(), samples=windows.samples)
 
 
+def _teacher_input(context: Context, dataset_type: str) -> str:
+    """Raises StageError where the model would learn from itself what it knows already."""
+    from artifacts.errors import StageError
+
+    if context.has("teacher"):
+        return "teacher"
+    if dataset_type != "privileged_context":
+        raise StageError(
+            f"there is no input teacher, and the dataset is of type {dataset_type}: the model would be its own teacher "
+            "and see what it sees already; wire a teacher, or normalize the source with type: privileged_context"
+        )
+    return "model"
+
+
 def memory(request: Request) -> list[Phase]:
     """Sampling, where the student's completions are used, and the steps with the teacher beside them."""
-    config, training, teacher = request.config, request.training, request.models["teacher"]
+    config, training = request.config, request.training
+    teacher = request.models.get("teacher", request.model)
     own = config.max_completion_length if config.lmbda > 0 else 0
     row = min(request.longest + own, request.model.context)
     others = 4.0 * teacher.parameters + (training.policy_copy() if own else 0)
@@ -77,11 +123,12 @@ STAGE = Stage(
     name="distill",
     version=2,
     config=Config,
-    inputs={"model": Input(MODELS), "teacher": Input(MODELS), "dataset": Input(("dataset",))},
+    inputs={"model": Input(MODELS), "teacher": Input(MODELS, required=False), "dataset": Input(("dataset",))},
     outputs={"model": "model", "adapter": "adapter"},
     active_outputs=policy_outputs,
     run=run,
-    summary="a student learns a teacher's distributions, on-policy or off-policy",
+    check=check,
+    summary="a student learns a teacher's distributions, or its own given privileged context, on-policy or off-policy",
     main_metric="divergence",
     memory=memory,
     shapes=same_shape,

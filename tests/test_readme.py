@@ -37,6 +37,10 @@ REWARD_ROW = (
 )
 STEP_ROW = "| process reward model | `process_reward_model` | | 2211.14275 | `stepwise_supervision` | no |"
 
+SDFT_ROW = (
+    "| self-distillation with privileged context (SDFT) | `distill` | | 2601.19897 | `privileged_context` | yes |"
+)
+
 
 def table() -> list[str]:
     """The rows that the README must have."""
@@ -46,7 +50,7 @@ def table() -> list[str]:
         for stage, losses, kinds in TABLES
         for loss in losses.values()
     ]
-    return [*rows, REWARD_ROW, STEP_ROW]
+    return [*rows, REWARD_ROW, STEP_ROW, SDFT_ROW]
 
 
 def test_every_objective_is_in_the_table() -> None:

@@ -56,11 +56,13 @@ class ColumnPlan:
 
     def _text(self, template: Template, row: Mapping[str, Any], where: str, ours: str) -> Any:
         if isinstance(template, str):
-            return _fill(template, row, where)
-        return [{"role": turn["role"], "content": _fill(turn["content"], row, where)} for turn in template]
+            return fill(template, row, where)
+        return [{"role": turn["role"], "content": fill(turn["content"], row, where)} for turn in template]
 
 
-def _fill(template: str, row: Mapping[str, Any], where: str) -> str:
+def fill(template: str, row: Mapping[str, Any], where: str) -> str:
+    """The template with the row's columns in its {field}s. Raises RowError for one that is not there or is no text."""
+
     def piece(found: re.Match[str]) -> str:
         name = found.group(1)
         if name is None:

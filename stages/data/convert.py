@@ -49,6 +49,7 @@ RECOGNIZED = frozenset(
         "chosen",
         "rejected",
         "reference",
+        "privileged_context",
         "label",
         "completions",
         "labels",
@@ -162,11 +163,22 @@ def _check_conversation(typed: dict[str, Any], kind: str, where: str) -> None:
         if column in ("messages", "prompt"):
             ends = "assistant" if column == "messages" else "user"
             check_order(messages, where, column, begins="user", ends=ends)
+        elif column == "privileged_context":
+            _check_context(messages, where, column)
         elif messages:
             check_order(messages, where, column, begins="assistant", ends="assistant")
         else:
             reason = "the conversation does not end with the assistant"
             raise RowError(where, column, reason, "nothing after the prompt")
+
+
+def _check_context(messages: list[Message], where: str, column: str) -> None:
+    """Messages in any order, whose contents are what is known."""
+    if not messages:
+        raise RowError(where, column, "a conversation without messages")
+    for number, message in enumerate(messages):
+        if "tool_calls" in message:
+            raise RowError(where, f"{column}[{number}].tool_calls", "a privileged context is text, without tool calls")
 
 
 def _check_texts(typed: dict[str, Any], kind: str, where: str) -> None:

@@ -29,6 +29,7 @@ USED_COLUMNS = {
     "preference": ("prompt", "chosen", "rejected"),
     "unpaired_preference": ("prompt", "completion", "messages"),
     "triple_preference": ("prompt", "chosen", "rejected", "reference"),
+    "privileged_context": ("prompt", "privileged_context"),
     "stepwise_supervision": ("prompt",),
     "pretokenized": (),
     "pretokenized_preference": (),
@@ -70,6 +71,8 @@ def detect_type(row: Row, where: str) -> str:
         return "unpaired_preference" if "label" in present else "prompt_completion"
     if present & {"text", "messages"}:
         return "language_modeling"
+    if {"prompt", "privileged_context"} <= present:
+        return "privileged_context"
     if "prompt" in present and not present & {"chosen", "rejected"}:
         return "prompt"
     if "input_ids" in present:
@@ -209,6 +212,15 @@ def _shape_triple(row: Row, where: str) -> Row:
     return row
 
 
+def _shape_privileged(row: Row, where: str) -> Row:
+    """Beside a prompt of messages, a context of text is one message of the user's."""
+    require_columns(row, TEXT_COLUMNS["privileged_context"], where, "privileged_context")
+    row = _shape_prompt(row, where)
+    if isinstance(row["prompt"], list) and isinstance(row["privileged_context"], str):
+        row["privileged_context"] = [{"role": "user", "content": row["privileged_context"]}]
+    return row
+
+
 SHAPES: dict[str, Callable[[Row, str], Row]] = {
     "language_modeling": _shape_language,
     "prompt": _shape_prompt,
@@ -216,6 +228,7 @@ SHAPES: dict[str, Callable[[Row, str], Row]] = {
     "preference": _shape_preference,
     "unpaired_preference": _shape_unpaired,
     "triple_preference": _shape_triple,
+    "privileged_context": _shape_privileged,
     "stepwise_supervision": _shape_steps,
     "pretokenized": shape_sequence,
     "pretokenized_preference": shape_preference_ids,

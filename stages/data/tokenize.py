@@ -52,6 +52,8 @@ class TokenizedPrompt:
     row_id: str
     prompt_ids: list[int]
     row: Row
+    teacher_ids: list[int] | None = None
+    """The prompt as a teacher sees it, where that is more (`privileged.py`)."""
 
 
 def tokenize_sequences(
@@ -124,14 +126,15 @@ def tokenize_prompts(
         if dataset.type == "language_modeling":
             rows = [{**row, "prompt": row["messages"][:-1]} for row in rows]
         for row, prompt_ids in zip(rows, encode_prompts(encoder, dataset, rows), strict=True):
-            if _usable_prompt(row, prompt_ids, max_length, ledger):
+            if usable_prompt(row, prompt_ids, max_length, ledger):
                 note_unknown(ledger, row[ROW_ID], encoder, prompt_ids)
                 ledger.use(row[ROW_ID], tokens=len(prompt_ids))
                 prompts.append(TokenizedPrompt(row[ROW_ID], prompt_ids, row))
     return require_rows(prompts, dataset, ledger)
 
 
-def _usable_prompt(row: Row, prompt_ids: Sequence[int], max_length: int | None, ledger: RowLedger) -> bool:
+def usable_prompt(row: Row, prompt_ids: Sequence[int], max_length: int | None, ledger: RowLedger) -> bool:
+    """Whether there is a prompt and it fits; else the row is dropped from the ledger."""
     if not prompt_ids:
         ledger.drop(row[ROW_ID], EMPTY_PROMPT, tokens=0)
     elif max_length is not None and len(prompt_ids) > max_length:

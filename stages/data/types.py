@@ -8,6 +8,7 @@
 | preference          | prompt, chosen, rejected  | prompt, chosen, rejected                  |
 | unpaired_preference | prompt, completion, label | prompt, completion, label                 |
 | triple_preference   | prompt, chosen, rejected and reference, the gold completion; both namings     |
+| privileged_context  | prompt, and privileged_context, which a teacher sees besides; both namings       |
 | stepwise_supervision | prompt; completions and labels: a list of steps, and whether each is right  |
 | pretokenized        | input_ids; if given, labels, completion_mask, assistant_masks, as long as these |
 | pretokenized_preference | prompt_ids, chosen_ids, rejected_ids                                     |
@@ -29,6 +30,7 @@ DatasetType = Literal[
     "preference",
     "unpaired_preference",
     "triple_preference",
+    "privileged_context",
     "stepwise_supervision",
     "pretokenized",
     "pretokenized_preference",
@@ -47,6 +49,7 @@ TEXT_COLUMNS: dict[str, tuple[str, ...]] = {
     "preference": ("prompt", "chosen", "rejected"),
     "unpaired_preference": ("prompt", "completion"),
     "triple_preference": ("prompt", "chosen", "rejected", "reference"),
+    "privileged_context": ("prompt", "privileged_context"),
     "stepwise_supervision": ("prompt",),
     "pretokenized": (),
     "pretokenized_preference": (),

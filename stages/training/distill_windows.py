@@ -11,6 +11,7 @@ from artifacts.errors import StageError
 from stages.context import Context
 from stages.data.given_tokens import require_vocabulary
 from stages.data.ledger import RowLedger
+from stages.data.privileged import tokenize_privileged
 from stages.data.tokenize import TokenizedPrompt, tokenize_prompts, tokenize_sequences
 from stages.data.types import Dataset
 from stages.seeds import derive, generator
@@ -62,7 +63,7 @@ class DistillWindows:
         ended = sum(completion.finished for completion in completions)
         return Window(
             [
-                Group(prompt.row_id, prompt.prompt_ids, (Branch(completion.token_ids),))
+                Group(prompt.row_id, prompt.prompt_ids, (Branch(completion.token_ids),), prompt.teacher_ids)
                 for prompt, completion in zip(chosen, completions, strict=True)
             ],
             metrics={
@@ -75,7 +76,7 @@ class DistillWindows:
 
     def state(self) -> dict[str, Any]:
         """The samples kept so far."""
-        return {"samples": self.samples}
+        return {"samples": list(self.samples)}  # it grows while a checkpoint is written
 
     def tensors(self) -> dict[str, Tensor]:
         """Nothing to save."""
@@ -89,7 +90,10 @@ class DistillWindows:
 def distill_windows(
     context: Context, config: Any, trainer: Trainer, tokenizer: Any, dataset: Dataset, ledger: RowLedger
 ) -> DistillWindows:
-    """Tokenize what the steps need: prompts where completions are sampled, whole rows where they are given."""
+    """Tokenize what the steps need: prompts where completions are sampled, whole rows where they are given.
+
+    The groups of privileged_context rows carry the teacher's prompt as their data.
+    """
     require_vocabulary(dataset, trainer.scorer.vocabulary)
     room = trainer.scorer.context_length
     given: list[Group] = []
@@ -104,7 +108,11 @@ def distill_windows(
         given = [Group(row.row_id, (), (Branch(row.token_ids, row.loss_mask),)) for row in rows]
     if config.lmbda > 0:
         longest = room_for_prompts(trainer.scorer, config.max_length, config.max_completion_length)
-        prompts = tokenize_prompts(dataset, tokenizer, max_length=longest, ledger=ledger)
+        if dataset.type == "privileged_context":
+            template = config.teacher_prompt_template
+            prompts = tokenize_privileged(dataset, tokenizer, template=template, max_length=longest, ledger=ledger)
+        else:
+            prompts = tokenize_prompts(dataset, tokenizer, max_length=longest, ledger=ledger)
     context.counts["rows"] = max(len(given), len(prompts))
     sampling = Sampling.of(trainer, tokenizer, config)
     return DistillWindows(config, config.lmbda, given, prompts, sampling)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,13 @@ from stages.training.objective import Forward, Readout
 
 
 class DistillationLoss:
-    """Sum over asked-for tokens of the divergence of the two next-token distributions."""
+    """Sum over asked-for tokens of the divergence of the two next-token distributions.
+
+    A group's data, if any, is the prompt that the teacher sees in place of the group's own: with it, a teacher that is
+    the student as it was teaches what it makes of that (SDFT, self-distillation with privileged context,
+    arXiv:2601.19897). The divergence is over the whole vocabulary; TRL's top-k and sampled-token forms save logits that
+    `linear_divergence` never holds.
+    """
 
     metric_names: Sequence[str] = ("divergence",)
 
@@ -31,9 +38,18 @@ class DistillationLoss:
     def __call__(self, forward: Forward, batch: TokenBatch) -> tuple[Tensor, dict[str, Mean]]:
         """(summed divergence, its mean)."""
         with torch.no_grad():
-            teacher_NH: Tensor = self.teacher(batch, _asked_hidden(batch))
+            teacher_NH = self._teacher_hidden(batch)
+        assert len(teacher_NH) == len(batch.source_N), "teacher and student have read different tokens"
         loss, divergences_N = forward(batch, self._readout(batch, teacher_NH))
         return loss, {"divergence": Mean(divergences_N.sum(), len(divergences_N))}
+
+    def _teacher_hidden(self, batch: TokenBatch) -> Tensor:
+        """[N, H] the teacher's hidden states where the batch's asked-for tokens are predicted, in the same order."""
+        batches = [batch]
+        if any(group.data is not None for group in batch.groups):
+            seen = [replace(group, prefix_ids=group.data) for group in batch.groups]
+            batches = [self.teacher.layout(run) for run in _runs(seen, batch.num_tokens)]
+        return torch.cat([self.teacher(one, _asked_hidden(one)) for one in batches])
 
     def _readout(self, batch: TokenBatch, teacher_NH: Tensor) -> Readout:
         def read(hidden_NH: Tensor, student: nn.Module) -> tuple[Tensor, Tensor]:
@@ -46,3 +62,14 @@ class DistillationLoss:
 
 def _asked_hidden(batch: TokenBatch) -> Readout:
     return Readout(batch.source_N, lambda hidden_NH, _: hidden_NH)
+
+
+def _runs(groups: Sequence[Group], tokens: int) -> Iterator[list[Group]]:
+    """The groups in order, as many at a time as have at most so many tokens; a longer one stands alone."""
+    run: list[Group] = []
+    for group in groups:
+        if run and sum(one.length for one in run) + group.length > tokens:
+            yield run
+            run = []
+        run.append(group)
+    yield run

@@ -18,10 +18,10 @@ from accelerate.state import AcceleratorState
 
 from stages.data.dataset import read_dataset
 from tests.data.characters import build_tokenizer, ids
-from tests.data.type_cases import CASES, PROMPTS, TEMPLATE
-from tests.data.type_losses import SEED, Models
+from tests.data.type_cases import CASES, CONTEXT_TEMPLATE, PRIVILEGED, PROMPTS, TEMPLATE
+from tests.data.type_losses import SEED, Models, of_privileged
 from tests.stages.normalized import Normalized
-from tests.stages.small_models import output, read_lines, run_stage, save_model
+from tests.stages.small_models import output, read_lines, record_samples, run_stage, save_model
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +91,24 @@ def test_prompts_are_answered_from_where_the_model_goes_on(tmp_path: Path, model
     weighed = sum(row["advantage"] * length for row, length in zip(first, lengths, strict=True))
     loss = read_lines(output(context, "model") / "metrics.jsonl")[0]["loss"]
     assert loss == pytest.approx(-weighed / sum(lengths), rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", PRIVILEGED)
+def test_a_privileged_context_is_seen_by_the_teacher_alone(
+    tmp_path: Path, models: Models, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Completions of the prompt alone, and their divergence from the same model behind prompt and context."""
+    rows, seen = PRIVILEGED[name]
+    dataset = normalized(tmp_path / "rows", rows, "auto", "jsonl")
+    columnar = normalized(tmp_path / "columns", rows, "auto", "parquet")
+    without_ids = [[{**row, "row_id": ""} for row in read_dataset(folder)] for folder in (dataset, columnar)]
+    assert read_dataset(dataset).type == "privileged_context" and without_ids[0] == without_ids[1]
+    settings = {"train_batch_size": 2, "max_completion_length": 3, "max_steps": 2, "learning_rate": 1e-3}
+    sampled = record_samples(monkeypatch)
+    inputs = {"model": models.model, "dataset": dataset}
+    context = run_stage("distill", tmp_path / "run", inputs, teacher_prompt_template=CONTEXT_TEMPLATE, **settings)
+    texts = {tuple(ids(prompt)): (prompt, shown) for prompt, shown in seen}
+    first = [(*texts[tuple(prompt)], completion) for prompt, completion in sampled[:2]]
+    assert {prompt for prompt, _, _ in first} == {prompt for prompt, _ in seen}
+    loss = read_lines(output(context, "model") / "metrics.jsonl")[0]["loss"]
+    assert loss == pytest.approx(of_privileged(models.policy, models.policy, first), rel=1e-5)

@@ -39,6 +39,8 @@ GOOD: dict[str, Row] = {
         "rejected": [assistant("e")],
         "reference": [assistant("f")],
     },
+    "privileged_context": {"prompt": "ab", "privileged_context": "cd"},
+    "privileged_context, chat": {"prompt": TALK[:3], "privileged_context": "cd"},
     "stepwise_supervision": {"prompt": "ab", "completions": ["c", "d"], "labels": [True, False]},
     "pretokenized": {"input_ids": [3, 4], "labels": [-100, 4]},
     "pretokenized_preference": {"prompt_ids": [3], "chosen_ids": [4], "rejected_ids": [5]},
@@ -139,6 +141,18 @@ def steps() -> Iterator[Fault]:
     yield name, changed(name, prompt=3), "prompt", "must be text"
 
 
+def contexts() -> Iterator[Fault]:
+    """Of a privileged context of messages, which may come in any order."""
+    name, column = "privileged_context, chat", "privileged_context"
+    yield name, changed(name, **{column: []}), column, "a conversation without messages"
+    calling = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    reason = "a privileged context is text, without tool calls"
+    yield name, changed(name, **{column: [user("a"), calling]}), f"{column}[1].tool_calls", reason
+    yield name, changed(name, **{column: [user("a"), {"role": "user"}]}), f"{column}[1]", "a message has no 'content'"
+    reason = "mixed types: text and messages in one row; found prompt is text, privileged_context is messages"
+    yield "privileged_context", changed("privileged_context", **{column: [user("a")]}), column, reason
+
+
 def tokens() -> Iterator[Fault]:
     name = "pretokenized"
     yield name, changed(name, labels=[4]), "labels", "must be as long as input_ids; found 1 for 2 tokens"
@@ -208,7 +222,7 @@ def conversations() -> Iterator[Fault]:
                 yield name, changed(name, **{column: messages}), column + place, reason
 
 
-GENERATED = [missing_fields, wrong_values, mixed_types, empty_completions, steps, tokens, conversations]
+GENERATED = [missing_fields, wrong_values, mixed_types, empty_completions, steps, contexts, tokens, conversations]
 
 
 def normalized(folder: Path, rows: list[Row], **config: Any) -> Normalized:

@@ -277,6 +277,22 @@ CASES = {
     **{f"{name}: {stage}": case for name, cases in SEVERAL.items() for stage, case in cases.items()},
 }
 
+# the prompt, and what the teacher sees of it under CONTEXT_TEMPLATE
+CONTEXT_TEMPLATE = "{privileged_context} {prompt}h"
+PRIVILEGED = {
+    "privileged context": (
+        [{"prompt": "ab", "privileged_context": "cde"}, {"prompt": "e", "privileged_context": "f"}],
+        [("ab", "cde abh"), ("e", "f eh")],
+    ),
+    "privileged context, conversational": (
+        [
+            {"prompt": [user("ab")], "privileged_context": [assistant("cde")]},
+            {"prompt": TALK[:4], "privileged_context": [user("f")]},
+        ],
+        [("<ab>", "<cde abh>"), ("=h<ab>cd$<e>", "=h<ab>cd$<f eh>")],
+    ),
+}
+
 PROMPTS = {
     "prompt": ([{"prompt": "ab"}, {"prompt": "e"}], ["ab", "e"]),
     "prompt, conversational": ([{"prompt": [user("ab")]}, {"prompt": TALK[:4]}], ["<ab>", "=h<ab>cd$<e>"]),

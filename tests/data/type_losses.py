@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from stages.training.classifiers import load_reward_model, load_step_judge
 from tests.data.characters import ids
@@ -58,6 +59,40 @@ def of_pairs(models: Models, seen: list[tuple[str, str, str]]) -> float:
         )
         losses.append(-log_sigmoid(BETA * (chosen - rejected)))
     return sum(losses) / len(losses)
+
+
+def divergences(student_NV: Tensor, teacher_NV: Tensor, beta: float) -> Tensor:
+    """[N] beta 0: KL(teacher || student), 1: KL(student || teacher), else the generalized Jensen-Shannon."""
+    student, teacher = student_NV.softmax(-1), teacher_NV.softmax(-1)
+
+    def kl(p: Tensor, q: Tensor) -> Tensor:
+        return (p * (p / q).log()).sum(-1)
+
+    if beta in (0.0, 1.0):
+        return kl(student, teacher) if beta else kl(teacher, student)
+    middle = beta * teacher + (1 - beta) * student
+    return beta * kl(teacher, middle) + (1 - beta) * kl(student, middle)
+
+
+def of_privileged(
+    student: Any,
+    teacher: Any,
+    sampled: list[tuple[str, str, list[int]]],
+    *,
+    beta: float = 1.0,
+    temperature: float = 1.0,
+) -> float:
+    """Mean divergence over the completions' tokens; (prompt, what the teacher sees instead, completion)."""
+    values = []
+    for prompt, seen, completion in sampled:
+        logits = []
+        for model, text in ((student, prompt), (teacher, seen)):
+            before = ids(text)
+            with torch.no_grad():
+                whole = model(input_ids=torch.tensor([before + completion])).logits[0].double()
+            logits.append(whole[len(before) - 1 : -1] / temperature)
+        values.append(divergences(*logits, beta))
+    return float(torch.cat(values).mean())
 
 
 def of_scores(models: Models, seen: list[tuple[str, str, str]]) -> float:

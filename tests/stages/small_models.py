@@ -123,6 +123,22 @@ def kill_after(monkeypatch: Any, saves: int) -> None:
     monkeypatch.setattr(Shards, "save", save)
 
 
+def record_samples(monkeypatch: Any) -> list[tuple[list[int], list[int]]]:
+    """(prompt, completion) of what stages sample from now on, as token ids."""
+    from stages.training.generation import Sampling
+
+    original, found = Sampling.__call__, []
+
+    def sample(self: Sampling, prompts: Any, seeds: Any) -> Any:
+        made = original(self, prompts, seeds)
+        for prompt, completions in zip(prompts, made, strict=True):
+            found.extend((list(prompt.prompt_ids), list(one.token_ids)) for one in completions)
+        return made
+
+    monkeypatch.setattr(Sampling, "__call__", sample)
+    return found
+
+
 def count_saves(monkeypatch: Any) -> list[str]:
     """Names of the shards saved from now on."""
     from artifacts import Shards

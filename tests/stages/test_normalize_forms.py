@@ -123,6 +123,24 @@ FORMS = {
         {"prompt": "a", "chosen": "b", "rejected": "c", "reference": "a book"},
         "preference",
     ),
+    "privileged context": (
+        {"prompt": "a", "privileged_context": "b", "source": "x"},
+        "auto",
+        {"prompt": "a", "privileged_context": "b", "source": "x"},
+        "privileged_context",
+    ),
+    "privileged context of text beside messages": (
+        {"prompt": [user("a")], "privileged_context": "b"},
+        "auto",
+        {"prompt": [user("a")], "privileged_context": [user("b")]},
+        "privileged_context",
+    ),
+    "privileged context of messages in any order": (
+        {"prompt": [user("a")], "privileged_context": [assistant("b"), assistant("c"), user("d")]},
+        "privileged_context",
+        {"prompt": [user("a")], "privileged_context": [assistant("b"), assistant("c"), user("d")]},
+        "privileged_context",
+    ),
     "steps": (
         {"prompt": "a", "completions": ["b", "c"], "labels": [True, False], "id": 7},
         "auto",

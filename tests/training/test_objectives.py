@@ -108,6 +108,20 @@ def test_distillation(scorer: Scorer, beta: float) -> None:
     assert metrics["divergence"] == pytest.approx(float(values.mean()), rel=1e-9)
 
 
+def test_distillation_from_a_teacher_with_another_prompt(scorer: Scorer) -> None:
+    """Here teacher and student are one module, whose gradient comes from the student's pass alone."""
+    groups = [replace(group, data=(5, 3, *group.prefix_ids, 4)[i:]) for i, group in enumerate(random_groups(4, 1))]
+    seen = [replace(group, prefix_ids=group.data) for group in groups]
+    student_logits, teacher_logits = (torch.cat(plain_logits(scorer, one)) / 0.7 for one in (groups, seen))
+    values = divergence_of(0.4).of_logits(student_logits, teacher_logits.detach())
+    objective = DistillationLoss(scorer, divergence_of(0.4), 0.7)
+    metrics = agree(scorer, objective, groups, values.sum())
+    assert metrics["divergence"] == pytest.approx(float(values.mean()), rel=1e-9) and values.mean() > 0
+    # a step in pieces is the step
+    parts = [objective(scorer, scorer.layout(part))[0] for part in (groups[:1], groups[1:3], groups[3:])]
+    assert_close(torch.stack(parts).sum(), values.sum(), rtol=1e-9, atol=1e-9)
+
+
 def rollouts(scorer: Scorer, *, on_policy: bool) -> list[Group]:
     """Groups of three completions with advantages; off policy, later ones were less likely before."""
     groups = random_groups(3, 3)
