@@ -176,7 +176,7 @@ class RolloutWindows:
             }
             for group in (self.groups if self.plan.steps_per_batch > 1 else [])
         ]
-        return {"groups": groups, "metrics": self.metrics, "samples": self.samples}
+        return {"groups": groups, "metrics": self.metrics, "samples": list(self.samples)}
 
     def tensors(self) -> dict[str, Tensor]:
         """Nothing to save."""

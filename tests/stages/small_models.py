@@ -139,6 +139,11 @@ def record_samples(monkeypatch: Any) -> list[tuple[list[int], list[int]]]:
     return found
 
 
+def letters(completions: Sequence[str], **_: Any) -> list[float]:
+    """A reward: how many different characters a completion has."""
+    return [float(len(set(completion))) for completion in completions]
+
+
 def count_saves(monkeypatch: Any) -> list[str]:
     """Names of the shards saved from now on."""
     from artifacts import Shards

@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState
 from stages import averaging
 from stages.context import Context, local_context
 from stages.training import export as exporting
+from stages.training.checkpoint import Progress, Saver
 from stages.training.loop import Trainer
 from tests.stages.small_models import Killed, kill_after, output, read_lines, save_dataset, save_model
 
@@ -92,6 +93,17 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bco": ("unpaired_preference", "unpaired_preference", {"loss_type": "bco", "use_density_ratio": True}),
     "reward model": ("reward_model", PAIRS, {"center_rewards_coefficient": 0.1}),
     "process reward model": ("process_reward_model", "stepwise_supervision", {"step_separator": "h"}),
+    "grpo": (
+        "rl",
+        "prompt_completion",
+        {
+            "rewards": ["tests.stages.small_models:letters"],
+            "train_batch_size": 6,
+            "num_generations": 3,
+            "max_completion_length": 4,
+            "steps_per_generation": 2,
+        },
+    ),
     "self-distillation": ("distill", "privileged_context", {"beta": 0.4, "max_completion_length": 4}),
 }
 
@@ -147,19 +159,35 @@ def killed_in(owner: Any, name: str, *, calls: int) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def saved_states_stay() -> Iterator[None]:
+    """A thread writes a state while training goes on: what was given away for saving must not change with it."""
+    original, given = Saver.save, []
+
+    def save(self: Saver, progress: Progress) -> None:
+        given.append((progress.windows, json.dumps(progress.windows)))
+        original(self, progress)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Saver, "save", save)
+        yield
+    assert given and all(json.dumps(state) == text for state, text in given)
+
+
 def test_every_stage_is_here() -> None:
     """Those that train; the others are below."""
     from stages.stage import STAGES, load_stage
     from stages.training.config import TrainingConfig
 
     training = {name for name in STAGES if issubclass(load_stage(name).config, TrainingConfig)}
-    assert {stage for stage, _, _ in CASES.values()} == training - {"rl"}
+    assert {stage for stage, _, _ in CASES.values()} == training
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_training(tmp_path: Path, made: dict[str, Path], case: str) -> None:
     """Killed between two states, at a state, and while the model is written."""
-    whole = run(context_of(case, tmp_path / "whole", made))
+    with saved_states_stay():
+        whole = run(context_of(case, tmp_path / "whole", made))
     with killed_in(Trainer, "step", calls=4):
         run(context_of(case, tmp_path / "killed", made))
     again = context_of(case, tmp_path / "killed", made)
