@@ -80,6 +80,8 @@ class Scorer(nn.Module):
         self.tied: TiedEmbedding | None = None
         self._head_of_pass: tuple[Tensor, ...] = ()
         """The tied weight as this very pass uses it; in a tuple, for a module would register a parameter as its own."""
+        self.vocabulary = int(self.transformers_model.get_input_embeddings().weight.shape[0])
+        """Number of token ids that the model has an embedding for; known before ZeRO-3 leaves the weight empty."""
 
     def merge_tied_gradients(self) -> None:
         """Let embedding and head of a model that ties them share one gradient; all passes must go through here."""
@@ -94,11 +96,6 @@ class Scorer(nn.Module):
     def context_length(self) -> int:
         """Most tokens of a row."""
         return int(self.transformers_model.config.max_position_embeddings)
-
-    @property
-    def vocabulary(self) -> int:
-        """Number of token ids that the model has an embedding for."""
-        return int(self.transformers_model.get_input_embeddings().weight.shape[0])
 
     def head(self, temperature: float = 1.0) -> Head:
         """The language-modelling head with what the architecture does to its logits."""

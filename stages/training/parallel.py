@@ -112,7 +112,12 @@ class PolicyCopy:
 
 
 def use_bfloat16(scorer: Scorer) -> None:
-    """Parameters only: buffers hold what needs precision, such as rotary frequencies. Quantized ones stay."""
+    """Parameters only: buffers hold what needs precision, such as rotary frequencies. Quantized ones stay, and their
+    layers compute in it."""
     for parameter in scorer.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(torch.bfloat16)
+    layer: Any
+    for layer in scorer.modules():
+        if hasattr(layer, "compute_dtype"):  # of bitsandbytes
+            layer.compute_dtype = torch.bfloat16

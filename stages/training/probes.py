@@ -109,8 +109,7 @@ def _asked_hidden(scorer: Scorer, batch: TokenBatch) -> Tensor:
 
 
 def _probe_ids(scorer: Scorer) -> list[int]:
-    vocabulary = scorer.transformers_model.get_input_embeddings().weight.shape[0]
-    return [(7 * i + 1) % vocabulary for i in range(9)]
+    return [(7 * i + 1) % scorer.vocabulary for i in range(9)]
 
 
 @contextmanager

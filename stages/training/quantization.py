@@ -30,8 +30,11 @@ def require_quantization(quantization: str | None) -> None:
         raise StageError(f"quantization {quantization} and sharding ({launched_sharding().name}) exclude each other")
 
 
-def quantized(quantization: str | None, bf16: bool) -> dict[str, Any]:
-    """What `from_pretrained` takes for it: nf4 with quantized constants, as in the paper; nothing without."""
+def quantized(quantization: str | None) -> dict[str, Any]:
+    """What `from_pretrained` takes for it: nf4 with quantized constants, as in the paper; nothing without.
+
+    Products are in float32, which the probes of a loaded model need; `parallel.use_bfloat16` changes that.
+    """
     if quantization is None:
         return {}
     from transformers import BitsAndBytesConfig
@@ -40,6 +43,6 @@ def quantized(quantization: str | None, bf16: bool) -> dict[str, Any]:
         load_in_4bit=True,
         bnb_4bit_quant_type=quantization,
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16 if bf16 else torch.float32,
+        bnb_4bit_compute_dtype=torch.float32,
     )
     return {"quantization_config": settings, "device_map": {"": torch.cuda.current_device()}}

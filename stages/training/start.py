@@ -35,7 +35,7 @@ def start(context: Context, config: PolicyConfig, objective: Objective) -> tuple
             return Scorer(add_adapters(model, config))
         return Scorer(load_adapter(model, source.adapter, config.lora_dropout))
 
-    scorer = build(quantized(config.quantization, config.bf16))
+    scorer = build(quantized(config.quantization))
     check_head(scorer)
     settle_packing(context, scorer)
     trainer = Trainer(context, config, accelerator, scorer, objective, partial(build, {}))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from artifacts.errors import StageError
 from stages.sft import Config
@@ -19,7 +20,8 @@ from stages.training.model import Scorer
 from stages.training.parallel import Parallel, PolicyCopy, copy_weights, spread
 from stages.training.probes import settle_layout
 from stages.training.processes import Processes
-from tests.training.conftest import tiny_model
+from stages.training.quantization import quantized
+from tests.training.conftest import VOCABULARY, tiny_model
 from tests.training.test_loop import sequences
 
 pytestmark = pytest.mark.usefixtures("process_group")
@@ -65,6 +67,37 @@ def take_steps(scorer: Scorer, parallel: Parallel, count: int) -> list[tuple[flo
         seen.append((loss, float(parallel.gradient_norm())))
         parallel.step(1e-2)
     return seen
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way.name}{getattr(way, 'stage', '')}")
+def test_the_vocabulary_is_known_however_it_is_spread(way: Sharding) -> None:
+    """Given token ids are compared with it after the model was spread; ZeRO-3 leaves the embedding empty by then."""
+    scorer, _ = spread_out(way, config_for())
+    assert scorer.vocabulary == VOCABULARY
+
+
+class Quantized(nn.Linear):
+    """As bitsandbytes' layers: products in a type of their own, whatever the states are in."""
+
+    compute_dtype: torch.dtype
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        product = nn.functional.linear(states.to(self.compute_dtype), self.weight.to(self.compute_dtype))
+        return product.to(states.dtype)
+
+
+def test_quantized_layers_use_bfloat16_once_the_model_has_been_probed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before, its rounding would look as if shared prefixes changed the model, and every row would have its own."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    scorer = Scorer(tiny_model())
+    layers: list[Any] = [one for one in scorer.transformers_model.model.modules() if type(one) is nn.Linear]
+    for layer in layers:
+        layer.__class__ = Quantized
+        layer.compute_dtype = quantized("nf4")["quantization_config"].bnb_4bit_compute_dtype
+    assert {layer.compute_dtype for layer in layers} == {torch.float32}
+    assert settle_layout(scorer) is None
+    spread(scorer, config_for(bf16=True), ALONE, Whole())
+    assert len(layers) == 14 and {layer.compute_dtype for layer in layers} == {torch.bfloat16}
 
 
 def weights(parallel: Parallel) -> dict[str, torch.Tensor]:
