@@ -124,7 +124,11 @@ class Wiring:
             return None
         if isinstance(reference, HubModel) and not set(HUB_KINDS) & set(declared.kinds):
             what = f"takes {kinds_in_words(declared.kinds)}; a Hub name is a model"
-            self._fail(place, f"{what}; for data of the Hub use a normalize stage with `path: hub:{text}`")
+            way = f"for data of the Hub use a normalize stage with `path: hub:{text}`"
+            if "adapter" in declared.kinds:
+                fetch = f"hf download {reference.name} --local-dir FOLDER"
+                way = f"for an adapter of the Hub, `{fetch}`, and give the folder"
+            self._fail(place, f"{what}; {way}")
             return None
         if isinstance(reference, Folder) and not self._folder_fits(place, reference, declared):
             return None

@@ -27,11 +27,13 @@ def run(context: Context) -> None:
     from stages.training.model import load_causal_lm
     from stages.training.processes import prepare_process
 
+    prepare_process(context)
+    if not context.is_main:  # one process does it
+        return
     wired = context.has("base")
     source = source_with(context, "adapter", "base") if wired else model_source(context, "adapter")
     if source.adapter is None:
         raise StageError("input adapter is a whole model; there is nothing to merge")
-    prepare_process(context)
     context.phase("merging")
     adapted = load_adapter(load_causal_lm(source.folder), source.adapter)
     context.counts["adapted_parameters"] = sum(one.numel() for one in adapted.parameters() if one.requires_grad)

@@ -190,6 +190,7 @@ def memory(request: Request) -> list[Phase]:
     judge = request.models.get("reward_model")
     apart = [judge] if request.reference_is_policy else [reference, judge]
     others = training.policy_copy() + sum(4.0 * shape.parameters for shape in apart if shape is not None)
+    others += request.kept_adapters if reference is not None else 0
     state = training.state()
     resident = {"weights": state["weights"], "optimizer": state["optimizer"], "reference": others}
     asked = Sampled(

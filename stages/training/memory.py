@@ -84,6 +84,12 @@ class Request:
             and isinstance(self.setup.sharding, Whole)
         )
 
+    @property
+    def kept_adapters(self) -> float:
+        """Bytes of the copy of an input adapter that is the reference's: the policy moves away from it."""
+        goes_on = self.reference_is_policy and self.model.adapters is not None
+        return float(self.training.trained * self.training.weight) if goes_on else 0.0
+
     def frozen(self, *names: str) -> float:
         """Bytes of the models behind those of these inputs that are wired: they stay in float32, whole."""
         return sum(self.models[name].parameters * _FLOAT for name in names if name in self.models)

@@ -49,6 +49,15 @@ def test_a_folder_as_base_is_kept_in_the_store(chain: Chain, run_on_chain: Calla
     assert (again / "model.safetensors").read_bytes() == (merged / "model.safetensors").read_bytes()
 
 
+def test_one_of_several_processes_merges(chain: Chain, tmp_path: Path) -> None:
+    """The others would write into the same folder meanwhile."""
+    inputs: dict[str, Path | list[Path]] = {"adapter": chain.folder("sft")}
+    context = local_context("merge_adapter", {}, folder=tmp_path, inputs=inputs, store=str(chain.store))
+    context.rank = 1
+    context.stage.run(context)
+    assert not (tmp_path / "job" / "out").exists()
+
+
 def test_a_missing_base_is_said(chain: Chain, tmp_path: Path) -> None:
     store, empty = open_store(str(chain.store)), open_store(str(tmp_path / "empty"))
     copy = tmp_path / "adapter"
@@ -136,12 +145,17 @@ def test_recipes_know_adapters(chain: Chain, tmp_path: Path) -> None:
         RequestError, match=r"takes a model, but sft\.adapter is an adapter; make it a model with a stage"
     ):
         Recipe.load(str(write_recipe(tmp_path / "judge", {"sft": CHAIN["sft"], **judge})))
+    by_name = {"uses": "merge_adapter", "inputs": {"adapter": "owner/lora"}}
+    with pytest.raises(RequestError, match=r"for an adapter of the Hub, `hf download owner/lora --local-dir FOLDER`"):
+        Recipe.load(str(write_recipe(tmp_path / "hub", {"merge": by_name})))
     found = predict(plan(Recipe.load(str(chain.recipe)), open_store(str(chain.store))), Machine(10**10, None))
     trained = 2 * 4 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 48))  # q, o; k, v; gate, up and down, of rank 4
     phases = {name: {phase.name: phase.parts for phase in one.phases} for name, one in found.items()}
     steps = {name: parts["training step"] for name, parts in phases.items() if "training step" in parts}
     assert {name: parts["optimizer"] for name, parts in steps.items()} == dict.fromkeys(steps, 8.0 * trained)
-    assert "reference" not in steps["grpo"] and steps["grpo_wired"]["reference"] > 0
+    # a copy of the input adapter to go back to; of a fresh one, nothing: it is switched off
+    assert steps["grpo"]["reference"] == 4.0 * trained and "reference" not in steps["grpo_fresh"]
+    assert steps["grpo_wired"]["reference"] > 4.0 * trained
     assert set(BASE) < set(chain.payload["stages"])
 
 
