@@ -26,6 +26,11 @@ def _has_faster_kernels() -> bool:
     return vendor.is_file() and "GenuineIntel" not in vendor.read_text(encoding="utf-8", errors="replace")
 
 
+def library() -> str:
+    """What multiplies large float32 matrices on this machine's CPU."""
+    return "oneDNN" if _has_faster_kernels() else "torch.mm"
+
+
 def prefers_onednn(left: Tensor, right: Tensor, work: int) -> bool:
     """Whether a product of these two with so many multiplications is oneDNN's; a matter of sizes and machine only."""
     return (

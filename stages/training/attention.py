@@ -72,6 +72,7 @@ class PackedAttention:
         """The same row for a layer whose output is read at these tokens only."""
         restricted = PackedAttention(self.segments, self.device, reads_R)
         restricted.windows = self.windows
+        restricted._gather = self._gather  # the kernel that it is for computes all tokens
         return restricted
 
     def gather(self) -> KeyGather:

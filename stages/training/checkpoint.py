@@ -23,6 +23,7 @@ from torch import Tensor
 
 from artifacts.errors import StageError
 from stages.context import Context, require_disk
+from stages.losses import products
 from stages.training.adam import MOMENTS
 from stages.training.background import Background
 from stages.training.parallel import Parallel
@@ -44,6 +45,7 @@ def numerics(processes: Processes, sharding: str, micro_batch_tokens: int) -> di
         "sharding": sharding,
         "micro_batch_tokens": micro_batch_tokens,
         "cpu": torch.backends.cpu.get_cpu_capability(),
+        "products": products.library(),
         "machine": platform.machine(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "torch": torch.__version__,

@@ -16,20 +16,20 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-        ctx.save_for_backward(hidden, weight_OI)
+        # a frozen weight's gradient needs no input: with adapters most inputs need not stay
+        needs_hidden, needs_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(hidden if needs_weight else None, weight_OI if needs_hidden else None)
         return linear(hidden, weight_OI, bias_O)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight_OI = ctx.saved_tensors
-        grad_RO, hidden_RI = grad.reshape(-1, grad.shape[-1]), hidden.reshape(-1, hidden.shape[-1])
-        kind = grad.dtype
-        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad
+        grad_RO, kind = grad.reshape(-1, grad.shape[-1]), grad.dtype
         return (
-            product(grad_RO, weight_OI, kind).view(hidden.shape) if needs_hidden else None,
-            product(grad_RO.t(), hidden_RI, kind) if needs_weight else None,
-            grad_RO.sum(0) if needs_bias else None,
+            None if weight_OI is None else product(grad_RO, weight_OI, kind).view(*grad.shape[:-1], weight_OI.shape[1]),
+            None if hidden is None else product(grad_RO.t(), hidden.reshape(-1, hidden.shape[-1]), kind),
+            grad_RO.sum(0) if ctx.needs_input_grad[2] else None,
         )
 
 

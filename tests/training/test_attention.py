@@ -111,6 +111,13 @@ def test_unread_queries_are_not_computed() -> None:
     assert {length for _, length in [*spans, *alone]} == {1}
 
 
+def test_the_last_layer_makes_no_second_plan_for_the_variable_length_kernel() -> None:
+    """Which computes all tokens, read or not: its plan is copied to the GPU once a row."""
+    packed = PackedAttention(segments_of([(5, 0.0), (3, 1.0)]), torch.device("cpu"))
+    gather = packed.gather()
+    assert packed.reading(torch.tensor([7])).gather() is gather
+
+
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(trees, st.sampled_from([None, 3]))
 def test_keys_for_the_variable_length_kernel(drawn: list[tuple[int, float]], window: int | None) -> None:

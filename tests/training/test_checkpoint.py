@@ -13,6 +13,7 @@ from torch import Tensor
 
 from artifacts.errors import StageError
 from stages.context import Context
+from stages.losses import products
 from stages.training import checkpoint
 from stages.training.checkpoint import Progress, Saver, owners, restore
 from stages.training.processes import Processes
@@ -144,3 +145,12 @@ def test_another_models_state_is_refused(tmp_path: Path) -> None:
     found.held["wide"] = (torch.zeros(5, 7), {})
     with pytest.raises(StageError, match=r"the checkpoint of step 3 in .* has no wide of shape \(5, 7\)"):
         restore(context, found, ALONE, {})
+
+
+def test_the_library_of_products_counts_for_equal_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes by the processor's vendor, which no other entry tells."""
+    found = []
+    for faster in (True, False):
+        monkeypatch.setattr(products, "_has_faster_kernels", lambda faster=faster: faster)
+        found.append(checkpoint.numerics(ALONE, "whole", 64))
+    assert {name for name in found[0] if found[0][name] != found[1][name]} == {"products"}

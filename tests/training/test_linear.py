@@ -49,6 +49,34 @@ def test_gradients_of_a_layer(bias: bool) -> None:
         assert_close(one.grad.double(), other.grad, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("onednn")
+@pytest.mark.parametrize("frozen", ["weight", "input", "weight but not the bias"])
+def test_what_is_frozen_keeps_nothing_for_the_backward_pass(frozen: str) -> None:
+    """Under adapters the inputs of frozen layers would stay otherwise; torch's own layers let them go."""
+    layer, kept = nn.Linear(5, 3), list[int]()
+    linear.install(layer)
+    layer.weight.requires_grad_(frozen == "input")
+    layer.bias.requires_grad_(frozen != "weight")
+    hidden = draw(2, 4, 5).requires_grad_(frozen != "input")
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        found = layer(hidden)
+    found.sum().backward()
+    weight = layer.weight.detach()
+    assert kept == [hidden.data_ptr() if frozen == "input" else weight.data_ptr()]
+    if frozen == "input":
+        assert layer.weight.grad is not None and hidden.grad is None
+        assert_close(layer.weight.grad, hidden.sum((0, 1)).expand(3, 5))
+    else:
+        assert hidden.grad is not None and layer.weight.grad is None
+        assert_close(hidden.grad, weight.sum(0).expand(2, 4, 5))
+    assert_close(layer.bias.grad, None if frozen == "weight" else torch.full((3,), 8.0))
+
+
 def test_small_layers_keep_their_bits() -> None:
     ours, plain = nn.Linear(5, 3), nn.Linear(5, 3)
     plain.load_state_dict(ours.state_dict())
