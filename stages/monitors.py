@@ -11,7 +11,7 @@ from statistics import fmean, median
 
 FEW = 20
 """Steps that are compared with those before them."""
-UNTRAINED = ("masked", "filtered: prompt too long")
+UNTRAINED = ("masked", "filtered: prompt too long", "filtered: completion too long")
 """States of a row ledger that leave nothing of a row to train."""
 
 

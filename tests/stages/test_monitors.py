@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from stages.data.encode import PROMPT_TOO_LONG
 from stages.data.tokenize import MASKED
+from stages.data.truncation import COMPLETION_TOO_LONG, PROMPT_TOO_LONG
 from stages.monitors import FEW, MONITORS, ROW_MONITORS, UNTRAINED, Watch, notices_of, notices_of_rows
 
 Row = dict[str, float]
@@ -93,14 +93,21 @@ def test_healthy_judged_completions() -> None:
         ({"used": 99, "masked": 1}, "1 masked of 100 rows"),
         ({"used": 100, "masked": 1}, None),
         ({"used": 4, "truncated": 4, "filtered: prompt too long": 2, "masked": 3}, "2 filtered: prompt too long and 3"),
+        # truncation_mode keep_end
+        ({"used": 50, "filtered: completion too long": 50}, "50 filtered: completion too long of 100 rows"),
         # lost for other reasons
         ({"used": 4, "filtered: chosen equals rejected": 9}, None),
+        ({"used": 4, "filtered: longer than max_length": 9}, None),  # truncation_mode drop asks for it
         ({"used": 7}, None),
         ({}, None),
     ],
 )
 def test_rows_of_which_nothing_is_trained(states: dict[str, int], said: str | None) -> None:
-    assert set(ROW_MONITORS) == {"masked_rows"} and set(UNTRAINED) == {MASKED, PROMPT_TOO_LONG}
+    assert set(ROW_MONITORS) == {"masked_rows"} and set(UNTRAINED) == {
+        MASKED,
+        PROMPT_TOO_LONG,
+        COMPLETION_TOO_LONG,
+    }
     notices = [str(notice) for notice in notices_of_rows(states)]
     assert len(notices) == (said is not None)
     assert said is None or notices[0].startswith(f"step 0: masked_rows: {said}")
