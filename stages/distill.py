@@ -20,6 +20,9 @@ from stages.training.memory_sampling import Sampled, sampling
 
 if TYPE_CHECKING:
     from stages.context import Context
+    from stages.training.loop import Trainer
+    from stages.training.model import Scorer
+    from stages.training.objective import Windows
 
 
 class Config(PolicyConfig):
@@ -39,6 +42,10 @@ class Config(PolicyConfig):
     """Longest row in tokens (prompt, where completions are sampled; the teacher's too)."""
     teacher_prompt_template: str = "{prompt}\n\n{privileged_context}"
     """What the teacher sees of privileged_context rows in place of the prompt, or of its last user message."""
+    teacher_update_rate: float | None = Field(None, gt=0, le=1)
+    """Without input teacher: how far its weights move towards the model's at an update; null: they stay."""
+    teacher_sync_steps: int = Field(1, gt=0)
+    """Steps between two updates of the teacher."""
 
     @field_validator("teacher_prompt_template")
     @classmethod
@@ -51,18 +58,27 @@ class Config(PolicyConfig):
 
 def check(config: Config, wired: frozenset[str]) -> list[str]:
     """What is wrong with configuration and inputs together."""
-    if "teacher" in wired or config.lmbda == 1:
-        return []
-    return [
-        f"without input teacher the model teaches itself, on completions that it samples: lmbda is {config.lmbda}, and "
-        "must be 1; or wire a teacher"
-    ]
+    problems = []
+    moves = config.teacher_update_rate is not None
+    if "teacher" not in wired and config.lmbda != 1:
+        problems.append(
+            f"without input teacher the model teaches itself, on completions that it samples: lmbda is {config.lmbda}, "
+            "and must be 1; or wire a teacher"
+        )
+    if "teacher" in wired and moves:
+        problems.append("teacher_update_rate is of a model that teaches itself; input teacher stays as it is")
+    if moves and config.lora_r is not None:
+        problems.append("teacher_update_rate needs the whole model trained; with lora_r only adapters are")
+    if config.teacher_sync_steps != 1 and not moves:
+        problems.append("teacher_sync_steps is given, but teacher_update_rate is null, so it would not be used")
+    return problems
 
 
 def run(context: Context) -> None:
     """Train input `model` (the student) towards input `teacher` on input `dataset`.
 
-    Without a teacher it is the input model itself, a frozen copy of it, which sees the dataset's privileged context.
+    Without a teacher it is the input model itself, a copy of it, which sees the dataset's privileged context; frozen,
+    or (`teacher_update_rate`) following the student.
     """
     from stages.data.dataset import read_dataset
     from stages.data.ledger import RowLedger
@@ -84,7 +100,7 @@ def run(context: Context) -> None:
     teacher.to(trainer.accelerator.device)
     ledger = RowLedger()
     windows = distill_windows(context, config, trainer, tokenizer, dataset, ledger)
-    trained = trainer.run(windows, ledger.states)
+    trained = trainer.run(_followed(trainer, windows, teacher, config), ledger.states)
     export(context, trained, ledger.to_json(), samples=windows.samples)
 
 
@@ -100,6 +116,21 @@ def _teacher_input(context: Context, dataset_type: str) -> str:
             "and see what it sees already; wire a teacher, or normalize the source with type: privileged_context"
         )
     return "model"
+
+
+def _followed(trainer: Trainer, windows: Windows, teacher: Scorer, config: Config) -> Windows:
+    from artifacts.errors import StageError
+    from stages.training.adapters import is_adapted
+    from stages.training.following import FollowedWindows, Follower, Following
+
+    if config.teacher_update_rate is None:
+        return windows
+    if is_adapted(trainer.scorer.model):
+        raise StageError(
+            "teacher_update_rate needs the whole model trained, and input model is an adapter; merge it first"
+        )
+    following = Following(config.teacher_update_rate, config.teacher_sync_steps)
+    return FollowedWindows(windows, Follower(trainer, teacher, following))
 
 
 def memory(request: Request) -> list[Phase]:

@@ -127,7 +127,8 @@ def _references(context: Context, trainer: Trainer, pairs: Sequence[TokenizedPai
 def _following(context: Context, trainer: Trainer, windows: Windows, settings: PairSettings) -> Windows:
     from artifacts.errors import StageError
     from stages.training.adapters import is_adapted
-    from stages.training.pair_windows import Following, FollowingReference
+    from stages.training.following import Following
+    from stages.training.pair_windows import FollowingReference
     from stages.training.start import frozen_scorer
 
     config: Config = context.config

@@ -4,15 +4,15 @@ losses that compare the pairs of a step with each other."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from artifacts.errors import StageError
 from stages.losses.pair_logprobs import PairLogprobs
 from stages.training.batch import Group
+from stages.training.following import Follower, Following
 from stages.training.loop import Trainer
 from stages.training.model import Scorer
 from stages.training.objective import Windows
@@ -38,16 +38,6 @@ class PairWindows(ScoredWindows):
         return self.measured(scorer, [replace(group, branches=group.branches[:2]) for group in groups], sums_of)
 
 
-@dataclass(frozen=True)
-class Following:
-    """How a reference follows the policy (TR-DPO, Gorbatovski et al., arXiv:2404.09656, eq. 3 and 4)."""
-
-    mixup_alpha: float
-    """reference <- alpha policy + (1 - alpha) reference; 1 is the paper's hard update."""
-    sync_steps: int
-    """Steps between two updates; 1 with a small alpha is a moving average."""
-
-
 class FollowingReference(PairWindows):
     """References from a model that is moved towards the policy, and that travels in the checkpoints."""
 
@@ -55,36 +45,21 @@ class FollowingReference(PairWindows):
         self, windows: Windows, trainer: Trainer, settings: PairSettings, scorer: Scorer, following: Following
     ) -> None:
         super().__init__(windows, trainer, settings)
-        self.scorer, self.following = scorer, following
-        own = {name: parameter.shape for name, parameter in scorer.named_parameters()}
-        if own != dict(trainer.parallel.shapes()):
-            raise StageError("sync_ref_model: reference and model have different weights; wire one of equal shape")
+        self.scorer, self.follower = scorer, Follower(trainer, scorer, following)
 
     def data(self, step: int, groups: Sequence[Group]) -> list[Reference]:
         """The sums of every pair under the reference as it is before the step."""
-        if step and step % self.following.sync_steps == 0:
-            self._follow()
+        self.follower.before(step)
         return [Reference(*row) for row in self.sums(self.scorer, groups).tolist()]
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        """Collective."""
-        parallel, own = self.trainer.parallel, dict(self.scorer.named_parameters())
-        for name in parallel.shapes():
-            weight = parallel.weight(name)
-            own[name].lerp_(weight.to(own[name].device), self.following.mixup_alpha)
 
     def tensors(self) -> dict[str, Tensor]:
         """The reference's weights too."""
-        return {**self.windows.tensors(), **dict(self.scorer.named_parameters())}
+        return {**self.windows.tensors(), **self.follower.tensors()}
 
     def load(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Take up the reference as it was when the state was saved."""
         super().load(state, tensors)
-        with torch.no_grad():
-            for name, parameter in self.scorer.named_parameters():
-                if name in tensors:
-                    parameter.copy_(tensors[name])
+        self.follower.load(tensors)
 
 
 class CoupledWindows(PairWindows):

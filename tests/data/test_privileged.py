@@ -91,3 +91,16 @@ def test_a_model_that_teaches_itself_samples_every_completion() -> None:
     assert check(Config(), frozenset({"model", "dataset"})) == []
     (problem,) = check(Config(lmbda=0.5), frozenset({"model", "dataset"}))
     assert "lmbda is 0.5, and must be 1; or wire a teacher" in problem
+
+
+@pytest.mark.parametrize(
+    ("settings", "wired", "said"),
+    [
+        ({"teacher_update_rate": 0.1}, ("teacher",), "input teacher stays as it is"),
+        ({"teacher_update_rate": 0.1, "lora_r": 4}, (), "with lora_r only adapters are"),
+        ({"teacher_sync_steps": 2}, (), "teacher_update_rate is null, so it would not be used"),
+    ],
+)
+def test_a_teacher_that_cannot_follow(settings: Row, wired: tuple[str, ...], said: str) -> None:
+    (problem,) = check(Config(**settings), frozenset({"model", "dataset", *wired}))
+    assert said in problem

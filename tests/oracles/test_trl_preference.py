@@ -13,7 +13,7 @@ import torch
 
 from stages.losses.f_divergence import f_divergence_of
 from stages.training.batch import Group
-from stages.training.pair_windows import Following
+from stages.training.following import Following
 from tests.oracles.pair_steps import BETA, examples, our_step, rows, with_references
 from tests.oracles.steps import Step, agree, gradient_norm, logged, trainer_of
 from tests.training.conftest import packing_scorer, tiny_model

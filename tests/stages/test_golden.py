@@ -246,7 +246,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "small": (
         2,
-        "84c13e9409b9d636",
+        "4853f37301e9f604",
         "06cbbe8ba1b07f8c",
         {
             "model/metrics: loss": 0.0043144,

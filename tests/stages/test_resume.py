@@ -105,6 +105,11 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         },
     ),
     "self-distillation": ("distill", "privileged_context", {"beta": 0.4, "max_completion_length": 4}),
+    "self-distillation from a teacher that follows": (
+        "distill",
+        "privileged_context",
+        {"max_completion_length": 4, "teacher_update_rate": 0.3, "teacher_sync_steps": 3},
+    ),
 }
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState
+from transformers import AutoModelForCausalLM
 
 from artifacts.errors import StageError
 from tests.data.characters import ids
@@ -25,6 +28,8 @@ SETTINGS: dict[str, Any] = {
     "max_completion_length": 5,
     "teacher_prompt_template": "{prompt} {privileged_context}",
 }
+KNOWN = {tuple(ids(row["prompt"])): (row["prompt"], f"{row['prompt']} {row['privileged_context']}") for row in ROWS}
+"""A prompt's token ids -> its text, and what the teacher sees."""
 
 
 @pytest.fixture(autouse=True)
@@ -51,15 +56,35 @@ def test_the_first_loss(
         inputs["teacher"] = tmp_path / teacher
     sampled = record_samples(monkeypatch)
     rows = metrics(tmp_path / "run", inputs, beta=beta, temperature=temperature)
-    known = {tuple(ids(row["prompt"])): (row["prompt"], f"{row['prompt']} {row['privileged_context']}") for row in ROWS}
-    first = [(*known[tuple(prompt)], completion) for prompt, completion in sampled[:3]]
+    first = [(*KNOWN[tuple(prompt)], completion) for prompt, completion in sampled[:3]]
     expected = of_privileged(student, fixed, first, beta=beta, temperature=temperature)
     assert rows[0]["loss"] == pytest.approx(expected, rel=1e-5)
     assert rows[0]["divergence"] == pytest.approx(expected, rel=1e-5)
-    # the second step still meets the teacher as it was: it is the student alone that has moved
+    # cut into other micro-batches, the steps are the same
     cut = metrics(tmp_path / "cut", inputs, beta=beta, temperature=temperature, micro_batch_tokens=4)
     for row, other in zip(rows, cut, strict=True):
         assert (other["loss"], other["grad_norm"]) == pytest.approx((row["loss"], row["grad_norm"]), rel=1e-4)
+
+
+@pytest.mark.parametrize("rate", [None, 0.25, 1.0])
+def test_the_teacher_of_the_second_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float | None) -> None:
+    """The model as it came; or moved towards the model after the first step, by hand, and not before the first."""
+    start = save_model(tmp_path / "model", seed=1)
+    inputs = {"model": tmp_path / "model", "dataset": save_dataset(tmp_path / "rows", "privileged_context", ROWS)}
+    settings = {"learning_rate": 1e-2, "lr_scheduler_type": "constant", "teacher_update_rate": rate}
+    (only,) = metrics(tmp_path / "one", inputs, max_steps=1, **settings)
+    after = AutoModelForCausalLM.from_pretrained(tmp_path / "one" / "job" / "out" / "model")
+    sampled = record_samples(monkeypatch)
+    first, second = metrics(tmp_path / "two", inputs, **settings)
+    assert first["loss"] == only["loss"]
+    teacher = deepcopy(start)
+    with torch.no_grad():
+        for weight, moved in zip(teacher.parameters(), after.parameters(), strict=True):
+            weight.copy_((1 - (rate or 0)) * weight + (rate or 0) * moved)
+    expected = of_privileged(
+        after, teacher, [(*KNOWN[tuple(prompt)], completion) for prompt, completion in sampled[3:6]]
+    )
+    assert second["loss"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_teacher_that_sees_no_more_has_nothing_to_teach(tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ from stages.losses.pair_logprobs import PairLogprobs
 from stages.losses.preference import PREFERENCE_LOSSES, weighted
 from stages.preference import Config
 from stages.training.batch import Group
+from stages.training.following import Following
 from stages.training.loop import Trainer
 from stages.training.model import Scorer
-from stages.training.pair_windows import CoupledWindows, Following, FollowingReference
+from stages.training.pair_windows import CoupledWindows, FollowingReference
 from stages.training.pairs import Reference, sum_of_tokens
 from stages.training.preference import PairSettings, PreferenceLoss
 from stages.training.processes import prepare_process

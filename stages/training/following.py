@@ -1,0 +1,85 @@
+"""A frozen model that follows the one in training, step by step, and travels in the checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from artifacts.errors import StageError
+from stages.training.loop import Trainer
+from stages.training.model import Scorer
+from stages.training.objective import Window, Windows
+
+
+@dataclass(frozen=True)
+class Following:
+    """How a model follows the policy (TR-DPO, Gorbatovski et al., arXiv:2404.09656, eq. 3 and 4)."""
+
+    mixup_alpha: float
+    """follower <- alpha policy + (1 - alpha) follower; 1 is the paper's hard update."""
+    sync_steps: int
+    """Steps between two updates; 1 with a small alpha is a moving average."""
+
+
+class Follower:
+    """The weights of `scorer`, which are moved towards the policy's before a step. Raises StageError for a model of
+    another shape."""
+
+    def __init__(self, trainer: Trainer, scorer: Scorer, following: Following) -> None:
+        self.trainer, self.scorer, self.following = trainer, scorer, following
+        own = {name: parameter.shape for name, parameter in scorer.named_parameters()}
+        if own != dict(trainer.parallel.shapes()):
+            raise StageError(
+                "a model of other weights than input model's cannot follow it; wire a reference of equal shape"
+            )
+
+    @torch.no_grad()
+    def before(self, step: int) -> None:
+        """Move, where it is time. Collective."""
+        if step == 0 or step % self.following.sync_steps:
+            return
+        parallel, own = self.trainer.parallel, dict(self.scorer.named_parameters())
+        for name in parallel.shapes():
+            weight = parallel.weight(name)
+            own[name].lerp_(weight.to(own[name].device), self.following.mixup_alpha)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its weights."""
+        return dict(self.scorer.named_parameters())
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up the weights as they were when a state was saved."""
+        for name, parameter in self.scorer.named_parameters():
+            if name in tensors:
+                parameter.copy_(tensors[name])
+
+
+class FollowedWindows:
+    """Windows before whose steps a model follows."""
+
+    def __init__(self, windows: Windows, follower: Follower) -> None:
+        self.windows, self.follower = windows, follower
+        self.total_steps = windows.total_steps
+
+    def window(self, step: int) -> Window:
+        """The groups of a step."""
+        self.follower.before(step)
+        return self.windows.window(step)
+
+    def state(self) -> dict[str, Any]:
+        """That of the windows inside."""
+        return self.windows.state()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The follower's weights too."""
+        return {**self.windows.tensors(), **self.follower.tensors()}
+
+    def load(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Into the windows inside and the follower."""
+        self.windows.load(state, tensors)
+        self.follower.load(tensors)
