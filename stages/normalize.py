@@ -123,7 +123,7 @@ def run(context: Context) -> None:
 
 STAGE = Stage(
     name="normalize",
-    version=2,
+    version=3,
     config=NormalizeConfig,
     inputs={},
     outputs={"train": "dataset", "test": "dataset"},

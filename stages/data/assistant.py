@@ -50,6 +50,17 @@ def with_ends(marked: Sequence[Span], turns: Sequence[Span], text: str, added_to
     return [(span[0], ends.get(span, span[1])) for span in marked]
 
 
+def inside(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
+    """Whether each token shares a character with one of the spans (both in order)."""
+    mask = []
+    position = 0
+    for start, stop in offsets:
+        while position < len(spans) and spans[position][1] <= start:
+            position += 1
+        mask.append(position < len(spans) and start < stop and stop > spans[position][0])
+    return mask
+
+
 class _Turn:
     """One assistant message in the rendered conversation, beside the conversation that ends with it."""
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import DataError
-from stages.data.assistant import Span, UnclearTurnError, assistant_spans, with_ends
+from stages.data.assistant import Span, UnclearTurnError, assistant_spans, inside, with_ends
 from stages.data.types import Message
 
 if TYPE_CHECKING:
@@ -20,7 +21,22 @@ if TYPE_CHECKING:
 Tools = list[dict[str, Any]] | None
 """JSON schemas of what the assistant may call in a conversation."""
 
+Arguments = Mapping[str, Any] | None
+"""Further arguments of the chat template in a conversation, such as {"enable_thinking": False}."""
+
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_NAME = re.compile(r"[^\W\d]\w*")
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What the chat template is given of a row beside messages."""
+
+    tools: Tools = None
+    arguments: Arguments = None
+
+
+_NOTHING = _Given()
 
 
 class Encoder:
@@ -69,16 +85,18 @@ class Encoder:
         conversations: Sequence[Sequence[Message]],
         row_ids: Sequence[str],
         tools: Sequence[Tools] | None = None,
+        arguments: Sequence[Arguments] | None = None,
         *,
         generation_prompt: bool = False,
     ) -> list[list[int]]:
         """Token ids of each conversation through the chat template, which writes its own start token.
 
-        `tools`: schemas of the tools of each conversation. Raises DataError where the template does not show them.
+        `tools`: schemas of the tools of each conversation; `arguments`: further ones of the template. Raises DataError
+        where the template does not show the tools or read the arguments.
         """
         rendered = [
-            self._render(messages, row_id, schemas, generation_prompt=generation_prompt)[0]
-            for messages, row_id, schemas in self._each(conversations, row_ids, tools)
+            self._render(messages, row_id, given, generation_prompt=generation_prompt)[0]
+            for messages, row_id, given in self._each(conversations, row_ids, tools, arguments)
         ]
         if not rendered:
             return []
@@ -89,6 +107,7 @@ class Encoder:
         conversations: Sequence[Sequence[Message]],
         row_ids: Sequence[str],
         tools: Sequence[Tools] | None = None,
+        arguments: Sequence[Arguments] | None = None,
     ) -> list[tuple[list[int], list[bool]]]:
         """(token ids, whether each token is the assistant's), its end-of-turn token included.
 
@@ -102,38 +121,59 @@ class Encoder:
             raise DataError("assistant_only_loss needs a fast tokenizer (tokenizer.json); this one is a slow one")
         masked = []
         spans_of = self._marked if marked else self._derived
-        for messages, row_id, schemas in self._each(conversations, row_ids, tools):
-            text, spans = spans_of(messages, row_id, schemas)
+        for messages, row_id, given in self._each(conversations, row_ids, tools, arguments):
+            text, spans = spans_of(messages, row_id, given)
             encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
             ids = list(encoded["input_ids"])
-            masked.append((ids, _inside(encoded["offset_mapping"], spans)))
+            masked.append((ids, inside(encoded["offset_mapping"], spans)))
         return masked
 
     def _each(
-        self, conversations: Sequence[Sequence[Message]], row_ids: Sequence[str], tools: Sequence[Tools] | None
-    ) -> Iterator[tuple[Sequence[Message], str, Tools]]:
-        """(messages, row id, schemas of tools) of each; the first with tools shows whether the template knows them."""
-        for messages, row_id, schemas in zip(conversations, row_ids, tools or [None] * len(row_ids), strict=True):
-            if schemas and "tools" not in self._shown:
-                self._require_shown("tools", row_id, messages, schemas, messages, None)
+        self,
+        conversations: Sequence[Sequence[Message]],
+        row_ids: Sequence[str],
+        tools: Sequence[Tools] | None,
+        arguments: Sequence[Arguments] | None,
+    ) -> Iterator[tuple[Sequence[Message], str, _Given]]:
+        """(messages, row id, the rest) of each; the first with tools shows whether the template knows them."""
+        nothing = [None] * len(row_ids)
+        pairs = zip(tools or nothing, arguments or nothing, strict=True)
+        for messages, row_id, pair in zip(conversations, row_ids, pairs, strict=True):
+            given = _Given(*pair)
+            self._require_read(row_id, given.arguments or {})
+            if given.tools and "tools" not in self._shown:
+                self._require_shown("tools", row_id, messages, given, messages, replace(given, tools=None))
             if "tool calls" not in self._shown and any("tool_calls" in message for message in messages):
                 without = [{key: message[key] for key in message if key != "tool_calls"} for message in messages]
-                self._require_shown("tool calls", row_id, messages, schemas, without, schemas)
-            yield messages, row_id, schemas
+                self._require_shown("tool calls", row_id, messages, given, without, given)
+            yield messages, row_id, given
+
+    def _require_read(self, row_id: str, arguments: Mapping[str, Any]) -> None:
+        """Raises DataError for an argument whose name the template does not hold."""
+        for name in arguments:
+            if name not in self._names:
+                raise DataError(
+                    f"row {row_id}: field 'chat_template_kwargs.{name}': the chat template does not read {name!r}, so "
+                    f"it would change nothing; use a template that does, or leave it out of the dataset"
+                )
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(_NAME.findall(self._required_template()))
 
     def _require_shown(
         self,
         what: str,
         row_id: str,
         messages: Sequence[Message],
-        tools: Tools,
+        given: _Given,
         other_messages: Sequence[Message],
-        other_tools: Tools,
+        other_given: _Given,
     ) -> None:
         """Raises DataError where a conversation looks the same without `what`."""
-        rendered = self._render(messages, row_id, tools)[0]
+        rendered = self._render(messages, row_id, given)[0]
         try:
-            shown = rendered != self._render(other_messages, row_id, other_tools)[0]
+            shown = rendered != self._render(other_messages, row_id, other_given)[0]
         except DataError:  # the template misses them
             shown = True
         if not shown:
@@ -143,32 +183,32 @@ class Encoder:
             )
         self._shown.add(what)
 
-    def _marked(self, messages: Sequence[Message], row_id: str, tools: Tools = None) -> tuple[str, list[Span]]:
-        text, spans = self._render(messages, row_id, tools, spans=True)
+    def _marked(self, messages: Sequence[Message], row_id: str, given: _Given = _NOTHING) -> tuple[str, list[Span]]:
+        text, spans = self._render(messages, row_id, given, spans=True)
         if self._ends_are_marked:
             return text, spans
         try:
-            turns = self._turns(messages, row_id, tools)
+            turns = self._turns(messages, row_id, given)
         except UnclearTurnError:
             return text, spans
         return text, with_ends(spans, turns, text, self._added_tokens)
 
-    def _derived(self, messages: Sequence[Message], row_id: str, tools: Tools = None) -> tuple[str, list[Span]]:
-        text, _ = self._render(messages, row_id, tools)
+    def _derived(self, messages: Sequence[Message], row_id: str, given: _Given = _NOTHING) -> tuple[str, list[Span]]:
+        text, _ = self._render(messages, row_id, given)
         try:
-            return text, self._turns(messages, row_id, tools)
+            return text, self._turns(messages, row_id, given)
         except UnclearTurnError as error:
             raise DataError(
                 f"row {row_id}: assistant_only_loss: what of the rendered conversation is the assistant's cannot be "
                 f"told ({error}); put {{% generation %}} and {{% endgeneration %}} around it in the chat template"
             ) from error
 
-    def _turns(self, messages: Sequence[Message], row_id: str, tools: Tools = None) -> list[Span]:
+    def _turns(self, messages: Sequence[Message], row_id: str, given: _Given = _NOTHING) -> list[Span]:
         """Raises UnclearTurnError."""
 
         def render(part: Sequence[Mapping[str, Any]], generation_prompt: bool) -> str:
             try:
-                return self._render(part, row_id, tools, generation_prompt=generation_prompt)[0]
+                return self._render(part, row_id, given, generation_prompt=generation_prompt)[0]
             except DataError as error:
                 raise UnclearTurnError(f"the template refuses the conversation with another turn: {error}") from error
 
@@ -200,7 +240,7 @@ class Encoder:
         self,
         messages: Sequence[Mapping[str, Any]],
         row_id: str,
-        tools: Tools = None,
+        given: _Given = _NOTHING,
         *,
         generation_prompt: bool = False,
         spans: bool = False,
@@ -208,28 +248,17 @@ class Encoder:
         from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        settings: dict[str, Any] = dict(self._tokenizer.special_tokens_map)
+        settings: dict[str, Any] = {**self._tokenizer.special_tokens_map, **(given.arguments or {})}
         try:
             rendered: Any = render_jinja_template(
                 conversations=[[dict(message) for message in messages]],
-                tools=None if tools is None else list(tools),
+                tools=None if given.tools is None else list(given.tools),
                 chat_template=self._required_template(),
                 return_assistant_tokens_mask=spans,
                 add_generation_prompt=generation_prompt,
                 **settings,
             )
-        except TemplateError as error:
+        except (TemplateError, TypeError, ValueError) as error:  # arguments of another type than it takes
             raise DataError(f"row {row_id}: the chat template refuses this conversation: {error}") from error
         texts, found = rendered
         return texts[0], found[0] if spans else []
-
-
-def _inside(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
-    """Whether each token shares a character with one of the spans (both in order)."""
-    mask = []
-    position = 0
-    for start, stop in offsets:
-        while position < len(spans) and spans[position][1] <= start:
-            position += 1
-        mask.append(position < len(spans) and start < stop and stop > spans[position][0])
-    return mask

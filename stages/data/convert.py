@@ -25,7 +25,8 @@ from stages.data.shapes import (
     require_form,
     without_repeated_prompt,
 )
-from stages.data.tools import TOOLS, tool_schemas
+from stages.data.template_arguments import refuse_template_arguments, template_arguments
+from stages.data.tools import TEMPLATE_ARGUMENTS, TOOLS, tool_schemas
 from stages.data.types import (
     FURTHER_COLUMNS,
     OPTIONAL_COLUMNS,
@@ -64,6 +65,9 @@ RECOGNIZED = frozenset(
 )
 """Source columns that a typed row may be made of."""
 
+
+_FOR_TEMPLATE: dict[str, Callable[[Any, str], Any]] = {TOOLS: tool_schemas, TEMPLATE_ARGUMENTS: template_arguments}
+"""The columns of conversational rows that chat templates read beside messages, and what makes one valid."""
 
 Note = Callable[[str, str], None]
 """(what was changed, detail)."""
@@ -132,9 +136,11 @@ class Converter:
             if self._system is not None and typed[first][:1] and typed[first][0]["role"] != "system":
                 typed[first] = [{"role": "system", "content": self._system}, *typed[first]]
             _check_conversation(typed, kind, where)
-            row = {**row, TOOLS: tool_schemas(row[TOOLS], where)} if TOOLS in row else row
+            row = {**row, **{name: _FOR_TEMPLATE[name](row[name], where) for name in _FOR_TEMPLATE if name in row}}
         elif self._system is not None:
             raise RowError(where, columns[0], "a system message needs conversational rows", "text")
+        else:
+            refuse_template_arguments(row, kind, where)
         _check_texts(typed, kind, where)
         if kind in PAIRED and row.get("margin") is not None:
             _check_margin(row["margin"], where)

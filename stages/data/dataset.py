@@ -13,7 +13,7 @@ from artifacts.digest import canonical_json
 from artifacts.errors import DataError
 from stages.data.ledger import RowLedger
 from stages.data.schema import ColumnTypes, typed_columns
-from stages.data.tools import TOOLS, read, stored
+from stages.data.tools import JSON_COLUMNS, read, stored
 from stages.data.types import ROW_ID, TEXT_COLUMNS, Dataset, Row, required_columns, text_columns
 
 if TYPE_CHECKING:
@@ -114,12 +114,14 @@ def _messages_with_calls(schema: pyarrow.Schema, dataset_type: str, folder: Path
     """The columns of messages where these or the rows hold more than text; None where all is as it lies there."""
     import pyarrow
 
-    tools = schema.field(TOOLS).type if TOOLS in schema.names else pyarrow.null()
-    if not (pyarrow.types.is_string(tools) or pyarrow.types.is_null(tools)):
-        raise DataError(f"{folder / DATA_FILE}: column {TOOLS!r} is not JSON text; normalize the source again")
+    held = {name: schema.field(name).type for name in JSON_COLUMNS if name in schema.names}
+    held = {name: kind for name, kind in held.items() if not pyarrow.types.is_null(kind)}
+    for name, kind in held.items():
+        if not pyarrow.types.is_string(kind):
+            raise DataError(f"{folder / DATA_FILE}: column {name!r} is not JSON text; normalize the source again")
     columns = text_columns(dataset_type, True)
     plain = all(schema.field(column).type.value_type.num_fields == 2 for column in columns)
-    return None if plain and pyarrow.types.is_null(tools) else columns
+    return None if plain and not held else columns
 
 
 def _description(folder: Path) -> dict[str, Any]:
@@ -165,7 +167,7 @@ class _TableRows(Sequence[Row]):
     """Rows of an Arrow table as dicts; decodes the block that was asked for last and holds it."""
 
     def __init__(self, table: pyarrow.Table, messages: tuple[str, ...] | None = None) -> None:
-        """`messages`: the columns of messages that have tool calls to read, if any."""
+        """`messages`: the columns of messages, where JSON text in them or beside them is to be read."""
         self.table, self._messages = table, messages
         self._block = -1
         self._decoded: list[Row] = []

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from artifacts.errors import DataError
-from stages.data.chat import Encoder, Tools
+from stages.data.chat import Arguments, Encoder, Tools
 from stages.data.ledger import RowLedger
-from stages.data.tools import TOOLS
+from stages.data.tools import TEMPLATE_ARGUMENTS, TOOLS
 from stages.data.types import ROW_ID, Dataset, Row
 
 ROWS_PER_BLOCK = 256
@@ -38,7 +38,7 @@ def encode_prompts(encoder: Encoder, dataset: Dataset, rows: Sequence[Row]) -> l
     """Token ids of the prompts alone, as the model would see them before it answers."""
     prompts = [row["prompt"] for row in rows]
     if dataset.conversational:
-        return encoder.conversations(prompts, row_ids(rows), tools_of(rows), generation_prompt=True)
+        return encoder.conversations(prompts, row_ids(rows), tools_of(rows), arguments_of(rows), generation_prompt=True)
     return encoder.texts(prompts, end=False)
 
 
@@ -46,7 +46,7 @@ def encode_joined(encoder: Encoder, dataset: Dataset, rows: Sequence[Row], colum
     """Token ids of prompt and completion together."""
     joined = [row["prompt"] + row[column] for row in rows]
     if dataset.conversational:
-        return encoder.conversations(joined, row_ids(rows), tools_of(rows))
+        return encoder.conversations(joined, row_ids(rows), tools_of(rows), arguments_of(rows))
     return encoder.texts(joined, end=True)
 
 
@@ -57,6 +57,11 @@ def row_ids(rows: Sequence[Row]) -> list[str]:
 def tools_of(rows: Sequence[Row]) -> list[Tools]:
     """The schemas of each row's tools."""
     return [row.get(TOOLS) for row in rows]
+
+
+def arguments_of(rows: Sequence[Row]) -> list[Arguments]:
+    """What each row gives the chat template besides messages and tools."""
+    return [row.get(TEMPLATE_ARGUMENTS) for row in rows]
 
 
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:

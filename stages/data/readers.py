@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 from artifacts.errors import DataError
 from stages.data.files import FORMATS, SourceFile
 from stages.data.strict_json import lines, parse, parse_object
-from stages.data.tools import TOOLS
+from stages.data.tools import JSON_COLUMNS
 
 if TYPE_CHECKING:
     import pyarrow
@@ -133,15 +133,15 @@ def _arrow(file: SourceFile, path: Path) -> Iterator[dict[str, Any]]:
 
 
 def table_rows(batch: pyarrow.RecordBatch | pyarrow.Table) -> list[dict[str, Any]]:
-    """The rows of a table, without the fields of tools and of tool calls that are null.
+    """The rows of a table, without the fields of tools, tool calls and template arguments that are null.
 
     A column of objects gives every row the fields of all rows; in a call they would be arguments that nobody gave.
     """
     rows: list[dict[str, Any]] = batch.to_pylist()
     for field in batch.schema:
-        if field.name == TOOLS:
+        if field.name in JSON_COLUMNS:
             for row in rows:
-                row[TOOLS] = _without_nulls(row[TOOLS])
+                row[field.name] = _without_nulls(row[field.name])
         elif "tool_calls" in str(field.type):
             for row in rows:
                 row[field.name] = _with_own_calls(row[field.name])

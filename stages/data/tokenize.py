@@ -15,6 +15,7 @@ from stages.data.chat import Encoder
 from stages.data.encode import (
     EMPTY_PROMPT,
     ROWS_PER_BLOCK,
+    arguments_of,
     common_prefix,
     encode_joined,
     encode_prompts,
@@ -149,11 +150,13 @@ def _full_sequences(
     encoder: Encoder, dataset: Dataset, rows: Sequence[Row], assistant_only: bool
 ) -> Iterable[tuple[list[int], list[bool]]]:
     if assistant_only:
-        return encoder.assistant_masks([_messages(dataset, row) for row in rows], row_ids(rows), tools_of(rows))
+        messages = [_messages(dataset, row) for row in rows]
+        return encoder.assistant_masks(messages, row_ids(rows), tools_of(rows), arguments_of(rows))
     if dataset.type == "prompt_completion":
         encoded = encode_joined(encoder, dataset, rows, "completion")
     elif dataset.conversational:
-        encoded = encoder.conversations([row["messages"] for row in rows], row_ids(rows), tools_of(rows))
+        messages = [row["messages"] for row in rows]
+        encoded = encoder.conversations(messages, row_ids(rows), tools_of(rows), arguments_of(rows))
     else:
         encoded = encoder.texts([row["text"] for row in rows], end=True)
     return [(token_ids, [True] * len(token_ids)) for token_ids in encoded]

@@ -1,6 +1,7 @@
 """Tools in rows: schemas of what may be called, calls in the assistant's messages, results in messages of their own.
 
 In a dataset's file, `tools` and `tool_calls` are JSON text: every row may have other arguments, a column has one type.
+So is `chat_template_kwargs`, the arguments of the chat template (`template_arguments.py`).
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from stages.data.faults import RowError
 from stages.data.types import Message, Row
 
 TOOLS = "tools"
+TEMPLATE_ARGUMENTS = "chat_template_kwargs"
+JSON_COLUMNS = (TOOLS, TEMPLATE_ARGUMENTS)
+"""The columns of conversational rows that are JSON text in a dataset's file."""
 
 
 def tool_schemas(value: Any, where: str) -> list[dict[str, Any]] | None:
     """The schemas in a row's column `tools`: a list, or JSON text of one; None where there are none."""
-    schemas = _from_json(value, where, TOOLS)
+    schemas = from_json(value, where, TOOLS)
     if not schemas:
         return None
     if not isinstance(schemas, list):
@@ -37,7 +41,7 @@ def tool_calls(value: Any, where: str, place: str) -> list[dict[str, Any]]:
 
     Taken in that form or as {name, arguments}; arguments are an object, or JSON text of one.
     """
-    calls = _from_json(value, where, place)
+    calls = from_json(value, where, place)
     if not isinstance(calls, list):
         raise RowError(where, place, "must be a list of tool calls", f"a {type(calls).__name__}")
     return [_call(call, where, f"{place}[{number}]") for number, call in enumerate(calls)]
@@ -49,7 +53,7 @@ def _call(call: Any, where: str, place: str) -> dict[str, Any]:
         reason = "a tool call is an object with a name: {type: function, function: {name, arguments}}"
         raise RowError(where, place, reason, json.dumps(call, ensure_ascii=False)[:80])
     arguments = function.get("arguments")
-    arguments = {} if arguments is None else _from_json(arguments, where, f"{place}.arguments")
+    arguments = {} if arguments is None else from_json(arguments, where, f"{place}.arguments")
     if not isinstance(arguments, dict):
         reason = "arguments are an object, or JSON text of one"
         raise RowError(where, f"{place}.arguments", reason, f"a {type(arguments).__name__}")
@@ -57,7 +61,8 @@ def _call(call: Any, where: str, place: str) -> dict[str, Any]:
     return made if call.get("id") is None else {"id": str(call["id"]), **made}
 
 
-def _from_json(value: Any, where: str, place: str) -> Any:
+def from_json(value: Any, where: str, place: str) -> Any:
+    """The value, or what its JSON text says; None for an empty one. Raises RowError where that is no JSON."""
     if not isinstance(value, str):
         return value
     if not value.strip():
@@ -70,7 +75,7 @@ def _from_json(value: Any, where: str, place: str) -> Any:
 
 def stored(row: Row, columns: Sequence[str]) -> Row:
     """The row of a conversational dataset as its file has it. `columns`: those that hold messages."""
-    changed: Row = {TOOLS: _json(row[TOOLS])} if isinstance(row.get(TOOLS), list) else {}
+    changed: Row = {name: _json(row[name]) for name in JSON_COLUMNS if isinstance(row.get(name), list | dict)}
     for column in columns:
         if any("tool_calls" in message for message in row[column]):
             changed[column] = [_stored_message(message) for message in row[column]]
@@ -80,8 +85,7 @@ def stored(row: Row, columns: Sequence[str]) -> Row:
 def read(row: Row, columns: Sequence[str]) -> Row:
     """The row as it was before `stored`; fields that only other rows' messages have are left out."""
     changed: Row = {column: [_read_message(message) for message in row[column]] for column in columns}
-    if isinstance(row.get(TOOLS), str):
-        changed[TOOLS] = json.loads(row[TOOLS])
+    changed |= {name: json.loads(row[name]) for name in JSON_COLUMNS if isinstance(row.get(name), str)}
     return {**row, **changed}
 
 

@@ -14,7 +14,7 @@
 | pretokenized_preference | prompt_ids, chosen_ids, rejected_ids                                     |
 
 Names as TRL's. Other columns are kept beside them; `tools` of conversational rows holds the schemas of the tools that
-the assistant may call.
+the assistant may call, `chat_template_kwargs` further arguments of the chat template.
 """
 
 from __future__ import annotations

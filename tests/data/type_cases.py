@@ -25,13 +25,16 @@ from tests.stages.normalized import assistant, system, user
 
 Row = dict[str, Any]
 
-# schemas as the names of what may be called, calls as name, argument and its value
+# schemas as the names of what may be called, calls as name, argument and its value; == is a thought that is left out
+NO_THOUGHT = "{% if enable_thinking is defined and not enable_thinking %}=={% endif %}"
 TEMPLATE = (
     "{% for tool in tools or [] %}={{ tool.function.name }}{% endfor %}{% for m in messages %}"
-    "{% if m.role == 'assistant' %}>{{ m.content }}{% for call in m.tool_calls or [] %}{{ call.function.name }}"
+    "{% if m.role == 'assistant' %}>"
+    + NO_THOUGHT
+    + "{{ m.content }}{% for call in m.tool_calls or [] %}{{ call.function.name }}"
     "{% for name, value in call.function.arguments.items() %}{{ name }}{{ value }}{% endfor %}{% endfor %}<eos>"
     "{% elif m.role == 'user' %}<{{ m.content }}{% else %}={{ m.content }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}>{% endif %}"
+    "{% if add_generation_prompt %}>" + NO_THOUGHT + "{% endif %}"
 )
 
 
@@ -95,6 +98,8 @@ WITH_TOOLS = [
     {"messages": [user("b"), call("a", "b", "c"), RESULT, assistant("e")], "tools": [{"function": {"name": "a"}}]},
     {"messages": [user("g"), call("h", "f", "a"), RESULT, assistant("d")], "tools": [{"function": {"name": "h"}}]},
 ]
+THOUGHTLESS: Row = {"chat_template_kwargs": {"enable_thinking": False}}
+THOUGHTFUL: Row = {"chat_template_kwargs": {"enable_thinking": True}}
 CASES = {
     "language modeling": Case(
         [{"text": "abc"}, {"text": "de"}], "language_modeling", ["a«bc$»", "d«e$»"], "sft", of_marked
@@ -134,6 +139,24 @@ CASES = {
         ["=a<b>«abc$=d>e$»", "=h<g>hfa$=d>«d$»"],
         "sft",
         of_marked,
+    ),
+    "prompt-completion with arguments of the template": Case(
+        [
+            {"prompt": [user("ab")], "completion": [assistant("cd")], **THOUGHTLESS},
+            {"prompt": [user("e")], "completion": [assistant("f")], **THOUGHTFUL},
+        ],
+        "prompt_completion",
+        ["<ab>==«cd$»", "<e>«f$»"],
+        "sft",
+        of_marked,
+    ),
+    "language modeling with arguments of the template, assistant only": Case(
+        [{"messages": TALK, **THOUGHTLESS}, {"messages": TALK, **THOUGHTFUL}],
+        "language_modeling",
+        ["=h<ab>==«cd$»<e>==«f$»", "=h<ab>«cd$»<e>«f$»"],
+        "sft",
+        of_marked,
+        {"assistant_only_loss": True},
     ),
     "preference with tools": Case(
         [
@@ -296,4 +319,8 @@ PRIVILEGED = {
 PROMPTS = {
     "prompt": ([{"prompt": "ab"}, {"prompt": "e"}], ["ab", "e"]),
     "prompt, conversational": ([{"prompt": [user("ab")]}, {"prompt": TALK[:4]}], ["<ab>", "=h<ab>cd$<e>"]),
+    "prompt with arguments of the template": (
+        [{"prompt": [user("ab")], **THOUGHTLESS}, {"prompt": TALK[:4], **THOUGHTFUL}],
+        ["<ab>==", "=h<ab>cd$<e>"],
+    ),
 }
