@@ -123,10 +123,11 @@ def stage_variables(threads: int) -> dict[str, str]:
         # A waiting thread spins for some 20 microseconds. Sleeping at once makes small operations a fifth slower;
         # spinning for long, as is the default, makes stages side by side on the same cores seven times slower.
         "GOMP_SPINCOUNT": "10000",
-        # Freed memory stays with the process: given back, every large tensor of every step would be fresh pages from
-        # the system, and filling those takes as long as multiplying (a quarter of a step with a large vocabulary).
-        "MALLOC_MMAP_MAX_": "0",
+        # Fresh pages from the system take as long to fill as numbers to multiply. So freed memory stays with the
+        # process, and what is too large for that (it would leave holes) comes in huge pages where the kernel has them.
         "MALLOC_TRIM_THRESHOLD_": str(2**46),
+        "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         "TOKENIZERS_PARALLELISM": "false",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "PYTHONHASHSEED": "0",

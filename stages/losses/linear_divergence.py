@@ -97,6 +97,7 @@ class _LinearDivergence(torch.autograd.Function):
             if grad_hidden_NH is not None:
                 grad_hidden_NH[part] = room.to_hidden(slopes_CV).mul_(scales_C[:, None])
             gradient.add(slopes_CV, scales_C, hidden_NH[part])
+            del slopes_CV, teacher_CV  # their memory is the next ones'
         ctx.formed = FormedGradient(grad_hidden_NH, gradient)
         ctx.mark_non_differentiable(divergences_N)
         return (divergences_N * weights_N).sum(), divergences_N

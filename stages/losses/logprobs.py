@@ -177,6 +177,7 @@ class _LinearLogprobs(torch.autograd.Function):
         directions_NH = hidden_NH.new_empty(hidden_NH.shape, dtype=room.head.sum_type) if wanted.hidden else None
         chunk = None
         for part in room.parts:
+            del chunk  # its memory is the next one's
             chunk = score_chunk(room, hidden_NH[part], targets_N[part], wanted)
             keep_scores(scores, part, chunk)
             if directions_NH is not None:
@@ -204,6 +205,7 @@ class _LinearLogprobs(torch.autograd.Function):
                 again = replace(wanted, hidden=False, entropy=False, squares=False)
                 room = ChunkedHead(head, len(targets_N), ctx.longest)
                 for part in room.parts:
+                    del chunk
                     chunk = score_chunk(room, hidden_NH[part], targets_N[part], again)
                     add_chunk(gradient, chunk, grad_N[part], hidden_NH[part], targets_N[part])
         return grad_hidden_NH, *gradient.result(), None, None, None, None

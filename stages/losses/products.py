@@ -62,10 +62,10 @@ def product(left_MK: Tensor, right_KN: Tensor, sum_type: torch.dtype) -> Tensor:
 
 
 def add_product(total_MN: Tensor, left_MK: Tensor, right_KN: Tensor) -> Tensor:
-    """total + left @ right, in the type of `total`, whose memory may be taken for the result."""
+    """total + left @ right, in the memory of `total` and summed in its type."""
     if prefers_onednn(left_MK, right_KN, left_MK.numel() * right_KN.shape[1]):
-        total: Tensor = torch.ops.mkldnn._linear_pointwise.binary(left_MK, total_MN, right_KN.t(), None, "add")
-        return total
+        # in its own memory: a new total every time would leave holes that nothing else fits into
+        return total_MN.add_(linear(left_MK, right_KN.t()))
     if left_MK.dtype == total_MN.dtype:
         return total_MN.addmm_(left_MK, right_KN)
     return torch.addmm(total_MN, left_MK, right_KN, out_dtype=total_MN.dtype, out=total_MN)

@@ -77,6 +77,7 @@ class _LinearTokenLoss(torch.autograd.Function):
                 grad_hidden_NH[part] = chunk.direction_CH.mul_(grad_C[:, None])
             if wanted.head:
                 add_chunk(gradient, chunk, grad_C, hidden_CH, targets_C)
+            del chunk  # its memory is the next one's
         ctx.formed = FormedGradient(grad_hidden_NH, gradient)
         ctx.mark_non_differentiable(*(score for score in scores if score is not None))
         return losses_N.sum(), *scores
