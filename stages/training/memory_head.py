@@ -36,6 +36,8 @@ def held_bytes(shape: ModelShape, use: HeadUse, read: int, *, device: str, compu
     if shape.classifier:
         return 0
     gradient = 0 if frozen else _FLOAT * shape.embedding_parameters
+    if device == "cpu":  # the product that is added, and the sum turned round for the weight
+        gradient *= 2
     chunk = chunk_bytes(shape, read, device)
     # a CPU would sum products of bfloat16 in bfloat16, so the weight is widened first
     widened = _FLOAT * shape.embedding_parameters if device == "cpu" and compute < _FLOAT else 0
