@@ -58,7 +58,7 @@ def train(context: Context, kill_before: int, kill: Any) -> None:
     )
     windows = Deadly(sequences(), context.config)
     windows.kill_before, windows.kill = kill_before, kill
-    export(context, trainer.run(windows), context.input("model"), {})
+    export(context, trainer.run(windows), {})
 
 
 def main() -> None:
