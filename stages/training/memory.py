@@ -43,6 +43,10 @@ PROCESS_BYTES: Mapping[Device, int] = {"cpu": 500_000_000, "cuda": 600_000_000}
 ALLOCATOR_SHARE: Mapping[Device, float] = {"cpu": 0.12, "cuda": 0.05}
 """Of activations and head: what allocators hold beyond what is in use at the peak. On a CPU as measured by
 `tests/benchmarks/memory_prediction.py`; on a GPU assumed, not measured."""
+_HEAP_BYTES = 32 * 2**20
+"""Tensors below this size come from a CPU's heap, as `flows.command` sets it."""
+_HEAP_SHARE = 1.0
+"""Of activations in the heap: what freed ones of steps of other lengths leave behind. Measured likewise."""
 
 
 @dataclass(frozen=True)
@@ -143,22 +147,28 @@ def training_step(training: Training, work: Passes, use: HeadUse, *, reference: 
     )
     head += training.widened_head
     saved = saved_bytes(layers, work.tokens, work.read, work.longest)
-    slack = 1 + ALLOCATOR_SHARE[setup.device]
+    slack, inside = 1 + ALLOCATOR_SHARE[setup.device], _activation_slack(shape, setup.device, work.tokens)
     streams = stream_bytes(layers, work.tokens)
     before = state["gradients"] if work.count > 1 else 0.0
     embedding = shape.embedding_parameters * _FLOAT if layers.all_trained else 0
     moments = [
-        {"gradients": before, "activations": slack * (saved + streams), "head": slack * head},
+        {"gradients": before, "activations": inside * (saved + streams), "head": slack * head},
         {
             "gradients": before,
-            "activations": slack * (saved + streams + attention_gradient_bytes(layers, work.tokens, work.read)),
+            "activations": inside * (saved + streams + attention_gradient_bytes(layers, work.tokens, work.read)),
             "head": 0.0 if shape.classifier else slack * embedding,
         },
-        {"gradients": state["gradients"] + (embedding if work.count > 1 else 0), "activations": slack * streams},
+        {"gradients": state["gradients"] + (embedding if work.count > 1 else 0), "activations": inside * streams},
     ]
     worst = max(moments, key=lambda parts: sum(parts.values()))
     copy = training.trained * (_FLOAT + _MOMENTS) / setup.processes if setup.device == "cpu" else 0
     return phase("training step", {**state, **worst, "checkpoint": copy, "reference": reference}, setup)
+
+
+def _activation_slack(shape: ModelShape, device: Device, tokens: int) -> float:
+    """What is held of activations over what is in use."""
+    in_heap = device == "cpu" and _FLOAT * tokens * shape.intermediate < _HEAP_BYTES
+    return 1 + (_HEAP_SHARE if in_heap else ALLOCATOR_SHARE[device])
 
 
 def scoring(
@@ -177,7 +187,7 @@ def scoring(
     held = dict(resident or {})
     if own is not None:
         held[own] = held.get(own, 0) + shape.parameters * _FLOAT
-    inside = slack * passing_bytes(layers, work.tokens)
+    inside = _activation_slack(shape, setup.device, work.tokens) * passing_bytes(layers, work.tokens)
     # the head comes after the layers, with their last states still there
     states = slack * layers.compute * shape.hidden * (work.tokens + work.read)
     head = slack * scoring_bytes(shape, work.read, device=setup.device)
