@@ -13,15 +13,6 @@ from stages.losses.token_loss import linear_token_loss
 from tests.losses.heads import log_softmax
 
 
-@pytest.fixture
-def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every product in float32 is oneDNN's, however small, whatever the processor."""
-    if not torch.backends.mkldnn.is_available():
-        pytest.skip("this torch has no oneDNN")
-    monkeypatch.setattr(products, "LEAST_WORK", 0)
-    monkeypatch.setattr(products, "_has_faster_kernels", lambda: True)
-
-
 def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 

@@ -7,22 +7,12 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from stages.losses import products
 from stages.training import linear
 from stages.training.adapters import add_adapters
 from stages.training.config import TrainingConfig
 from stages.training.model import Scorer, token_logprobs
 from stages.training.probes import settle_layout
 from tests.training.conftest import random_groups, tiny_model
-
-
-@pytest.fixture
-def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every product in float32 is oneDNN's, however small, whatever the processor."""
-    if not torch.backends.mkldnn.is_available():
-        pytest.skip("this torch has no oneDNN")
-    monkeypatch.setattr(products, "LEAST_WORK", 0)
-    monkeypatch.setattr(products, "_has_faster_kernels", lambda: True)
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
