@@ -24,7 +24,7 @@ from stages.training.loop import Trainer
 from stages.training.model import Scorer
 from stages.training.out_of_memory import TokenBudget
 from stages.training.reference import branch_logprobs
-from stages.training.rollout_windows import Sampled
+from stages.training.rollout_records import Sampled
 
 
 def end_token_ids(model: Any, tokenizer: Any) -> list[int]:

@@ -6,39 +6,22 @@ what was sampled for steps still to come travels in the checkpoint.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean, pstdev
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from stages.context import Context
 from stages.data.tokenize import TokenizedPrompt
-from stages.rollouts.requests import Completion
 from stages.seeds import derive
 from stages.training.batch import Branch, Group
 from stages.training.objective import Window
 from stages.training.planner import RowOrder
 from stages.training.policy import Rollouts
-
-SAMPLES_KEPT_PER_STEP = 1
-"""Groups of a generation whose texts go into samples.jsonl."""
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """A prompt's completions, scored: the unit that is sampled, stored and trained as one."""
-
-    prompt: TokenizedPrompt
-    completions: list[Completion]
-    texts: list[str]
-    rewards: dict[str, list[float | None]]
-    """By reward function."""
-    totals: list[float | None]
-    """Weighted sums; None where nothing scored the completion."""
+from stages.training.rollout_metrics import rollout_metrics
+from stages.training.rollout_records import Recorder, Sampled
 
 
 class Generate(Protocol):
@@ -105,7 +88,7 @@ class RolloutWindows:
         self.order = RowOrder(len(prompts), plan.prompts_per_generation, plan.seed, plan.epochs, self.total_steps)
         self.groups: list[Group] = []
         self.metrics: dict[str, float] = {}
-        self.samples: list[dict[str, Any]] = []
+        self.recorder = Recorder(context, plan.num_generations)
 
     def window(self, step: int) -> Window:
         """The groups of a step. Those without signal count in the denominator, but are not computed."""
@@ -143,15 +126,7 @@ class RolloutWindows:
         groups = [self._group(entry, values) for entry, values in zip(sampled, advantages, strict=True)]
         self.groups = self.learning.measure(groups)
         self.metrics = rollout_metrics(sampled)
-        if self.context.is_main:
-            records = [
-                record
-                for entry, values in zip(sampled, advantages, strict=True)
-                for record in rollout_records(entry, values, step + 1)
-            ]
-            self.samples += records[: SAMPLES_KEPT_PER_STEP * self.plan.num_generations]
-            lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-            self.context.shards.save(f"rollouts-{generation:08d}", lines.encode())
+        self.recorder.save(generation, step, sampled, advantages)
 
     def _group(self, sampled: Sampled, advantages: Sequence[float]) -> Group:
         masked = [self.plan.mask_truncated and not completion.finished for completion in sampled.completions]
@@ -176,7 +151,7 @@ class RolloutWindows:
             }
             for group in (self.groups if self.plan.steps_per_batch > 1 else [])
         ]
-        return {"groups": groups, "metrics": self.metrics, "samples": list(self.samples)}
+        return {"groups": groups, "metrics": self.metrics, "samples": self.recorder.state()}
 
     def tensors(self) -> dict[str, Tensor]:
         """Nothing to save."""
@@ -184,7 +159,8 @@ class RolloutWindows:
 
     def load(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Take up what `state` gave."""
-        self.metrics, self.samples = state.get("metrics", {}), state.get("samples", [])
+        self.metrics = state.get("metrics", {})
+        self.recorder.load(state.get("samples", []))
         self.groups = [
             Group(
                 group["row_id"],
@@ -195,69 +171,17 @@ class RolloutWindows:
             for group in state.get("groups", [])
         ]
 
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        """Completions to look at, of every generation."""
+        return self.recorder.samples
+
     def records(self) -> list[dict[str, Any]]:
-        """Every rollout of the run, in order, from the shards that were saved as it went."""
-        generations = -(-self.total_steps // self.plan.steps_per_batch)
-        return [
-            json.loads(line)
-            for generation in range(generations)
-            for line in self.context.shards.load(f"rollouts-{generation:08d}").decode().splitlines()
-        ]
+        """Every rollout of the run, in order."""
+        return self.recorder.records(-(-self.total_steps // self.plan.steps_per_batch))
 
 
 def _rollouts(saved: dict[str, Any]) -> Rollouts:
     """From JSON, where tuples are lists."""
     fields: dict[str, Any] = {name: None if values is None else tuple(values) for name, values in saved.items()}
     return Rollouts(**fields)
-
-
-def rollout_records(sampled: Sampled, advantages: Sequence[float], step: int) -> list[dict[str, Any]]:
-    """One row a completion. `weights`: the number of optimizer steps behind the weights that sampled it."""
-    return [
-        {
-            "row_id": f"{sampled.prompt.row_id}/{step}/{index}",
-            "prompt_row_id": sampled.prompt.row_id,
-            "prompt": sampled.prompt.row["prompt"],
-            "completion": text,
-            "token_ids": completion.token_ids,
-            "logprobs": completion.logprobs,
-            "finished": completion.finished,
-            "reward": sampled.totals[index],
-            **{f"reward_{name}": values[index] for name, values in sampled.rewards.items()},
-            "advantage": advantages[index],
-            "step": step,
-            "weights": step - 1,
-        }
-        for index, (completion, text) in enumerate(zip(sampled.completions, sampled.texts, strict=True))
-    ]
-
-
-def rollout_metrics(sampled: Sequence[Sampled]) -> dict[str, float]:
-    """Rewards and lengths of a generation, under TRL's names."""
-    lengths = [len(completion.token_ids) for entry in sampled for completion in entry.completions]
-    ended = [len(completion.token_ids) for entry in sampled for completion in entry.completions if completion.finished]
-    groups = [[value for value in entry.totals if value is not None] for entry in sampled]
-    totals = [value for group in groups for value in group]
-    metrics = {
-        "completions/mean_length": fmean(lengths),
-        "completions/min_length": float(min(lengths)),
-        "completions/max_length": float(max(lengths)),
-        "completions/clipped_ratio": 1 - len(ended) / len(lengths),
-    }
-    if ended:
-        metrics["completions/mean_terminated_length"] = fmean(ended)
-    if totals:
-        metrics["reward"] = fmean(totals)
-        metrics["reward_std"] = fmean(_deviation(group) for group in groups if group)
-        metrics["frac_reward_zero_std"] = fmean(float(len(set(group)) <= 1) for group in groups)
-    for name in sampled[0].rewards:
-        values = [value for entry in sampled for value in entry.rewards[name] if value is not None]
-        if values:
-            metrics[f"rewards/{name}/mean"] = fmean(values)
-            metrics[f"rewards/{name}/std"] = _deviation(values)
-    return metrics
-
-
-def _deviation(values: Sequence[float]) -> float:
-    """Bessel-corrected; 0 for a single value."""
-    return float(pstdev(values) * (len(values) / max(1, len(values) - 1)) ** 0.5)

@@ -1,0 +1,39 @@
+"""Rewards and lengths of what was sampled, as metrics of the steps that train on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean, pstdev
+
+from stages.training.rollout_records import Sampled
+
+
+def rollout_metrics(sampled: Sequence[Sampled]) -> dict[str, float]:
+    """Rewards and lengths of a generation, under TRL's names."""
+    lengths = [len(completion.token_ids) for entry in sampled for completion in entry.completions]
+    ended = [len(completion.token_ids) for entry in sampled for completion in entry.completions if completion.finished]
+    groups = [[value for value in entry.totals if value is not None] for entry in sampled]
+    totals = [value for group in groups for value in group]
+    metrics = {
+        "completions/mean_length": fmean(lengths),
+        "completions/min_length": float(min(lengths)),
+        "completions/max_length": float(max(lengths)),
+        "completions/clipped_ratio": 1 - len(ended) / len(lengths),
+    }
+    if ended:
+        metrics["completions/mean_terminated_length"] = fmean(ended)
+    if totals:
+        metrics["reward"] = fmean(totals)
+        metrics["reward_std"] = fmean(_deviation(group) for group in groups if group)
+        metrics["frac_reward_zero_std"] = fmean(float(len(set(group)) <= 1) for group in groups)
+    for name in sampled[0].rewards:
+        values = [value for entry in sampled for value in entry.rewards[name] if value is not None]
+        if values:
+            metrics[f"rewards/{name}/mean"] = fmean(values)
+            metrics[f"rewards/{name}/std"] = _deviation(values)
+    return metrics
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """Bessel-corrected; 0 for a single value."""
+    return float(pstdev(values) * (len(values) / max(1, len(values) - 1)) ** 0.5)
