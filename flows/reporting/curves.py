@@ -126,17 +126,13 @@ def _logs(run: Mapping[str, Any], reader: Reader) -> list[_Log]:
 
 
 def _notices(rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-    """What the monitors say of the finite numbers in the rows."""
-    finite = [
+    """What the monitors say of the numbers in the rows."""
+    numbers = [
         {"step": line}
-        | {
-            name: value
-            for name, value in row.items()
-            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        }
+        | {name: value for name, value in row.items() if isinstance(value, int | float) and not isinstance(value, bool)}
         for line, row in enumerate(rows, start=1)
     ]
-    return tuple(str(notice) for notice in notices_of(finite))
+    return tuple(str(notice) for notice in notices_of(numbers))
 
 
 def _points(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Point]]:

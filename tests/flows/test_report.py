@@ -112,7 +112,7 @@ def test_a_long_curve_is_thinned_and_says_so(tmp_path: Path) -> None:
 
 
 def test_monitors_speak_in_the_report(tmp_path: Path) -> None:
-    """Of finite numbers alone; a row without one is no spike."""
+    """A row without a number is no spike."""
     run = SmallRun(tmp_path)
     rows: list[dict[str, float | None]] = [{"step": step, "loss": 1.0 + step % 2 / 100} for step in range(1, 60)]
     rows[30]["loss"], rows[45]["loss"] = None, 7.0

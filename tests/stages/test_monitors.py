@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from stages.data.tokenize import MASKED
 from stages.data.truncation import COMPLETION_TOO_LONG, PROMPT_TOO_LONG
 from stages.monitors import FEW, MONITORS, ROW_MONITORS, UNTRAINED, Watch, notices_of, notices_of_rows
+from tests.stages.small_models import read_json
 
 Row = dict[str, float]
 
@@ -24,6 +26,18 @@ def healthy(step: int) -> Row:
         "rewards/accuracies": min(1.0, 0.5 + share),
         "logps/chosen": -40.0 - 5 * share,
         "kl": 3 * share,
+        "reward": 0.2 + 0.5 * share,
+        "frac_reward_zero_std": 0.3 + 0.3 * share,
+        "rewards/length/mean": 0.2,
+        "rewards/length/std": 0.1,
+        "rewards/correct/mean": 0.5 * share,
+        "rewards/correct/std": 0.4,
+        "completions/mean_length": 40 + 20 * share,
+        "completions/clipped_ratio": 0.3 - 0.2 * share,
+        "completions/duplicate_ratio": 0.1 + 0.2 * share,
+        "clip_ratio/low_mean": 0.01,
+        "clip_ratio/high_mean": 0.1,
+        "sampling/sampling_logp_difference/mean": 0.02 + 0.01 * share,
     }
 
 
@@ -49,6 +63,29 @@ TROUBLES: dict[str, tuple[Callable[[int], Row], int]] = {
     "accuracy_at_chance": (lambda step: {"rewards/accuracies": 0.5 + 0.02 * (-1) ** step}, 100),
     # 4, then 40: the mean of 20 passes 10 when 4 of them are 40
     "kl_runaway": (lambda step: {"kl": 4.0 if step <= 100 else 40.0}, 104),
+    "not_finite": (lambda step: {"kl": float("nan")} if step == 60 else {}, 60),
+    # 0 until step 100, then 1: 18 of 20 are nine in ten
+    "no_signal": (lambda step: {"frac_reward_zero_std": float(step > 100)}, 118),
+    # 20 steps of one value
+    "constant_reward": (
+        lambda step: {"rewards/length/mean": 0.25, "rewards/length/std": 0.0} if step > 50 else {},
+        70,
+    ),
+    # 40, then 80: the mean of the first 20 is 40, so all of the last 20 must be 80
+    "length_explosion": (lambda step: {"completions/mean_length": 40.0 if step <= 100 else 80.0}, 120),
+    # 0.25, then 1: the mean of 20 is 0.5 or more when 7 of them are 1: 13 * 0.25 + 7 = 10.25
+    "truncation": (lambda step: {"completions/clipped_ratio": 0.25 if step <= 100 else 1.0}, 107),
+    "duplicates": (lambda step: {"completions/duplicate_ratio": float(step > 100)}, 110),
+    # 0.11, then 0.2 and 0.3: 10 of 20 make 0.305
+    "clip_fraction": (
+        lambda step: {"clip_ratio/low_mean": 0.2, "clip_ratio/high_mean": 0.3} if step > 100 else {},
+        110,
+    ),
+    # 0.02 at first; the mean of 5 passes ten times that when four of them are 0.25: (4 * 0.25 + 0.03) / 5 = 0.206
+    "sampler_mismatch": (
+        lambda step: {"sampling/sampling_logp_difference/mean": 0.25 if step > 100 else 0.02 + 0.0001 * step},
+        104,
+    ),
 }
 
 
@@ -111,6 +148,53 @@ def test_rows_of_which_nothing_is_trained(states: dict[str, int], said: str | No
     notices = [str(notice) for notice in notices_of_rows(states)]
     assert len(notices) == (said is not None)
     assert said is None or notices[0].startswith(f"step 0: masked_rows: {said}")
+
+
+@pytest.mark.parametrize(
+    ("monitor", "change"),
+    [
+        # a reward of 0 and 1 in equal parts does vary, though its spread is the same in every step
+        ("constant_reward", lambda step: {"rewards/correct/mean": 0.5, "rewards/correct/std": 0.5}),
+        # each step's completions get one value, but not the same one
+        ("constant_reward", lambda step: {"rewards/correct/mean": step / 200, "rewards/correct/std": 0.0}),
+        # numbers of three digits, of which most of a group are right
+        ("duplicates", lambda step: {"completions/duplicate_ratio": 0.95, "completions/mean_length": 3.3}),
+        # rounding in bfloat16, and in float32, where ten times the first difference is nothing
+        ("sampler_mismatch", lambda step: {"sampling/sampling_logp_difference/mean": 0.02 + 0.01 * (step % 3)}),
+        ("sampler_mismatch", lambda step: {"sampling/sampling_logp_difference/mean": 1e-8 if step == 1 else 5e-7}),
+        # half as long again
+        ("length_explosion", lambda step: {"completions/mean_length": 40 + step / 10}),
+    ],
+)
+def test_what_looks_like_trouble_and_is_none(monitor: str, change: Callable[[int], Row]) -> None:
+    assert monitor not in [notice.monitor for notice in notices_of(run(change))]
+
+
+def test_numbers_are_in_the_notices() -> None:
+    """Of rewards that vary in no group, and of the one function among two that never does."""
+    flat = {"frac_reward_zero_std": 1.0, "reward": 0.25, "rewards/length/mean": 0.25, "rewards/length/std": 0.0}
+    silent, constant = notices_of(run(lambda step: flat))
+    assert (silent.monitor, silent.step, constant.monitor, constant.step) == ("no_signal", 20, "constant_reward", 20)
+    assert "100% of the groups of the last 20 steps have equal rewards (mean reward 0.25)" in silent.text
+    assert "from length (0.25):" in constant.text
+    longer = TROUBLES["length_explosion"][0]
+    (notice,) = notices_of(run(lambda step: {**longer(step), "reward": 0.1 if step <= 100 else 0.6}))
+    assert "completions of 80 tokens, 40 at the start, while the reward went up from 0.1 to 0.6" in notice.text
+
+
+def test_a_curve_with_a_hole_goes_on_beside_it() -> None:
+    """A step whose loss is no number is said, and no other monitor mistakes it for a spike."""
+    rows = run(lambda step: {"loss": float("inf")} if step == 90 else {})
+    assert [(notice.monitor, notice.step) for notice in notices_of(rows)] == [("not_finite", 90)]
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo", "reward", "grpo", "student"])
+def test_the_quickstart_raises_no_alarm(stage: str) -> None:
+    """Every curve of its training stages, as a run on two cores gave them (four digits of each value)."""
+    curves = read_json(Path(__file__).parent / "quickstart_curves.json")[stage]
+    rows = [dict(zip(curves, values, strict=True)) for values in zip(*curves.values(), strict=True)]
+    assert len(rows) == {"sft": 600, "dpo": 53, "reward": 158, "grpo": 100, "student": 650}[stage]
+    assert notices_of({"step": step, **row} for step, row in enumerate(rows, start=1)) == []
 
 
 def test_a_short_run_is_left_alone() -> None:

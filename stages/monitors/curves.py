@@ -1,0 +1,61 @@
+"""Trouble that the curves of any training run can show."""
+
+from __future__ import annotations
+
+import math
+from statistics import fmean, median
+
+from stages.monitors.history import FEW, History
+
+
+def loss_spike(run: History) -> str | None:
+    """The newest loss is far above those before it."""
+    losses = run.values("loss")
+    before = losses[-FEW - 1 : -1]
+    if len(before) < FEW:
+        return None
+    usual = median(before)
+    spread = median(abs(loss - usual) for loss in before)
+    if losses[-1] <= usual + 10 * spread + 0.5 * abs(usual):
+        return None
+    return (
+        f"loss {losses[-1]:.4g} after {usual:.4g} (median of {FEW} steps); look at this step's rows in steps.jsonl; a "
+        "lower learning_rate, a longer warmup_ratio or a smaller max_grad_norm keep single rows from this"
+    )
+
+
+def entropy_collapse(run: History) -> str | None:
+    """The model has become almost certain of every token."""
+    if len(run.values("entropy")) < 2 * FEW:
+        return None
+    first, last = run.first("entropy"), run.last("entropy")
+    if first <= 0 or last >= 0.1 * first:
+        return None
+    return (
+        f"entropy {last:.3g} nats a token, {first:.3g} at the start; the model writes one answer only: stop earlier, "
+        "or lower learning_rate; in preference and RL stages raise beta"
+    )
+
+
+def kl_runaway(run: History) -> str | None:
+    """The policy is far from its reference, and getting farther."""
+    divergences = run.values("kl")
+    if len(divergences) < 2 * FEW:
+        return None
+    before, last = fmean(divergences[-2 * FEW : -FEW]), run.last("kl")
+    if last < 10 or last < 1.5 * before:
+        return None
+    return (
+        f"KL divergence from the reference {last:.3g}, {before:.3g} {FEW} steps before: raise beta, lower learning_rate"
+    )
+
+
+def not_finite(run: History) -> str | None:
+    """A metric of the newest step is no number."""
+    bad = [f"{name} is {value}" for name, value in run.newest.items() if not math.isfinite(value)]
+    if not bad:
+        return None
+    return (
+        f"{', '.join(bad)}; the steps after it are worth nothing: look at this step's rows in steps.jsonl, lower "
+        "learning_rate or max_grad_norm, and start again from a checkpoint before it"
+    )
