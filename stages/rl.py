@@ -12,18 +12,19 @@ from stages.training.config import PolicyConfig, policy_outputs
 from stages.training.memory import Phase, Request, same_shape, scoring, training_step
 from stages.training.memory_head import HeadUse
 from stages.training.memory_sampling import Sampled, sampling
+from stages.training.selection_settings import SelectionConfig, selection_problems
 
 if TYPE_CHECKING:
     from stages.context import Context
 
 
-class Config(PolicyConfig):
+class Config(SelectionConfig, PolicyConfig):
     """Settings of on-line reinforcement learning. An item of train_batch_size is a completion."""
 
     learning_rate: float = Field(1e-6, gt=0)
     """Peak learning rate of AdamW."""
     train_batch_size: int = Field(64, gt=0)
-    """Completions of one optimizer step over all processes; a multiple of num_generations."""
+    """Completions of one optimizer step over all processes; a multiple of those of a group that are trained."""
     num_generations: int = Field(8, ge=2)
     """Completions of one prompt: the group that they are compared in."""
     rewards: tuple[CodeRef, ...] = ()
@@ -71,10 +72,10 @@ def check(config: Config, wired: frozenset[str]) -> list[str]:
         problems.append("no reward: give rewards: [...] or wire input reward_model")
     if config.reward_weights is not None and len(config.reward_weights) != count:
         problems.append(f"reward_weights has {len(config.reward_weights)} numbers for {count} rewards")
-    if config.train_batch_size % config.num_generations:
-        problems.append(
-            f"train_batch_size {config.train_batch_size} is no multiple of num_generations {config.num_generations}"
-        )
+    problems += selection_problems(config, config.num_generations)
+    if config.train_batch_size % _trained(config):
+        name = "num_generations" if config.num_trained_generations is None else "num_trained_generations"
+        problems.append(f"train_batch_size {config.train_batch_size} is no multiple of {name} {_trained(config)}")
     if config.advantage_estimator == "rloo" and config.scale_rewards != "group":
         problems.append("scale_rewards is of advantage_estimator grpo; rloo does not divide")
     if config.lora_dropout:
@@ -97,7 +98,8 @@ def run(context: Context) -> None:
     from stages.training.generation import Generation, advantages_of, measure_groups, room_for_prompts
     from stages.training.initial import reference_of
     from stages.training.policy import PolicyLoss, PolicySettings
-    from stages.training.rollout_windows import Learning, Plan, RolloutWindows
+    from stages.training.rollout_plan import Plan
+    from stages.training.rollout_windows import Learning, RolloutWindows
     from stages.training.start import start
 
     config: Config = context.config
@@ -122,12 +124,13 @@ def run(context: Context) -> None:
         max_length=room_for_prompts(trainer.scorer, config.max_length, config.max_completion_length),
         ledger=ledger,
     )
-    reuse = config.steps_per_generation * config.num_iterations > 1
+    # completions that come again are off policy, and a batch knows the old log-probabilities of all or of none
+    reuse = config.steps_per_generation * config.num_iterations > 1 or config.replay_buffer_size > 0
     windows = RolloutWindows(
         context,
         prompts,
         Plan(
-            prompts_per_step=config.train_batch_size // config.num_generations,
+            prompts_per_step=config.train_batch_size // _trained(config),
             num_generations=config.num_generations,
             steps_per_generation=config.steps_per_generation,
             num_iterations=config.num_iterations,
@@ -135,6 +138,7 @@ def run(context: Context) -> None:
             seed=config.seed,
             epochs=config.num_train_epochs,
             max_steps=config.max_steps,
+            selection=config.selection(),
         ),
         Generation.of(context, trainer, tokenizer, config),
         Learning(
@@ -146,9 +150,15 @@ def run(context: Context) -> None:
     )
     context.counts["prompts"] = len(prompts)
     trained = trainer.run(windows, ledger.states)
+    windows.drawing.note_unused(ledger)
     export(context, trained, ledger.to_json(), samples=windows.samples)
     if context.is_main:
         _write_rollouts(context, windows.records())
+
+
+def _trained(config: Config) -> int:
+    """Completions of a group that are trained."""
+    return config.num_trained_generations or config.num_generations
 
 
 def _tolerance(config: Config) -> float | None:
@@ -184,8 +194,8 @@ def memory(request: Request) -> list[Phase]:
     """Sampling, the passes of reward model and reference, and the steps."""
     config, setup, training = request.config, request.setup, request.training
     prompt = max(1, min(request.longest, request.model.context - config.max_completion_length))
-    group = prompt + config.num_generations * config.max_completion_length
-    groups = config.train_batch_size // config.num_generations
+    group = prompt + _trained(config) * config.max_completion_length
+    groups = config.train_batch_size // _trained(config)
     reference = request.models.get("reference", request.model) if config.beta else None
     judge = request.models.get("reward_model")
     apart = [judge] if request.reference_is_policy else [reference, judge]
@@ -194,7 +204,7 @@ def memory(request: Request) -> list[Phase]:
     state = training.state()
     resident = {"weights": state["weights"], "optimizer": state["optimizer"], "reference": others}
     asked = Sampled(
-        -(-config.train_batch_size * config.steps_per_generation // setup.processes),
+        -(-groups * config.num_generations * config.steps_per_generation // setup.processes),
         prompt,
         config.max_completion_length,
         config.num_generations,

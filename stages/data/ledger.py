@@ -39,6 +39,15 @@ class RowLedger:
         self._count_tokens(**{state: tokens})
         self._example(state, row_id, detail)
 
+    def take_back(self, row_id: str, state: str, detail: str = "", *, tokens: int | None = None) -> None:
+        """The row, of so many tokens, counted as used, but nothing of it was, because of `state`."""
+        assert self.states["used"] > 0 and self.tokens["used"] >= (tokens or 0)
+        self.states["used"] -= 1
+        self.states[state] += 1
+        if tokens is not None:
+            self.tokens.update({"used": -tokens, state: tokens})
+        self._example(state, row_id, detail)
+
     def move(self, rows: int, state: str) -> None:
         """`rows` rows are elsewhere (the other split)."""
         self._count(state, rows)

@@ -108,11 +108,13 @@ class Generation:
         rewards = RewardSet(config.rewards, config.reward_weights, reward_model=scorer)
         return cls(Sampling.of(trainer, tokenizer, config), rewards, context)
 
-    def __call__(self, prompts: Sequence[TokenizedPrompt], seeds: Sequence[tuple[int, ...]]) -> list[Sampled]:
+    def __call__(
+        self, prompts: Sequence[TokenizedPrompt], seeds: Sequence[tuple[int, ...]], *, some_scored: bool = True
+    ) -> list[Sampled]:
         """Sample, decode, score. Rewards are functions of text; every process computes the same ones."""
         sampled = self.sampling(prompts, seeds)
         texts = [[self.sampling.text(completion) for completion in group] for group in sampled]
-        scored = self.rewards.score(prompts, sampled, texts)
+        scored = self.rewards.score(prompts, sampled, texts, some_scored=some_scored)
         return [
             Sampled(
                 prompt,

@@ -6,57 +6,24 @@ what was sampled for steps still to come travels in the checkpoint.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
 
 from torch import Tensor
 
 from stages.context import Context
 from stages.data.tokenize import TokenizedPrompt
-from stages.seeds import derive
 from stages.training.batch import Branch, Group
 from stages.training.objective import Window
-from stages.training.planner import RowOrder
 from stages.training.policy import Rollouts
+from stages.training.rollout_drawing import Drawing, Generate
 from stages.training.rollout_metrics import rollout_metrics
+from stages.training.rollout_plan import Plan
 from stages.training.rollout_records import Recorder, Sampled
-
-
-class Generate(Protocol):
-    """Samples completions of prompts with the present weights, and scores them; on every process the same result."""
-
-    def __call__(self, prompts: Sequence[TokenizedPrompt], seeds: Sequence[tuple[int, ...]]) -> list[Sampled]: ...
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How prompts become steps."""
-
-    prompts_per_step: int
-    num_generations: int
-    steps_per_generation: int
-    num_iterations: int
-    mask_truncated: bool
-    seed: int
-    epochs: float
-    max_steps: int | None
-
-    @property
-    def prompts_per_generation(self) -> int:
-        """Prompts that are sampled at once."""
-        return self.prompts_per_step * self.steps_per_generation
-
-    @property
-    def steps_per_batch(self) -> int:
-        """Optimizer steps between two generations."""
-        return self.steps_per_generation * self.num_iterations
-
-    def total_steps(self, num_prompts: int) -> int:
-        """Optimizer steps of the run: whole generations, so every step is full."""
-        generations = math.ceil(num_prompts * self.epochs / self.prompts_per_generation)
-        return self.max_steps if self.max_steps is not None else generations * self.steps_per_batch
+from stages.training.rollout_selection import ReplayBuffer, most_varied, only
+from stages.training.saved_groups import groups_from_json, groups_to_json
 
 
 @dataclass(frozen=True)
@@ -82,10 +49,11 @@ class RolloutWindows:
         generate: Generate,
         learning: Learning,
     ) -> None:
-        self.context, self.prompts, self.plan = context, prompts, plan
-        self.generate, self.learning = generate, learning
+        self.context, self.plan = context, plan
+        self.learning = learning
         self.total_steps = plan.total_steps(len(prompts))
-        self.order = RowOrder(len(prompts), plan.prompts_per_generation, plan.seed, plan.epochs, self.total_steps)
+        self.drawing = Drawing(prompts, plan, generate)
+        self.replay = ReplayBuffer(plan.selection.replay_buffer_size, plan.seed)
         self.groups: list[Group] = []
         self.metrics: dict[str, float] = {}
         self.recorder = Recorder(context, plan.num_generations)
@@ -108,25 +76,37 @@ class RolloutWindows:
 
     def _is_idle(self, group: Group) -> bool:
         """Whether nothing of the group reaches the gradient."""
-        if all(branch.loss_mask is not None and not any(branch.loss_mask) for branch in group.branches):
-            return True
-        return self.learning.skippable and not any(group.data.advantages)
+        return _is_masked(group) or (self.learning.skippable and not any(group.data.advantages))
 
     def _sample(self, generation: int, step: int) -> None:
-        prompts = [self.prompts[row] for row in self.order.rows(generation)]
-        seeds = [
-            tuple(
-                derive(self.plan.seed, "sample", generation, place, prompt.row_id, index)
-                for index in range(self.plan.num_generations)
-            )
-            for place, prompt in enumerate(prompts)
-        ]
-        sampled = self.generate(prompts, seeds)
-        advantages = self.learning.advantages([entry.totals for entry in sampled])
-        groups = [self._group(entry, values) for entry, values in zip(sampled, advantages, strict=True)]
+        kept, replaced = self.drawing.draw(generation)
+        chosen = [most_varied(entry.totals, self.plan.selection.trained or len(entry.totals)) for entry in kept]
+        trained = [only(entry, indices) for entry, indices in zip(kept, chosen, strict=True)]
+        advantages = self.learning.advantages([entry.totals for entry in trained])
+        groups = [self._group(entry, values) for entry, values in zip(trained, advantages, strict=True)]
         self.groups = self.learning.measure(groups)
-        self.metrics = rollout_metrics(sampled)
-        self.recorder.save(generation, step, sampled, advantages)
+        self.metrics = rollout_metrics([*kept, *replaced]) | self.drawing.metrics(kept, replaced)
+        if self.replay.size:
+            self._replay(step)
+        of_all = [
+            _spread(values, indices, len(entry.totals))
+            for entry, values, indices in zip(kept, advantages, chosen, strict=True)
+        ]
+        of_all += [[0.0] * len(entry.totals) for entry in replaced]
+        self.recorder.save(generation, step, [*kept, *replaced], of_all)
+
+    def _replay(self, step: int) -> None:
+        """Put kept groups in the places of those without signal; keep the best of the fresh ones."""
+        informative = [any(group.data.advantages) and not _is_masked(group) for group in self.groups]
+        idle = [place for place, informs in enumerate(informative) if not informs]
+        drawn = self.replay.draw(len(idle), step)
+        self.replay.add([group for group, informs in zip(self.groups, informative, strict=True) if informs], step)
+        for place, entry in zip(idle, drawn, strict=False):
+            self.groups[place] = entry.group
+        self.metrics["replay/groups"] = float(len(drawn))
+        self.metrics["replay/buffer_size"] = float(len(self.replay.entries))
+        if drawn:
+            self.metrics["replay/age"] = fmean(step - entry.step for entry in drawn)
 
     def _group(self, sampled: Sampled, advantages: Sequence[float]) -> Group:
         masked = [self.plan.mask_truncated and not completion.finished for completion in sampled.completions]
@@ -141,17 +121,14 @@ class RolloutWindows:
         return Group(sampled.prompt.row_id, sampled.prompt.prompt_ids, branches, Rollouts(tuple(advantages), logprobs))
 
     def state(self) -> dict[str, Any]:
-        """The groups of steps still to come, and the samples kept so far."""
-        groups = [
-            {
-                "row_id": group.row_id,
-                "prefix_ids": list(group.prefix_ids),
-                "branches": [asdict(branch) for branch in group.branches],
-                "data": asdict(group.data),
-            }
-            for group in (self.groups if self.plan.steps_per_batch > 1 else [])
-        ]
-        return {"groups": groups, "metrics": self.metrics, "samples": self.recorder.state()}
+        """The groups of steps still to come, what is chosen from, and the samples kept so far."""
+        return {
+            "groups": groups_to_json(self.groups if self.plan.steps_per_batch > 1 else []),
+            "metrics": self.metrics,
+            "samples": self.recorder.state(),
+            "drawing": self.drawing.state(),
+            "replay": self.replay.state(),
+        }
 
     def tensors(self) -> dict[str, Tensor]:
         """Nothing to save."""
@@ -159,17 +136,13 @@ class RolloutWindows:
 
     def load(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Take up what `state` gave."""
-        self.metrics = state.get("metrics", {})
-        self.recorder.load(state.get("samples", []))
-        self.groups = [
-            Group(
-                group["row_id"],
-                group["prefix_ids"],
-                tuple(Branch(**branch) for branch in group["branches"]),
-                _rollouts(group["data"]),
-            )
-            for group in state.get("groups", [])
-        ]
+        if not state:
+            return
+        self.metrics = state["metrics"]
+        self.recorder.load(state["samples"])
+        self.groups = groups_from_json(state["groups"])
+        self.drawing.load(state["drawing"])
+        self.replay.load(state["replay"])
 
     @property
     def samples(self) -> list[dict[str, Any]]:
@@ -181,7 +154,11 @@ class RolloutWindows:
         return self.recorder.records(-(-self.total_steps // self.plan.steps_per_batch))
 
 
-def _rollouts(saved: dict[str, Any]) -> Rollouts:
-    """From JSON, where tuples are lists."""
-    fields: dict[str, Any] = {name: None if values is None else tuple(values) for name, values in saved.items()}
-    return Rollouts(**fields)
+def _is_masked(group: Group) -> bool:
+    return all(branch.loss_mask is not None and not any(branch.loss_mask) for branch in group.branches)
+
+
+def _spread(values: Sequence[float], indices: Sequence[int], count: int) -> list[float]:
+    """The values at their indices among `count`, zeros elsewhere."""
+    found = dict(zip(indices, values, strict=True))
+    return [found.get(index, 0.0) for index in range(count)]

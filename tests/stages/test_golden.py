@@ -209,7 +209,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "grpo": (
         2,
-        "52ae43badbd7a03b",
+        "22e4c048feb48a2c",
         "dfbfd91c28429f49",
         {
             "model/metrics: loss": -0.068777,

@@ -104,6 +104,21 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "steps_per_generation": 2,
         },
     ),
+    "grpo on chosen prompts and completions": (
+        "rl",
+        "prompt_completion",
+        {
+            "rewards": ["tests.stages.small_models:letters"],
+            "train_batch_size": 4,
+            "num_generations": 3,
+            "num_trained_generations": 2,
+            "max_completion_length": 2,
+            "dynamic_sampling_rounds": 1,
+            "replay_buffer_size": 2,
+            "curriculum": "weighted",
+            "pass_reward": 2.0,
+        },
+    ),
     "self-distillation": ("distill", "privileged_context", {"beta": 0.4, "max_completion_length": 4}),
     "self-distillation from a teacher that follows": (
         "distill",

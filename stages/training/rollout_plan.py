@@ -1,0 +1,38 @@
+"""How prompts become optimizer steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from stages.training.rollout_selection import Selection
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How prompts become steps."""
+
+    prompts_per_step: int
+    num_generations: int
+    steps_per_generation: int
+    num_iterations: int
+    mask_truncated: bool
+    seed: int
+    epochs: float
+    max_steps: int | None
+    selection: Selection = field(default_factory=Selection)
+
+    @property
+    def prompts_per_generation(self) -> int:
+        """Prompts that are sampled at once."""
+        return self.prompts_per_step * self.steps_per_generation
+
+    @property
+    def steps_per_batch(self) -> int:
+        """Optimizer steps between two generations."""
+        return self.steps_per_generation * self.num_iterations
+
+    def total_steps(self, num_prompts: int) -> int:
+        """Optimizer steps of the run: whole generations, so every step is full."""
+        generations = math.ceil(num_prompts * self.epochs / self.prompts_per_generation)
+        return self.max_steps if self.max_steps is not None else generations * self.steps_per_batch
