@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from artifacts.digest import is_sha256, sha256_bytes
 from artifacts.errors import DamagedError, MissingError, RequestError
@@ -47,6 +48,17 @@ class Shards:
             if sha256_bytes(data) == sha256:
                 return data
         raise DamagedError(f"shard {name!r} in {self._files.url}/{self._key} is damaged; it is computed again")
+
+    def load_all(self) -> Iterator[bytes]:
+        """The content of every shard, in no order; damaged ones are left out, as if they were not there."""
+        for name, versions in self._versions().items():
+            for sha256 in versions:
+                try:
+                    data = self._files.read(f"{self._key}/{name}.{sha256}")
+                except FileNotFoundError:
+                    continue
+                if sha256_bytes(data) == sha256:
+                    yield data
 
     def clear(self) -> None:
         """Deletes all of them."""

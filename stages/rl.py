@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from stages.rollouts.rewards import unknown_rewards
-from stages.stage import MODELS, CodeRef, Input, Stage
+from stages.rollouts.reward_spec import Reward, unknown_rewards
+from stages.stage import MODELS, Input, Stage
 from stages.training.config import PolicyConfig, policy_outputs
 from stages.training.memory import Phase, Request, same_shape, scoring, training_step
 from stages.training.memory_head import HeadUse
@@ -27,7 +27,7 @@ class Config(SelectionConfig, PolicyConfig):
     """Completions of one optimizer step over all processes; a multiple of those of a group that are trained."""
     num_generations: int = Field(8, ge=2)
     """Completions of one prompt: the group that they are compared in."""
-    rewards: tuple[CodeRef, ...] = ()
+    rewards: tuple[Reward, ...] = ()
     """Reward functions: built-in names, or `file.py:name` of your own; input reward_model adds one more."""
     reward_weights: tuple[float, ...] | None = None
     """One weight a reward, the reward model's last; null: all 1."""

@@ -80,7 +80,9 @@ def run(context: Context) -> None:
     judge = reward_model_of(context, accelerator, tokenizer)
     scorings = {}
     if config.rewards or judge is not None:
-        scorings["reward"] = RewardSet(config.rewards, config.reward_weights, reward_model=judge)
+        scorings["reward"] = RewardSet(
+            config.rewards, config.reward_weights, reward_model=judge, open_shards=context.store.shards
+        )
     ledger = TaskLedger()
     prompts = open_prompts(dataset, tokenizer, scorer, config, ledger)
     answers = answer_prompts(context, accelerator, scorer, tokenizer, prompts, scorings)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pydantic import Field
 
 from stages.rollouts.requests import SamplingConfig
-from stages.rollouts.rewards import unknown_rewards
-from stages.stage import CodeRef, operational
+from stages.rollouts.reward_spec import Reward, unknown_rewards
+from stages.stage import operational
 
 
 class AnswerConfig(SamplingConfig):
@@ -14,8 +14,8 @@ class AnswerConfig(SamplingConfig):
 
     num_generations: int = Field(1, gt=0)
     """Completions of one prompt."""
-    rewards: tuple[CodeRef, ...] = ()
-    """Reward functions: built-in names, or `file.py:name` of your own."""
+    rewards: tuple[Reward, ...] = ()
+    """Reward functions: built-in names, `file.py:name` of your own, or a mapping with more."""
     reward_weights: tuple[float, ...] | None = None
     """One weight a reward; null: all 1."""
     max_length: int = Field(1024, gt=1)

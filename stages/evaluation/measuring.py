@@ -140,7 +140,7 @@ def measure_answers(subject: Subject, tasks: Sequence[str], ledger: RowLedger) -
     prompts = open_prompts(subject.dataset, subject.tokenizer, subject.scorer, config, ledger)
     scorings = {}
     if "accuracy" in tasks:
-        scorings["reward"] = RewardSet(config.rewards, config.reward_weights)
+        scorings["reward"] = RewardSet(config.rewards, config.reward_weights, open_shards=context.store.shards)
     if "reward" in tasks:
         judge = reward_model_of(context, subject.accelerator, subject.tokenizer)
         scorings["score"] = RewardSet((), None, reward_model=judge)

@@ -6,10 +6,12 @@ import asyncio
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 from artifacts.errors import PosttrainError, StageError
+from stages.rollouts.reward_base import OvertimeError
+from stages.rollouts.reward_limits import awaited, limit
 
 if TYPE_CHECKING:
     from stages.data.tokenize import TokenizedPrompt
@@ -61,85 +63,116 @@ class Call:
         ]
         return cls(places, arguments)
 
-    def only(self, index: int) -> Call:
-        """The call for one completion."""
-        arguments = {name: values[index : index + 1] for name, values in self.arguments.items()}
-        return Call(self.places[index : index + 1], arguments)
+    def only(self, indices: Sequence[int]) -> Call:
+        """The call for some of the completions."""
+        arguments = {name: [values[index] for index in indices] for name, values in self.arguments.items()}
+        return Call([self.places[index] for index in indices], arguments)
 
-    def keywords(self, name: str, function: Callable[..., Any]) -> dict[str, list[Any]]:
+
+@dataclass(frozen=True)
+class RewardFunction:
+    """A function, and how it is called."""
+
+    name: str
+    function: Callable[..., Any]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the user's choice."""
+    columns: frozenset[str] | None = None
+    """All that it looks at, of the arguments that it takes; None: all of them."""
+    timeout_seconds: float | None = None
+    on_timeout: Literal["error", "none"] = "error"
+
+    def keywords(self, call: Call) -> dict[str, list[Any]]:
         """What the function takes of the arguments. Raises StageError when it needs one that is not there."""
-        parameters = inspect.signature(function).parameters.values()
+        parameters = inspect.signature(self.function).parameters.values()
+        takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+        names = {parameter.name for parameter in parameters}
         missing = [
             parameter.name
             for parameter in parameters
             if parameter.default is parameter.empty
             and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-            and parameter.name not in self.arguments
+            and parameter.name not in {*call.arguments, *self.parameters}
         ]
         if missing:
             raise StageError(
-                f"reward function {name!r} asks for {', '.join(missing)}; it can have: "
-                f"{', '.join(sorted(self.arguments))} (the dataset's columns among them)"
+                f"reward function {self.name!r} asks for {', '.join(missing)}; it can have: "
+                f"{', '.join(sorted(call.arguments))} (the dataset's columns among them)"
             )
-        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-            return self.arguments
+        unwanted = [] if takes_all else sorted(set(self.parameters) - names)
+        if unwanted:
+            raise StageError(f"reward function {self.name!r} takes no {', '.join(unwanted)}; correct its parameters")
         return {
-            parameter.name: self.arguments[parameter.name]
-            for parameter in parameters
-            if parameter.name in self.arguments
+            name: values
+            for name, values in call.arguments.items()
+            if (takes_all or name in names)
+            and name not in self.parameters
+            and (self.columns is None or name in self.columns)
         }
 
+    def start(self, call: Call) -> Any:
+        """What the function returns: its values, or something to wait for. Raises OvertimeError, and its own errors."""
+        with limit(self.timeout_seconds):
+            return self.function(**self.keywords(call), **self.parameters)
 
-def call_all(functions: Mapping[str, Callable[..., Any]], call: Call) -> dict[str, Any]:
-    """What every function returns; the async ones run together."""
-    if not call.places:
-        return {name: [] for name in functions}
-    keywords = {name: call.keywords(name, function) for name, function in functions.items()}
-    waiting = {name: function for name, function in functions.items() if inspect.iscoroutinefunction(function)}
-    results = {}
-    for name, function in functions.items():
-        if name not in waiting:
-            try:
-                results[name] = function(**keywords[name])
-            except Exception as error:
-                raise _blame(name, function, call, error) from error
+
+def call_all(calls: Sequence[tuple[RewardFunction, Call]]) -> list[list[Any]]:
+    """What every function returns for its call, one entry a completion; the async ones run together.
+
+    Raises StageError naming row and completion. An entry may be an exception: it could not be scored.
+    """
+    outcomes = _outcomes(calls)
+    return [_settled(function, call, outcome) for (function, call), outcome in zip(calls, outcomes, strict=True)]
+
+
+def _outcomes(calls: Sequence[tuple[RewardFunction, Call]]) -> list[Any]:
+    """Of each call what was returned, or the exception that was raised."""
+    outcomes: list[Any] = []
+    for function, call in calls:
+        try:
+            outcomes.append(function.start(call) if call.places else [])
+        except Exception as error:
+            outcomes.append(error)
+    waiting = [index for index, outcome in enumerate(outcomes) if inspect.isawaitable(outcome)]
 
     async def together() -> list[Any]:
-        return await asyncio.gather(
-            *(function(**keywords[name]) for name, function in waiting.items()), return_exceptions=True
-        )
+        tasks = [awaited(outcomes[index], calls[index][0].timeout_seconds) for index in waiting]
+        return await asyncio.gather(*tasks, return_exceptions=True)
 
     if waiting:
-        for (name, function), result in zip(waiting.items(), asyncio.run(together()), strict=True):
-            if isinstance(result, Exception):
-                raise _blame(name, function, call, result) from result
-            results[name] = result
-    return {name: results[name] for name in functions}
+        for index, outcome in zip(waiting, asyncio.run(together()), strict=True):
+            outcomes[index] = outcome
+    return outcomes
 
 
-def _blame(name: str, function: Callable[..., Any], call: Call, error: Exception) -> PosttrainError:
+def _settled(function: RewardFunction, call: Call, outcome: Any) -> list[Any]:
+    if not isinstance(outcome, Exception):
+        return _listed(function.name, outcome, call.places)
+    if isinstance(outcome, OvertimeError) and function.on_timeout == "none":
+        singles = [(function, call.only([index])) for index in range(len(call.places))]
+        if len(singles) == 1:
+            return [outcome]
+        return [value for values in call_all(singles) for value in values]
+    raise _blame(function, call, outcome)
+
+
+def _blame(function: RewardFunction, call: Call, error: Exception) -> PosttrainError:
     """The error with the completion it is about, found by calling again with one completion at a time."""
     if isinstance(error, PosttrainError):
         return error
     where = f"for {len(call.places)} completions together, though not for any alone; the first is {call.places[0]}"
     for index, place in enumerate(call.places):
-        one = call.only(index)
-        try:
-            result = function(**one.keywords(name, function))
-            if inspect.isawaitable(result):
-                asyncio.run(_wait(result))
-        except Exception as again:
+        one = call.only([index])
+        (again,) = _outcomes([(function, one)])
+        if isinstance(again, Exception):
             error, where = again, f"for {place}: {one.arguments['completions'][0]!r:.200}"
             break
-    return StageError(f"reward function {name!r} raised {type(error).__name__}: {error}, {where}")
+    said = str(error) if isinstance(error, OvertimeError) else f"raised {type(error).__name__}: {error},"
+    return StageError(f"reward function {function.name!r} {said} {where}")
 
 
-async def _wait(result: Any) -> Any:
-    return await result
-
-
-def checked(name: str, values: Any, places: Sequence[Place]) -> Values:
-    """The rewards as floats. Raises StageError unless there is one number (or None) for every completion."""
+def _listed(name: str, values: Any, places: Sequence[Place]) -> list[Any]:
+    """One entry a completion. Raises StageError where the function gave something else."""
     values = values.tolist() if hasattr(values, "tolist") else values
     expected = f"it must return a list of {len(places)}, one number (or None) a completion"
     if not isinstance(values, list | tuple):
@@ -149,18 +182,35 @@ def checked(name: str, values: Any, places: Sequence[Place]) -> Values:
             f"reward function {name!r} returned {len(values)} values for {len(places)} completions (rows "
             f"{places[0].row_id} to {places[-1].row_id}); {expected}"
         )
-    return [_number(name, value, place) for value, place in zip(values, places, strict=True)]
+    return list(values)
 
 
-def _number(name: str, value: Any, place: Place) -> float | None:
-    if value is None:
+def checked(function: RewardFunction, values: Sequence[Any], call: Call) -> Values:
+    """The rewards as floats. Raises StageError for what is neither a number nor None."""
+    return [
+        _number(function, value, place, completion)
+        for value, place, completion in zip(values, call.places, call.arguments["completions"], strict=True)
+    ]
+
+
+def _number(function: RewardFunction, value: Any, place: Place, completion: Any) -> float | None:
+    if value is None or (isinstance(value, OvertimeError) and function.on_timeout == "none"):
         return None
-    try:
-        number = math.nan if isinstance(value, str) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
+    if isinstance(value, Exception):
+        raise StageError(f"reward function {function.name!r} {value}, for {place}: {completion!r:.200}") from value
+    number = finite(value)
+    if number is None:
         raise StageError(
-            f"reward function {name!r} returned {value!r:.100} for {place}; give a finite number, or None (not scored)"
+            f"reward function {function.name!r} returned {value!r:.100} for {place}; give a finite number, or None "
+            "(not scored)"
         )
     return number
+
+
+def finite(value: Any) -> float | None:
+    """The value as a float; None where it is no finite number."""
+    try:
+        number = math.nan if isinstance(value, str | bytes | bytearray) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None

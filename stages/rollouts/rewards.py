@@ -13,26 +13,32 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from artifacts.errors import PosttrainError, RequestError, StageError
 from stages.external import load_code
-from stages.names import nearest
-from stages.rollouts.reward_call import Call, Values, call_all, checked
-from stages.rollouts.verdicts import exact_match, numeric_match
+from stages.rollouts.reward_call import Call, RewardFunction, Values, call_all, checked, finite
+from stages.rollouts.reward_spec import REWARDS, Reward, RewardSpec, spec_of, unknown_rewards
 
 if TYPE_CHECKING:
     from stages.data.tokenize import TokenizedPrompt
     from stages.rollouts.requests import Completion
+    from stages.rollouts.reward_cache import OpenShards, RewardCache
 
-REWARDS: dict[str, Callable[..., Any]] = {"exact_match": exact_match, "numeric_match": numeric_match}
-"""Built-in reward functions by name."""
+__all__ = ["REWARDS", "REWARD_MODEL", "Reward", "RewardModel", "RewardSet", "Scores", "unknown_rewards"]
 
 REWARD_MODEL = "reward_model"
 """Name under which a reward model's scores are reported."""
 
+_SAVED_AT_ONCE = 64
+"""Completions that a cached reward is asked for at once: what a killed run pays twice at most."""
+
 
 class RewardModel(Protocol):
-    """Scores of token ids: [prompts], [prompts][completions] -> [prompts][completions]."""
+    """Scores of completions: [prompts][completions]."""
 
     def __call__(
-        self, prompts_ids: Sequence[Sequence[int]], completions_ids: Sequence[Sequence[Sequence[int]]], /
+        self,
+        prompts: Sequence[TokenizedPrompt],
+        completions: Sequence[Sequence[Completion]],
+        texts: Sequence[Sequence[str]],
+        /,
     ) -> list[list[float]]: ...
 
 
@@ -50,19 +56,23 @@ class RewardSet:
 
     def __init__(
         self,
-        references: Sequence[str],
+        rewards: Sequence[Reward],
         weights: Sequence[float] | None = None,
         *,
         reward_model: RewardModel | None = None,
+        open_shards: OpenShards | None = None,
     ) -> None:
-        """`references`: built-in names or `file.py:name`. Raises RequestError for one that cannot be used."""
-        self._functions = {_name(reference): _load(reference) for reference in references}
-        self._reward_model = reward_model
-        names = [*map(_name, references), *([REWARD_MODEL] if reward_model is not None else [])]
+        """`open_shards`: where rewards are cached (`Store.shards`); None: nowhere. Raises RequestError for a reward
+        that cannot be used."""
+        specs = [spec_of(reward) for reward in rewards]
+        names = [*(spec.called for spec in specs), *([REWARD_MODEL] if reward_model is not None else [])]
         if len(set(names)) < len(names):
-            raise RequestError(f"two rewards have one name: {', '.join(names)}; rename a function")
+            raise RequestError(f"two rewards have one name: {', '.join(names)}; give one of them a label")
         if weights is not None and len(weights) != len(names):
             raise RequestError(f"{len(weights)} reward_weights for {len(names)} rewards: {', '.join(names)}")
+        self._functions = [_function(spec) for spec in specs]
+        self._caches = {spec.called: _cache(spec, open_shards) for spec in specs}
+        self._reward_model = reward_model
         self._weights = dict(zip(names, weights if weights is not None else [1.0] * len(names), strict=True))
 
     def score(
@@ -78,11 +88,11 @@ class RewardSet:
         some_scored: None for every completion is an error; not where these are a piece of a larger whole.
         """
         call = Call.of(prompts, completions, texts)
-        flat = {name: checked(name, values, call.places) for name, values in call_all(self._functions, call).items()}
+        flat = self._by_function(call)
         if self._reward_model is not None:
-            ids = [[completion.token_ids for completion in group] for group in completions]
-            scores = self._reward_model([prompt.prompt_ids for prompt in prompts], ids)
-            flat[REWARD_MODEL] = checked(REWARD_MODEL, [value for group in scores for value in group], call.places)
+            scores = self._reward_model(prompts, completions, texts)
+            model = RewardFunction(REWARD_MODEL, self._reward_model)
+            flat[REWARD_MODEL] = checked(model, [value for group in scores for value in group], call)
         totals = [self._total({name: values[i] for name, values in flat.items()}) for i in range(len(call.places))]
         if some_scored and totals and all(total is None for total in totals):
             raise StageError(
@@ -92,30 +102,67 @@ class RewardSet:
         sizes = [len(group) for group in texts]
         return Scores({name: _grouped(values, sizes) for name, values in flat.items()}, _grouped(totals, sizes))
 
+    def _by_function(self, call: Call) -> dict[str, Values]:
+        """Known rewards from the caches, the others from the functions, which run together."""
+        pending = [_Pending(function, call, self._caches[function.name]) for function in self._functions]
+        while calls := [(one, indices) for one in pending if (indices := one.next_indices())]:
+            found = call_all([(one.function, call.only(indices)) for one, indices in calls])
+            for (one, indices), values in zip(calls, found, strict=True):
+                one.take(indices, values)
+        return {one.function.name: checked(one.function, one.values, call) for one in pending}
+
     def _total(self, values: Mapping[str, float | None]) -> float | None:
         scored = [self._weights[name] * value for name, value in values.items() if value is not None]
         return sum(scored) if scored else None
 
 
-def unknown_rewards(references: Sequence[str]) -> list[str]:
-    """What is wrong with names that should be built in; functions in files are checked where paths are resolved."""
-    return [
-        f"no built-in reward {reference!r}{nearest(reference, REWARDS)}; there are {', '.join(REWARDS)}, or give "
-        "file.py:name"
-        for reference in references
-        if ":" not in reference and reference not in REWARDS
-    ]
+class _Pending:
+    """A function's rewards of a call, as far as they are known."""
+
+    def __init__(self, function: RewardFunction, call: Call, cache: RewardCache | None) -> None:
+        self.function, self.cache = function, cache
+        self.values: list[Any] = [None] * len(call.places)
+        self._waiting = list(range(len(call.places)))
+        if cache is not None and call.places:
+            self._keys = cache.keys(function.keywords(call), len(call.places))
+            known = cache.known(self._keys)
+            self.values = [known.get(key) for key in self._keys]
+            self._waiting = [index for index, value in enumerate(self.values) if value is None]
+
+    def next_indices(self) -> list[int]:
+        """The completions to ask for next; empty: all are known."""
+        return self._waiting[:_SAVED_AT_ONCE] if self.cache is not None else self._waiting
+
+    def take(self, indices: Sequence[int], values: Sequence[Any]) -> None:
+        """Keep what the function said of them, even where it failed for another one of them."""
+        for index, value in zip(indices, values, strict=True):
+            self.values[index] = value
+        self._waiting = self._waiting[len(indices) :]
+        if self.cache is not None:
+            numbers = {self._keys[index]: finite(value) for index, value in zip(indices, values, strict=True)}
+            self.cache.save({key: number for key, number in numbers.items() if number is not None})
 
 
-def _name(reference: str) -> str:
-    return reference.rsplit(":", 1)[-1]
+def _function(spec: RewardSpec) -> RewardFunction:
+    built_in = spec.built_in()
+    if built_in is None:
+        return RewardFunction(
+            spec.called, _load(spec.name), spec.parameters, None, spec.timeout_seconds, spec.on_timeout
+        )
+    built_in.prepare()
+    seconds = spec.timeout_seconds if spec.timeout_seconds is not None else built_in.timeout_seconds
+    return RewardFunction(spec.called, built_in.score, {}, built_in.columns_used(), seconds, spec.on_timeout)
+
+
+def _cache(spec: RewardSpec, open_shards: OpenShards | None) -> RewardCache | None:
+    from stages.rollouts.reward_cache import RewardCache
+
+    built_in = spec.built_in()
+    wanted = spec.cache if spec.cache is not None else built_in is not None and built_in.cached
+    return RewardCache.of(spec, open_shards) if wanted and open_shards is not None else None
 
 
 def _load(reference: str) -> Callable[..., Any]:
-    if problems := unknown_rewards([reference]):
-        raise RequestError(problems[0])
-    if ":" not in reference:
-        return REWARDS[reference]
     try:
         return load_code(reference)
     except PosttrainError:

@@ -105,7 +105,9 @@ class Generation:
             from stages.training.reward_scoring import RewardModelScorer
 
             scorer = RewardModelScorer(context, tokenizer, trainer.accelerator.device, config.micro_batch_tokens)
-        rewards = RewardSet(config.rewards, config.reward_weights, reward_model=scorer)
+        rewards = RewardSet(
+            config.rewards, config.reward_weights, reward_model=scorer, open_shards=context.store.shards
+        )
         return cls(Sampling.of(trainer, tokenizer, config), rewards, context)
 
     def __call__(

@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 
+from artifacts.errors import StageError
 from stages.context import Context
+from stages.data.retokenize import Retokenizer
+from stages.data.tokenize import TokenizedPrompt
+from stages.rollouts.requests import Completion
 from stages.training.batch import Branch, Group, TokenBatch
 from stages.training.classifiers import load_reward_model
-from stages.training.distill_windows import require_same_vocabulary
 from stages.training.model import Scorer, branch_rewards, load_tokenizer
 from stages.training.out_of_memory import TokenBudget
 from stages.training.passes import without_gradients
@@ -18,25 +21,47 @@ from stages.training.start import settle_packing
 
 
 class RewardModelScorer:
-    """The reward of every completion of a prompt; a prompt is computed once for all of its completions."""
+    """The reward of every completion of a prompt; what a prompt's completions begin with is computed once.
+
+    A reward model with the policy's vocabulary is given the tokens as they were sampled, another the text.
+    """
 
     def __init__(self, context: Context, tokenizer: Any, device: torch.device, budget_tokens: int) -> None:
         folder = context.input("reward_model")
-        require_same_vocabulary(tokenizer, load_tokenizer(folder))
+        own = load_tokenizer(folder)
+        self.retokenize = None if tokenizer.get_vocab() == own.get_vocab() else Retokenizer(own)
+        if self.retokenize is not None:
+            context.log("the reward model has a tokenizer of its own: completions are tokenized anew for it")
         self.scorer = Scorer(load_reward_model(folder)).eval().requires_grad_(False)
         settle_packing(context, self.scorer)
         self.scorer.to(device)
         self.budget = TokenBudget(context, budget_tokens)
 
     def __call__(
-        self, prompts_ids: Sequence[Sequence[int]], completions_ids: Sequence[Sequence[Sequence[int]]]
+        self,
+        prompts: Sequence[TokenizedPrompt],
+        completions: Sequence[Sequence[Completion]],
+        texts: Sequence[Sequence[str]],
     ) -> list[list[float]]:
-        """[prompts][completions] rewards, from token ids."""
+        """[prompts][completions] rewards. Raises StageError for a text that is too long for the reward model."""
         groups = [
-            Group(str(index), prompt, tuple(Branch(ids) for ids in completions))
-            for index, (prompt, completions) in enumerate(zip(prompts_ids, completions_ids, strict=True))
+            self._group(prompt, group, group_texts)
+            for prompt, group, group_texts in zip(prompts, completions, texts, strict=True)
         ]
         return score_branches(self.scorer, groups, self.budget)
+
+    def _group(self, prompt: TokenizedPrompt, completions: Sequence[Completion], texts: Sequence[str]) -> Group:
+        prefix, branches = prompt.prompt_ids, [completion.token_ids for completion in completions]
+        if self.retokenize is not None:
+            finished = [completion.finished for completion in completions]
+            prefix, branches = self.retokenize(prompt.row, texts, finished)
+        for number, ids in enumerate(branches):
+            if len(prefix) + len(ids) > self.scorer.context_length:
+                raise StageError(
+                    f"row {prompt.row_id}, completion {number}: {len(prefix) + len(ids)} tokens for the reward model, "
+                    f"which takes {self.scorer.context_length}; lower max_length or max_completion_length"
+                )
+        return Group(prompt.row_id, prefix, tuple(Branch(ids) for ids in branches))
 
 
 def score_branches(scorer: Scorer, groups: Sequence[Group], budget: TokenBudget) -> list[list[float]]:

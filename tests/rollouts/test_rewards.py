@@ -1,31 +1,10 @@
 """Rewards: verdicts, totals, and what is said of a function that misbehaves."""
 
-from dataclasses import dataclass, field
-
 import pytest
 
 from artifacts.errors import DataError, RequestError, StageError
-from stages.rollouts.requests import Completion
 from stages.rollouts.rewards import REWARD_MODEL, RewardSet, unknown_rewards
-
-
-@dataclass
-class Prompt:
-    row_id: str
-    row: dict
-    prompt_ids: list = field(default_factory=lambda: [1, 2])
-
-
-def prompts(*answers, column="answer"):
-    return [
-        Prompt(f"row{number}", {"row_id": f"row{number}", "prompt": f"question {number}", column: answer})
-        for number, answer in enumerate(answers)
-    ]
-
-
-def score(rewards, rows, texts):
-    completions = [[Completion([ord(text[0])] if text else [], [], True) for text in group] for group in texts]
-    return rewards.score(rows, completions, texts)
+from tests.rollouts.scored import prompts, score
 
 
 @pytest.fixture
@@ -96,9 +75,10 @@ def test_weights_and_missing_scores(function):
 
 
 def test_a_reward_model_scores_token_ids():
-    def model(prompt_ids, completion_ids):
+    def model(prompts, completions, texts):
         return [
-            [sum(prompt) + sum(ids) for ids in group] for prompt, group in zip(prompt_ids, completion_ids, strict=True)
+            [sum(prompt.prompt_ids) + sum(one.token_ids) for one in group]
+            for prompt, group in zip(prompts, completions, strict=True)
         ]
 
     scores = score(RewardSet(["exact_match"], [1, 0.1], reward_model=model), prompts("a", "a"), [["a"], ["b", "c"]])

@@ -1,0 +1,134 @@
+"""A reward as a recipe names it, and the built-in ones by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
+
+from artifacts.errors import RequestError
+from stages.names import nearest
+from stages.rollouts.choices import MultipleChoice
+from stages.rollouts.formats import JsonSchema, RegularExpression, ThinkFormat
+from stages.rollouts.judge import Judge
+from stages.rollouts.lengths import CosineLength, RepetitionPenalty, SoftOverlong
+from stages.rollouts.math_answers import Math
+from stages.rollouts.reward_base import BuiltIn
+from stages.rollouts.verdicts import ExactMatch, NumericMatch
+from stages.stage import CodeRef, Config, operational
+
+REWARDS: dict[str, type[BuiltIn]] = {
+    "exact_match": ExactMatch,
+    "numeric_match": NumericMatch,
+    "math": Math,
+    "multiple_choice": MultipleChoice,
+    "think_format": ThinkFormat,
+    "regular_expression": RegularExpression,
+    "json_schema": JsonSchema,
+    "cosine_length": CosineLength,
+    "soft_overlong": SoftOverlong,
+    "repetition_penalty": RepetitionPenalty,
+    "judge": Judge,
+}
+"""Built-in rewards by name."""
+
+
+class RewardSpec(Config):
+    """A reward with more than a name."""
+
+    name: CodeRef
+    """A built-in name, or `file.py:name` of your own."""
+    parameters: dict[str, Any] = Field(default_factory=dict, validate_default=True)
+    """What a built-in reward takes, or keyword arguments of your function."""
+    label: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]+$")
+    """Name in metrics and records; null: the function's."""
+    timeout_seconds: float | None = Field(None, gt=0)
+    """Longest call with all completions of a generation; null: as the reward has it, for most no limit."""
+    on_timeout: Literal["error", "none"] = "error"
+    """A call that takes longer: an error that names the completion, or None for every completion that alone takes
+    longer (then the result depends on the machine)."""
+    cache: bool | None = operational(None)
+    """Keep results in the store by function, parameters, row and completion; for functions that judge every completion
+    by itself. Null: only where the reward asks a server."""
+
+    @field_validator("parameters", mode="after")
+    @classmethod
+    def _complete(cls, parameters: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        """Those of a built-in reward checked and with all defaults, so that they are part of what a result is."""
+        built_in = REWARDS.get(info.data.get("name", ""))
+        if built_in is None:
+            return parameters
+        return _checked(info.data["name"], built_in, parameters).model_dump(mode="json")
+
+    @property
+    def called(self) -> str:
+        """The name that it is reported under."""
+        return self.label or self.name.rsplit(":", 1)[-1]
+
+    def built_in(self) -> BuiltIn | None:
+        """The built-in reward; None: a function of the user."""
+        kind = REWARDS.get(self.name)
+        return None if kind is None else kind.model_validate(self.parameters)
+
+
+Reward = CodeRef | RewardSpec
+"""A name alone, or `{name: ..., parameters: {...}}`."""
+
+
+def spec_of(reward: Reward) -> RewardSpec:
+    """The reward with everything said. Raises RequestError for a name that is not built in, or needs parameters."""
+    if isinstance(reward, str):
+        if ":" not in reward and reward not in REWARDS:
+            raise RequestError(_unknown(reward))
+        try:
+            return RewardSpec.model_validate({"name": reward})
+        except ValidationError as error:
+            raise RequestError(f"rewards: {_reasons(error)}: write {{name: {reward}, parameters: {{...}}}}") from error
+    if ":" not in reward.name and reward.name not in REWARDS:
+        raise RequestError(_unknown(reward.name))
+    return reward
+
+
+def unknown_rewards(rewards: Sequence[Reward]) -> list[str]:
+    """What is wrong with the names of rewards; functions in files are checked where paths are resolved."""
+    problems = []
+    names: list[str] = []
+    for reward in rewards:
+        try:
+            names.append(spec_of(reward).called)
+        except RequestError as error:
+            problems.append(str(error))
+    twice = sorted({name for name in names if names.count(name) > 1})
+    return [*problems, *(f"two rewards have the name {name!r}; give one of them a label" for name in twice)]
+
+
+def _unknown(name: str) -> str:
+    return f"no built-in reward {name!r}{nearest(name, REWARDS)}; there are {', '.join(REWARDS)}, or give file.py:name"
+
+
+def _checked(name: str, built_in: type[BuiltIn], parameters: Mapping[str, Any]) -> BuiltIn:
+    """Strict as a recipe is: "3" is no number. Raises ValueError with every mistake."""
+    try:
+        return built_in.model_validate_json(json.dumps(parameters), strict=True)
+    except ValidationError as error:
+        raise ValueError("; ".join(f"{name} {_mistake(entry, built_in)}" for entry in error.errors())) from error
+
+
+def _mistake(entry: Any, built_in: type[BuiltIn]) -> str:
+    place = ".".join(map(str, entry["loc"]))
+    describe: dict[str, Callable[[], str]] = {
+        "missing": lambda: f"needs {place}",
+        "extra_forbidden": lambda: (
+            f"has no parameter {place!r}{nearest(place, built_in.model_fields)}; it has "
+            f"{', '.join(built_in.model_fields) or 'none'}"
+        ),
+        "value_error": lambda: str(entry["ctx"]["error"]),
+    }
+    otherwise = f"parameter {place}: {entry['msg']}, found {entry['input']!r:.80}"
+    return describe.get(entry["type"], lambda: otherwise)()
+
+
+def _reasons(error: ValidationError) -> str:
+    return "; ".join(str(entry["ctx"]["error"]) if "ctx" in entry else entry["msg"] for entry in error.errors())
