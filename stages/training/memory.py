@@ -18,9 +18,10 @@ from stages.training.memory_activations import (
     saved_bytes,
     stream_bytes,
 )
+from stages.training.memory_allocator import ALLOCATOR_SHARE, Device, slack
 from stages.training.memory_head import HeadUse, held_bytes, scoring_bytes
 from stages.training.memory_shape import Adapters, ModelShape
-from stages.training.memory_training import Device, Setup, Training
+from stages.training.memory_training import Setup, Training
 
 PARTS = (
     "weights",
@@ -40,13 +41,6 @@ _FLOAT = 4
 _MOMENTS = 2 * _FLOAT
 PROCESS_BYTES: Mapping[Device, int] = {"cpu": 500_000_000, "cuda": 600_000_000}
 """Resident in a stage's process before it loads a model (CPU), or taken on the GPU by CUDA's context."""
-ALLOCATOR_SHARE: Mapping[Device, float] = {"cpu": 0.12, "cuda": 0.05}
-"""Of activations and head: what allocators hold beyond what is in use at the peak. On a CPU as measured by
-`tests/benchmarks/memory_prediction.py`; on a GPU assumed, not measured."""
-_HEAP_BYTES = 32 * 2**20
-"""Tensors below this size come from a CPU's heap, as `flows.command` sets it."""
-_HEAP_SHARE = 1.0
-"""Of activations in the heap: what freed ones of steps of other lengths leave behind. Measured likewise."""
 
 
 @dataclass(frozen=True)
@@ -147,16 +141,16 @@ def training_step(training: Training, work: Passes, use: HeadUse, *, reference: 
     )
     head += training.widened_head
     saved = saved_bytes(layers, work.tokens, work.read, work.longest)
-    slack, inside = 1 + ALLOCATOR_SHARE[setup.device], _activation_slack(shape, setup.device, work.tokens)
+    inside = _activation_slack(shape, setup.device, work.tokens)
     streams = stream_bytes(layers, work.tokens)
     before = state["gradients"] if work.count > 1 else 0.0
     embedding = shape.embedding_parameters * _FLOAT if layers.all_trained else 0
     moments = [
-        {"gradients": before, "activations": inside * (saved + streams), "head": slack * head},
+        {"gradients": before, "activations": inside * (saved + streams), "head": head},
         {
             "gradients": before,
             "activations": inside * (saved + streams + attention_gradient_bytes(layers, work.tokens, work.read)),
-            "head": 0.0 if shape.classifier else slack * embedding,
+            "head": 0.0 if shape.classifier else slack(embedding, setup.device) * embedding,
         },
         {"gradients": state["gradients"] + (embedding if work.count > 1 else 0), "activations": inside * streams},
     ]
@@ -166,9 +160,8 @@ def training_step(training: Training, work: Passes, use: HeadUse, *, reference: 
 
 
 def _activation_slack(shape: ModelShape, device: Device, tokens: int) -> float:
-    """What is held of activations over what is in use."""
-    in_heap = device == "cpu" and _FLOAT * tokens * shape.intermediate < _HEAP_BYTES
-    return 1 + (_HEAP_SHARE if in_heap else ALLOCATOR_SHARE[device])
+    """What is held of activations over what is in use: by the size of the largest."""
+    return slack(_FLOAT * tokens * shape.intermediate, device)
 
 
 def scoring(
@@ -183,17 +176,17 @@ def scoring(
     """A pass without gradients beside what is `resident`. `own`: the part that the model's own float32 weights go to;
     None: they are among what is resident."""
     layers = Layers(shape, 2 if bf16 else _FLOAT, setup.device)
-    slack = 1 + ALLOCATOR_SHARE[setup.device]
+    beside = 1 + ALLOCATOR_SHARE[setup.device]
     held = dict(resident or {})
     if own is not None:
         held[own] = held.get(own, 0) + shape.parameters * _FLOAT
     inside = _activation_slack(shape, setup.device, work.tokens) * passing_bytes(layers, work.tokens)
     # the head comes after the layers, with their last states still there
-    states = slack * layers.compute * shape.hidden * (work.tokens + work.read)
-    head = slack * scoring_bytes(shape, work.read, device=setup.device)
+    states = beside * layers.compute * shape.hidden * (work.tokens + work.read)
+    head = beside * scoring_bytes(shape, work.read, device=setup.device)
     if setup.device == "cpu":
-        # A heap keeps what it has had, and later passes cut up the room of the head: measured, it is taken three times.
-        most = {"activations": inside, "head": 3 * head}
+        # A heap keeps what it has had, and later passes cut up the room of the head: measured, it is taken four times.
+        most = {"activations": inside, "head": 4 * head}
     else:
         most = {"activations": inside} if inside >= states + head else {"activations": states, "head": head}
     return phase("scoring", {**held, **most}, setup)

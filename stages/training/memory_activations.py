@@ -38,6 +38,11 @@ class Layers:
         return self.device == "cpu" and self.compute == _FLOAT and not self.shape.family.wide_norms
 
     @property
+    def fused_gate(self) -> bool:
+        """Feed-forward parts that keep their gate and up projections, and compute what follows again (`gated`)."""
+        return self.device == "cpu" and self.compute == _FLOAT and self.shape.silu and not self.shape.experts
+
+    @property
     def scores_kept(self) -> bool:
         """Attention without a fused kernel: it keeps its scores and probabilities."""
         return self.shape.softcapped_attention or (self.device == "cuda" and self.compute == _FLOAT)
@@ -69,7 +74,8 @@ def feed_forward_bytes(layers: Layers) -> int:
     """Of one layer after its attention: the feed-forward part with its norm, and norms behind either part."""
     shape, compute = layers.shape, layers.compute
     chosen = max(1, shape.experts_per_token)
-    gated = 4 * compute * shape.intermediate * chosen  # gate, its activation, up, their product
+    kept = 2 if layers.fused_gate else 4  # gate and up; the gate's activation, and their product
+    gated = kept * compute * shape.intermediate * chosen
     if shape.experts:  # every expert's input and output, and the router's probabilities
         gated += 2 * compute * shape.hidden * chosen + 4 * _FLOAT * (shape.experts + chosen)
     behind = (shape.family.norms - 2) * norm_bytes(layers, shape.hidden)

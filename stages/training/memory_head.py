@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stages.training.memory_allocator import Device, slack
 from stages.training.memory_shape import ModelShape
 
 _FLOAT = 4
@@ -23,7 +24,7 @@ class HeadUse:
     """Every chunk of logits has its counterpart of a teacher."""
 
 
-def chunk_bytes(shape: ModelShape, read: int, device: str) -> int:
+def chunk_bytes(shape: ModelShape, read: int, device: Device) -> int:
     """The logits of one chunk."""
     least = min(_LEAST_TOKENS[device], shape.hidden)
     longest = max(1, least, _CHUNK_BYTES // (_FLOAT * shape.vocabulary))
@@ -31,27 +32,32 @@ def chunk_bytes(shape: ModelShape, read: int, device: str) -> int:
     return _FLOAT * shape.vocabulary * -(-read // max(1, parts))
 
 
-def held_bytes(shape: ModelShape, use: HeadUse, read: int, *, device: str, compute: int, frozen: bool) -> int:
-    """At the end of a forward pass, or when its backward pass begins: whichever is more."""
+def held_bytes(shape: ModelShape, use: HeadUse, read: int, *, device: Device, compute: int, frozen: bool) -> float:
+    """At the end of a forward pass, or when its backward pass begins, whichever is more; with what allocators add."""
+    tensors = held_tensors(shape, use, read, device=device, compute=compute, frozen=frozen)
+    return sum(slack(size, device) * size for size in tensors)
+
+
+def held_tensors(
+    shape: ModelShape, use: HeadUse, read: int, *, device: Device, compute: int, frozen: bool
+) -> list[int]:
+    """Bytes of every tensor that is held at that moment."""
     if shape.classifier:
-        return 0
-    gradient = 0 if frozen else _FLOAT * shape.embedding_parameters
-    if device == "cpu":  # the product that is added, and the sum turned round for the weight
-        gradient *= 2
+        return []
+    weight = _FLOAT * shape.embedding_parameters
+    # on a CPU the product that is added, and the sum turned round for the weight
+    gradients = [] if frozen else [weight] * (2 if device == "cpu" else 1)
     chunk = chunk_bytes(shape, read, device)
     # a CPU would sum products of bfloat16 in bfloat16, so the weight is widened first
-    widened = _FLOAT * shape.embedding_parameters if device == "cpu" and compute < _FLOAT else 0
+    widened = [weight] if device == "cpu" and compute < _FLOAT else []
     if use.together:
         kept = _FLOAT * read * shape.vocabulary
-        room = kept if kept <= _KEPT_BYTES and not frozen else (0 if frozen else chunk)
-        directions = read * shape.hidden * (_FLOAT + compute)
-        return gradient + max(room, chunk if frozen else 0) + directions + widened
-    teacher = 0
-    if use.teacher is not None:
-        teacher = chunk + compute * read * use.teacher.hidden
-    return gradient + chunk + teacher + compute * read * shape.hidden + widened
+        room = kept if kept <= _KEPT_BYTES and not frozen else chunk
+        return [*gradients, room, read * shape.hidden * _FLOAT, read * shape.hidden * compute, *widened]
+    teacher = [] if use.teacher is None else [chunk, compute * read * use.teacher.hidden]
+    return [*gradients, chunk, *teacher, compute * read * shape.hidden, *widened]
 
 
-def scoring_bytes(shape: ModelShape, read: int, *, device: str) -> int:
+def scoring_bytes(shape: ModelShape, read: int, *, device: Device) -> int:
     """Without gradients: one chunk, and its hidden states in float32."""
     return 0 if shape.classifier else chunk_bytes(shape, read, device) + _FLOAT * read

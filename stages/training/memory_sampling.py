@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from stages.training.memory import ALLOCATOR_SHARE, Phase, phase
+from stages.training.memory import Phase, phase
 from stages.training.memory_activations import Layers, passing_bytes
+from stages.training.memory_allocator import ALLOCATOR_SHARE
 from stages.training.memory_shape import ModelShape
 from stages.training.memory_training import Setup
 

@@ -103,6 +103,8 @@ class ModelShape:
     experts: int = 0
     """0: one feed-forward part for every token."""
     experts_per_token: int = 0
+    silu: bool = True
+    """The gate of the feed-forward part is a SiLU."""
     softcapped_attention: bool = False
     classifier: bool = False
     """A score of the last token in place of the head: a reward model."""
@@ -231,6 +233,7 @@ def _shape(family: Family, config: Mapping[str, Any]) -> ModelShape:
         mlp_bias=bool(config.get("mlp_bias", False)),
         experts=experts,
         experts_per_token=config.get("num_experts_per_tok", 0) if experts else 0,
+        silu=config.get("hidden_activation", config.get("hidden_act", "silu")) == "silu",
         softcapped_attention=config.get("attn_logit_softcapping") is not None,
         classifier=any(name.endswith("ForSequenceClassification") for name in architectures),
     )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from stages.sharding import Fsdp, Sharding, Whole, Zero
 from stages.training.memory_activations import Layers
+from stages.training.memory_allocator import Device
 from stages.training.memory_shape import Adapters, ModelShape
-
-Device = Literal["cpu", "cuda"]
 
 _FLOAT = 4
 _MOMENTS = 2 * _FLOAT
