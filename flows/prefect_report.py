@@ -59,6 +59,11 @@ class Progress:
             self._log.log(_LEVELS[event["kind"]], "%s", event["text"])
         elif event["kind"] == "resumed":
             self._log.info("resumed at step %s", event["step"])
+        elif event["kind"] == "table":
+            self._log.info("%s", event["text"])
+            with _only_shown():
+                key = _key(event["name"], self._name)
+                create_table_artifact(event["rows"], key=key, description=f"{self._name}: {event['title']}")
         elif event["kind"] == "progress" and event["total"]:
             self._percent = 100.0 * event["step"] / event["total"]
             if time.monotonic() - self._updated >= SECONDS_BETWEEN_UPDATES:

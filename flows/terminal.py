@@ -139,7 +139,7 @@ class Terminal:
             due = self._live is None and line is not None and now - line.printed >= SECONDS_BETWEEN_LINES
             if due and line is not None:
                 line.printed = now
-        if event["kind"] in ("log", "command", "warning"):
+        if event["kind"] in ("log", "command", "warning", "table"):
             self._say(name, event["text"])
         elif event["kind"] == "resumed":
             self._say(name, f"resumed at step {event['step']}")

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -166,6 +166,10 @@ class Context:
     def log(self, text: str) -> None:
         """A line for people: the terminal, the log and Prefect show it."""
         self._event({"kind": "log", "text": text})
+
+    def table(self, name: str, title: str, rows: Sequence[Mapping[str, Any]], text: str) -> None:
+        """Rows for people to look at, and the same as lines of text: the log and Prefect show them."""
+        self._event({"kind": "table", "name": name, "title": title, "rows": list(rows), "text": f"{title}\n{text}"})
 
     def micro_batch(self, tokens: int) -> None:
         """Say that a forward pass of so many tokens begins: should memory not suffice, that much was too much."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from stages.rollouts.reward_spec import Reward, unknown_rewards
-from stages.stage import MODELS, Input, Stage
+from stages.stage import MODELS, Input, Stage, operational
 from stages.training.config import PolicyConfig, policy_outputs
 from stages.training.memory import Phase, Request, same_shape, scoring, training_step
 from stages.training.memory_head import HeadUse
@@ -62,6 +62,8 @@ class Config(SelectionConfig, PolicyConfig):
     """Most tokens of a completion."""
     max_length: int = Field(1024, gt=1)
     """Longest prompt in tokens; longer ones are dropped and counted in the ledger."""
+    log_completions_steps: int | None = operational(None, gt=0)
+    """Show a table of sample completions in the log and in Prefect every so many steps; null: ten times a run."""
 
 
 def check(config: Config, wired: frozenset[str]) -> list[str]:
@@ -99,6 +101,7 @@ def run(context: Context) -> None:
     from stages.training.initial import reference_of
     from stages.training.policy import PolicyLoss, PolicySettings
     from stages.training.rollout_plan import Plan
+    from stages.training.rollout_records import write_rollouts
     from stages.training.rollout_windows import Learning, RolloutWindows
     from stages.training.start import start
 
@@ -153,7 +156,7 @@ def run(context: Context) -> None:
     windows.drawing.note_unused(ledger)
     export(context, trained, ledger.to_json(), samples=windows.samples)
     if context.is_main:
-        _write_rollouts(context, windows.records())
+        write_rollouts(context, windows.generations)
 
 
 def _trained(config: Config) -> int:
@@ -166,28 +169,6 @@ def _tolerance(config: Config) -> float | None:
     if config.top_p < 1.0 or config.top_k > 0:
         return None
     return 0.5 if config.bf16 else 1e-2
-
-
-def _write_rollouts(context: Context, records: list[dict[str, Any]]) -> None:
-    """Rollouts as a dataset, which `normalize` and the training stages can read."""
-    from stages.data.dataset import write_dataset
-    from stages.data.ledger import RowLedger
-
-    conversational = not isinstance(records[0]["prompt"], str)
-    if conversational:
-        for record in records:
-            record["completion"] = [{"role": "assistant", "content": record["completion"]}]
-    ledger = RowLedger()
-    ledger.use(len(records))
-    write_dataset(
-        context.output("rollouts"),
-        records,
-        type="prompt_completion",
-        conversational=conversational,
-        ledger=ledger,
-        source={"stage": "rl"},
-    )
-    context.counts["rollouts"] = len(records)
 
 
 def memory(request: Request) -> list[Phase]:
@@ -225,7 +206,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="rl",
-    version=2,
+    version=3,
     config=Config,
     inputs={
         "model": Input(MODELS),

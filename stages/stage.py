@@ -31,6 +31,7 @@ STAGES = (
     "preference",
     "unpaired_preference",
     "rl",
+    "rescore",
     "distill",
     "average",
     "merge_adapter",

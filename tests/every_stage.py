@@ -121,6 +121,15 @@ EVERY_STAGE: dict[str, Any] = {
             "max_completion_length": 6,
         },
     },
+    "rescored": {
+        "uses": "rescore",
+        "inputs": {"rollouts": "grpo.rollouts", "dataset": "rows"},
+        "with": {
+            "rewards": ["task.py:length"],
+            "outputs": ["rollouts", "best", "pairs", "labels"],
+            "threshold": 1.3,
+        },
+    },
     "small": {
         "uses": "distill",
         "inputs": {"model": "student", "teacher": "grpo", "dataset": "rows"},

@@ -1,23 +1,25 @@
-"""Datasets as folders: `data.parquet`, `dataset.json`, `ledger.json`."""
+"""Datasets as folders: `data.parquet` (or several files that `dataset.json` names), `dataset.json`, `ledger.json`."""
 
 from __future__ import annotations
 
 import json
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate, islice
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from artifacts.digest import canonical_json
 from artifacts.errors import DataError
 from stages.data.ledger import RowLedger
 from stages.data.schema import ColumnTypes, typed_columns
-from stages.data.tools import JSON_COLUMNS, read, stored
+from stages.data.table_rows import ChainedRows, TableRows
+from stages.data.tools import JSON_COLUMNS, stored
 from stages.data.types import ROW_ID, TEXT_COLUMNS, Dataset, Row, required_columns, text_columns
 
 if TYPE_CHECKING:
     import pyarrow
+    import pyarrow.parquet
 
 DATA_FILE = "data.parquet"
 DESCRIPTION_FILE = "dataset.json"
@@ -54,27 +56,45 @@ def write_dataset(
         for row in rows:
             types.observe(f"row {row.get(ROW_ID)}", row)
     count = _write_parquet(folder / DATA_FILE, rows, types.schema(), required_columns(type, conversational))
-    if count == 0:
-        raise DataError(f"no row is left for the dataset ({ledger.summary() or 'there were none'})")
-    description = {
-        "type": type,
-        "conversational": conversational,
-        "rows": count,
-        "columns": list(types.columns),
-        "source": dict(source),
-    }
-    (folder / DESCRIPTION_FILE).write_bytes(canonical_json(description) + b"\n")
-    ledger.write(folder)
+    describe_dataset(folder, Description(type, conversational, count, types.columns, source), ledger)
     return count
+
+
+@dataclass(frozen=True)
+class Description:
+    """What `dataset.json` says. `files`: those that hold the rows, in order; None: `data.parquet` alone."""
+
+    type: str
+    conversational: bool
+    rows: int
+    columns: tuple[str, ...]
+    source: Mapping[str, Any]
+    files: tuple[str, ...] | None = None
+
+
+def describe_dataset(folder: Path, description: Description, ledger: RowLedger) -> None:
+    """Writes what stands beside the rows. Raises DataError when there is no row at all."""
+    if description.rows == 0:
+        raise DataError(f"no row is left for the dataset ({ledger.summary() or 'there were none'})")
+    told: dict[str, Any] = {
+        "type": description.type,
+        "conversational": description.conversational,
+        "rows": description.rows,
+        "columns": list(description.columns),
+        "source": dict(description.source),
+    }
+    if description.files is not None:
+        told["files"] = list(description.files)
+    (folder / DESCRIPTION_FILE).write_bytes(canonical_json(told) + b"\n")
+    ledger.write(folder)
 
 
 def _write_parquet(path: Path, rows: Iterable[Row], schema: pyarrow.Schema, required: tuple[str, ...]) -> int:
     import pyarrow
-    import pyarrow.parquet
 
     count = 0
     remaining = iter(rows)
-    with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
+    with parquet_writer(path, schema) as writer:
         while block := list(islice(remaining, ROWS_PER_GROUP)):
             for row in block:
                 for column in (ROW_ID, *required):
@@ -85,29 +105,45 @@ def _write_parquet(path: Path, rows: Iterable[Row], schema: pyarrow.Schema, requ
     return count
 
 
+def parquet_writer(file: Path | BinaryIO, schema: pyarrow.Schema) -> pyarrow.parquet.ParquetWriter:
+    """Equal tables give equal bytes (of one version of Arrow): its settings are the same everywhere, and nothing of
+    the clock or the machine is among its metadata."""
+    import pyarrow.parquet
+
+    return pyarrow.parquet.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True)
+
+
 def read_dataset(folder: Path) -> Dataset:
     """The dataset in that folder; rows are decoded as they are asked for.
 
     Raises DataError when a file is missing or the files contradict each other.
     """
-    import pyarrow.parquet
-
     description = _description(folder)
     dataset_type, conversational = description["type"], description["conversational"]
-    try:
-        table = pyarrow.parquet.read_table(folder / DATA_FILE, page_checksum_verification=True, use_threads=False)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{folder / DATA_FILE} cannot be read: {error}; make the dataset again") from error
+    files = description.get("files", [DATA_FILE])
+    table = _read_files([folder / name for name in files])
     for column in (ROW_ID, *required_columns(dataset_type, conversational)):
         if column not in table.column_names:
             raise DataError(f"{folder / DATA_FILE}: no column {column!r}; found {', '.join(table.column_names)}")
     if table.num_rows != description["rows"]:
         raise DataError(
-            f"{folder}: {DATA_FILE} has {table.num_rows} rows, {DESCRIPTION_FILE} says "
+            f"{folder}: {', '.join(files)} has {table.num_rows} rows, {DESCRIPTION_FILE} says "
             f"{description['rows']}; write the dataset again"
         )
     messages = _messages_with_calls(table.schema, dataset_type, folder) if conversational else None
-    return Dataset(dataset_type, conversational, tuple(table.column_names), _TableRows(table, messages))
+    return Dataset(dataset_type, conversational, tuple(table.column_names), TableRows(table, messages))
+
+
+def _read_files(paths: Sequence[Path]) -> pyarrow.Table:
+    import pyarrow.parquet
+
+    tables = []
+    for path in paths:
+        try:
+            tables.append(pyarrow.parquet.read_table(path, page_checksum_verification=True, use_threads=False))
+        except (OSError, pyarrow.ArrowException) as error:
+            raise DataError(f"{path} cannot be read: {error}; make the dataset again") from error
+    return pyarrow.concat_tables(tables)
 
 
 def _messages_with_calls(schema: pyarrow.Schema, dataset_type: str, folder: Path) -> tuple[str, ...] | None:
@@ -125,9 +161,7 @@ def _messages_with_calls(schema: pyarrow.Schema, dataset_type: str, folder: Path
 
 
 def _description(folder: Path) -> dict[str, Any]:
-    for name in (DESCRIPTION_FILE, DATA_FILE):
-        if not (folder / name).is_file():
-            raise DataError(f"{folder} is not a dataset: it has no {name}; make one with the stage `normalize`")
+    _require_file(folder, DESCRIPTION_FILE)
     try:
         description = json.loads((folder / DESCRIPTION_FILE).read_bytes())
         known = description["type"] in TEXT_COLUMNS and isinstance(description["conversational"], bool)
@@ -136,7 +170,14 @@ def _description(folder: Path) -> dict[str, Any]:
         raise DataError(f"{folder / DESCRIPTION_FILE} does not describe a dataset: {error!r}") from error
     if not known or not isinstance(rows, int):
         raise DataError(f"{folder / DESCRIPTION_FILE}: unknown dataset type {description['type']!r}")
+    for name in description.get("files", [DATA_FILE]):
+        _require_file(folder, name)
     return dict(description)
+
+
+def _require_file(folder: Path, name: str) -> None:
+    if not (folder / name).is_file():
+        raise DataError(f"{folder} is not a dataset: it has no {name}; make one with the stage `normalize`")
 
 
 def merge(datasets: Sequence[Dataset]) -> Dataset:
@@ -154,61 +195,10 @@ def merge(datasets: Sequence[Dataset]) -> Dataset:
                 raise DataError(f"row {row_id} is in more than one of the given datasets; give each dataset once")
             seen.add(row_id)
     columns = tuple(dict.fromkeys(column for dataset in datasets for column in dataset.columns))
-    return Dataset(*kinds[0], columns, _ChainedRows([dataset.rows for dataset in datasets]))
+    return Dataset(*kinds[0], columns, ChainedRows([dataset.rows for dataset in datasets]))
 
 
 def _row_ids(dataset: Dataset) -> Iterator[str]:
-    if isinstance(dataset.rows, _TableRows):
+    if isinstance(dataset.rows, TableRows):
         return iter(dataset.rows.table.column(ROW_ID).to_pylist())
     return (row[ROW_ID] for row in dataset.rows)
-
-
-class _TableRows(Sequence[Row]):
-    """Rows of an Arrow table as dicts; decodes the block that was asked for last and holds it."""
-
-    def __init__(self, table: pyarrow.Table, messages: tuple[str, ...] | None = None) -> None:
-        """`messages`: the columns of messages, where JSON text in them or beside them is to be read."""
-        self.table, self._messages = table, messages
-        self._block = -1
-        self._decoded: list[Row] = []
-
-    def __len__(self) -> int:
-        return int(self.table.num_rows)
-
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
-        position = range(len(self))[index]
-        block = position // ROWS_PER_GROUP
-        if block != self._block:
-            self._decoded = self.table.slice(block * ROWS_PER_GROUP, ROWS_PER_GROUP).to_pylist()
-            if self._messages is not None:
-                self._decoded = [read(row, self._messages) for row in self._decoded]
-            self._block = block
-        return self._decoded[position % ROWS_PER_GROUP]
-
-
-class _ChainedRows(Sequence[Row]):
-    """Sequences of rows, one after the other."""
-
-    def __init__(self, parts: Sequence[Sequence[Row]]) -> None:
-        self._parts = parts
-        self._ends = list(accumulate(len(part) for part in parts))
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
-        position = range(len(self))[index]
-        part = bisect_right(self._ends, position)
-        return self._parts[part][position - (self._ends[part - 1] if part else 0)]

@@ -31,6 +31,10 @@ class ColumnTypes:
             before = self._types.get(column, "null")
             self._types[column] = _merged(before, _type_of(value, where, column), where, column)
 
+    def known(self) -> dict[str, ColumnType]:
+        """The types seen so far, by column."""
+        return dict(self._types)
+
     @property
     def columns(self) -> tuple[str, ...]:
         return tuple(self._types)

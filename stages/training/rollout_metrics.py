@@ -19,6 +19,7 @@ def rollout_metrics(sampled: Sequence[Sampled]) -> dict[str, float]:
         "completions/min_length": float(min(lengths)),
         "completions/max_length": float(max(lengths)),
         "completions/clipped_ratio": 1 - len(ended) / len(lengths),
+        "completions/duplicate_ratio": fmean(_repeated(entry) for entry in sampled),
     }
     if ended:
         metrics["completions/mean_terminated_length"] = fmean(ended)
@@ -32,6 +33,12 @@ def rollout_metrics(sampled: Sequence[Sampled]) -> dict[str, float]:
             metrics[f"rewards/{name}/mean"] = fmean(values)
             metrics[f"rewards/{name}/std"] = _deviation(values)
     return metrics
+
+
+def _repeated(sampled: Sampled) -> float:
+    """Share of a prompt's completions after the first that repeat another one, token by token."""
+    different = len({tuple(completion.token_ids) for completion in sampled.completions})
+    return (len(sampled.completions) - different) / max(1, len(sampled.completions) - 1)
 
 
 def _deviation(values: Sequence[float]) -> float:

@@ -1,18 +1,36 @@
-"""What is kept of on-line learning: every completion with its log-probabilities, rewards and advantage."""
+"""What is kept of on-line learning: every completion with its log-probabilities, rewards and advantage.
+
+A generation's rollouts are saved as a shard before anything is trained on them, so a resumed run finds or makes the
+same bytes; the artifact joins the shards in order.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from artifacts import Shards
 from stages.context import Context
+from stages.data.dataset import ROWS_PER_GROUP, Description, column_types, describe_dataset, parquet_writer
+from stages.data.ledger import RowLedger
+from stages.data.schema import ColumnTypes
 from stages.data.tokenize import TokenizedPrompt
+from stages.data.tools import stored
+from stages.data.types import Row
 from stages.rollouts.requests import Completion
+from stages.training.rollout_table import log_completions
+
+if TYPE_CHECKING:
+    import pyarrow
 
 SAMPLES_KEPT_PER_STEP = 1
 """Groups of a generation whose texts go into samples.jsonl."""
+ROWS_PER_FILE = 16_384
+"""A file of the artifact ends with the generation that reaches so many rows."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +49,11 @@ class Sampled:
 class Recorder:
     """Saves the rollouts of every generation as a shard, and keeps some of them to be looked at."""
 
-    def __init__(self, context: Context, num_generations: int) -> None:
+    def __init__(self, context: Context, num_generations: int, total_steps: int) -> None:
         self.context, self.num_generations = context, num_generations
         self.samples: list[dict[str, Any]] = []
+        self._steps_between_tables = context.config.log_completions_steps or -(-total_steps // 10)
+        self._next_table = 0
 
     def save(
         self, generation: int, step: int, sampled: Sequence[Sampled], advantages: Sequence[Sequence[float]]
@@ -41,14 +61,12 @@ class Recorder:
         """The rollouts that were sampled for the step with this index, and those after it."""
         if not self.context.is_main:
             return
-        records = [
-            record
-            for entry, values in zip(sampled, advantages, strict=True)
-            for record in rollout_records(entry, values, step + 1)
-        ]
+        records = rollout_records(sampled, advantages, step + 1)
         self.samples += records[: SAMPLES_KEPT_PER_STEP * self.num_generations]
-        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        self.context.shards.save(f"rollouts-{generation:08d}", lines.encode())
+        self.context.shards.save(_shard(generation), to_parquet(records, list(sampled[0].rewards)))
+        if step >= self._next_table:
+            self._next_table = step + self._steps_between_tables
+            log_completions(self.context, records)
 
     def state(self) -> list[dict[str, Any]]:
         """The samples kept so far."""
@@ -60,29 +78,153 @@ class Recorder:
 
     def records(self, generations: int) -> list[dict[str, Any]]:
         """The rollouts of so many generations, in order, from the shards that were saved as the run went."""
-        return [
-            json.loads(line)
-            for generation in range(generations)
-            for line in self.context.shards.load(f"rollouts-{generation:08d}").decode().splitlines()
-        ]
+        return [row for table in _tables(self.context.shards, generations) for row in table.to_pylist()]
 
 
-def rollout_records(sampled: Sampled, advantages: Sequence[float], step: int) -> list[dict[str, Any]]:
-    """One row a completion. `weights`: the number of optimizer steps behind the weights that sampled it."""
-    return [
+def rollout_records(
+    sampled: Sequence[Sampled], advantages: Sequence[Sequence[float]], step: int
+) -> list[dict[str, Any]]:
+    """One row a completion of a generation, whose first step is `step`, counted from 1.
+
+    `weight_version`: the number of optimizer steps behind the weights that sampled it. `group`: which of the
+    generation's groups it belongs to. A prompt that is sampled more than once goes on counting its completions, so
+    row ids `<prompt>/<step>/<number>` differ.
+    """
+    numbers: Counter[str] = Counter()
+    records = []
+    for group, (entry, values) in enumerate(zip(sampled, advantages, strict=True)):
+        for index, completion in enumerate(entry.completions):
+            prompt = entry.prompt
+            records.append(
+                {
+                    "row_id": f"{prompt.row_id}/{step}/{numbers[prompt.row_id]}",
+                    "prompt_row_id": prompt.row_id,
+                    "prompt": prompt.row["prompt"],
+                    "completion": _spoken(entry, index),
+                    "prompt_ids": list(prompt.prompt_ids),
+                    "token_ids": completion.token_ids,
+                    "logprobs": completion.logprobs,
+                    "finished": completion.finished,
+                    "reward": entry.totals[index],
+                    **{f"reward_{name}": scores[index] for name, scores in entry.rewards.items()},
+                    "advantage": values[index],
+                    "step": step,
+                    "weight_version": step - 1,
+                    "group": group,
+                }
+            )
+            numbers[prompt.row_id] += 1
+    return records
+
+
+def _spoken(entry: Sampled, index: int) -> Any:
+    """As the dataset writes completions: text, or an assistant's turn."""
+    text = entry.texts[index]
+    return text if isinstance(entry.prompt.row["prompt"], str) else [{"role": "assistant", "content": text}]
+
+
+def to_parquet(records: Sequence[Row], rewards: Sequence[str]) -> bytes:
+    """The records of one generation. `rewards`: names of the functions, also where none of them gave a number."""
+    import pyarrow
+
+    conversational = not isinstance(records[0]["prompt"], str)
+    types = _types(conversational, rewards)
+    rows = [stored(record, ("prompt", "completion")) for record in records] if conversational else records
+    if conversational:  # messages may have fields beside role and content
+        for row in rows:
+            types.observe(f"row {row['row_id']}", {name: row[name] for name in ("prompt", "completion")})
+    table = pyarrow.table({name: [row[name] for row in rows] for name in types.columns}, schema=types.schema())
+    buffer = BytesIO()
+    with parquet_writer(buffer, table.schema) as writer:
+        writer.write_table(table, row_group_size=ROWS_PER_GROUP)
+    return buffer.getvalue()
+
+
+def _types(conversational: bool, rewards: Sequence[str]) -> ColumnTypes:
+    known = column_types("prompt_completion", conversational).known()
+    return ColumnTypes(
         {
-            "row_id": f"{sampled.prompt.row_id}/{step}/{index}",
-            "prompt_row_id": sampled.prompt.row_id,
-            "prompt": sampled.prompt.row["prompt"],
-            "completion": text,
-            "token_ids": completion.token_ids,
-            "logprobs": completion.logprobs,
-            "finished": completion.finished,
-            "reward": sampled.totals[index],
-            **{f"reward_{name}": values[index] for name, values in sampled.rewards.items()},
-            "advantage": advantages[index],
-            "step": step,
-            "weights": step - 1,
+            "row_id": "string",
+            "prompt_row_id": "string",
+            "prompt": known["prompt"],
+            "completion": known["completion"],
+            "prompt_ids": ("list", "int"),
+            "token_ids": ("list", "int"),
+            "logprobs": ("list", "float"),
+            "finished": "bool",
+            "reward": "float",
+            **{f"reward_{name}": "float" for name in rewards},
+            "advantage": "float",
+            "step": "int",
+            "weight_version": "int",
+            "group": "int",
         }
-        for index, (completion, text) in enumerate(zip(sampled.completions, sampled.texts, strict=True))
-    ]
+    )
+
+
+def write_rollouts(context: Context, generations: int) -> None:
+    """Output `rollouts`: the shards of so many generations, as a dataset that `rescore`, `normalize` and the training
+    stages can read; never more than one of them in memory."""
+    folder = context.output("rollouts")
+    schema = _common_schema(context.shards, generations)
+    files, count = _write_files(folder, _tables(context.shards, generations), schema)
+    ledger = RowLedger()
+    ledger.use(count)
+    conversational = not _is_text(schema)
+    source = {"stage": "rl"}
+    description = Description("prompt_completion", conversational, count, tuple(schema.names), source, files)
+    describe_dataset(folder, description, ledger)
+    context.counts["rollouts"] = count
+
+
+def _write_files(folder: Path, tables: Iterator[pyarrow.Table], schema: pyarrow.Schema) -> tuple[tuple[str, ...], int]:
+    """(names of the files, rows in all)"""
+    import pyarrow
+
+    names: list[str] = []
+    count = 0
+    table = next(tables, None)
+    while table is not None:
+        names.append(f"data-{len(names):05d}.parquet")
+        rows = 0
+        with parquet_writer(folder / names[-1], schema) as writer:
+            while table is not None and rows < ROWS_PER_FILE:
+                whole = table if table.schema == schema else pyarrow.Table.from_pylist(table.to_pylist(), schema=schema)
+                writer.write_table(whole, row_group_size=ROWS_PER_GROUP)
+                rows += table.num_rows
+                table = next(tables, None)
+        count += rows
+    return tuple(names), count
+
+
+def _common_schema(shards: Shards, generations: int) -> pyarrow.Schema:
+    """That of all shards; messages may have fields in some that they have not in others."""
+    schemas = []
+    for table in _tables(shards, generations):
+        if table.schema not in schemas:
+            schemas.append(table.schema)
+    if len(schemas) == 1:
+        return schemas[0]
+    rewards = [name.removeprefix("reward_") for name in schemas[0].names if name.startswith("reward_")]
+    types = _types(not _is_text(schemas[0]), rewards)
+    for table in _tables(shards, generations):
+        for row in table.to_pylist():
+            types.observe(f"row {row['row_id']}", {name: row[name] for name in ("prompt", "completion")})
+    return types.schema()
+
+
+def _is_text(schema: pyarrow.Schema) -> bool:
+    import pyarrow
+
+    return bool(pyarrow.types.is_string(schema.field("prompt").type))
+
+
+def _tables(shards: Shards, generations: int) -> Iterator[pyarrow.Table]:
+    import pyarrow.parquet
+
+    for generation in range(generations):
+        yield pyarrow.parquet.read_table(BytesIO(shards.load(_shard(generation))), use_threads=False)
+
+
+def _shard(generation: int) -> str:
+    return f"rollouts-{generation:08d}.parquet"

@@ -56,7 +56,7 @@ class RolloutWindows:
         self.replay = ReplayBuffer(plan.selection.replay_buffer_size, plan.seed)
         self.groups: list[Group] = []
         self.metrics: dict[str, float] = {}
-        self.recorder = Recorder(context, plan.num_generations)
+        self.recorder = Recorder(context, plan.num_generations, self.total_steps)
 
     def window(self, step: int) -> Window:
         """The groups of a step. Those without signal count in the denominator, but are not computed."""
@@ -151,7 +151,12 @@ class RolloutWindows:
 
     def records(self) -> list[dict[str, Any]]:
         """Every rollout of the run, in order."""
-        return self.recorder.records(-(-self.total_steps // self.plan.steps_per_batch))
+        return self.recorder.records(self.generations)
+
+    @property
+    def generations(self) -> int:
+        """How often the run samples."""
+        return -(-self.total_steps // self.plan.steps_per_batch)
 
 
 def _is_masked(group: Group) -> bool:

@@ -6,6 +6,7 @@ import logging
 
 import pytest
 
+from flows import prefect_report
 from flows.prefect_report import Progress
 
 
@@ -14,3 +15,25 @@ def test_a_notice_reaches_the_tasks_log(caplog: pytest.LogCaptureFixture) -> Non
     with caplog.at_level(logging.INFO, "task"), Progress("sft", logging.getLogger("task")) as progress:
         progress.event({"kind": "log", "text": text})
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [(logging.INFO, text)]
+
+
+def test_a_table_is_in_the_log_and_an_artifact(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each later table of a stage replaces it under one key; one that Prefect does not take stops nothing."""
+    made: list[tuple[str, str, object]] = []
+
+    def create(rows: object, *, key: str, description: str) -> None:
+        made.append((key, description, rows))
+        if len(made) == 2:
+            raise RuntimeError("full")
+
+    monkeypatch.setattr(prefect_report, "create_table_artifact", create)
+    rows = [{"completion": "46", "reward": 1.0}]
+    event = {"kind": "table", "name": "completions", "title": "step 5: completions", "rows": rows, "text": "as text"}
+    with caplog.at_level(logging.INFO, "task"), Progress("my GRPO", logging.getLogger("task")) as progress:
+        progress.event(event)
+        progress.event(event)
+    assert made == [("completions-my-grpo", "my GRPO: step 5: completions", rows)] * 2
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["as text", "as text", "Prefect did not take what the run wanted to show: full"]

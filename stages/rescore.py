@@ -1,0 +1,131 @@
+"""Recorded rollouts scored again, or with other weights, and made into rows to train on; nothing is generated."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from artifacts.errors import StageError
+from stages.rollouts.reward_spec import Reward, unknown_rewards
+from stages.stage import Config, Input, Stage
+
+if TYPE_CHECKING:
+    from stages.context import Context
+    from stages.data.types import Dataset
+    from stages.evaluation.recorded import Recorded
+    from stages.evaluation.recorded_tables import Table
+
+OutputName = Literal["rollouts", "best", "pairs", "labels"]
+
+
+class RescoreConfig(Config):
+    """Settings of scoring again."""
+
+    rewards: tuple[Reward, ...] = ()
+    """Functions that score every completion again, in place of the recorded rewards; empty: those stay."""
+    reward_weights: dict[str, float] | None = None
+    """Weight of each reward by its name; what is not named does not count. null: all 1, and where nothing is scored
+    again, the recorded sum."""
+    outputs: tuple[OutputName, ...] = ("rollouts",)
+    """The datasets to write: rollouts with their new rewards, the best completions, pairs, or judged completions."""
+    threshold: float | None = None
+    """A completion is right when its reward is at least this; null: none is right or wrong, only better or worse than
+    another."""
+    keep: Literal["best", "all_right"] = "best"
+    """Rows of `best`: the right completion with the highest reward of every group, or every right one."""
+    pairs_per_group: int = Field(1, gt=0)
+    """Most pairs of one group: the best against the worst, then the second best against the second worst, ..."""
+    min_gap: float = Field(0.0, ge=0)
+    """The chosen completion's reward is higher than the rejected one's by at least this."""
+    margin: bool = False
+    """Give pairs a column `margin`, the gap of the two rewards, which the reward model's loss asks for."""
+
+
+def check(config: RescoreConfig, wired: frozenset[str]) -> list[str]:
+    """What is wrong with the configuration and the inputs together."""
+    problems = unknown_rewards(config.rewards)
+    if not config.outputs:
+        problems.append("outputs is empty: name rollouts, best, pairs or labels")
+    if config.threshold is None and "labels" in config.outputs:
+        problems.append("output labels needs threshold: the reward from which a completion is desirable")
+    if config.threshold is None and config.keep == "all_right":
+        problems.append("keep: all_right needs threshold: the reward from which a completion is right")
+    if config.rewards and "dataset" not in wired:
+        problems.append("rewards need input dataset: the prompts' rows, whose columns reward functions are given")
+    return problems
+
+
+def active_outputs(config: RescoreConfig) -> tuple[str, ...]:
+    """The outputs that are written, in the order of declaration."""
+    return tuple(name for name in STAGE.outputs if name in config.outputs)
+
+
+def run(context: Context) -> None:
+    """Score input `rollouts`, whose prompts are rows of input `dataset`, and write what is asked for; columns that the
+    dataset has beside its prompts go along."""
+    from stages.data.dataset import read_dataset
+    from stages.evaluation.recorded import read_recorded, rescored
+    from stages.evaluation.recorded_tables import TABLES
+    from stages.rollouts.rewards import RewardSet
+
+    config: RescoreConfig = context.config
+    dataset = read_dataset(context.input("rollouts"))
+    prompts = read_dataset(context.input("dataset")) if context.has("dataset") else None
+    rewards = RewardSet(config.rewards, open_shards=context.store.shards) if config.rewards else None
+    recorded = rescored(read_recorded(dataset, prompts), rewards, config.reward_weights)
+    _measure(context, recorded)
+    for name in active_outputs(config):
+        _publish(context, name, TABLES[name](recorded, config), dataset)
+
+
+def _measure(context: Context, recorded: Recorded) -> None:
+    """Mean of the new rewards, and of each function's."""
+    from statistics import fmean
+
+    scored = [row["reward"] for row in recorded.rows if row["reward"] is not None]
+    if not scored:
+        raise StageError(
+            f"no reward scores any of {len(recorded.rows)} completions, the first of row "
+            f"{recorded.rows[0]['row_id']}; look at reward_weights, and at what the functions return"
+        )
+    context.metrics["reward"] = fmean(scored)
+    for name in recorded.names:
+        values = [row[f"reward_{name}"] for row in recorded.rows if row[f"reward_{name}"] is not None]
+        if values:
+            context.metrics[f"rewards/{name}/mean"] = fmean(values)
+    context.counts |= {"completions": len(recorded.rows), "groups": len(recorded.groups)}
+
+
+def _publish(context: Context, name: str, table: Table, dataset: Dataset) -> None:
+    """Write a table as a dataset. Raises StageError when it is empty."""
+    from stages.data.dataset import write_dataset
+
+    if not table.rows:
+        raise StageError(
+            f"output {name} has no row (rollouts: {table.ledger.summary()}): lower threshold or min_gap, or leave "
+            f"{name} out of outputs"
+        )
+    context.counts[f"{name}_rows"] = len(table.rows)
+    write_dataset(
+        context.output(name),
+        table.rows,
+        type=table.type,
+        conversational=dataset.conversational,
+        ledger=table.ledger,
+        source={"stage": "rescore"},
+    )
+
+
+STAGE = Stage(
+    name="rescore",
+    version=1,
+    config=RescoreConfig,
+    inputs={"rollouts": Input(("dataset",)), "dataset": Input(("dataset",), required=False)},
+    outputs={"rollouts": "dataset", "best": "dataset", "pairs": "dataset", "labels": "dataset"},
+    active_outputs=active_outputs,
+    run=run,
+    summary="recorded rollouts with other rewards or weights; their best as SFT rows, pairs, or judged completions",
+    check=check,
+    main_metric="reward",
+)
