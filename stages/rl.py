@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from stages.rollouts.reward_spec import Reward, unknown_rewards
-from stages.stage import MODELS, Input, Stage, operational
+from stages.stage import MODELS, Input, Stage
 from stages.training.config import PolicyConfig, policy_outputs
 from stages.training.memory import Phase, Request, same_shape, scoring, training_step
 from stages.training.memory_head import HeadUse
 from stages.training.memory_sampling import Sampled, sampling
+from stages.training.rollout_settings import RolloutConfig
 from stages.training.selection_settings import SelectionConfig, selection_problems
 
 if TYPE_CHECKING:
     from stages.context import Context
 
 
-class Config(SelectionConfig, PolicyConfig):
+class Config(SelectionConfig, RolloutConfig, PolicyConfig):
     """Settings of on-line reinforcement learning. An item of train_batch_size is a completion."""
 
     learning_rate: float = Field(1e-6, gt=0)
@@ -62,8 +63,6 @@ class Config(SelectionConfig, PolicyConfig):
     """Most tokens of a completion."""
     max_length: int = Field(1024, gt=1)
     """Longest prompt in tokens; longer ones are dropped and counted in the ledger."""
-    log_completions_steps: int | None = operational(None, gt=0)
-    """Show a table of sample completions in the log and in Prefect every so many steps; null: ten times a run."""
 
 
 def check(config: Config, wired: frozenset[str]) -> list[str]:
@@ -100,8 +99,8 @@ def run(context: Context) -> None:
     from stages.training.generation import Generation, advantages_of, measure_groups, room_for_prompts
     from stages.training.initial import reference_of
     from stages.training.policy import PolicyLoss, PolicySettings
+    from stages.training.rollout_export import write_rollouts
     from stages.training.rollout_plan import Plan
-    from stages.training.rollout_records import write_rollouts
     from stages.training.rollout_windows import Learning, RolloutWindows
     from stages.training.start import start
 

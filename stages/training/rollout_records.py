@@ -10,13 +10,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artifacts import Shards
 from stages.context import Context
-from stages.data.dataset import ROWS_PER_GROUP, Description, column_types, describe_dataset, parquet_writer
-from stages.data.ledger import RowLedger
+from stages.data.dataset import ROWS_PER_GROUP, column_types, parquet_writer
 from stages.data.schema import ColumnTypes
 from stages.data.tokenize import TokenizedPrompt
 from stages.data.tools import stored
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
 
 SAMPLES_KEPT_PER_STEP = 1
 """Groups of a generation whose texts go into samples.jsonl."""
-ROWS_PER_FILE = 16_384
-"""A file of the artifact ends with the generation that reaches so many rows."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,7 @@ class Recorder:
 
     def records(self, generations: int) -> list[dict[str, Any]]:
         """The rollouts of so many generations, in order, from the shards that were saved as the run went."""
-        return [row for table in _tables(self.context.shards, generations) for row in table.to_pylist()]
+        return [row for table in saved_tables(self.context.shards, generations) for row in table.to_pylist()]
 
 
 def rollout_records(
@@ -128,7 +124,7 @@ def to_parquet(records: Sequence[Row], rewards: Sequence[str]) -> bytes:
     import pyarrow
 
     conversational = not isinstance(records[0]["prompt"], str)
-    types = _types(conversational, rewards)
+    types = record_types(conversational, rewards)
     rows = [stored(record, ("prompt", "completion")) for record in records] if conversational else records
     if conversational:  # messages may have fields beside role and content
         for row in rows:
@@ -140,7 +136,8 @@ def to_parquet(records: Sequence[Row], rewards: Sequence[str]) -> bytes:
     return buffer.getvalue()
 
 
-def _types(conversational: bool, rewards: Sequence[str]) -> ColumnTypes:
+def record_types(conversational: bool, rewards: Sequence[str]) -> ColumnTypes:
+    """The columns of a record, with the rewards of these functions."""
     known = column_types("prompt_completion", conversational).known()
     return ColumnTypes(
         {
@@ -162,64 +159,8 @@ def _types(conversational: bool, rewards: Sequence[str]) -> ColumnTypes:
     )
 
 
-def write_rollouts(context: Context, generations: int) -> None:
-    """Output `rollouts`: the shards of so many generations, as a dataset that `rescore`, `normalize` and the training
-    stages can read; never more than one of them in memory."""
-    folder = context.output("rollouts")
-    schema = _common_schema(context.shards, generations)
-    files, count = _write_files(folder, _tables(context.shards, generations), schema)
-    ledger = RowLedger()
-    ledger.use(count)
-    conversational = not _is_text(schema)
-    source = {"stage": "rl"}
-    description = Description("prompt_completion", conversational, count, tuple(schema.names), source, files)
-    describe_dataset(folder, description, ledger)
-    context.counts["rollouts"] = count
-
-
-def _write_files(folder: Path, tables: Iterator[pyarrow.Table], schema: pyarrow.Schema) -> tuple[tuple[str, ...], int]:
-    """(names of the files, rows in all)"""
-    import pyarrow
-
-    names: list[str] = []
-    count = 0
-    table = next(tables, None)
-    while table is not None:
-        names.append(f"data-{len(names):05d}.parquet")
-        rows = 0
-        with parquet_writer(folder / names[-1], schema) as writer:
-            while table is not None and rows < ROWS_PER_FILE:
-                whole = table if table.schema == schema else pyarrow.Table.from_pylist(table.to_pylist(), schema=schema)
-                writer.write_table(whole, row_group_size=ROWS_PER_GROUP)
-                rows += table.num_rows
-                table = next(tables, None)
-        count += rows
-    return tuple(names), count
-
-
-def _common_schema(shards: Shards, generations: int) -> pyarrow.Schema:
-    """That of all shards; messages may have fields in some that they have not in others."""
-    schemas = []
-    for table in _tables(shards, generations):
-        if table.schema not in schemas:
-            schemas.append(table.schema)
-    if len(schemas) == 1:
-        return schemas[0]
-    rewards = [name.removeprefix("reward_") for name in schemas[0].names if name.startswith("reward_")]
-    types = _types(not _is_text(schemas[0]), rewards)
-    for table in _tables(shards, generations):
-        for row in table.to_pylist():
-            types.observe(f"row {row['row_id']}", {name: row[name] for name in ("prompt", "completion")})
-    return types.schema()
-
-
-def _is_text(schema: pyarrow.Schema) -> bool:
-    import pyarrow
-
-    return bool(pyarrow.types.is_string(schema.field("prompt").type))
-
-
-def _tables(shards: Shards, generations: int) -> Iterator[pyarrow.Table]:
+def saved_tables(shards: Shards, generations: int) -> Iterator[pyarrow.Table]:
+    """The rollouts of so many generations, one table each."""
     import pyarrow.parquet
 
     for generation in range(generations):

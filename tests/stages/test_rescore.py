@@ -14,7 +14,8 @@ from stages.context import Context, local_context
 from stages.data.tokenize import TokenizedPrompt
 from stages.rescore import RescoreConfig, check
 from stages.rollouts.requests import Completion
-from stages.training.rollout_records import Recorder, Sampled, write_rollouts
+from stages.training.rollout_export import write_rollouts
+from stages.training.rollout_records import Recorder, Sampled
 from tests.stages.small_models import output, read_json, rows_of, run_stage, save_dataset, save_model, states
 
 # prompt, step: texts with their rewards by two functions, `right` and `length`, whose sum is recorded

@@ -17,10 +17,11 @@ from stages.context import Context, local_context
 from stages.data.dataset import read_dataset
 from stages.data.tokenize import TokenizedPrompt
 from stages.rollouts.requests import Completion
-from stages.training import rollout_records
+from stages.training import rollout_export, rollout_records
 from stages.training.loop import Trainer
+from stages.training.rollout_export import write_rollouts
 from stages.training.rollout_metrics import rollout_metrics
-from stages.training.rollout_records import Recorder, Sampled, to_parquet, write_rollouts
+from stages.training.rollout_records import Recorder, Sampled, to_parquet
 from stages.training.rollout_table import text_table
 from tests.stages.small_models import Killed, output, read_lines, save_dataset, save_model
 
@@ -118,7 +119,7 @@ def test_messages_keep_their_fields(tmp_path: Path) -> None:
 def test_files_end_with_a_generation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After two rows or more; read together they are the rows of one file, and equal runs are equal bytes."""
     whole = output(record(tmp_path / "whole", ["p", "q"]), "rollouts")
-    monkeypatch.setattr(rollout_records, "ROWS_PER_FILE", 2)
+    monkeypatch.setattr(rollout_export, "ROWS_PER_FILE", 2)
     parts = output(record(tmp_path / "parts", ["p", "q"]), "rollouts")
     again = output(record(tmp_path / "again", ["p", "q"]), "rollouts")
     assert [path.name for path in sorted(whole.glob("*.parquet"))] == ["data-00000.parquet"]
@@ -218,7 +219,7 @@ def test_a_killed_run_keeps_the_same_rollouts(
 
     killed(Shards, "save", call=2, after=True)
     killed(Trainer, "step", call=2)
-    killed(rollout_records, "describe_dataset", call=1)
+    killed(rollout_export, "describe_dataset", call=1)
     last = rl_in(tmp_path / "killed", made)
     last.stage.run(last)
     assert last.resumed_from == 4
