@@ -21,13 +21,17 @@ if TYPE_CHECKING:
     from stages.rollouts.requests import Completion
     from stages.rollouts.reward_cache import OpenShards, RewardCache
 
-__all__ = ["REWARDS", "REWARD_MODEL", "Reward", "RewardModel", "RewardSet", "Scores", "unknown_rewards"]
+__all__ = ["REWARDS", "REWARD_MODEL", "ByFunction", "Reward", "RewardModel", "RewardSet", "Scores", "unknown_rewards"]
 
 REWARD_MODEL = "reward_model"
 """Name under which a reward model's scores are reported."""
 
 _SAVED_AT_ONCE = 64
 """Completions that a cached reward is asked for at once: what a killed run pays twice at most."""
+
+
+ByFunction = dict[str, Values]
+"""Name of a reward function -> one value a completion."""
 
 
 class RewardModel(Protocol):
@@ -61,9 +65,11 @@ class RewardSet:
         *,
         reward_model: RewardModel | None = None,
         open_shards: OpenShards | None = None,
+        share: Callable[[Callable[[], ByFunction]], ByFunction] | None = None,
     ) -> None:
-        """`open_shards`: where rewards are cached (`Store.shards`); None: nowhere. Raises RequestError for a reward
-        that cannot be used."""
+        """`open_shards`: where rewards are cached (`Store.shards`); None: nowhere. `share`: has functions called by one
+        process for all that ask for the same rewards; None: each calls them. Raises RequestError for a reward that
+        cannot be used."""
         specs = [spec_of(reward) for reward in rewards]
         names = [*(spec.called for spec in specs), *([REWARD_MODEL] if reward_model is not None else [])]
         if len(set(names)) < len(names):
@@ -73,6 +79,7 @@ class RewardSet:
         self._functions = [_function(spec) for spec in specs]
         self._caches = {spec.called: _cache(spec, open_shards) for spec in specs}
         self._reward_model = reward_model
+        self._share = share if share is not None else lambda compute: compute()
         self._weights = dict(zip(names, weights if weights is not None else [1.0] * len(names), strict=True))
 
     def score(
@@ -88,7 +95,7 @@ class RewardSet:
         some_scored: None for every completion is an error; not where these are a piece of a larger whole.
         """
         call = Call.of(prompts, completions, texts)
-        flat = self._by_function(call)
+        flat = self._share(lambda: self._by_function(call))
         if self._reward_model is not None:
             scores = self._reward_model(prompts, completions, texts)
             model = RewardFunction(REWARD_MODEL, self._reward_model)
@@ -102,7 +109,7 @@ class RewardSet:
         sizes = [len(group) for group in texts]
         return Scores({name: _grouped(values, sizes) for name, values in flat.items()}, _grouped(totals, sizes))
 
-    def _by_function(self, call: Call) -> dict[str, Values]:
+    def _by_function(self, call: Call) -> ByFunction:
         """Known rewards from the caches, the others from the functions, which run together."""
         pending = [_Pending(function, call, self._caches[function.name]) for function in self._functions]
         while calls := [(one, indices) for one in pending if (indices := one.next_indices())]:
@@ -127,20 +134,23 @@ class _Pending:
             self._keys = cache.keys(function.keywords(call), len(call.places))
             known = cache.known(self._keys)
             self.values = [known.get(key) for key in self._keys]
-            self._waiting = [index for index, value in enumerate(self.values) if value is None]
+            first = {key: index for index, key in reversed(list(enumerate(self._keys)))}
+            self._waiting = sorted(index for key, index in first.items() if key not in known)
 
     def next_indices(self) -> list[int]:
-        """The completions to ask for next; empty: all are known."""
+        """The completions to ask for next, of equal ones the first; empty: all are known."""
         return self._waiting[:_SAVED_AT_ONCE] if self.cache is not None else self._waiting
 
     def take(self, indices: Sequence[int], values: Sequence[Any]) -> None:
         """Keep what the function said of them, even where it failed for another one of them."""
-        for index, value in zip(indices, values, strict=True):
-            self.values[index] = value
         self._waiting = self._waiting[len(indices) :]
-        if self.cache is not None:
-            numbers = {self._keys[index]: finite(value) for index, value in zip(indices, values, strict=True)}
-            self.cache.save({key: number for key, number in numbers.items() if number is not None})
+        if self.cache is None:
+            self.values = list(values)
+            return
+        found = {self._keys[index]: value for index, value in zip(indices, values, strict=True)}
+        self.values = [found.get(key, value) for key, value in zip(self._keys, self.values, strict=True)]
+        numbers = {key: finite(value) for key, value in found.items()}
+        self.cache.save({key: number for key, number in numbers.items() if number is not None})
 
 
 def _function(spec: RewardSpec) -> RewardFunction:

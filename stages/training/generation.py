@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
-from artifacts.errors import StageError
+from artifacts.errors import PosttrainError, StageError
 from stages.context import Context
 from stages.data.tokenize import TokenizedPrompt
 from stages.losses.advantages import ADVANTAGES
 from stages.rollouts.requests import Completion, SampleRequest, SamplingConfig
-from stages.rollouts.rewards import RewardSet
+from stages.rollouts.rewards import ByFunction, RewardSet
 from stages.rollouts.sampler import EmbeddedSampler
 from stages.training.batch import Group
 from stages.training.loop import Trainer
@@ -106,14 +106,18 @@ class Generation:
 
             scorer = RewardModelScorer(context, tokenizer, trainer.accelerator.device, config.micro_batch_tokens)
         rewards = RewardSet(
-            config.rewards, config.reward_weights, reward_model=scorer, open_shards=context.store.shards
+            config.rewards,
+            config.reward_weights,
+            reward_model=scorer,
+            open_shards=context.store.shards,
+            share=partial(by_the_first, trainer.accelerator),
         )
         return cls(Sampling.of(trainer, tokenizer, config), rewards, context)
 
     def __call__(
         self, prompts: Sequence[TokenizedPrompt], seeds: Sequence[tuple[int, ...]], *, some_scored: bool = True
     ) -> list[Sampled]:
-        """Sample, decode, score. Rewards are functions of text; every process computes the same ones."""
+        """Sample, decode, score. Every process gets the same rewards: functions are called by the first for all."""
         sampled = self.sampling(prompts, seeds)
         texts = [[self.sampling.text(completion) for completion in group] for group in sampled]
         scored = self.rewards.score(prompts, sampled, texts, some_scored=some_scored)
@@ -127,6 +131,22 @@ class Generation:
             )
             for index, (prompt, completions, group_texts) in enumerate(zip(prompts, sampled, texts, strict=True))
         ]
+
+
+def by_the_first(accelerator: Accelerator, compute: Callable[[], ByFunction]) -> ByFunction:
+    """What the first process computes, or its error, on all of them: a judge is asked once, and no two disagree."""
+    if accelerator.num_processes == 1:
+        return compute()
+    told: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            told[0] = compute()
+        except PosttrainError as error:
+            told[1] = str(error)
+    found, problem = broadcast_object_list(told)
+    if problem is not None:
+        raise StageError(problem)
+    return found  # type: ignore[no-any-return]
 
 
 def advantages_of(estimator: str, scale_rewards: str) -> Callable[[list[list[float | None]]], list[list[float]]]:

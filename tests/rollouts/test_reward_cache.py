@@ -59,7 +59,8 @@ def test_nothing_is_asked_twice_and_nothing_changes(world, tmp_path):
     # a part of it, in another order, with something new
     mixed = score(world.rewards(), prompts("x", "y"), [["new", "a"], ["ccccc"]])
     assert mixed.totals == [[1.0, 1 / 3], [5 / 3]] and world.asked() == ["new"]
-    # within a run
+    # equal completions of a row, and those of an earlier call
+    assert score(world.rewards(), prompts("x"), [["two", "two"]]).totals == [[1.0, 1.0]] and world.asked() == ["two"]
     rewards = world.rewards()
     assert score(rewards, prompts("x"), [["once"]]) == score(rewards, prompts("x"), [["once"]])
     assert world.asked() == ["once"]
