@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -9,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from pydantic.fields import FieldInfo
 
 from stages.losses.preference import PREFERENCE_LOSSES
 from stages.losses.registry import Loss, Losses
 from stages.losses.supervised import SUPERVISED_LOSSES
 from stages.losses.unpaired import UNPAIRED_LOSSES
 from stages.preference import Config, check
+from stages.rl import Config as RlConfig
+from stages.rollouts.reward_spec import REWARDS, unknown_rewards
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -55,6 +60,25 @@ def table() -> list[str]:
 
 def test_every_objective_is_in_the_table() -> None:
     assert table_rows("Objectives") == table()
+
+
+def test_every_reward_is_in_the_table() -> None:
+    def parameter(name: str, info: FieldInfo) -> str:
+        if info.is_required():
+            return f"`{name}` (needed)"
+        default = json.dumps(info.get_default(call_default_factory=True, validated_data={}), ensure_ascii=False)
+        return f"`{name}: {default}`" if len(default) <= 20 else f"`{name}`"
+
+    assert table_rows("Rewards") == [
+        f"| `{name}` | {(reward.__doc__ or '').splitlines()[0]} "
+        f"| {', '.join(parameter(*field) for field in reward.model_fields.items())} |"
+        for name, reward in REWARDS.items()
+    ]
+
+
+def test_the_rewards_shown_are_taken() -> None:
+    shown = yaml.safe_load(README.split("## Rewards\n")[1].split("```yaml\n")[1].split("```")[0])
+    assert unknown_rewards(RlConfig.model_validate(shown).rewards) == []
 
 
 def test_what_it_says_below_the_table() -> None:
@@ -102,6 +126,8 @@ tests.test_values(*row)
 tests.test_gradients(*row)
 tests.test_pairs_do_not_see_each_other(*row)
 from stages.preference import Config, check
+from stages.rl import Config as RlConfig
+from stages.rollouts.reward_spec import REWARDS, unknown_rewards
 config = Config(loss_type="hinge_squared", f_divergence_type="js_divergence")
 assert check(config, frozenset()) == [] and config.needs_reference
 try:

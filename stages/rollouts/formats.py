@@ -17,7 +17,7 @@ _FENCED = re.compile(r"```(?:json|JSON)?[ \t]*\n(.*?)\n[ \t]*```", re.DOTALL)
 
 
 class ThinkFormat(BuiltIn):
-    """1 where the completion is one <think>...</think> and what follows; TRL's think_format_reward."""
+    """1 where the completion is one `<think>...</think>` and what follows, as in TRL."""
 
     prefix: str = ""
     """What the prompt already wrote of the completion, such as "<think>"."""
