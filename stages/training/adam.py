@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,22 +17,30 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 _EPSILON = 1e-6
 """What torch's clipping adds to the norm."""
+_SCALE = "rate_scale"
 
 
-def build_adamw(trained: Iterable[nn.Parameter], config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW (arXiv:1711.05101); weight decay on matrices only."""
-    parameters = list(trained)
-    groups = [
-        {"params": [one for one in parameters if one.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [one for one in parameters if one.ndim < 2], "weight_decay": 0.0},
-    ]
+def build_adamw(trained: Mapping[str, nn.Parameter], config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW (arXiv:1711.05101); weight decay on matrices only, learning rates as `rate_scale` says."""
+    by_kind: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, one in trained.items():
+        by_kind.setdefault((one.ndim < 2, config.rate_scale(name)), []).append(one)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        [
+            {"params": parameters, "weight_decay": 0.0 if small else config.weight_decay, _SCALE: scale}
+            for (small, scale), parameters in sorted(by_kind.items(), key=lambda item: item[0])
+        ],
         lr=config.learning_rate,
         betas=config.betas,
         eps=config.adam_epsilon,
         fused=True,
     )
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The learning rate of the next update."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group[_SCALE]
 
 
 class Adam:
@@ -41,7 +49,7 @@ class Adam:
     def __init__(self, trained: Mapping[str, nn.Parameter], config: TrainingConfig) -> None:
         self.trained = dict(trained)
         self.max_norm = config.max_grad_norm
-        self.optimizer = build_adamw(self.trained.values(), config)
+        self.optimizer = build_adamw(self.trained, config)
         self._norm: Tensor | None = None
 
     def gradients(self) -> list[Tensor]:
@@ -62,8 +70,7 @@ class Adam:
         if self.max_norm is not None:
             assert self._norm is not None, "the norm is measured before a step"
             self._clip(self._norm, self.max_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, rate)
         self.optimizer.step()
         self.discard()
 

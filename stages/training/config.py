@@ -67,6 +67,10 @@ class TrainingConfig(Config):
     report_to: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = operational(())
     """Trackers that get the metrics as they come, besides metrics.jsonl."""
 
+    def rate_scale(self, name: str) -> float:
+        """What learning_rate is multiplied by for the trained tensor of that name."""
+        return 1.0
+
     @model_validator(mode="after")
     def _adapters_have_a_rank(self) -> Self:
         given = [name for name in ("use_rslora", "use_dora", "modules_to_save") if getattr(self, name)]

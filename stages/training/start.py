@@ -19,7 +19,9 @@ from stages.training.processes import prepare_process
 from stages.training.quantization import quantized, require_quantization
 
 
-def start(context: Context, config: PolicyConfig, objective: Objective) -> tuple[Trainer, Any]:
+def start(
+    context: Context, config: PolicyConfig, objective: Objective, scorer_of: Callable[[Any], Scorer] = Scorer
+) -> tuple[Trainer, Any]:
     """(trainer over input `model`, with adapters where asked for or wired in, its tokenizer)."""
     require_quantization(config.quantization)
     source = model_source(context, "model")
@@ -32,8 +34,8 @@ def start(context: Context, config: PolicyConfig, objective: Objective) -> tuple
     def build(settings: dict[str, Any]) -> Scorer:
         model = load_causal_lm(source.folder, **settings)
         if source.adapter is None:
-            return Scorer(add_adapters(model, config))
-        return Scorer(load_adapter(model, source.adapter, config.lora_dropout))
+            return scorer_of(add_adapters(model, config))
+        return scorer_of(load_adapter(model, source.adapter, config.lora_dropout))
 
     scorer = build(quantized(config.quantization))
     check_head(scorer)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from artifacts.errors import StageError
 from stages.sharding import Zero
-from stages.training.adam import MOMENTS, build_adamw
+from stages.training.adam import MOMENTS, build_adamw, set_rate
 from stages.training.batch import TokenBatch
 from stages.training.config import TrainingConfig
 from stages.training.model import Scorer
@@ -38,7 +38,7 @@ class ZeroSharded:
         self.processes, self.stage = processes, sharding.stage
         self.trained = {name: one for name, one in scorer.named_parameters() if one.requires_grad}
         self._shapes = {name: one.shape for name, one in self.trained.items()}
-        self.adamw = build_adamw(self.trained.values(), config)
+        self.adamw = build_adamw(self.trained, config)
         exact = {name: one.detach().cpu().clone() for name, one in self.trained.items()} if config.bf16 else {}
         deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
         settings = _engine_config(config, sharding, self._shapes)
@@ -82,8 +82,7 @@ class ZeroSharded:
 
     def step(self, rate: float) -> None:
         """The engine clips, updates and forgets the gradients."""
-        for group in self.adamw.param_groups:
-            group["lr"] = rate
+        set_rate(self.adamw, rate)
         self.engine.step()
 
     def discard(self) -> None:
