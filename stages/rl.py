@@ -29,7 +29,8 @@ class Config(SelectionConfig, RolloutConfig, PolicyConfig):
     num_generations: int = Field(8, ge=2)
     """Completions of one prompt: the group that they are compared in."""
     rewards: tuple[Reward, ...] = ()
-    """Reward functions: built-in names, or `file.py:name` of your own; input reward_model adds one more."""
+    """Reward functions: built-in names, `file.py:name` of your own, or a mapping with more; input reward_model adds
+    one."""
     reward_weights: tuple[float, ...] | None = None
     """One weight a reward, the reward model's last; null: all 1."""
     advantage_estimator: Literal["grpo", "rloo"] = "grpo"

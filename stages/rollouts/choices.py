@@ -13,6 +13,7 @@ from stages.rollouts.verdicts import Verdict
 
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _DRESS = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\b|[*_$`]")
+_SPACE = re.compile(r"\s+")
 _CUE = r"(?i:\b(?:answer|choice|option)(?:\s+is|\s+should\s+be)?\s*[:=]?\s*)"
 
 
@@ -58,7 +59,7 @@ def final_choice(text: str, letters: str) -> str | None:
     boxes = _BOXED.findall(text)
     if boxes:
         return _only(_DRESS.sub("", boxes[-1]).strip("{} \n"), letters)
-    plain = _DRESS.sub("", text).replace("{", "").replace("}", "")
+    plain = _SPACE.sub(_one_space, _DRESS.sub("", text).replace("{", "").replace("}", ""))
     letter = _letter(letters)
     cued = list(re.finditer(rf"{_CUE}{letter}(?P<more>\s*(?:,|/|&|\band\b|\bor\b)\s*(?:{letter}))?", plain))
     if cued:
@@ -66,6 +67,11 @@ def final_choice(text: str, letters: str) -> str | None:
         return None if any(other != first for other in others) else first
     lines = [line for line in plain.splitlines() if line.strip()]
     return _only(lines[-1].strip(), letters, labelled=len(lines) == 1) if lines else None
+
+
+def _one_space(match: re.Match[str]) -> str:
+    """Of white space its kind alone, or long runs of it would take the patterns quadratic time."""
+    return "\n" if "\n" in match[0] else " "
 
 
 def _letter(letters: str) -> str:

@@ -13,8 +13,6 @@ from pydantic import field_validator, model_validator
 from artifacts.errors import DataError
 from stages.rollouts.reward_base import BuiltIn, content_of
 
-_FENCED = re.compile(r"```(?:json|JSON)?[ \t]*\n(.*?)\n[ \t]*```", re.DOTALL)
-
 
 class ThinkFormat(BuiltIn):
     """1 where the completion is one `<think>...</think>` and what follows, as in TRL."""
@@ -81,7 +79,7 @@ class JsonSchema(BuiltIn):
         """None where a row has no schema. Raises DataError for a row whose schema is none."""
         schemas = self._schemas(len(completions), columns)
         return [
-            None if schema is None else float(_allows(schema, self._json_text(content_of(made))))
+            None if schema is None else float(_allows(schema, _last_block(made) if self.fenced else content_of(made)))
             for schema, made in zip(schemas, completions, strict=True)
         ]
 
@@ -100,11 +98,19 @@ class JsonSchema(BuiltIn):
                 raise DataError(f"json_schema: row {row_id}, column {self.column!r}: {error}") from error
         return texts
 
-    def _json_text(self, text: str) -> str:
-        if not self.fenced:
-            return text
-        blocks = _FENCED.findall(text)
-        return str(blocks[-1]) if blocks else ""
+
+def _last_block(completion: Any) -> str:
+    """What stands between the last two lines of ``` that open and close a block; "" where there is no block."""
+    found, block = "", None
+    for line in content_of(completion).split("\n"):
+        if not line.strip().startswith("```"):
+            if block is not None:
+                block.append(line)
+        elif block is None:
+            block = []
+        else:
+            found, block = "\n".join(block), None
+    return found
 
 
 @lru_cache(maxsize=256)

@@ -59,11 +59,12 @@ class JudgeServer:
                 f"reward judge asks the server in the environment variable {url_variable}, which "
                 f"{'holds no http address' if base_url else 'is not set'}; set it to one like http://localhost:8000/v1"
             )
-        key = None if key_variable is None else os.environ.get(key_variable)
-        if key_variable is not None and not key:
+        key = None if key_variable is None else os.environ.get(key_variable, "").strip()
+        if key is not None and not (key and key.isascii() and key.isprintable()):
             raise RequestError(
-                f"reward judge takes its key from the environment variable {key_variable}, which is not set; set it, "
-                "or give api_key_variable: null for a server without keys"
+                f"reward judge takes its key from the environment variable {key_variable}, which "
+                f"{'holds characters that no key has' if key else 'is not set'}; set it, or give api_key_variable: "
+                "null for a server without keys"
             )
         return cls(base_url, key, request_seconds, retries)
 

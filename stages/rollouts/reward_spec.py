@@ -34,6 +34,16 @@ REWARDS: dict[str, type[BuiltIn]] = {
 }
 """Built-in rewards by name."""
 
+FOREIGN = {
+    "accuracy_reward": "math",
+    "reasoning_accuracy_reward": "math with parameters: {after: </think>}",
+    "think_format_reward": "think_format",
+    "get_cosine_scaled_reward": "cosine_length",
+    "get_repetition_penalty_reward": "repetition_penalty",
+    "get_soft_overlong_punishment": "soft_overlong",
+}
+"""TRL's name of a reward -> ours."""
+
 
 class RewardSpec(Config):
     """A reward with more than a name."""
@@ -105,7 +115,8 @@ def unknown_rewards(rewards: Sequence[Reward]) -> list[str]:
 
 
 def _unknown(name: str) -> str:
-    return f"no built-in reward {name!r}{nearest(name, REWARDS)}; there are {', '.join(REWARDS)}, or give file.py:name"
+    hint = f"; here it is {FOREIGN[name]} (TRL)" if name in FOREIGN else nearest(name, REWARDS)
+    return f"no built-in reward {name!r}{hint}; there are {', '.join(REWARDS)}, or give file.py:name"
 
 
 def _checked(name: str, built_in: type[BuiltIn], parameters: Mapping[str, Any]) -> BuiltIn:

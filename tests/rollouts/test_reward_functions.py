@@ -129,6 +129,16 @@ def test_json_in_a_fenced_block():
     assert JsonSchema(expected=SCHEMA, fenced=True).score(completions=texts) == [1.0, 1.0, 0.0, 0.0]
 
 
+def test_long_hostile_texts_take_no_quadratic_time():
+    """Each would take hours if it did."""
+    size = 300_000
+    hostile = ["answer" + " " * size, "answer is " * (size // 8), "\\boxed{" * (size // 7), "answer" + " \n" * size]
+    for text in [*hostile, "(" * size, "B" * size, "- " * size]:
+        assert final_choice(text, "ABCD") is None
+    fences = JsonSchema(expected=SCHEMA, fenced=True)
+    assert fences.score(completions=["```\nx" * (size // 5), "```\n" * (size // 4)]) == [0.0, 0.0]
+
+
 def test_every_row_may_have_a_schema_of_its_own():
     reward = JsonSchema(column="form")
     forms = [{"type": "integer"}, json.dumps({"type": "string"}), None]

@@ -187,6 +187,12 @@ def test_what_is_missing_is_said_before_anything_runs(monkeypatch):
     with pytest.raises(RequestError, match=r"OPENAI_API_KEY, which is not set.*api_key_variable: null"):
         RewardSet([spec(judge)])
     RewardSet([spec({**judge, "api_key_variable": None})])
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\nX-Header: 1")
+    with pytest.raises(RequestError, match="OPENAI_API_KEY, which holds characters that no key has") as caught:
+        RewardSet([spec(judge)])
+    assert KEY not in str(caught.value)
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")
+    RewardSet([spec(judge)])
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ def mistakes(tmp_path, reward: str) -> list[str]:
         ("7", "expected a function (file.py:name) or a mapping with the fields name, parameters,"),
         ("cosine_length", "cosine_length needs max_len: write {name: cosine_length, parameters: {...}}"),
         ("exact_mach", "no built-in reward 'exact_mach'; did you mean 'exact_match'?"),
+        ("accuracy_reward", "no built-in reward 'accuracy_reward'; here it is math (TRL)"),
         ("{name: exact_mach}", "no built-in reward 'exact_mach'; did you mean 'exact_match'?"),
         ("numeric_match", "two rewards have the name 'numeric_match'; give one of them a label"),
         ("'nowhere.py:judge'", "no such Python file: 'nowhere.py'"),

@@ -118,6 +118,16 @@ FAULTS = [
     ("return [1, 2, float('inf')]", r"returned inf for row row1, completion 0"),
     ("return [1, '2', 3]", r"returned '2' for row row0, completion 1"),
     ("return [1, [2], 3]", r"returned \[2\] for row row0, completion 1"),
+    ("return [1, b'2', 3]", r"returned b'2' for row row0, completion 1"),
+    ("return [1, 10**400, 3]", r"returned 1000.* for row row0, completion 1"),
+    ("return [1, 1j, 3]", r"returned 1j for row row0, completion 1"),
+    ("return [[1, 2, 3]]", r"returned 1 values for 3 completions"),
+    ("import numpy; return numpy.ones((3, 2))", r"returned \[1\.0, 1\.0\] for row row0, completion 0"),
+    ("import torch; return torch.tensor([1.0, float('nan'), 1.0])", r"returned nan for row row0, completion 1"),
+    ("return {'a': 1, 'b': 2, 'c': 3}", r"returned \{'a': 1.*; it must return a list of 3"),
+    ("return (1 for _ in completions)", r"returned <generator .*; it must return a list of 3"),
+    ("return '123'", r"returned '123'; it must return a list of 3"),
+    ("return [1, ValueError('found nothing'), 3]", r"'judge' found nothing, for row row0, completion 1: 'b'"),
     ("return [None, None, None]", r"no reward function scored any of 3 completions .* first of row row0; .* judge"),
 ]
 
