@@ -7,6 +7,11 @@ from statistics import fmean, median
 
 from stages.monitors.history import FEW, History
 
+FAR = 10.0
+"""KL divergence of completions, in nats, at which a policy is no longer near its reference."""
+FAR_OF_TOKENS = 1.0
+"""The same of a token."""
+
 
 def loss_spike(run: History) -> str | None:
     """The newest loss is far above those before it."""
@@ -43,10 +48,12 @@ def kl_runaway(run: History) -> str | None:
     if len(divergences) < 2 * FEW:
         return None
     before, last = fmean(divergences[-2 * FEW : -FEW]), run.last("kl")
-    if last < 10 or last < 1.5 * before:
+    on_line = bool(run.values("completions/mean_length"))  # there it is of tokens, elsewhere of whole completions
+    if last < (FAR_OF_TOKENS if on_line else FAR) or last < 1.5 * before:
         return None
     return (
-        f"KL divergence from the reference {last:.3g}, {before:.3g} {FEW} steps before: raise beta, lower learning_rate"
+        f"KL divergence from the reference {last:.3g}{' a token' if on_line else ''}, {before:.3g} {FEW} steps before: "
+        "raise beta, lower learning_rate"
     )
 
 

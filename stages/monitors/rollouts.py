@@ -18,7 +18,7 @@ EQUAL = 0.5
 """Share of a group's completions that repeat another one of it."""
 SHORT = 10
 """Tokens of completions that are rightly equal: there are not many ways to write a number."""
-MISMATCH = 1e-3
+MISMATCH = 1e-4
 """Difference of sampler and trainer, in nats a token, that rounding in float32 does not reach."""
 
 

@@ -61,8 +61,8 @@ TROUBLES: dict[str, tuple[Callable[[int], Row], int]] = {
     "chosen_falling": (lambda step: {"logps/chosen": -40.0 if step <= 100 else -80.0}, 111),
     # nothing but chance, said after 100 steps
     "accuracy_at_chance": (lambda step: {"rewards/accuracies": 0.5 + 0.02 * (-1) ** step}, 100),
-    # 4, then 40: the mean of 20 passes 10 when 4 of them are 40
-    "kl_runaway": (lambda step: {"kl": 4.0 if step <= 100 else 40.0}, 104),
+    # 4, then 40: the mean of 20 passes 6, half as much again, when two of them are 40
+    "kl_runaway": (lambda step: {"kl": 4.0 if step <= 100 else 40.0}, 102),
     "not_finite": (lambda step: {"kl": float("nan")} if step == 60 else {}, 60),
     # 0 until step 100, then 1: 18 of 20 are nine in ten
     "no_signal": (lambda step: {"frac_reward_zero_std": float(step > 100)}, 118),
@@ -168,6 +168,18 @@ def test_rows_of_which_nothing_is_trained(states: dict[str, int], said: str | No
 )
 def test_what_looks_like_trouble_and_is_none(monitor: str, change: Callable[[int], Row]) -> None:
     assert monitor not in [notice.monitor for notice in notices_of(run(change))]
+
+
+def test_kl_of_tokens_and_of_completions() -> None:
+    """On-line it is of tokens, and far from 1 nat on. Of completions 4 nats are not far; the mean of 20 passes 10 when
+    four of them are 40."""
+    rows = run(lambda step: {"kl": 0.4 if step <= 100 else 4.0})
+    (notice,) = notices_of(rows)
+    assert notice.step == 104 and "reference 1.12 a token, 0.4 20 steps before" in notice.text
+    offline = [{"step": row["step"], "kl": 10 * row["kl"]} for row in rows]
+    (notice,) = notices_of(offline)
+    assert notice.step == 104 and "reference 11.2, 4 20 steps before" in notice.text
+    assert notices_of([{**row, "kl": row["kl"] / 10} for row in offline]) == []
 
 
 def test_numbers_are_in_the_notices() -> None:
