@@ -25,7 +25,11 @@ class Architecture:
         return Architecture(layers, self.hidden, self.intermediate, self.heads, self.kv_heads, self.head_dim)
 
 
-MODELS = {"XS": Architecture(2, 128, 384, 2, 1, 64), "S": Architecture(4, 256, 768, 4, 2, 64)}
+MODELS = {
+    "XS": Architecture(2, 128, 384, 2, 1, 64),
+    "S": Architecture(4, 256, 768, 4, 2, 64),
+    "M": Architecture(5, 512, 1536, 8, 4, 64),  # 32 million parameters with a vocabulary of 32,000
+}
 
 
 def teacher_of(architecture: Architecture) -> Architecture:
@@ -40,6 +44,8 @@ class Step:
     prompts: int
     completions: int
     """Completions of one prompt."""
+    samples: bool = False
+    """The completions are sampled in the step, all of the same length, for the same prompts in every step."""
 
 
 STEPS = {
@@ -49,8 +55,10 @@ STEPS = {
     "reward": Step(prompts=4, completions=2),
     "grpo": Step(prompts=8, completions=8),
     "distill": Step(prompts=8, completions=1),
+    "online": Step(prompts=8, completions=8, samples=True),
 }
-"""Stage -> its step. `reference` scores pairs, `grpo` and `distill` update on recorded completions."""
+"""Stage -> its step. `reference` scores pairs, `grpo` and `distill` update on recorded completions, `online` is a whole
+step of GRPO."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +78,8 @@ class Case:
     architecture: Architecture = MODELS["S"]
     examples: int = 64
     """Prompts of the dataset, which the steps go round."""
+    varied: bool = True
+    """Lengths are drawn around their means; otherwise all are equal to them."""
     steps: int = 10
     seed: int = 0
 
@@ -81,7 +91,7 @@ class Case:
     @property
     def name(self) -> str:
         """One line that tells cases apart."""
-        group = f" G{self.completions}" if self.stage == "grpo" else ""
+        group = f" G{self.completions}" if self.completions > 2 else ""
         return f"{self.stage} {self.shape}{group} V{self.vocabulary}"
 
 
@@ -111,6 +121,8 @@ def case_of(
         completion_tokens=int(found[2]),
         prompts=step.prompts,
         completions=step.completions if group_size is None else group_size,
+        examples=step.prompts if step.samples else 64,
+        varied=not step.samples,
         vocabulary=vocabulary,
         architecture=MODELS[model],
         steps=steps,

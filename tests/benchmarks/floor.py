@@ -42,6 +42,7 @@ UNITS = {
     "reward": Units(TRAINING, 0),
     "grpo": Units(TRAINING, 3),
     "distill": Units(TRAINING, 3, teacher=1),
+    "online": Units(SCORING + TRAINING, 4),
 }
 
 

@@ -74,11 +74,14 @@ def _tokenizer(vocabulary: int) -> Any:
     """A word a token; the rows are token ids already, but trainers want a tokenizer beside the model."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
     from transformers import PreTrainedTokenizerFast
 
     words = {f"w{index}": index for index in range(vocabulary)}
+    tokenizer = Tokenizer(WordLevel(words, unk_token=f"w{EOS}"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel(words, unk_token=f"w{EOS}")),
+        tokenizer_object=tokenizer,
         pad_token=f"w{PAD}",
         bos_token=f"w{BOS}",
         eos_token=f"w{EOS}",

@@ -47,9 +47,9 @@ def make_rows(case: Case) -> list[Row]:
     rows = []
     for index in range(case.examples):
         draws = generator(case.seed, "benchmark rows", index)
-        prompt = _tokens(case, draws, _length(draws, case.prompt_tokens, PROMPT_SPREAD))
+        prompt = _tokens(case, draws, _length(case, draws, case.prompt_tokens, PROMPT_SPREAD))
         completions = tuple(
-            _tokens(case, draws, _length(draws, case.completion_tokens, COMPLETION_SPREAD))
+            _tokens(case, draws, _length(case, draws, case.completion_tokens, COMPLETION_SPREAD))
             for _ in range(case.completions)
         )
         rows.append(Row(f"r{index}", prompt, completions, _advantages(draws, case.completions)))
@@ -64,7 +64,9 @@ def batches(case: Case, rows: list[Row]) -> list[list[Row]]:
     return [cut[places[step % len(cut)]] for step in range(case.steps)]
 
 
-def _length(draws: numpy.random.Generator, mean: int, spread: float) -> int:
+def _length(case: Case, draws: numpy.random.Generator, mean: int, spread: float) -> int:
+    if not case.varied:
+        return mean
     variance = math.log(1 + spread**2)
     drawn = draws.lognormal(math.log(mean) - variance / 2, math.sqrt(variance))
     return max(2, min(round(drawn), round(LONGEST * mean)))

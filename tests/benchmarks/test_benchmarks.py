@@ -15,6 +15,7 @@ from tests.benchmarks.cases import STEPS, Architecture, Case, case_of
 from tests.benchmarks.floor import step_flops
 from tests.benchmarks.folder import CaseFolder
 from tests.benchmarks.growth import slope
+from tests.benchmarks.online import require_length
 from tests.benchmarks.parity import ParityError, difference, require_parity
 from tests.benchmarks.recorder import Recorder
 from tests.benchmarks.report import quartiles, summary
@@ -29,7 +30,7 @@ def tiny_case(stage: str) -> Case:
     return replace(case_of(stage, "P12C6", steps=4), vocabulary=61, architecture=TINY, examples=16)
 
 
-@pytest.mark.parametrize("stage", STEPS)
+@pytest.mark.parametrize("stage", [name for name, step in STEPS.items() if not step.samples])
 def test_ours_computes_what_the_plain_loop_computes(stage: str, tmp_path: Path) -> None:
     """Losses and gradient norms of every step, log-probabilities of the reference, gradients of the first step."""
     case, folder = tiny_case(stage), CaseFolder(tmp_path)
@@ -90,19 +91,38 @@ def keep_first_gradients(step: Any) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("stage", "expected"),
-    [("sft", 6816), ("reference", 2272), ("dpo", 7056), ("reward", 6096), ("grpo", 6816), ("distill", 9088)],
+    [
+        ("sft", 6816),
+        ("reference", 2272),
+        ("dpo", 7056),
+        ("reward", 6096),
+        ("grpo", 6816),
+        ("distill", 9088),
+        ("online", 9088),
+    ],
 )
 def test_necessary_operations_by_hand(stage: str, expected: int) -> None:
     """A layer of hidden 4: q, o 4x4 each, k, v 4x2 each, three matrices 4x8: 144 weights, so 288 operations a token.
 
     Prompt 3, completions 2 and 1: 6 tokens, 1728. Pairs: 6 in the prompt, 2*3+3 and 1*3+1 of the completions: 19,
     times 2 products * 2 operations * 2 heads * 2 sizes = 16: 304. Forward 2032. The head, 4x10 for 3 tokens: 240.
-    SFT 3*2032 + 3*240; DPO one product more; the reward model none; distillation a teacher of one layer too.
+    SFT 3*2032 + 3*240; DPO one product more; the reward model none; distillation a teacher of one layer too;
+    a whole step of GRPO a pass that samples, 2032 + 240, and SFT's.
     """
     case = replace(case_of(stage, "P3C2"), vocabulary=10, architecture=Architecture(1, 4, 8, 2, 1, 2))
     row = Row("r", [3, 4, 5], ([6, 7], [8]), (0.0, 0.0))
     assert step_flops(case, [row]) == expected
     assert step_flops(case, [row, row]) == 2 * expected
+
+
+def test_whole_steps_have_prompts_and_completions_of_one_length() -> None:
+    case = case_of("online", "P20C5")
+    rows = make_rows(case)
+    assert {(len(row.prompt), *map(len, row.completions)) for row in rows} == {(20, *[5] * 8)}
+    assert all({row.row_id for row in step} == {row.row_id for row in rows} for step in batches(case, rows))
+    require_length(case, 4.8)
+    with pytest.raises(RuntimeError, match=r"4\.7 tokens on average, not 5"):
+        require_length(case, 4.7)
 
 
 def test_rows_are_the_same_everywhere() -> None:

@@ -31,6 +31,8 @@ from trl.trainer.utils import pad
 from tests.benchmarks.cases import Case
 from tests.benchmarks.folder import CaseFolder
 from tests.benchmarks.models import BETA, EPSILON
+from tests.benchmarks.online import require_length, text_of
+from tests.benchmarks.online_reward import even_share
 from tests.benchmarks.recorder import Recorder
 from tests.benchmarks.rows import PAD, Row
 from tests.benchmarks.trl_run import Run
@@ -175,6 +177,29 @@ def _distill(run: Run) -> None:
     ).train()
 
 
+def _online(run: Run) -> None:
+    """Whole steps: it generates with the model's own `generate`, all completions of a step at once."""
+    case = run.case
+    arguments = run.arguments(
+        ROWS_PER_PASS,
+        gradient_accumulation_steps=case.prompts * case.completions // ROWS_PER_PASS,
+        num_generations=case.completions,
+        max_completion_length=case.completion_tokens,
+        epsilon=EPSILON,
+        loss_type="dapo",
+        beta=0.0,
+    )
+    rows = Dataset.from_list([{"prompt": text_of(row)} for row in run.steps[0]])
+
+    class Checked(GRPOTrainer):  # type: ignore[misc]
+        def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+            found = super()._generate_and_score_completions(inputs)
+            require_length(case, found["completion_mask"].sum(1).float().mean().item())
+            return found
+
+    run.start(Checked, GRPOConfig(**arguments), rows, reward_funcs=[even_share]).train()
+
+
 STAGES: dict[str, Callable[[Run], None]] = {
     "sft": _sft,
     "reference": _reference,
@@ -182,4 +207,5 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "reward": _reward,
     "grpo": _grpo,
     "distill": _distill,
+    "online": _online,
 }

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.cases import Architecture, Case
+from tests.benchmarks.cases import STEPS, Architecture, Case
 from tests.benchmarks.folder import CaseFolder
 from tests.benchmarks.recorder import CLOCKS, Recorder
 from tests.benchmarks.rows import batches, make_rows
@@ -22,6 +22,8 @@ CONTESTANTS = {
     "trl-best": "tests.benchmarks.trl:run_best",
 }
 """Name -> function(case, steps, folder, recorder)."""
+SAMPLING = {"ours": "tests.benchmarks.online:run_ours", "plain": "tests.benchmarks.online:run_plain"}
+"""In their place where a step samples its completions."""
 
 
 def case_to_json(case: Case) -> dict[str, Any]:
@@ -54,7 +56,8 @@ def matrix_rate(case: Case, _: CaseFolder, clock: str) -> dict[str, Any]:
 
 def contest(name: str, case: Case, folder: CaseFolder, clock: str) -> dict[str, Any]:
     """All steps of one contestant."""
-    module, function = CONTESTANTS[name].split(":")
+    known = CONTESTANTS | (SAMPLING if STEPS[case.stage].samples else {})
+    module, function = known[name].split(":")
     recorder = Recorder(CLOCKS[clock])
     run = getattr(importlib.import_module(module), function)
     run(case, batches(case, make_rows(case)), folder, recorder)
