@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from stages.rollouts.reward_spec import Reward, unknown_rewards
 from stages.stage import MODELS, Input, Stage
+from stages.training.advantage_settings import AdvantageConfig, advantage_problems
 from stages.training.config import PolicyConfig, policy_outputs
 from stages.training.memory import Phase, Request, same_shape, scoring, training_step
 from stages.training.memory_head import HeadUse
 from stages.training.memory_sampling import Sampled, sampling
+from stages.training.policy_settings import PolicyLossConfig, policy_problems
 from stages.training.rollout_settings import RolloutConfig
 from stages.training.selection_settings import SelectionConfig, selection_problems
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from stages.context import Context
 
 
-class Config(SelectionConfig, RolloutConfig, PolicyConfig):
+class Config(PolicyLossConfig, AdvantageConfig, SelectionConfig, RolloutConfig, PolicyConfig):
     """Settings of on-line reinforcement learning. An item of train_batch_size is a completion."""
 
     learning_rate: float = Field(1e-6, gt=0)
@@ -31,23 +33,6 @@ class Config(SelectionConfig, RolloutConfig, PolicyConfig):
     rewards: tuple[Reward, ...] = ()
     """Reward functions: built-in names, `file.py:name` of your own, or a mapping with more; input reward_model adds
     one."""
-    reward_weights: tuple[float, ...] | None = None
-    """One weight a reward, the reward model's last; null: all 1."""
-    advantage_estimator: Literal["grpo", "rloo"] = "grpo"
-    """Baseline: the group's mean (grpo), or the mean of the others (rloo)."""
-    scale_rewards: Literal["group", "batch", "none"] = "group"
-    """Which standard deviation advantages are divided by; grpo only."""
-    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo"
-    """How token losses are averaged: in each sequence first (grpo), over all tokens (dapo, bnpo), or over a constant
-    number of tokens (dr_grpo)."""
-    importance_sampling_level: Literal["token", "sequence", "sequence_sum"] = "token"
-    """What a ratio of new to old probability is of: a token, a sequence's mean (GSPO) or a sequence's sum (RLOO)."""
-    beta: float = Field(0.0, ge=0)
-    """Weight of the KL term to the reference; at 0 no reference is loaded."""
-    epsilon: float = Field(0.2, gt=0)
-    """Ratios are clipped below at 1 - epsilon."""
-    epsilon_high: float | None = Field(None, gt=0)
-    """Ratios are clipped above at 1 + epsilon_high; null: as epsilon."""
     steps_per_generation: int = Field(1, gt=0)
     """Optimizer steps that one generation is cut into."""
     num_iterations: int = Field(1, gt=0)
@@ -72,14 +57,12 @@ def check(config: Config, wired: frozenset[str]) -> list[str]:
     count = len(config.rewards) + ("reward_model" in wired)
     if count == 0:
         problems.append("no reward: give rewards: [...] or wire input reward_model")
-    if config.reward_weights is not None and len(config.reward_weights) != count:
-        problems.append(f"reward_weights has {len(config.reward_weights)} numbers for {count} rewards")
     problems += selection_problems(config, config.num_generations)
     if config.train_batch_size % _trained(config):
         name = "num_generations" if config.num_trained_generations is None else "num_trained_generations"
         problems.append(f"train_batch_size {config.train_batch_size} is no multiple of {name} {_trained(config)}")
-    if config.advantage_estimator == "rloo" and config.scale_rewards != "group":
-        problems.append("scale_rewards is of advantage_estimator grpo; rloo does not divide")
+    problems += policy_problems(config, ever_off_policy=_is_reused(config) or _tolerance(config) is None)
+    problems += advantage_problems(config, count, kl_in_reward=config.penalizes_reward)
     if config.lora_dropout:
         problems.append(
             f"lora_dropout is {config.lora_dropout}, but completions are sampled without dropout, so no step would be "
@@ -95,29 +78,22 @@ def run(context: Context) -> None:
     from stages.data.dataset import read_dataset
     from stages.data.ledger import RowLedger
     from stages.data.tokenize import tokenize_prompts
-    from stages.losses.policy import AGGREGATIONS
+    from stages.training.advantages import RewardPenalty, advantages_of, penalized
     from stages.training.export import export
-    from stages.training.generation import Generation, advantages_of, measure_groups, room_for_prompts
+    from stages.training.generation import Generation, measure_groups, room_for_prompts
     from stages.training.initial import reference_of
-    from stages.training.policy import PolicyLoss, PolicySettings
+    from stages.training.policy import PolicyLoss
+    from stages.training.policy_step import step_of
     from stages.training.rollout_export import write_rollouts
     from stages.training.rollout_plan import Plan
     from stages.training.rollout_windows import Learning, RolloutWindows
     from stages.training.start import start
 
     config: Config = context.config
-    objective = PolicyLoss(
-        PolicySettings(
-            aggregation=AGGREGATIONS[config.loss_type],
-            temperature=config.temperature,
-            epsilon=config.epsilon,
-            epsilon_high=config.epsilon_high,
-            beta=config.beta,
-            max_completion_length=config.max_completion_length,
-            importance_sampling_level=config.importance_sampling_level,
-            tolerance=_tolerance(config),
-        )
+    settings = config.policy_settings(
+        temperature=config.temperature, longest=config.max_completion_length, tolerance=_tolerance(config)
     )
+    objective = PolicyLoss(settings, config.entropy_bonus())
     trainer, tokenizer = start(context, config, objective)
     reference = reference_of(context, trainer) if config.beta else None
     ledger = RowLedger()
@@ -128,7 +104,12 @@ def run(context: Context) -> None:
         ledger=ledger,
     )
     # completions that come again are off policy, and a batch knows the old log-probabilities of all or of none
-    reuse = config.steps_per_generation * config.num_iterations > 1 or config.replay_buffer_size > 0
+    reuse = _is_reused(config)
+    measure = measure_groups(trainer, reference, config, old=reuse or config.penalizes_reward)
+    advantages = advantages_of(config)
+    if config.penalizes_reward:
+        penalty = RewardPenalty.of(config.beta, config.kl_estimator)
+        advantages, measure = penalized(config, penalty, measure)
     windows = RolloutWindows(
         context,
         prompts,
@@ -145,10 +126,11 @@ def run(context: Context) -> None:
         ),
         Generation.of(context, trainer, tokenizer, config),
         Learning(
-            advantages=advantages_of(config.advantage_estimator, config.scale_rewards),
-            measure=measure_groups(trainer, reference, config, old=reuse),
+            advantages=advantages,
+            measure=measure,
             count=objective.count,
-            skippable=not config.beta,
+            skippable=not config.penalizes_loss and not config.has_entropy_bonus,
+            of_step=step_of(trainer, objective, config),
         ),
     )
     context.counts["prompts"] = len(prompts)
@@ -162,6 +144,11 @@ def run(context: Context) -> None:
 def _trained(config: Config) -> int:
     """Completions of a group that are trained."""
     return config.num_trained_generations or config.num_generations
+
+
+def _is_reused(config: Config) -> bool:
+    """Whether completions are trained on after their first step."""
+    return config.steps_per_generation * config.num_iterations > 1 or config.replay_buffer_size > 0
 
 
 def _tolerance(config: Config) -> float | None:
@@ -191,7 +178,7 @@ def memory(request: Request) -> list[Phase]:
         config.num_generations,
         sorts=config.top_p < 1,
     )
-    use = HeadUse(together=config.importance_sampling_level != "token")
+    use = HeadUse(together=config.couples_tokens)
     scored = request.passes(row=group, rows=groups * config.steps_per_generation)
     return [
         sampling(request.model, setup, asked, number=training.weight, resident=resident),
@@ -206,7 +193,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="rl",
-    version=3,
+    version=4,
     config=Config,
     inputs={
         "model": Input(MODELS),

@@ -1,7 +1,7 @@
-"""Advantages from rewards: P prompts, G completions of each.
+"""Advantages from rewards: P prompts, G completions of each, K reward functions.
 
 `rewards_PG` holds NaN where no reward function scored a completion; such a completion is in no mean and no
-standard deviation, and gets advantage 0. Pass the rewards of the whole optimizer step, of all ranks: batch
+standard deviation, and gets advantage 0. Pass the rewards of the whole generation, of all ranks: batch
 statistics depend on all of them. Nothing here is differentiated.
 """
 
@@ -23,14 +23,23 @@ def grpo(rewards_PG: Tensor, *, scale_rewards: Literal["group", "batch", "none"]
     Shao et al., arXiv:2402.03300, sec. 4.1. s is the standard deviation (Bessel-corrected) of the group, of
     the whole batch (Lite PPO, arXiv:2508.08221), or absent (Dr. GRPO, arXiv:2503.20783).
     """
-    centered_PG = _exactly_zero_where_constant(rewards_PG - _mean(rewards_PG, dim=1), rewards_PG)
-    if scale_rewards == "group":
-        centered_PG = centered_PG / (_std(rewards_PG, dim=1) + EPSILON)
-    elif scale_rewards == "batch":
-        centered_PG = centered_PG / (_std(rewards_PG.reshape(1, -1), dim=1) + EPSILON)
-    elif scale_rewards != "none":
-        raise ValueError(f"scale_rewards must be 'group', 'batch' or 'none', found {scale_rewards!r}")
-    return torch.where(torch.isnan(rewards_PG), torch.zeros_like(rewards_PG), centered_PG)
+    return _scored_only(SCALES[scale_rewards](_centered(rewards_PG), rewards_PG), rewards_PG)
+
+
+def _by_group(centered_PG: Tensor, rewards_PG: Tensor) -> Tensor:
+    return centered_PG / (_std(rewards_PG, dim=1) + EPSILON)
+
+
+def _by_batch(centered_PG: Tensor, rewards_PG: Tensor) -> Tensor:
+    return centered_PG / (_std(rewards_PG.reshape(1, -1), dim=1) + EPSILON)
+
+
+def _unscaled(centered_PG: Tensor, rewards_PG: Tensor) -> Tensor:
+    return centered_PG
+
+
+SCALES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"group": _by_group, "batch": _by_batch, "none": _unscaled}
+"""`scale_rewards` -> scaled(rewards less their group's mean, rewards) -> [P, G]."""
 
 
 def rloo(rewards_PG: Tensor, *, normalize_advantages: bool = False) -> Tensor:
@@ -48,11 +57,81 @@ def rloo(rewards_PG: Tensor, *, normalize_advantages: bool = False) -> Tensor:
     if normalize_advantages:
         flat_1N = torch.where(scored_PG, advantages_PG, torch.nan).reshape(1, -1)
         advantages_PG = (advantages_PG - _mean(flat_1N, dim=1)) / (_std(flat_1N, dim=1) + EPSILON)
-    return torch.where(scored_PG, advantages_PG, torch.zeros_like(advantages_PG))
+    return _scored_only(advantages_PG, rewards_PG)
 
 
-ADVANTAGES: dict[str, Callable[..., Tensor]] = {"grpo": grpo, "rloo": rloo}
-"""Name -> advantages(rewards_PG, *, ...) -> [P, G]."""
+def reinforce_plus_plus_baseline(rewards_PG: Tensor) -> Tensor:
+    """(r - mean of the group), divided by the standard deviation of these over the batch + 1e-4. Returns [P, G].
+
+    Hu et al., arXiv:2501.03262, sec. 3.2. The batch's mean, which the paper takes off too, is 0: every group's is.
+    Unlike grpo scaled by the batch, groups of different difficulty do not make the deviation larger.
+    """
+    centered_PG = _centered(rewards_PG)
+    return _scored_only(centered_PG / (_std(centered_PG.reshape(1, -1), dim=1) + EPSILON), rewards_PG)
+
+
+ADVANTAGES: dict[str, Callable[..., Tensor]] = {
+    "grpo": grpo,
+    "rloo": rloo,
+    "reinforce_plus_plus_baseline": reinforce_plus_plus_baseline,
+}
+"""`advantage_estimator` -> advantages(rewards_PG, *, ...) -> [P, G]."""
+
+
+def weighted_sum(rewards_PGK: Tensor, weights_K: Tensor) -> Tensor:
+    """[P, G] sum of weighted rewards over those that scored the completion; NaN where none did."""
+    totals_PG = torch.nansum(rewards_PGK * weights_K, dim=2)
+    return totals_PG.masked_fill(torch.isnan(rewards_PGK).all(2), torch.nan)
+
+
+def normalize_then_sum(rewards_PGK: Tensor, weights_K: Tensor) -> Tensor:
+    """Each reward is normalized in its group, the weighted sum over the batch: no reward drowns another. [P, G].
+
+    GDPO, arXiv:2601.05242: r_k -> (r_k - mean of the group) / (s_k + 1e-4), A = sum of w_k r_k / (s + 1e-4) with s
+    that of the sums over the batch. Their mean, which the paper takes off too, is 0: every group's is.
+    """
+    by_reward_KPG = rewards_PGK.permute(2, 0, 1)
+    normal_PGK = torch.stack([_by_group(_centered(one_PG), one_PG) for one_PG in by_reward_KPG], dim=2)
+    sums_PG = weighted_sum(normal_PGK, weights_K)
+    return torch.nan_to_num(sums_PG / (_std(sums_PG.reshape(1, -1), dim=1) + EPSILON), nan=0.0)
+
+
+def generalized_advantages(
+    rewards_ST: Tensor, values_ST: Tensor, lengths_S: Tensor, *, gamma: float = 1.0, lam: float = 0.95
+) -> tuple[Tensor, Tensor]:
+    """(advantages [S, T], returns [S, T]) of S sequences whose tokens are rewarded, zeros beyond their lengths.
+
+    GAE, Schulman et al., arXiv:1506.02438, eq. 16: A_t = d_t + gamma lam A_(t+1), d_t = r_t + gamma V_(t+1) - V_t,
+    with V = 0 after the last token; returns are A + V.
+    """
+    inside_ST = torch.arange(rewards_ST.shape[1], device=rewards_ST.device) < lengths_S[:, None]
+    rewards_ST, values_ST = rewards_ST * inside_ST, values_ST * inside_ST
+    advantages_ST = torch.zeros_like(rewards_ST)
+    next_advantage_S = next_value_S = torch.zeros_like(rewards_ST[:, 0])
+    for t in reversed(range(rewards_ST.shape[1])):
+        change_S = rewards_ST[:, t] + gamma * next_value_S - values_ST[:, t]
+        next_advantage_S = (change_S + gamma * lam * next_advantage_S) * inside_ST[:, t]
+        next_value_S = values_ST[:, t]
+        advantages_ST[:, t] = next_advantage_S
+    return advantages_ST, advantages_ST + values_ST
+
+
+def whitened(values: Tensor, *, shift_mean: bool = True) -> Tensor:
+    """(values - mean) / sqrt(variance + 1e-8), variance Bessel-corrected, as in TRL's PPO; `shift_mean` false: the mean
+    is put back.
+    """
+    mean = values.mean()
+    white = (values - mean) * torch.rsqrt(values.var() + 1e-8)
+    return white if shift_mean else white + mean
+
+
+def _centered(rewards_PG: Tensor) -> Tensor:
+    """Rewards less their group's mean; NaN where not scored."""
+    return _exactly_zero_where_constant(rewards_PG - _mean(rewards_PG, dim=1), rewards_PG)
+
+
+def _scored_only(advantages_PG: Tensor, rewards_PG: Tensor) -> Tensor:
+    return torch.where(torch.isnan(rewards_PG), torch.zeros_like(advantages_PG), advantages_PG)
 
 
 def _exactly_zero_where_constant(advantages_PG: Tensor, rewards_PG: Tensor) -> Tensor:
@@ -60,7 +139,7 @@ def _exactly_zero_where_constant(advantages_PG: Tensor, rewards_PG: Tensor) -> T
     missing_PG = torch.isnan(rewards_PG)
     highest_P1 = rewards_PG.masked_fill(missing_PG, -torch.inf).amax(1, keepdim=True)
     lowest_P1 = rewards_PG.masked_fill(missing_PG, torch.inf).amin(1, keepdim=True)
-    return torch.where(highest_P1 == lowest_P1, torch.zeros_like(advantages_PG), advantages_PG)
+    return torch.where((highest_P1 == lowest_P1) & ~missing_PG, torch.zeros_like(advantages_PG), advantages_PG)
 
 
 def _mean(values: Tensor, dim: int) -> Tensor:

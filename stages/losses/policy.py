@@ -1,131 +1,227 @@
-"""Policy-gradient losses: one value per completion token.
+"""Policy-gradient losses: one value per completion token, from its log-ratio and its advantage.
 
-N completion tokens of S sequences, one after the other or in any order; `sequence_N` says which sequence a
-token belongs to. A loss gives [N]; an `Aggregation` says what one item is (a token or a sequence) and each
-token's weight. The objective returns sum(loss * weight), the loop divides once by the items of the whole
-step, over all micro-batches and ranks.
+N completion tokens of S sequences (`PolicyTokens`). A loss gives [N]; its `Aggregation` says how these become the loss
+of a step. On policy every ratio is 1, and the gradient of each is that of -A log pi, weighted by its aggregation: they
+differ in what they make of ratios that have moved. Imports no torch: a recipe's `loss_type` is checked against this
+table before anything heavy is loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from math import log
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from stages.losses.policy_aggregation import AGGREGATIONS, Aggregation
+from stages.losses.policy_tokens import PolicyTokens
+from stages.losses.registry import Loss
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def token_log_ratios(logprobs_N: Tensor, old_logprobs_N: Tensor, sequence_N: Tensor, sequences: int) -> Tensor:
-    """log rho_t = log pi(y_t) - log pi_old(y_t). Returns [N]. PPO and GRPO, arXiv:2402.03300."""
-    return logprobs_N - old_logprobs_N
-
-
-def sequence_mean_log_ratios(logprobs_N: Tensor, old_logprobs_N: Tensor, sequence_N: Tensor, sequences: int) -> Tensor:
-    """Mean of the token log-ratios of the sequence, given to each of its tokens. [N]. GSPO, arXiv:2507.18071,
-    eq. 7.
-    """
-    lengths_S = torch.bincount(sequence_N, minlength=sequences).clamp(min=1)
-    sums_S = _sums(logprobs_N - old_logprobs_N, sequence_N, sequences)
-    return (sums_S / lengths_S).index_select(0, sequence_N)
+_LEAST_LOG_WEIGHT, _MOST_LOG_WEIGHT = log(1e-8), 20.0
 
 
-def sequence_sum_log_ratios(logprobs_N: Tensor, old_logprobs_N: Tensor, sequence_N: Tensor, sequences: int) -> Tensor:
-    """Sum of the token log-ratios of the sequence, for each of its tokens. [N]. RLOO, arXiv:2402.14740."""
-    return _sums(logprobs_N - old_logprobs_N, sequence_N, sequences).index_select(0, sequence_N)
+@dataclass(frozen=True, kw_only=True)
+class Surrogate(Loss):
+    """A policy loss `f(tokens, *, parameters)` -> [N], and how it is summed up."""
 
-
-LOG_RATIOS: dict[str, Callable[[Tensor, Tensor, Tensor, int], Tensor]] = {
-    "token": token_log_ratios,
-    "sequence": sequence_mean_log_ratios,
-    "sequence_sum": sequence_sum_log_ratios,
-}
-"""`importance_sampling_level` -> log_ratios(logprobs_N, old_logprobs_N, sequence_N, sequences) -> [N]."""
+    reference: bool = False
+    """The KL term is not the loss's own: it is added where beta is above 0."""
+    aggregation: Aggregation
+    level: str = "token"
+    """`importance_sampling_level` where a recipe says none."""
+    only_level: bool = False
+    """Takes no other."""
+    couples_tokens: bool = False
+    """The loss of a token depends on the other tokens of its sequence, whatever the level."""
+    weighs_corrections: bool = False
+    """Reads the corrections to the sampler itself; others are multiplied by them."""
 
 
 def clipped(
-    log_ratios_N: Tensor, advantages_N: Tensor, *, epsilon: float = 0.2, epsilon_high: float | None = None
+    tokens: PolicyTokens, *, epsilon: float = 0.2, epsilon_high: float | None = None, delta: float | None = None
 ) -> Tensor:
     """-min(rho A, clip(rho, 1 - epsilon, 1 + epsilon_high) A), rho = exp(log-ratio). Returns [N].
 
-    Schulman et al., arXiv:1707.06347, eq. 7; an `epsilon_high` of its own is DAPO's clip-higher
-    (arXiv:2503.14476). With old = new (on policy) the value is -A and the gradient -A grad log pi.
+    Schulman et al., arXiv:1707.06347, eq. 7, with the group's advantage GRPO (arXiv:2402.03300, 2503.20783); an
+    `epsilon_high` of its own is DAPO's clip-higher (arXiv:2503.14476), `delta` INTELLECT-2's bound on rho where A < 0
+    (arXiv:2505.07291). With ratios of sequences GSPO (arXiv:2507.18071) and LUSPO (arXiv:2602.05261).
     """
-    ratios_N = log_ratios_N.exp()
+    ratios_N = tokens.log_ratios_N.exp()
     bounded_N = ratios_N.clamp(1 - epsilon, 1 + (epsilon if epsilon_high is None else epsilon_high))
-    return -torch.minimum(ratios_N * advantages_N, bounded_N * advantages_N)
+    if delta is not None:
+        ratios_N = ratios_N.clamp(max=delta)
+    return -(ratios_N * tokens.advantages_N).minimum(bounded_N * tokens.advantages_N)
 
 
-def clipped_tokens(
-    log_ratios_N: Tensor, advantages_N: Tensor, *, epsilon: float = 0.2, epsilon_high: float | None = None
-) -> tuple[Tensor, Tensor]:
-    """Which tokens `clipped` gives no gradient: (low [N] bool, high [N] bool); for `clip_ratio/low_mean` and
-    the like.
+def clipped_low(tokens: PolicyTokens, *, epsilon: float = 0.2) -> Tensor:
+    """[N] bool: below 1 - epsilon with A < 0, where `clipped` gives no gradient."""
+    return (tokens.log_ratios_N.exp() < 1 - epsilon) & (tokens.advantages_N < 0)
+
+
+def clipped_high(tokens: PolicyTokens, *, epsilon: float = 0.2, epsilon_high: float | None = None) -> Tensor:
+    """[N] bool: above 1 + epsilon_high with A > 0, where `clipped` gives no gradient."""
+    highest = 1 + (epsilon if epsilon_high is None else epsilon_high)
+    return (tokens.log_ratios_N.exp() > highest) & (tokens.advantages_N > 0)
+
+
+def cispo(tokens: PolicyTokens, *, epsilon_high: float) -> Tensor:
+    """-sg(min(rho, epsilon_high)) A log pi: a bounded weight instead of a clip, so that every token learns. [N].
+
+    MiniMax-M1, arXiv:2506.13585; ScaleRL, arXiv:2510.13786, with epsilon_high = 5. The bound is of rho itself, not of
+    rho - 1 as in the losses that clip.
     """
-    ratios_N = log_ratios_N.detach().exp()
-    low_N = (ratios_N < 1 - epsilon) & (advantages_N < 0)
-    high_N = (ratios_N > 1 + (epsilon if epsilon_high is None else epsilon_high)) & (advantages_N > 0)
-    return low_N, high_N
+    weights_N = tokens.log_ratios_N.detach().exp().clamp(max=epsilon_high)
+    return -weights_N * tokens.advantages_N * tokens.logprobs_N
 
 
-def kl_k3(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Tensor:
-    """Estimate of KL(pi || pi_ref): e^d - d - 1, d = log pi_ref - log pi; never negative. Returns [N].
+def cispo_clipped(tokens: PolicyTokens, *, epsilon_high: float) -> Tensor:
+    """[N] bool: rho above epsilon_high, A > 0."""
+    return (tokens.log_ratios_N.exp() > epsilon_high) & (tokens.advantages_N > 0)
 
-    Schulman 2020, "Approximating KL divergence", k3; arXiv:2402.03300, eq. 4. Unbiased in value for tokens
-    sampled from pi; times rho = exp(log-ratio) its gradient is unbiased too (arXiv:2512.02556).
+
+def sapo(tokens: PolicyTokens, *, sapo_temperature_pos: float = 1.0, sapo_temperature_neg: float = 1.05) -> Tensor:
+    """-(4 / t) sigmoid(t (rho - 1)) A, t the temperature of A's sign: a gate instead of a clip. Returns [N].
+
+    Qwen's SAPO, arXiv:2511.20347. On policy the value is -2 A / t and the slope -A.
     """
-    difference_N = reference_logprobs_N - logprobs_N
-    return torch.expm1(difference_N) - difference_N
+    advantages_N = tokens.advantages_N
+    temperatures_N = advantages_N.new_full(advantages_N.shape, sapo_temperature_pos)
+    temperatures_N = temperatures_N.masked_fill(advantages_N <= 0, sapo_temperature_neg)
+    gates_N = (temperatures_N * (tokens.log_ratios_N.exp() - 1)).sigmoid() * 4 / temperatures_N
+    return -gates_N * advantages_N
 
 
-@dataclass(frozen=True)
-class Aggregation:
-    """How token losses become the loss of a step: sum(loss * weight) / items."""
-
-    unit: Literal["token", "sequence"]
-    token_weights: Callable[[Tensor, int], Tensor]
-    """(lengths_S, max_completion_length) -> [S], the weight of every token of the sequence."""
-
-    def count(self, lengths_S: Tensor) -> int:
-        """Items in a batch. A sequence whose tokens are all masked (length 0) still is an item, as in TRL."""
-        return lengths_S.numel() if self.unit == "sequence" else int(lengths_S.sum())
-
-    def weights(
-        self,
-        lengths_S: Tensor,
-        sequence_N: Tensor,
-        max_completion_length: int,
-        dtype: torch.dtype = torch.float32,
-    ) -> Tensor:
-        """[N]: the weight of every token."""
-        return self.token_weights(lengths_S.double(), max_completion_length).to(dtype).index_select(0, sequence_N)
+def vespo(
+    tokens: PolicyTokens,
+    *,
+    vespo_k_pos: float = 2.0,
+    vespo_lambda_pos: float = 3.0,
+    vespo_k_neg: float = 3.0,
+    vespo_lambda_neg: float = 2.0,
+) -> Tensor:
+    """-sg(phi) A log pi, phi a weight of the whole sequence (`vespo_phi`). Returns [N]. VESPO, arXiv:2602.10693."""
+    phi_S = vespo_phi(
+        tokens,
+        vespo_k_pos=vespo_k_pos,
+        vespo_lambda_pos=vespo_lambda_pos,
+        vespo_k_neg=vespo_k_neg,
+        vespo_lambda_neg=vespo_lambda_neg,
+    )
+    return -tokens.sequences.to_tokens(phi_S) * tokens.advantages_N * tokens.logprobs_N
 
 
-def _one(lengths_S: Tensor, max_completion_length: int) -> Tensor:
-    return torch.ones_like(lengths_S)
+def vespo_phi(
+    tokens: PolicyTokens,
+    *,
+    vespo_k_pos: float = 2.0,
+    vespo_lambda_pos: float = 3.0,
+    vespo_k_neg: float = 3.0,
+    vespo_lambda_neg: float = 2.0,
+) -> Tensor:
+    """phi(w) = e^l w^k e^(-l w), with (k, l) of A's sign; phi(1) = 1. Returns [S], without a gradient.
+
+    w is the product of the sequence's token ratios and of its corrections to the sampler. It is kept within 1e-8 and
+    e^20, and a log-ratio within 20.
+    """
+    sequences = tokens.sequences
+    log_weights_N = tokens.changes_N.detach().clamp(-20.0, 20.0)
+    if tokens.corrections_N is not None:
+        log_weights_N = log_weights_N + tokens.corrections_N.log().clamp(_LEAST_LOG_WEIGHT, _MOST_LOG_WEIGHT)
+    log_weights_S = sequences.sums(log_weights_N).clamp(_LEAST_LOG_WEIGHT, _MOST_LOG_WEIGHT)
+    worse_S = sequences.means(tokens.advantages_N.detach()) < 0
+    k_S = log_weights_S.new_full(worse_S.shape, vespo_k_pos).masked_fill(worse_S, vespo_k_neg)
+    lambda_S = log_weights_S.new_full(worse_S.shape, vespo_lambda_pos).masked_fill(worse_S, vespo_lambda_neg)
+    return (lambda_S + k_S * log_weights_S - lambda_S * log_weights_S.exp()).exp()
 
 
-def _one_by_length(lengths_S: Tensor, max_completion_length: int) -> Tensor:
-    return 1.0 / lengths_S.clamp(min=1)
+def gmpo(tokens: PolicyTokens, *, epsilon: float = 0.4, epsilon_high: float | None = None) -> Tensor:
+    """-A times the geometric mean of the sequence's ratios, each clipped. Returns [N], the sequence's at every token.
+
+    GMPO, arXiv:2507.20673: log-ratios are clipped to [-epsilon, epsilon_high], above where A > 0 and below elsewhere.
+    The mean is over the tokens that are learned from, and what they get is scaled to all tokens' share.
+    """
+    sequences, log_ratios_N = tokens.sequences, tokens.log_ratios_N
+    highest = epsilon if epsilon_high is None else epsilon_high
+    bounded_N = log_ratios_N.clamp(max=highest).where(tokens.advantages_N > 0, log_ratios_N.clamp(min=-epsilon))
+    lengths_S = sequences.lengths().to(bounded_N.dtype)
+    kept_S = lengths_S
+    if tokens.kept_N is not None:
+        bounded_N = bounded_N * tokens.kept_N
+        kept_S = sequences.sums(tokens.kept_N.to(bounded_N.dtype))
+    means_S = sequences.sums(bounded_N) / kept_S.clamp(min=1)
+    shares_S = lengths_S / kept_S.clamp(min=1)
+    return -sequences.to_tokens(means_S.exp() * shares_S) * tokens.advantages_N
 
 
-def _one_by_longest(lengths_S: Tensor, max_completion_length: int) -> Tensor:
-    return torch.full_like(lengths_S, 1.0 / max_completion_length)
+def gmpo_low(tokens: PolicyTokens, *, epsilon: float = 0.4) -> Tensor:
+    """[N] bool: log-ratio below -epsilon with A < 0."""
+    return (tokens.log_ratios_N < -epsilon) & (tokens.advantages_N < 0)
 
 
-AGGREGATIONS: dict[str, Aggregation] = {
-    # mean over sequences of the mean over tokens, arXiv:2402.03300
-    "grpo": Aggregation("sequence", _one_by_length),
-    # mean over the tokens of the whole step, arXiv:2503.14476
-    "dapo": Aggregation("token", _one),
-    # TRL takes the mean over the tokens of a micro-batch; micro-batches must not change a result here, so it
-    # is dapo
-    "bnpo": Aggregation("token", _one),
-    # a constant denominator, which does not favour long wrong answers, arXiv:2503.20783
-    "dr_grpo": Aggregation("sequence", _one_by_longest),
-}
-"""`loss_type` -> Aggregation."""
+def gmpo_high(tokens: PolicyTokens, *, epsilon: float = 0.4, epsilon_high: float | None = None) -> Tensor:
+    """[N] bool: log-ratio above epsilon_high with A > 0."""
+    return (tokens.log_ratios_N > (epsilon if epsilon_high is None else epsilon_high)) & (tokens.advantages_N > 0)
 
 
-def _sums(values_N: Tensor, sequence_N: Tensor, sequences: int) -> Tensor:
-    return values_N.new_zeros(sequences).index_add(0, sequence_N, values_N)
+_MEAN_OF_MEANS, _TOKEN_MEAN = AGGREGATIONS["mean_of_means"], AGGREGATIONS["token_mean"]
+_CLIPS = {"clip_ratio/low_mean": clipped_low, "clip_ratio/high_mean": clipped_high}
+_GRPO = Surrogate(
+    name="grpo", function=clipped, title="GRPO", paper="2402.03300", aggregation=_MEAN_OF_MEANS, metrics=_CLIPS
+)
+_CISPO, _VESPO = {"cispo_clip_ratio": cispo_clipped}, {"vespo/phi_seq_mean": vespo_phi}
+_GMPO = {"clip_ratio/low_mean": gmpo_low, "clip_ratio/high_mean": gmpo_high}
+
+_ALL = (
+    _GRPO,
+    # TRL takes the mean over the tokens of a micro-batch; micro-batches must not change a result here, so it is dapo
+    replace(_GRPO, name="bnpo", title="GRPO, mean over tokens (as `dapo`)", aggregation=_TOKEN_MEAN),
+    replace(_GRPO, name="dr_grpo", title="Dr. GRPO", paper="2503.20783", aggregation=AGGREGATIONS["constant"]),
+    replace(_GRPO, name="dapo", title="DAPO", paper="2503.14476", aggregation=_TOKEN_MEAN),
+    replace(
+        _GRPO,
+        name="luspo",
+        title="LUSPO",
+        paper="2602.05261",
+        aggregation=AGGREGATIONS["mean_of_sums"],
+        level="sequence",
+    ),
+    replace(_GRPO, name="gspo", title="GSPO", paper="2507.18071", level="sequence", only_level=True),
+    replace(_GRPO, name="gspo_token", title="GSPO-token", paper="2507.18071", level="sequence_token", only_level=True),
+    replace(
+        _GRPO,
+        name="cispo",
+        function=cispo,
+        title="CISPO",
+        paper="2506.13585, 2510.13786",
+        aggregation=_TOKEN_MEAN,
+        metrics=_CISPO,
+    ),
+    replace(_GRPO, name="sapo", function=sapo, title="SAPO", paper="2511.20347", metrics={}),
+    replace(
+        _GRPO,
+        name="vespo",
+        function=vespo,
+        title="VESPO",
+        paper="2602.10693",
+        aggregation=_TOKEN_MEAN,
+        only_level=True,
+        couples_tokens=True,
+        weighs_corrections=True,
+        metrics=_VESPO,
+    ),
+    replace(
+        _GRPO,
+        name="gmpo",
+        function=gmpo,
+        title="GMPO",
+        paper="2507.20673",
+        only_level=True,
+        couples_tokens=True,
+        metrics=_GMPO,
+    ),
+)
+
+POLICY_LOSSES: dict[str, Surrogate] = {loss.name: loss for loss in _ALL}
+"""`loss_type` -> the loss of a policy's tokens."""

@@ -50,6 +50,10 @@ class Loss:
         """The function of the values alone."""
         return _of_values(self.function, settings)
 
+    def metrics_with(self, settings: Mapping[str, float]) -> dict[str, Callable[..., Tensor]]:
+        """The same of its `metrics`."""
+        return {name: _of_values(metric, settings) for name, metric in self.metrics.items()}
+
     def reward_with(self, settings: Mapping[str, float]) -> Callable[..., tuple[Tensor, Tensor]] | None:
         """The same of its `reward`."""
         return None if self.reward is None else _of_values(self.reward, settings)

@@ -60,6 +60,7 @@ class Progress:
     num_tokens: int = 0
     metrics: list[dict[str, float]] = field(default_factory=list)
     windows: dict[str, Any] = field(default_factory=dict)
+    objective: dict[str, Any] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
     """The ledger of steps: which rows each optimizer step trained on."""
     numerics: dict[str, Any] = field(default_factory=dict)

@@ -8,14 +8,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from artifacts.errors import PosttrainError, StageError
 from stages.context import Context
 from stages.data.tokenize import TokenizedPrompt
-from stages.losses.advantages import ADVANTAGES
 from stages.rollouts.requests import Completion, SampleRequest, SamplingConfig
 from stages.rollouts.rewards import ByFunction, RewardSet
 from stages.rollouts.sampler import EmbeddedSampler
@@ -147,20 +145,6 @@ def by_the_first(accelerator: Accelerator, compute: Callable[[], ByFunction]) ->
     if problem is not None:
         raise StageError(problem)
     return found  # type: ignore[no-any-return]
-
-
-def advantages_of(estimator: str, scale_rewards: str) -> Callable[[list[list[float | None]]], list[list[float]]]:
-    """Rewards of a generation (prompt by completion, None: not scored) -> advantages."""
-    estimate = partial(ADVANTAGES[estimator], **({"scale_rewards": scale_rewards} if estimator == "grpo" else {}))
-
-    def advantages(totals: list[list[float | None]]) -> list[list[float]]:
-        rewards_PG = torch.tensor(
-            [[float("nan") if value is None else value for value in group] for group in totals], dtype=torch.float64
-        )
-        values: list[list[float]] = estimate(rewards_PG).tolist()
-        return values
-
-    return advantages
 
 
 def measure_groups(

@@ -26,7 +26,7 @@ from stages.training.batch import Branch, Group, plan_micro_batches
 from stages.training.config import PolicyConfig, TrainingConfig
 from stages.training.metrics import Mean, MetricSums, pairs
 from stages.training.model import Scorer
-from stages.training.objective import Concluding, Objective, Readout, Window, Windows
+from stages.training.objective import Concluding, Objective, Readout, Remembering, Window, Windows
 from stages.training.out_of_memory import TokenBudget
 from stages.training.parallel import PolicyCopy, copy_weights, spread
 from stages.training.planner import share_of_rank
@@ -90,6 +90,8 @@ class Trainer:
         progress = checkpoint.restore(context, self.parallel, self.processes, self.numerics)
         windows.load(progress.windows, progress.tensors)
         progress.tensors = {}
+        if isinstance(self.objective, Remembering):
+            self.objective.load(progress.objective)
         watch = Watch(progress.metrics)
         if progress.step == 0:
             self._give_notice(notices_of_rows(states))
@@ -110,6 +112,8 @@ class Trainer:
                 self._give_notice(watch.look(row))
                 if step + 1 < total and self.saver.is_due(step + 1):
                     progress.windows = windows.state()
+                    if isinstance(self.objective, Remembering):
+                        progress.objective = self.objective.state()
                     self.saver.save(replace(progress, tensors=windows.tensors()))
         report_end(context, progress.metrics[-1])
         return Trained(self._whole_model(), progress.metrics, progress.rows)

@@ -48,6 +48,19 @@ class Concluding(Protocol):
         ...
 
 
+@runtime_checkable
+class Remembering(Protocol):
+    """An objective that goes by the steps before the present one."""
+
+    def state(self) -> dict[str, Any]:
+        """JSON values that a resumed run needs."""
+        ...
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take up a saved state; an empty one at the beginning of a run."""
+        ...
+
+
 @dataclass(frozen=True)
 class Window:
     """The groups of one optimizer step, over all processes."""

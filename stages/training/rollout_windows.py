@@ -30,12 +30,16 @@ from stages.training.saved_groups import groups_from_json, groups_to_json
 class Learning:
     """How completions become something to learn from."""
 
-    advantages: Callable[[list[list[float | None]]], list[list[float]]]
+    advantages: Callable[[Sequence[Sampled]], list[list[float]]]
     measure: Callable[[list[Group]], list[Group]]
     """Adds the log-probabilities that the loss compares with."""
     count: Callable[[Group], float]
     skippable: bool
     """Whether a group whose advantages are all zero has no gradient."""
+    of_step: Callable[[list[Group], bool], list[Group]] | None = None
+    """Adds what the loss must know of a step as a whole; given its groups, and whether they are on policy."""
+    data: Callable[..., Rollouts] = Rollouts
+    """What `measure` leaves as the data of a group, by its fields."""
 
 
 class RolloutWindows:
@@ -66,6 +70,8 @@ class RolloutWindows:
         part = use % self.plan.steps_per_generation
         size = self.plan.prompts_per_step
         groups = self.groups[part * size : (part + 1) * size]
+        if self.learning.of_step is not None:
+            groups = self.learning.of_step(groups, use == 0 and not self.replay.size)
         idle = [group for group in groups if self._is_idle(group)]
         return Window(
             [group for group in groups if not self._is_idle(group)],
@@ -82,9 +88,9 @@ class RolloutWindows:
         kept, replaced = self.drawing.draw(generation)
         chosen = [most_varied(entry.totals, self.plan.selection.trained or len(entry.totals)) for entry in kept]
         trained = [only(entry, indices) for entry, indices in zip(kept, chosen, strict=True)]
-        advantages = self.learning.advantages([entry.totals for entry in trained])
-        groups = [self._group(entry, values) for entry, values in zip(trained, advantages, strict=True)]
-        self.groups = self.learning.measure(groups)
+        values = self.learning.advantages(trained)
+        self.groups = self.learning.measure([self._group(*pair) for pair in zip(trained, values, strict=True)])
+        advantages = [group.data.advantages for group in self.groups]
         self.metrics = rollout_metrics([*kept, *replaced]) | self.drawing.metrics(kept, replaced)
         if self.replay.size:
             self._replay(step)
@@ -140,7 +146,7 @@ class RolloutWindows:
             return
         self.metrics = state["metrics"]
         self.recorder.load(state["samples"])
-        self.groups = groups_from_json(state["groups"])
+        self.groups = groups_from_json(state["groups"], self.learning.data)
         self.drawing.load(state["drawing"])
         self.replay.load(state["replay"])
 

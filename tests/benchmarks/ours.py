@@ -9,7 +9,7 @@ from typing import Any
 
 from stages.context import Context, local_context
 from stages.losses.distillation import divergence_of
-from stages.losses.policy import AGGREGATIONS
+from stages.losses.policy import POLICY_LOSSES
 from stages.losses.preference import sigmoid
 from stages.training.batch import Branch, Group
 from stages.training.classifiers import load_reward_model
@@ -20,7 +20,9 @@ from stages.training.model import Scorer
 from stages.training.objective import Objective, Window
 from stages.training.out_of_memory import TokenBudget
 from stages.training.pairs import Reference, RewardLoss
-from stages.training.policy import PolicyLoss, PolicySettings, Rollouts
+from stages.training.policy import PolicyLoss
+from stages.training.policy_known import Rollouts
+from stages.training.policy_terms import PolicySettings
 from stages.training.preference import PairSettings, PreferenceLoss
 from stages.training.processes import prepare_process
 from stages.training.reference import branch_logprobs
@@ -94,14 +96,11 @@ def _reward(case: Case, folder: CaseFolder) -> StepOf:
 
 def _grpo(case: Case, folder: CaseFolder) -> StepOf:
     settings = PolicySettings(
-        aggregation=AGGREGATIONS["dapo"],
+        loss=POLICY_LOSSES["dapo"],
         temperature=1.0,
-        epsilon=EPSILON,
-        epsilon_high=None,
-        beta=0.0,
         max_completion_length=case.completion_tokens,
-        importance_sampling_level="token",
         tolerance=None,
+        parameters={"epsilon": EPSILON},
     )
     return Training(_trainer(_context("rl", case, folder), PolicyLoss(settings)), case, _rollouts)
 

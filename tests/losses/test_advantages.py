@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from stages.losses.advantages import ADVANTAGES, grpo, rloo
+from stages.losses.advantages import (
+    ADVANTAGES,
+    generalized_advantages,
+    grpo,
+    normalize_then_sum,
+    reinforce_plus_plus_baseline,
+    rloo,
+    weighted_sum,
+    whitened,
+)
 
 NAN = float("nan")
 
@@ -66,7 +75,7 @@ def test_equal_rewards_give_exactly_zero(name, dtype):
     assert ADVANTAGES[name](torch.full((1, 7), 0.1, dtype=dtype)).tolist() == [[0.0] * 7]
 
 
-@pytest.mark.parametrize("name", ADVANTAGES)
+@pytest.mark.parametrize("name", ["grpo", "rloo"])
 def test_groups_do_not_see_each_other(name):
     rewards = tensor([[1, 2, 3], [0, NAN, 3], [5, 5, 4]])
     whole = ADVANTAGES[name](rewards)
@@ -74,12 +83,98 @@ def test_groups_do_not_see_each_other(name):
     assert torch.equal(whole, apart)
 
 
+@pytest.mark.parametrize("name", ["grpo", "rloo", "reinforce_plus_plus_baseline"])
+def test_order_changes_nothing(name):
+    """Neither that of the groups nor that within them."""
+    rewards = tensor([[1, 2, 3], [0, NAN, 3], [5, 5, 4]])
+    whole = ADVANTAGES[name](rewards)
+    moved = ADVANTAGES[name](rewards.flip(0, 1)).flip(0, 1)
+    assert_close(moved, whole, atol=1e-15, rtol=0)
+
+
+def test_reinforce_plus_plus_divides_by_the_deviation_of_what_is_above_the_groups_means():
+    # -1, 0, 1 and -1, -1, 2: squares 2 + 6 = 8, deviation sqrt(8/5); the raw rewards' would be sqrt(1.9)
+    expected = tensor([[-1, 0, 1], [-1, -1, 2]]) / (math.sqrt(1.6) + 1e-4)
+    assert_close(reinforce_plus_plus_baseline(tensor([[1, 2, 3], [0, 0, 3]])), expected, atol=1e-12, rtol=0)
+    # a shift of a whole group, a harder prompt, changes nothing
+    assert_close(reinforce_plus_plus_baseline(tensor([[1, 2, 3], [9, 9, 12]])), expected, atol=1e-12, rtol=0)
+
+
+def test_reinforce_plus_plus_leaves_out_what_was_not_scored():
+    # -1 and 1, of which the third knows nothing: deviation sqrt(2)
+    expected = tensor([[-1, 0, 1], [0, 0, 0]]) / (math.sqrt(2) + 1e-4)
+    actual = reinforce_plus_plus_baseline(tensor([[1, NAN, 3], [NAN, NAN, NAN]]))
+    assert_close(actual, expected, atol=1e-12, rtol=0)
+
+
+def rewards_of(first, second):
+    return torch.stack([tensor(first), tensor(second)], dim=2)
+
+
+def test_weighted_sums_are_of_those_that_scored():
+    totals = weighted_sum(rewards_of([[1, NAN, NAN]], [[2, 3, NAN]]), tensor([1, 0.5]))
+    assert totals[0, :2].tolist() == [2.0, 1.5] and totals[0, 2].isnan()
+
+
+def test_gdpo_normalizes_each_reward_first():
+    # 0, 200 -> -100, 100 over sqrt(20000); 0, 1 and 1, 0 -> -.5, .5 over sqrt(.5): each +-1/sqrt 2, whatever its size
+    big, small = 100 / (math.sqrt(20000) + 1e-4), 0.5 / (math.sqrt(0.5) + 1e-4)
+    sums = tensor([[-big - 2 * small, big + 2 * small], [-big + 2 * small, big - 2 * small]])
+    scale = math.sqrt((sums * sums).sum().item() / 3) + 1e-4
+    actual = normalize_then_sum(rewards_of([[0, 200], [0, 200]], [[0, 1], [1, 0]]), tensor([1, 2]))
+    assert_close(actual, sums / scale, atol=1e-12, rtol=0)
+
+
+def test_gdpo_leaves_out_what_was_not_scored():
+    # the first reward knows -1 and 1 over sqrt 2, the second nothing of the third completion, and no reward the fourth
+    part = 1 / (math.sqrt(2) + 1e-4)
+    sums = tensor([[-part, 0, part, NAN]])
+    scale = math.sqrt(2 * part * part / 2) + 1e-4
+    actual = normalize_then_sum(rewards_of([[1, NAN, 3, NAN]], [[5, 5, NAN, NAN]]), tensor([1, 1]))
+    assert_close(actual, torch.nan_to_num(sums) / scale, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_rewards_give_exactly_zero_in_gdpo(dtype):
+    rewards = torch.tensor([[[0.1, 0.7]] * 7, [[0.0, 0.7]] * 6 + [[1.0, 0.7]]], dtype=dtype)
+    assert normalize_then_sum(rewards, torch.ones(2, dtype=dtype))[0].tolist() == [0.0] * 7
+
+
+def test_generalized_advantages():
+    # gamma .5, lam .5, V = 1, 2, 4: d_3 = 8 - 4 = 4, d_2 = 1 + .5 * 4 - 2 = 1, d_1 = 0 + .5 * 2 - 1 = 0
+    # A_3 = 4, A_2 = 1 + .25 * 4 = 2, A_1 = 0 + .25 * 2 = .5
+    rewards, values = tensor([[0, 1, 8], [6, 9, 9]]), tensor([[1, 2, 4], [2, 9, 9]])
+    advantages, returns = generalized_advantages(rewards, values, torch.tensor([3, 1]), gamma=0.5, lam=0.5)
+    # the second sequence has one token: 6 - 2; what stands beyond it counts for nothing
+    assert advantages.tolist() == [[0.5, 2.0, 4.0], [4.0, 0.0, 0.0]]
+    assert returns.tolist() == [[1.5, 4.0, 8.0], [6.0, 0.0, 0.0]]
+
+
+def test_generalized_advantages_at_the_ends_of_lambda():
+    rewards, values = tensor([[1, 0, 3, 2]]), tensor([[0.5, -1, 2, 1]])
+    lengths = torch.tensor([4])
+    # 0: one step ahead; 1: all that is still to come
+    one_step, _ = generalized_advantages(rewards, values, lengths, gamma=0.9, lam=0.0)
+    assert_close(one_step, tensor([[1 - 0.9 - 0.5, 0 + 1.8 + 1, 3 + 0.9 - 2, 2 - 1]]), atol=1e-12, rtol=0)
+    _, returns = generalized_advantages(rewards, values, lengths, gamma=1.0, lam=1.0)
+    assert_close(returns, tensor([[6, 5, 5, 2]]), atol=1e-12, rtol=0)
+
+
+def test_sequences_of_generalized_advantages_do_not_see_each_other():
+    rewards, values = tensor([[1, 2, 3], [4, 5, 6]]), tensor([[3, 1, 2], [0, 1, 1]])
+    lengths = torch.tensor([2, 3])
+    whole, _ = generalized_advantages(rewards, values, lengths)
+    apart = [generalized_advantages(rewards[i : i + 1], values[i : i + 1], lengths[i : i + 1])[0] for i in (0, 1)]
+    assert torch.equal(whole, torch.cat(apart))
+
+
+def test_whitened():
+    # 1, 2, 3: mean 2, variance 1
+    assert_close(whitened(tensor([1, 2, 3])), tensor([-1, 0, 1]), atol=1e-7, rtol=0)
+    assert_close(whitened(tensor([1, 2, 3]), shift_mean=False), tensor([1, 2, 3]), atol=1e-7, rtol=0)
+
+
 def test_rloo_is_grpo_unscaled_times_g_over_g_minus_one():
     # r_i - (sum - r_i)/(G - 1) = (r_i - mean) G/(G - 1)
     rewards = tensor([[0.3, 1.7, -2.0, 0.4]])
     assert_close(rloo(rewards), grpo(rewards, scale_rewards="none") * 4 / 3, atol=1e-12, rtol=0)
-
-
-def test_an_unknown_scale_is_refused():
-    with pytest.raises(ValueError, match="found 'groups'"):
-        grpo(tensor([[1, 2]]), scale_rewards="groups")

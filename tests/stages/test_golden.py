@@ -208,8 +208,8 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "grpo": (
-        3,
-        "22e4c048feb48a2c",
+        4,
+        "9a2e29358594f3dc",
         "90ffd926dfde48a6",
         {
             "model/metrics: loss": -0.068777,

@@ -14,7 +14,9 @@ from torch.testing import assert_close
 
 from artifacts.errors import StageError
 from stages.losses.distillation import divergence_of
-from stages.losses.policy import AGGREGATIONS, LOG_RATIOS, clipped, kl_k3
+from stages.losses.policy import POLICY_LOSSES
+from stages.losses.policy_kl import k3
+from stages.losses.policy_tokens import LOG_RATIOS, PolicyTokens, Sequences
 from stages.losses.preference import sigmoid
 from stages.training.batch import Group, TokenBatch
 from stages.training.distillation import DistillationLoss
@@ -22,20 +24,19 @@ from stages.training.language_modeling import TokenLoss
 from stages.training.metrics import Mean
 from stages.training.model import Scorer
 from stages.training.pairs import Reference
-from stages.training.policy import PolicyLoss, PolicySettings, Rollouts
+from stages.training.policy import PolicyLoss
+from stages.training.policy_known import Rollouts
+from stages.training.policy_terms import PolicySettings
 from stages.training.preference import PairSettings, PreferenceLoss
 from tests.losses.heads import Work
 from tests.training.conftest import VOCABULARY, random_groups, tiny_model
 
 SETTINGS = PolicySettings(
-    aggregation=AGGREGATIONS["grpo"],
+    loss=POLICY_LOSSES["grpo"],
     temperature=0.8,
-    epsilon=0.1,
-    epsilon_high=0.2,
-    beta=0.0,
     max_completion_length=8,
-    importance_sampling_level="token",
     tolerance=None,
+    parameters={"epsilon": 0.1, "epsilon_high": 0.2},
 )
 
 
@@ -151,19 +152,29 @@ def plain_policy_loss(scorer: Scorer, groups: list[Group], settings: PolicySetti
 
     old = logprobs.detach() if known[0].old_logprobs is None else tokens(lambda one: one.old_logprobs)
     advantages = torch.tensor([value for one in known for value in one.advantages], dtype=torch.float64)[branch]
-    ratios = LOG_RATIOS[settings.importance_sampling_level](logprobs, old, branch, len(rows))
-    losses = clipped(ratios, advantages, epsilon=settings.epsilon, epsilon_high=settings.epsilon_high)
-    losses = losses + settings.beta * kl_k3(logprobs, tokens(lambda one: one.reference_logprobs))
+    sequences = Sequences(branch, len(rows))
+    ratios = LOG_RATIOS[settings.importance_sampling_level or settings.loss.level](logprobs - old, sequences)
+    seen = PolicyTokens(ratios, logprobs - old, logprobs, advantages, sequences)
+    losses = settings.loss.with_settings(settings.parameters)(seen)
+    kl = k3(logprobs, tokens(lambda one: one.reference_logprobs))
+    losses = losses + settings.beta * (kl * ratios.exp() if settings.use_bias_correction_kl else kl)
     lengths = torch.tensor([len(row) for row in rows])
-    return (losses * settings.aggregation.weights(lengths, branch, 8, torch.float64)).sum()
+    return (losses * settings.loss.aggregation.weights(lengths, branch, 8, torch.float64)).sum()
 
 
 @pytest.mark.parametrize("level", LOG_RATIOS)
 @pytest.mark.parametrize("on_policy", [True, False])
-@pytest.mark.parametrize(("beta", "aggregation"), [(0.0, "grpo"), (0.1, "dapo")])
-def test_policy(scorer: Scorer, level: str, on_policy: bool, beta: float, aggregation: str) -> None:
+@pytest.mark.parametrize(
+    ("beta", "loss", "corrected"), [(0.0, "grpo", False), (0.1, "dapo", False), (0.1, "luspo", True)]
+)
+def test_policy(scorer: Scorer, level: str, on_policy: bool, beta: float, loss: str, corrected: bool) -> None:
     settings = replace(
-        SETTINGS, importance_sampling_level=level, beta=beta, aggregation=AGGREGATIONS[aggregation], tolerance=1e-6
+        SETTINGS,
+        loss=POLICY_LOSSES[loss],
+        importance_sampling_level=level,
+        beta=beta,
+        use_bias_correction_kl=corrected,
+        tolerance=1e-6,
     )
     groups = rollouts(scorer, on_policy=on_policy)
     metrics = agree(scorer, PolicyLoss(settings), groups, plain_policy_loss(scorer, groups, settings))

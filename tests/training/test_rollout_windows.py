@@ -18,8 +18,9 @@ from stages.data.ledger import RowLedger
 from stages.data.tokenize import TokenizedPrompt
 from stages.rollouts.requests import Completion
 from stages.seeds import generator
+from stages.training.advantage_settings import AdvantageConfig
+from stages.training.advantages import advantages_of
 from stages.training.batch import Group
-from stages.training.generation import advantages_of
 from stages.training.objective import Window
 from stages.training.prompt_order import Curriculum, PromptOrder
 from stages.training.rollout_plan import Plan
@@ -81,7 +82,7 @@ class Made:
         }
         prompts = [TokenizedPrompt(f"r{number}", [number], {"prompt": "p"}) for number in range(10)]
         learning = Learning(
-            advantages=advantages_of("grpo", "none"),
+            advantages=advantages_of(AdvantageConfig(scale_rewards="none")),
             measure=measured,
             count=lambda group: float(len(group.branches)),
             skippable=True,

@@ -1,0 +1,92 @@
+"""What a policy loss knows of the tokens of completions, and ratios of new to old probability.
+
+N completion tokens of S sequences, one after the other or in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Which of `count` sequences each of N tokens belongs to."""
+
+    of_N: Tensor
+    count: int
+
+    def lengths(self) -> Tensor:
+        """[S] tokens."""
+        return self.of_N.bincount(minlength=self.count)
+
+    def sums(self, values_N: Tensor) -> Tensor:
+        """[S]."""
+        return values_N.new_zeros(self.count).index_add(0, self.of_N, values_N)
+
+    def means(self, values_N: Tensor) -> Tensor:
+        """[S]; 0 for a sequence without tokens."""
+        return self.sums(values_N) / self.lengths().clamp(min=1)
+
+    def to_tokens(self, values_S: Tensor) -> Tensor:
+        """[N]: each token its sequence's value."""
+        return values_S.index_select(0, self.of_N)
+
+
+@dataclass(frozen=True)
+class PolicyTokens:
+    """N tokens under the policy, with what is known of them from sampling time."""
+
+    log_ratios_N: Tensor
+    """log pi - log pi_old at the chosen level (`LOG_RATIOS`), with a gradient."""
+    changes_N: Tensor
+    """The same, token by token."""
+    logprobs_N: Tensor
+    """log pi; a loss is affine in them where it does not go by ratios, so that on policy its slope is known before."""
+    advantages_N: Tensor
+    sequences: Sequences
+    kept_N: Tensor | None = None
+    """bool: tokens that are learned from; None: all."""
+    corrections_N: Tensor | None = None
+    """Importance of the token to a sampler that is not quite pi_old (`policy_correction`); None: 1."""
+
+
+LogRatios = Callable[["Tensor", Sequences], "Tensor"]
+
+
+def token_log_ratios(changes_N: Tensor, sequences: Sequences) -> Tensor:
+    """log rho_t = log pi(y_t) - log pi_old(y_t). Returns [N]. PPO and GRPO, arXiv:2402.03300."""
+    return changes_N
+
+
+def sequence_mean_log_ratios(changes_N: Tensor, sequences: Sequences) -> Tensor:
+    """Mean of the token log-ratios of the sequence, given to each of its tokens. [N]. GSPO, arXiv:2507.18071,
+    eq. 7.
+    """
+    return sequences.to_tokens(sequences.means(changes_N))
+
+
+def sequence_sum_log_ratios(changes_N: Tensor, sequences: Sequences) -> Tensor:
+    """Sum of the token log-ratios of the sequence, for each of its tokens. [N]. RLOO, arXiv:2402.14740."""
+    return sequences.to_tokens(sequences.sums(changes_N))
+
+
+def sequence_token_log_ratios(changes_N: Tensor, sequences: Sequences) -> Tensor:
+    """The sequence's mean as value, the token's own log-ratio as gradient. [N]. GSPO-token, arXiv:2507.18071,
+    eq. 14.
+    """
+    means_N = sequence_mean_log_ratios(changes_N.detach(), sequences)
+    return changes_N - changes_N.detach() + means_N
+
+
+LOG_RATIOS: dict[str, LogRatios] = {
+    "token": token_log_ratios,
+    "sequence": sequence_mean_log_ratios,
+    "sequence_sum": sequence_sum_log_ratios,
+    "sequence_token": sequence_token_log_ratios,
+}
+"""`importance_sampling_level` -> log_ratios(log-ratios of the tokens [N], sequences) -> [N]."""
