@@ -101,7 +101,8 @@ class JsonSchema(BuiltIn):
 
 def _last_block(completion: Any) -> str:
     """What stands between the last two lines of ``` that open and close a block; "" where there is no block."""
-    found, block = "", None
+    found = ""
+    block: list[str] | None = None
     for line in content_of(completion).split("\n"):
         if not line.strip().startswith("```"):
             if block is not None:
