@@ -35,6 +35,16 @@ def equal():
 def all_equal():
     yield {"prompt": "1+1=", "chosen": "x", "rejected": "y"}
 
+def slow(completions, **_):
+    import time
+    time.sleep(600)
+
+def infinite(completions, **_):
+    return [float("inf")] * len(completions)
+
+def misshapen(completions, **_):
+    return [[1.0]] * len(completions)
+
 def raises(completions, **_):
     return [1 / (len(completion) - len(completion)) for completion in completions]
 
@@ -54,11 +64,12 @@ def stage(uses: str, dataset: str, settings: dict[str, Any], model: str = "base"
     return {"uses": uses, "inputs": {"model": model, "dataset": dataset, **inputs}, "with": settings}
 
 
-def rewarded(uses: str, function: str) -> dict[str, Any]:
+def rewarded(uses: str, function: str, **more: Any) -> dict[str, Any]:
     settings = {**TRAINING, **ROLLOUT} if uses == "rl" else {"limit": 8, "max_completion_length": 6}
     if uses == "sample":
         settings |= {"outputs": ["completions"]}
-    return stage(uses, "rows", {**settings, "rewards": [f"bad.py:{function}"]})
+    reward = f"bad.py:{function}"
+    return stage(uses, "rows", {**settings, "rewards": [{"name": reward, **more} if more else reward]})
 
 
 SOUND = {
@@ -122,6 +133,18 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "reward raises in sample": (rewarded("sample", "raises"), RAISED),
     "reward raises in evaluate": (rewarded("evaluate", "raises"), RAISED),
     "reward of another length": (rewarded("rl", "short"), r"'short' returned 1 values for 8 completions \(rows .*list"),
+    "reward infinite": (
+        rewarded("rl", "infinite"),
+        r"'infinite' returned inf for row [0-9a-f]{24}, completion 0; give",
+    ),
+    "reward misshapen": (
+        rewarded("rl", "misshapen"),
+        r"'misshapen' returned \[1\.0\] for row [0-9a-f]{24}, completion 0",
+    ),
+    "reward slow": (
+        rewarded("rl", "slow", timeout_seconds=0.1),
+        r"'slow' took longer than its limit, timeout_seconds: 0\.1 for row [0-9a-f]{24}, completion 0: '",
+    ),
     "reward None in rl": (rewarded("rl", "nothing"), r"no reward function scored any of 8 completions \(all gave None"),
     "reward None in evaluate": (rewarded("evaluate", "nothing"), r"returned None for all of them; check .*columns"),
 }

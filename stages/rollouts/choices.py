@@ -14,11 +14,11 @@ from stages.rollouts.verdicts import Verdict
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _DRESS = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\b|[*_$`]")
 _SPACE = re.compile(r"\s+")
-_CUE = r"(?i:\b(?:answer|choice|option)(?:\s+is|\s+should\s+be)?\s*[:=]?\s*)"
+_CUE = r"(?i:\b(?:answer|choice|option)(?:\s+(?:is|should\s+be)\s*[:=]?|\s*[:=])\s*)"
 
 
 class MultipleChoice(Verdict):
-    """1 where the completion settles on the right letter: boxed, after "answer is", or alone on its last line."""
+    """1 where the completion settles on the right letter: boxed, alone on its last line, or after "answer is"."""
 
     letters: str = Field("ABCDEFGHIJ", min_length=2)
     """The choices in order. A right answer may be a letter, "(B) text", or a number: the place, from 0."""
@@ -43,7 +43,7 @@ class MultipleChoice(Verdict):
 
 def right_choice(reference: str, letters: str) -> str | None:
     """The letter that a reference means; None: it means none of them."""
-    match = re.fullmatch(rf"\(?([{letters}])\)?(?:[.:)\s].*)?", reference[:1].upper() + reference[1:], re.DOTALL)
+    match = re.fullmatch(rf"\(?([{letters}])\)?(?:[.:)].*)?", reference[:1].upper() + reference[1:], re.DOTALL)
     if match is None and reference.startswith("("):
         match = re.match(rf"\(([{letters}])\)", reference.upper())
     if match is not None:
@@ -54,19 +54,21 @@ def right_choice(reference: str, letters: str) -> str | None:
 
 
 def final_choice(text: str, letters: str) -> str | None:
-    """The letter in the last \\boxed{}; else the last after "answer is" or the like; else alone on the last line, or
+    """The letter in the last \\boxed{}; else alone on the last line; else the last after "answer is" or the like; else
     at the start of a text of one line. None: there is none, or another stands beside it ("A or B")."""
     boxes = _BOXED.findall(text)
     if boxes:
         return _only(_DRESS.sub("", boxes[-1]).strip("{} \n"), letters)
     plain = _SPACE.sub(_one_space, _DRESS.sub("", text).replace("{", "").replace("}", ""))
+    lines = [line.strip() for line in plain.splitlines() if line.strip()]
+    if lines and (alone := _only(lines[-1], letters, labelled=False)) is not None:
+        return alone
     letter = _letter(letters)
     cued = list(re.finditer(rf"{_CUE}{letter}(?P<more>\s*(?:,|/|&|\band\b|\bor\b)\s*(?:{letter}))?", plain))
     if cued:
         first, *others = [found.upper() for found in cued[-1].groups() if found and len(found) == 1]
         return None if any(other != first for other in others) else first
-    lines = [line for line in plain.splitlines() if line.strip()]
-    return _only(lines[-1].strip(), letters, labelled=len(lines) == 1) if lines else None
+    return _only(lines[0], letters) if len(lines) == 1 else None
 
 
 def _one_space(match: re.Match[str]) -> str:

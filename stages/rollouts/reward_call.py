@@ -116,13 +116,19 @@ class RewardFunction:
             return self.function(**self.keywords(call), **self.parameters)
 
 
-def call_all(calls: Sequence[tuple[RewardFunction, Call]]) -> list[list[Any]]:
-    """What every function returns for its call, one entry a completion; the async ones run together.
+def call_all(calls: Sequence[tuple[RewardFunction, Call]]) -> list[list[Any] | PosttrainError]:
+    """What every function returns for its call, one entry a completion, or an error that names row and completion.
 
-    Raises StageError naming row and completion. An entry may be an exception: it could not be scored.
+    The async ones run together. An entry may be an exception: why this completion could not be scored.
     """
-    outcomes = _outcomes(calls)
-    return [_settled(function, call, outcome) for (function, call), outcome in zip(calls, outcomes, strict=True)]
+
+    def settled(function: RewardFunction, call: Call, outcome: Any) -> list[Any] | PosttrainError:
+        try:
+            return _settled(function, call, outcome)
+        except PosttrainError as error:
+            return error
+
+    return [settled(*given, outcome) for given, outcome in zip(calls, _outcomes(calls), strict=True)]
 
 
 def _outcomes(calls: Sequence[tuple[RewardFunction, Call]]) -> list[Any]:
@@ -149,10 +155,11 @@ def _settled(function: RewardFunction, call: Call, outcome: Any) -> list[Any]:
     if not isinstance(outcome, Exception):
         return _listed(function.name, outcome, call.places)
     if isinstance(outcome, OvertimeError) and function.on_timeout == "none":
-        singles = [(function, call.only([index])) for index in range(len(call.places))]
-        if len(singles) == 1:
+        if len(call.places) == 1:
             return [outcome]
-        return [value for values in call_all(singles) for value in values]
+        singles = [(function, call.only([index])) for index in range(len(call.places))]
+        pairs = zip(singles, _outcomes(singles), strict=True)
+        return [value for (_, one), alone in pairs for value in _settled(function, one, alone)]
     raise _blame(function, call, outcome)
 
 

@@ -115,7 +115,12 @@ class RewardSet:
         while calls := [(one, indices) for one in pending if (indices := one.next_indices())]:
             found = call_all([(one.function, call.only(indices)) for one, indices in calls])
             for (one, indices), values in zip(calls, found, strict=True):
-                one.take(indices, values)
+                if not isinstance(values, PosttrainError):
+                    one.take(indices, values)
+            # what the others were paid for is kept
+            for values in found:
+                if isinstance(values, PosttrainError):
+                    raise values
         return {one.function.name: checked(one.function, one.values, call) for one in pending}
 
     def _total(self, values: Mapping[str, float | None]) -> float | None:

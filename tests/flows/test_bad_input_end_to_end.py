@@ -27,7 +27,8 @@ model folder without weights     training/test_model: test_wrong_folders_are_ref
 weights with NaN                 training/test_model: test_wrong_weights_are_refused; CASES "NaN weights *"
 loss that becomes NaN            training/test_loop: test_nan_stops_..; CASES "diverges *";
                                  [c] test_in_the_terminal_..
-reward raises, length, None      rollouts/test_rewards: test_faults_are_named; CASES "reward *";
+reward raises, length, None,     rollouts/test_rewards: test_faults_are_named; CASES "reward *";
+NaN, shape, slow                 rollouts/test_reward_limits;
                                  [c] test_in_the_terminal_..
 not enough disk                  artifacts/test_local: test_a_full_disk_..; [c] test_a_full_disk
 store that does not answer       artifacts/test_faults: test_a_store_that_..; [c] test_a_store_that_does_not_answer

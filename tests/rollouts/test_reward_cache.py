@@ -30,13 +30,15 @@ def world(tmp_path):
     """world(rewards of a recipe...) -> a fresh RewardSet on the store, as another run has it; asked() -> texts."""
     source = tmp_path / "judges.py"
     source.write_text(JUDGE)
-    store = open_store(str(tmp_path / "store"))
 
     class World:
         judge = f"{source}:judge"
 
+        def __init__(self):
+            self.store = open_store(str(tmp_path / "store"))
+
         def rewards(self, **fields):
-            return RewardSet([spec(self.judge, cache=True, **fields)], open_shards=store.shards)
+            return RewardSet([spec(self.judge, cache=True, **fields)], open_shards=self.store.shards)
 
         def asked(self):
             path = source.with_suffix(".asked")
@@ -93,6 +95,16 @@ def test_what_was_paid_before_a_failure_is_kept(world, monkeypatch):
     with pytest.raises(StageError):
         score(world.rewards(), prompts("x"), texts)
     assert world.asked() == ["c", "bad", "c", "bad"]
+
+
+def test_another_functions_failure_costs_nothing(world, tmp_path):
+    (tmp_path / "others.py").write_text("def raises(completions):\n    raise ValueError('mine')\n")
+    other = f"{tmp_path}/others.py:raises"
+    for order in ([world.judge, other], [other, world.judge]):
+        rewards = RewardSet([spec(name, cache=True) for name in order], open_shards=world.store.shards)
+        with pytest.raises(StageError, match="'raises' raised ValueError: mine, for row row0, completion 0"):
+            score(rewards, prompts("x"), [["a"]])
+    assert world.asked() == ["a"]
 
 
 def test_a_damaged_entry_is_asked_again(world, tmp_path):

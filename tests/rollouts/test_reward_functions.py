@@ -39,7 +39,13 @@ CHOICES = [
     ("Let us think.\nA is wrong, C too.\n\nD", "D"),
     ("The answer is:\nB", "B"),
     ("The answer is A because it is so", "A"),
+    ("Option A is wrong.\nOption B is wrong.\nC", "C"),
+    ("The answer is A? No.\nB", "B"),
+    ("The correct option is (d)", "D"),
+    ("A. is wrong. The answer is B.", "B"),
     # no choice, or more than one
+    ("Option A is wrong. Option B is wrong too.", None),
+    ("The answer is not B", None),
     ("", None),
     ("the answer is a matter of taste", None),
     ("I think it is Paris", None),
@@ -68,6 +74,8 @@ def test_right_choices_are_letters_or_places():
         ("2", "C"),
         ("10", None),
         ("Paris", None),
+        ("A great city", None),
+        ("I", "I"),
         ("", None),
         ("-1", None),
     ):
