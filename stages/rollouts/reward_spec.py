@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from artifacts.errors import RequestError
 from stages.names import nearest
 from stages.rollouts.choices import MultipleChoice
+from stages.rollouts.code_reward import Code
 from stages.rollouts.formats import JsonSchema, RegularExpression, ThinkFormat
 from stages.rollouts.judge import Judge
 from stages.rollouts.lengths import CosineLength, RepetitionPenalty, SoftOverlong
@@ -30,6 +31,7 @@ REWARDS: dict[str, type[BuiltIn]] = {
     "cosine_length": CosineLength,
     "soft_overlong": SoftOverlong,
     "repetition_penalty": RepetitionPenalty,
+    "code": Code,
     "judge": Judge,
 }
 """Built-in rewards by name."""
