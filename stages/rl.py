@@ -178,7 +178,7 @@ def memory(request: Request) -> list[Phase]:
         config.num_generations,
         sorts=config.top_p < 1,
     )
-    use = HeadUse(together=config.couples_tokens)
+    use = HeadUse(together=config.couples_tokens, entropy=config.has_entropy_bonus)
     scored = request.passes(row=group, rows=groups * config.steps_per_generation)
     return [
         sampling(request.model, setup, asked, number=training.weight, resident=resident),

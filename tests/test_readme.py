@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import pytest
 import yaml
 from pydantic.fields import FieldInfo
 
+from stages.losses.advantages import ADVANTAGES
+from stages.losses.policy import POLICY_LOSSES
 from stages.losses.preference import PREFERENCE_LOSSES
-from stages.losses.registry import Loss, Losses
+from stages.losses.registry import Loss
 from stages.losses.supervised import SUPERVISED_LOSSES
 from stages.losses.unpaired import UNPAIRED_LOSSES
 from stages.preference import Config, check
@@ -31,10 +34,11 @@ def table_rows(heading: str) -> list[str]:
     return [line for line in section.splitlines() if line.startswith("| ")][1:]
 
 
-TABLES: list[tuple[str, Losses, str]] = [
+TABLES: list[tuple[str, Mapping[str, Loss], str]] = [
     ("sft", SUPERVISED_LOSSES, "`language_modeling`, `prompt_completion`, `pretokenized`"),
     ("preference", PREFERENCE_LOSSES, "`preference`"),
     ("unpaired_preference", UNPAIRED_LOSSES, "`unpaired_preference`, `preference`"),
+    ("rl", POLICY_LOSSES, "any with prompts"),
 ]
 REWARD_ROW = (
     "| reward model (Bradley-Terry), with margins and centering | `reward_model` | | 2307.09288, 2312.09244 "
@@ -79,6 +83,11 @@ def test_every_reward_is_in_the_table() -> None:
 def test_the_rewards_shown_are_taken() -> None:
     shown = yaml.safe_load(README.split("## Rewards\n")[1].split("```yaml\n")[1].split("```")[0])
     assert unknown_rewards(RlConfig.model_validate(shown).rewards) == []
+
+
+def test_every_advantage_is_named() -> None:
+    text = README.split("## Objectives\n")[1].split("\n## ")[0]
+    assert all(f"`{name}`" in text or f"`advantage_estimator: {name}`" in text for name in ADVANTAGES)
 
 
 def test_what_it_says_below_the_table() -> None:

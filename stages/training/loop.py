@@ -24,9 +24,9 @@ from stages.sharding import Whole
 from stages.training import checkpoint
 from stages.training.batch import Branch, Group, plan_micro_batches
 from stages.training.config import PolicyConfig, TrainingConfig
-from stages.training.metrics import Mean, MetricSums, pairs
+from stages.training.metrics import Mean, MetricSums, extremes, pairs
 from stages.training.model import Scorer
-from stages.training.objective import Concluding, Objective, Readout, Remembering, Window, Windows
+from stages.training.objective import Bounding, Concluding, Objective, Readout, Remembering, Window, Windows
 from stages.training.out_of_memory import TokenBudget
 from stages.training.parallel import PolicyCopy, copy_weights, spread
 from stages.training.planner import share_of_rank
@@ -133,13 +133,13 @@ class Trainer:
             drop=self.parallel.discard,
             alone=self.processes.size == 1,
         )
-        totals, grad_norm = self._measure(sums)
+        totals, found, grad_norm = self._measure(sums)
         loss, tokens = totals.pop("loss")[0] / items, int(totals.pop("num_tokens")[0])
         if not math.isfinite(loss) or not math.isfinite(grad_norm):
             self._stop_on_nan(step, window, loss, grad_norm)
         self.parallel.step(rate)
         known = {"step": step + 1, "loss": loss, "grad_norm": grad_norm, "learning_rate": rate}
-        means = {name: total / count for name, (total, count) in totals.items() if count != 0}
+        means = {name: total / count for name, (total, count) in totals.items() if count != 0} | found
         if isinstance(self.objective, Concluding):
             means |= self.objective.concluded(means)
         if window.num_tokens is not None:
@@ -165,7 +165,7 @@ class Trainer:
         turns = [(index, 1.0) for index in mine]
         if idle:
             turns.append((costs.index(min(costs)), 0.0))
-        sums = MetricSums()
+        sums = MetricSums(signs=self._signs())
         for turn, (index, weight) in enumerate(turns):
             torch.manual_seed(derive(self.config.seed, "dropout", step, index))
             together = [groups[i] for i in plan[index]]
@@ -185,18 +185,25 @@ class Trainer:
         hidden = self.parallel.forward(batch, Readout(batch.source_N, lambda hidden_NH, _: hidden_NH))
         self.parallel.backward(hidden.sum() * 0.0, last=True)
 
-    def _measure(self, sums: MetricSums) -> tuple[dict[str, tuple[float, float]], float]:
-        """(sum and count of every metric over all processes, gradient norm): all that the host learns of a step, in
-        one transfer, before any weight changes."""
+    def _signs(self) -> Mapping[str, int]:
+        """Which metrics are Extremes."""
+        return self.objective.extremes if isinstance(self.objective, Bounding) else {}
+
+    def _measure(self, sums: MetricSums) -> tuple[dict[str, tuple[float, float]], dict[str, float], float]:
+        """(sum and count of every metric over all processes, extremes, gradient norm): all that the host learns of a
+        step, in one transfer, before any weight changes."""
         names = ["loss", "num_tokens", *self.objective.metric_names]
         device = self.processes.device
         norm = self.parallel.gradient_norm().double().reshape(1)
         wishes = torch.tensor(self.saver.wishes(), dtype=torch.float64).to(device, non_blocking=True)
-        summed = self.processes.sum(torch.cat([sums.stacked(names, device), wishes]))
+        rank, size = self.processes.rank, self.processes.size
+        bounds = sums.stacked_extremes(rank, size, device)
+        summed = self.processes.sum(torch.cat([sums.stacked(names, device), bounds, wishes]))
         values: list[float] = torch.cat([summed, norm]).tolist()
         *values, due, busy, grad_norm = values
         self.saver.agreed = (due, busy)
-        return pairs(names, values), grad_norm
+        found = extremes(sums.signs, values[2 * len(names) :], size)
+        return pairs(names, values), found, grad_norm
 
     def _stop_on_nan(self, step: int, window: Window, loss: float, grad_norm: float) -> None:
         """Find the rows by computing them one by one, on every process, and stop before the weights are touched."""

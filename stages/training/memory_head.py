@@ -22,6 +22,9 @@ class HeadUse:
     """No gradient is known before all log-probabilities are (pairs): probabilities are kept, or computed again."""
     teacher: ModelShape | None = None
     """Every chunk of logits has its counterpart of a teacher."""
+    entropy: bool = False
+    """The loss has the entropy in it: every chunk of logits has its exponentials beside it. Where gradients are formed
+    together, the entropy's are formed before them."""
 
 
 def chunk_bytes(shape: ModelShape, read: int, device: Device) -> int:
@@ -53,9 +56,11 @@ def held_tensors(
     if use.together:
         kept = _FLOAT * read * shape.vocabulary
         room = kept if kept <= _KEPT_BYTES and not frozen else chunk
-        return [*gradients, room, read * shape.hidden * _FLOAT, read * shape.hidden * compute, *widened]
+        entropy = [*gradients, chunk, chunk, read * shape.hidden * compute] if use.entropy else []
+        return [*gradients, room, read * shape.hidden * _FLOAT, read * shape.hidden * compute, *entropy, *widened]
     teacher = [] if use.teacher is None else [chunk, compute * read * use.teacher.hidden]
-    return [*gradients, chunk, *teacher, compute * read * shape.hidden, *widened]
+    beside = [chunk] if use.entropy else []
+    return [*gradients, chunk, *beside, *teacher, compute * read * shape.hidden, *widened]
 
 
 def scoring_bytes(shape: ModelShape, read: int, *, device: Device) -> int:

@@ -49,6 +49,14 @@ class Concluding(Protocol):
 
 
 @runtime_checkable
+class Bounding(Protocol):
+    """An objective with metrics that are Extremes of a step's values."""
+
+    extremes: Mapping[str, int]
+    """Their names: 1 where it is the largest, -1 where it is the smallest."""
+
+
+@runtime_checkable
 class Remembering(Protocol):
     """An objective that goes by the steps before the present one."""
 

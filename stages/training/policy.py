@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,17 +17,23 @@ from stages.training.batch import Group, TokenBatch
 from stages.training.entropy_bonus import EntropyBonus
 from stages.training.entropy_readouts import token_logprobs_with_entropy, token_losses_with_entropy
 from stages.training.language_modeling import asked_tokens
-from stages.training.metrics import Mean
+from stages.training.metrics import Extreme, Mean
 from stages.training.model import token_logprobs, token_losses
 from stages.training.objective import Forward
 from stages.training.policy_known import Known, group_of_branch
-from stages.training.policy_known import Rollouts as Rollouts
-from stages.training.policy_terms import PolicySettings as PolicySettings
-from stages.training.policy_terms import PolicyTerms
+from stages.training.policy_terms import PolicySettings, PolicyTerms
 
 
 class PolicyLoss:
     """A loss of `POLICY_LOSSES` with an optional KL term to a reference, and an optional entropy bonus."""
+
+    extremes: Mapping[str, int] = MappingProxyType(
+        {
+            "sampling/sampling_logp_difference/max": 1,
+            "sampling/importance_sampling_ratio/min": -1,
+            "sampling/importance_sampling_ratio/max": 1,
+        }
+    )
 
     def __init__(self, settings: PolicySettings, bonus: EntropyBonus | None = None) -> None:
         self.settings, self.bonus, self.terms = settings, bonus, PolicyTerms(settings)
@@ -119,7 +126,11 @@ class PolicyLoss:
             found["sampling/importance_sampling_ratio/mean"] = self._corrections(tokens)
         if (differences_N := self._differences(batch, known, logprobs_N)) is not None:
             found["sampling/sampling_logp_difference/mean"] = differences_N
-        metrics = {name: Mean(values.sum(), values.numel()) for name, values in found.items()}
+        metrics: dict[str, Mean] = {name: Mean(values.sum(), values.numel()) for name, values in found.items()}
+        for name, sign in self.extremes.items():
+            values = found.get(f"{name.rpartition('/')[0]}/mean")
+            if values is not None and len(values):
+                metrics[name] = Extreme(values.max() if sign > 0 else values.min(), 1)
         if entropy_N is not None and known.kept_N is not None:
             metrics["entropy/kept"] = Mean((entropy_N * known.kept_N).sum(), known.kept_N.sum())
         return metrics

@@ -17,7 +17,7 @@ from stages.context import Context
 from stages.data.tokenize import TokenizedPrompt
 from stages.training.batch import Branch, Group
 from stages.training.objective import Window
-from stages.training.policy import Rollouts
+from stages.training.policy_known import Rollouts
 from stages.training.rollout_drawing import Drawing, Generate
 from stages.training.rollout_metrics import rollout_metrics
 from stages.training.rollout_plan import Plan

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from stages.training.batch import Branch, Group
-from stages.training.policy import Rollouts
+from stages.training.policy_known import Rollouts
 
 
 def groups_to_json(groups: Sequence[Group]) -> list[dict[str, Any]]:

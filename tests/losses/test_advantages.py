@@ -24,10 +24,23 @@ def tensor(rows):
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def test_grpo_divides_by_the_groups_own_deviation():
+REWARDS = [[1, 2, 3], [0, 0, 3]]
+VALUES = [
     # 1, 2, 3: mean 2, deviation sqrt(2/2) = 1. 0, 0, 3: mean 1, deviation sqrt((1 + 1 + 4)/2) = sqrt 3
-    expected = [[-1 / 1.0001, 0, 1 / 1.0001], [x / (math.sqrt(3) + 1e-4) for x in (-1, -1, 2)]]
-    assert_close(grpo(tensor([[1, 2, 3], [0, 0, 3]])), tensor(expected), atol=1e-12, rtol=0)
+    ("grpo", [[-1 / 1.0001, 0, 1 / 1.0001], [x / (math.sqrt(3) + 1e-4) for x in (-1, -1, 2)]]),
+    # 1 - 5/2, 2 - 4/2, 3 - 3/2; 0 - 3/2 twice, 3 - 0
+    ("rloo", [[-1.5, 0, 1.5], [-1.5, -1.5, 3]]),
+    # -1, 0, 1 and -1, -1, 2: squares 2 + 6 = 8, deviation sqrt(8/5); the raw rewards' would be sqrt(1.9)
+    (
+        "reinforce_plus_plus_baseline",
+        [[x / (math.sqrt(1.6) + 1e-4) for x in row] for row in ([-1, 0, 1], [-1, -1, 2])],
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "expected"), VALUES)
+def test_values(name, expected):
+    assert_close(ADVANTAGES[name](tensor(REWARDS)), tensor(expected), atol=1e-12, rtol=0)
 
 
 def test_grpo_scaled_by_the_batch():
@@ -83,7 +96,7 @@ def test_groups_do_not_see_each_other(name):
     assert torch.equal(whole, apart)
 
 
-@pytest.mark.parametrize("name", ["grpo", "rloo", "reinforce_plus_plus_baseline"])
+@pytest.mark.parametrize("name", ADVANTAGES)
 def test_order_changes_nothing(name):
     """Neither that of the groups nor that within them."""
     rewards = tensor([[1, 2, 3], [0, NAN, 3], [5, 5, 4]])
@@ -92,12 +105,10 @@ def test_order_changes_nothing(name):
     assert_close(moved, whole, atol=1e-15, rtol=0)
 
 
-def test_reinforce_plus_plus_divides_by_the_deviation_of_what_is_above_the_groups_means():
-    # -1, 0, 1 and -1, -1, 2: squares 2 + 6 = 8, deviation sqrt(8/5); the raw rewards' would be sqrt(1.9)
-    expected = tensor([[-1, 0, 1], [-1, -1, 2]]) / (math.sqrt(1.6) + 1e-4)
-    assert_close(reinforce_plus_plus_baseline(tensor([[1, 2, 3], [0, 0, 3]])), expected, atol=1e-12, rtol=0)
-    # a shift of a whole group, a harder prompt, changes nothing
-    assert_close(reinforce_plus_plus_baseline(tensor([[1, 2, 3], [9, 9, 12]])), expected, atol=1e-12, rtol=0)
+def test_an_easier_prompt_changes_nothing_in_reinforce_plus_plus():
+    easier = tensor([[1, 2, 3], [9, 9, 12]])
+    expected = reinforce_plus_plus_baseline(tensor(REWARDS))
+    assert_close(reinforce_plus_plus_baseline(easier), expected, atol=1e-12, rtol=0)
 
 
 def test_reinforce_plus_plus_leaves_out_what_was_not_scored():

@@ -12,12 +12,27 @@ from typing import Any
 import pytest
 
 from stages.losses import reward
+from stages.losses.advantages import ADVANTAGES
 from stages.losses.f_divergence import F_DIVERGENCES
+from stages.losses.policy import POLICY_LOSSES
+from stages.losses.policy_correction import MODES
+from stages.losses.policy_kl import KL_ESTIMATORS
+from stages.losses.policy_tokens import LOG_RATIOS
 from stages.losses.preference import PREFERENCE_LOSSES
 from stages.losses.supervised import SUPERVISED_LOSSES
 from stages.losses.unpaired import UNPAIRED_LOSSES
-from tests.losses import test_f_divergence, test_preference, test_reward, test_supervised, test_unpaired
-from tests.training import test_pair_variants
+from tests.losses import (
+    test_advantages,
+    test_f_divergence,
+    test_policy,
+    test_policy_ratios,
+    test_preference,
+    test_reward,
+    test_supervised,
+    test_unpaired,
+)
+from tests.training import test_objectives, test_pair_variants
+from tests.training import test_policy as test_policy_steps
 from tests.training import test_preference as test_steps
 
 Test = Callable[..., Any]
@@ -54,6 +69,18 @@ OBJECTIVES: dict[str, tuple[Iterable[str], list[Test], list[Test], list[Test]]] 
         [test_reward.test_gradients],
         [test_reward.test_rows_do_not_see_each_other],
     ),
+    "policy": (
+        POLICY_LOSSES,
+        [test_policy.test_values],
+        [test_policy.test_gradients],
+        [test_policy.test_sequences_do_not_see_each_other],
+    ),
+    "divergence from the reference": (
+        KL_ESTIMATORS,
+        [test_policy_ratios.test_kl_values],
+        [test_policy_ratios.test_kl_gradients_token_by_token],
+        [test_policy_ratios.test_kl_gradients_token_by_token],
+    ),
     "f-divergence": (
         F_DIVERGENCES,
         [test_f_divergence.test_a_log_ratio_of_one],
@@ -69,11 +96,11 @@ OBJECTIVES: dict[str, tuple[Iterable[str], list[Test], list[Test], list[Test]]] 
 }
 
 
-def tried(tests: Iterable[Test]) -> set[str]:
+def tried(tests: Iterable[Test]) -> set[Any]:
     """What the first parameter of parametrized tests goes through."""
     marks = [mark for test in tests for mark in getattr(test, "pytestmark", []) if mark.name == "parametrize"]
     assert marks
-    return {value if isinstance(value, str) else value[0] for mark in marks for value in mark.args[1]}
+    return {value[0] if isinstance(value, tuple) else value for mark in marks for value in mark.args[1]}
 
 
 @pytest.mark.parametrize("kind", OBJECTIVES)
@@ -91,6 +118,23 @@ MOVING_REFERENCE = (
     test_steps.test_a_moving_reference_looks_at_one_pair_at_a_time,
     test_steps.test_a_reference_that_follows_resumes_with_the_same_bits,
 )
+
+
+OF_NUMBERS: dict[str, tuple[Iterable[str], list[Test]]] = {
+    # what has no gradient of its own: names, tests of values by hand
+    "advantage": (ADVANTAGES, [test_advantages.test_values]),
+    "ratio": (LOG_RATIOS, [test_policy_ratios.test_log_ratios]),
+    "correction": (MODES, [test_policy_ratios.test_corrections]),
+    "way through the objective, on policy and off it": (POLICY_LOSSES, [test_policy_steps.test_losses]),
+    "ratio of 1 on policy": (POLICY_LOSSES, [test_policy_steps.test_on_policy_every_ratio_is_exactly_one]),
+    "ratio in the objective": (LOG_RATIOS, [test_objectives.test_policy]),
+}
+
+
+@pytest.mark.parametrize("kind", OF_NUMBERS)
+def test_every_number_is_tried(kind: str) -> None:
+    names, tests = OF_NUMBERS[kind]
+    assert set(names) and set(names) <= tried(tests), f"{kind} without a test"
 
 
 def test_reward_losses_are_found() -> None:

@@ -108,6 +108,18 @@ def test_number_of_products(kind: dict[str, Any]) -> None:
     assert products(hidden.detach(), frozen(head)) == 1
 
 
+def test_never_more_than_a_chunk() -> None:
+    hidden, weight, bias, targets = inputs(positions=60, hidden=3, vocabulary=20)
+    weights = torch.ones(60, dtype=torch.float64)
+    with Work() as work:
+        linear_token_entropy_loss(hidden, Head(weight, bias), targets, curved_of_any, weights, chunk_tokens=10)
+    assert work.largest == 10 * 20
+
+
+def curved_of_any(logprobs: Tensor, part: slice) -> Tensor:
+    return logprobs.square()
+
+
 @pytest.mark.parametrize("kind", kinds())
 def test_no_positions(kind: dict[str, Any]) -> None:
     hidden, weight, bias, targets = inputs(positions=0)

@@ -19,9 +19,10 @@ from stages.losses.policy import POLICY_LOSSES
 from stages.losses.policy_correction import MODES, Correction
 from stages.training.advantage_settings import AdvantageConfig
 from stages.training.advantages import RewardPenalty, penalized
-from stages.training.batch import Group
-from stages.training.entropy_bonus import EntropyBonus
+from stages.training.batch import Branch, Group
+from stages.training.entropy_bonus import EntropyBonus, Target
 from stages.training.policy import PolicyLoss
+from stages.training.policy_known import Rollouts
 from stages.training.policy_terms import PolicySettings
 from tests.losses.heads import entropy
 from tests.oracles.policy_steps import Trainer, run_part
@@ -177,8 +178,6 @@ def test_high_entropy_tokens_of_gmpo() -> None:
 
 def test_adaptive_entropy_coefficient() -> None:
     """Two steps of TRL's controller, whose bonus counts from the second on."""
-    from stages.training.entropy_bonus import Target
-
     for target in (0.5, 50.0):
         both = Both()
         logs = [(row / 0.8).log_softmax(-1) for row in plain_logits(both.scorer, both.groups)]
@@ -203,7 +202,7 @@ def test_importance_to_the_sampler(mode: str, low: float | None, high: float | N
     trainer = Trainer(GRPOTrainer, inputs["advantages"], inputs["advantages"], loss_type="dapo")
     trainer.vllm_importance_sampling_mode = mode
     trainer.vllm_importance_sampling_clip_max, trainer.vllm_importance_sampling_clip_min = high, low
-    found = run_part(
+    names = run_part(
         GRPOTrainer._generate_and_score_completions,
         "per_token_logps_diff = (old",
         "# Compute the per-token log probabilities for the reference",
@@ -212,16 +211,17 @@ def test_importance_to_the_sampler(mode: str, low: float | None, high: float | N
         old_per_token_logps=both.old(),
         sampling_per_token_logps=inputs["sampling_per_token_logps"],
     )
-    inputs["importance_sampling_ratio"] = found["vllm_importance_sampling_ratio"]
+    inputs["importance_sampling_ratio"] = names["vllm_importance_sampling_ratio"]
     correction = Correction(MODES[mode], low, high)
     for loss in ("dapo", "vespo") if mode.startswith("token") else ("dapo",):
         named = {"loss_type": loss, "use_vllm": True, "vllm_importance_sampling_correction": True}
         ours = both.ours(settings_of(loss, {}, correction=correction))
         compare(ours, both.theirs(GRPOTrainer, inputs, **named))
-    ratios = found["vllm_importance_sampling_ratio"]
+    ratios = names["vllm_importance_sampling_ratio"]
     chosen = ratios.flatten() if mode.startswith("sequence") else ratios[inputs["completion_mask"].bool()]
-    mean = ours.metrics["sampling/importance_sampling_ratio/mean"]
-    assert mean == pytest.approx(float(chosen.mean()), rel=1e-9)
+    for name, value in (("mean", chosen.mean()), ("min", chosen.min()), ("max", chosen.max())):
+        found = ours.metrics[f"sampling/importance_sampling_ratio/{name}"]
+        assert found == pytest.approx(float(value), rel=1e-9), name
 
 
 def test_rloo() -> None:
@@ -309,9 +309,6 @@ def test_advantages_of_rloo(normalize: bool, beta: float) -> None:
 
 
 def _group(totals: Tensor, old: Sequence[Tensor], reference: Sequence[Tensor]) -> Group:
-    from stages.training.batch import Branch
-    from stages.training.policy_known import Rollouts
-
     rows = [tuple(row.tolist() for row in rows) for rows in (old, reference)]
     data = Rollouts(tuple(totals.tolist()), rows[0], rows[0], rows[1])
     return Group("row", (1,), tuple(Branch([1] * len(row)) for row in old), data)

@@ -210,7 +210,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     "grpo": (
         4,
         "9a2e29358594f3dc",
-        "90ffd926dfde48a6",
+        "dcc20ddd2a4ae010",
         {
             "model/metrics: loss": -0.068777,
             "model/metrics: grad_norm": 1.2352,
@@ -231,6 +231,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
             "model/metrics: clip_ratio/low_mean": 0.0,
             "model/metrics: clip_ratio/high_mean": 0.0,
             "model/metrics: sampling/sampling_logp_difference/mean": 1.1153e-07,
+            "model/metrics: sampling/sampling_logp_difference/max": 4.1723e-07,
             "model/metrics: completions/mean_terminated_length": 4.6667,
             "model/weights: norm": 12.908,
             "model/samples: logprobs": -4.2627,

@@ -23,6 +23,7 @@ from stages.training.distillation import DistillationLoss
 from stages.training.language_modeling import TokenLoss
 from stages.training.metrics import Mean
 from stages.training.model import Scorer
+from stages.training.objective import Bounding
 from stages.training.pairs import Reference
 from stages.training.policy import PolicyLoss
 from stages.training.policy_known import Rollouts
@@ -75,7 +76,8 @@ def agree(scorer: Scorer, objective: Any, groups: list[Group], expected: Tensor)
     assert_close(loss, expected, rtol=1e-9, atol=1e-9)
     for gradient, other in zip(gradients(scorer, loss), wanted, strict=True):
         assert_close(gradient, other, rtol=1e-7, atol=1e-9)
-    assert set(metrics) <= set(objective.metric_names)
+    extremes = objective.extremes if isinstance(objective, Bounding) else {}
+    assert set(metrics) <= {*objective.metric_names, *extremes}
     return {name: float(mean.sum) / float(mean.count) for name, mean in metrics.items()}
 
 

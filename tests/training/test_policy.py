@@ -147,8 +147,15 @@ def test_corrections_and_their_metrics(scorer: Scorer, mode: str, on_policy: boo
     by_token = mode.startswith("token")
     mean = ratios.mean() if by_token else written.sequences.means(ratios).mean()
     assert metrics["sampling/importance_sampling_ratio/mean"] == pytest.approx(float(mean), rel=1e-9)
-    difference = (written.old - sampled).abs().mean()
-    assert metrics["sampling/sampling_logp_difference/mean"] == pytest.approx(float(difference.detach()), rel=1e-9)
+    differences = (written.old - sampled).abs().detach()
+    named = {
+        "sampling_logp_difference/mean": differences.mean(),
+        "sampling_logp_difference/max": differences.max(),
+        "importance_sampling_ratio/min": ratios.min(),
+        "importance_sampling_ratio/max": ratios.max(),
+    }
+    for name, value in named.items():
+        assert metrics[f"sampling/{name}"] == pytest.approx(float(value), rel=1e-9), name
 
 
 @pytest.mark.parametrize("on_policy", [True, False])
