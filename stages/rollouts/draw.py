@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy
 import torch
@@ -27,16 +28,49 @@ def uniforms(seeds: Sequence[int], length: int) -> Tensor:
     return torch.from_numpy(draws)
 
 
-def draw(logits_BV: Tensor, uniforms_B: Tensor, settings: SamplingConfig) -> tuple[Tensor, Tensor]:
-    """(tokens [B], their log-probabilities [B]) under the distribution that the settings make of the logits."""
+@dataclass(frozen=True)
+class Drawn:
+    """One token a row."""
+
+    tokens_B: Tensor
+    logprobs_B: Tensor
+    """Under the distribution that the settings make of the logits."""
+    model_logprobs_B: Tensor
+    """Under the softmax of the logits as they are."""
+
+
+def draw(logits_BV: Tensor, uniforms_B: Tensor, settings: SamplingConfig, seen_BV: Tensor | None = None) -> Drawn:
+    """The token at each row's number. `seen_BV`: bool, the tokens that the repetition penalty is for."""
     logits_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
+    changed_BV = logits_BV
+    if settings.repetition_penalty != 1.0:
+        assert seen_BV is not None
+        changed_BV = penalized(logits_BV, seen_BV, settings.repetition_penalty)
     if settings.temperature == 0.0:
-        tokens_B = logits_BV.argmax(1)
-        return tokens_B, _at(logits_BV, tokens_B) - logits_BV.logsumexp(1)
-    logits_BV = (logits_BV - logits_BV.amax(1, keepdim=True)).div_(settings.temperature)
+        tokens_B = changed_BV.argmax(1)
+        logprobs_B = _at(changed_BV, tokens_B) - changed_BV.logsumexp(1)
+    else:
+        tokens_B, logprobs_B = _draw(changed_BV, uniforms_B, settings)
+    if not settings.changes_the_distribution():
+        return Drawn(tokens_B, logprobs_B, logprobs_B)
+    return Drawn(tokens_B, logprobs_B, _at(logits_BV, tokens_B) - logits_BV.logsumexp(1))
+
+
+def penalized(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
+    """Less likely by the penalty where `seen`, as in CTRL (arXiv:1909.05858) and transformers."""
+    less_BV = torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
+    return torch.where(seen_BV, less_BV, logits_BV)
+
+
+def _draw(logits_BV: Tensor, uniforms_B: Tensor, settings: SamplingConfig) -> tuple[Tensor, Tensor]:
+    """(tokens [B], their log-probabilities [B])."""
+    logits_BV = logits_BV - logits_BV.amax(1, keepdim=True)
+    if settings.temperature != 1.0:
+        logits_BV.div_(settings.temperature)
     side = math.isqrt(logits_BV.shape[1] - 1) + 1
     # padded with impossible tokens to a square, see inverse_cdf
-    weights_BV = logits_BV.new_zeros(logits_BV.shape[0], side * side)
+    weights_BV = logits_BV.new_empty(logits_BV.shape[0], side * side)
+    weights_BV[:, logits_BV.shape[1] :] = 0
     torch.exp(logits_BV, out=weights_BV[:, : logits_BV.shape[1]])
     _filter(weights_BV, settings)
     tokens_B = inverse_cdf(weights_BV.unflatten(1, (side, side)), uniforms_B)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Annotated, Protocol
 
 from pydantic import Field
 
@@ -15,7 +15,8 @@ Progress = Callable[[int, int], None]
 
 
 class SamplingConfig(Config):
-    """How the next token is drawn. Filters apply in this order: temperature, top_k, top_p, min_p."""
+    """How the next token is drawn, and where a completion ends. Applied in this order: repetition_penalty,
+    temperature, top_k, top_p, min_p."""
 
     temperature: float = Field(1.0, ge=0.0)
     """Logits are divided by it; 0 takes the likeliest token."""
@@ -25,8 +26,25 @@ class SamplingConfig(Config):
     """Draw from so many likeliest tokens (and those equal to the last of them); 0 draws from all."""
     min_p: float = Field(0.0, ge=0.0, le=1.0)
     """Leave out tokens less likely than this fraction of the likeliest one; 0 leaves out none."""
+    repetition_penalty: float = Field(1.0, gt=0.0)
+    """Positive logits of tokens in prompt or completion are divided by it, negative ones multiplied (CTRL,
+    arXiv:1909.05858); 1 changes none."""
+    stop_token_ids: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Tokens that end a completion, beside the model's own end tokens; they stay in it."""
+    stop_strings: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """A completion ends with the token that completes one of these in its text; its text stops before it."""
     max_completion_length: int = Field(256, ge=1)
     """A completion without an end token stops after so many tokens."""
+
+    def restricts(self) -> bool:
+        """Whether tokens are drawn from anything but the softmax of the model's logits at this temperature."""
+        return self.top_p < 1.0 or self.top_k > 0 or self.min_p > 0.0 or self.repetition_penalty != 1.0
+
+    def changes_the_distribution(self) -> bool:
+        """Whether `Completion.logprobs` are of another distribution than the model's own."""
+        if self.temperature == 0.0:
+            return self.repetition_penalty != 1.0
+        return self.temperature != 1.0 or self.restricts()
 
 
 @dataclass(frozen=True)
@@ -37,6 +55,8 @@ class SampleRequest:
     seeds: tuple[int, ...]
     row_id: str | None = None
     """Names the prompt in messages."""
+    limits: tuple[int, ...] | None = None
+    """Most tokens of each completion, at most max_completion_length, 0 for an empty one; None: that for all."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +66,13 @@ class Completion:
     token_ids: list[int]
     """With the end token, if it ended by one."""
     logprobs: list[float]
-    """Of each token, under the distribution it was drawn from (at temperature 0: under the model's own)."""
+    """Of each token, under the distribution it was drawn from (at temperature 0: under the model's own, after the
+    repetition penalty)."""
     finished: bool
-    """Ended by an end token, and not by `max_completion_length`."""
+    """Ended by an end token or a stop string, and not by its limit."""
+    model_logprobs: list[float] = field(default_factory=list)
+    """Of each token, under the model's own distribution: temperature 1, no filter, no penalty. The embedded sampler
+    always gives them."""
 
 
 class Sampler(Protocol):

@@ -22,7 +22,7 @@ from stages.training.attention_reads import plan_reads
 from stages.training.prefix_tree import Segment, ancestors
 
 NAME = "prefix_tree"
-_UNKNOWN = ("s_aux", "position_bias", "head_mask", "cache")
+UNKNOWN_ARGUMENTS = ("s_aux", "position_bias", "head_mask", "cache")
 """What other attention functions take and this one does not: it changes the scores, so it must not be ignored."""
 
 _packed_pass: ContextVar[bool] = ContextVar("packed_pass", default=False)
@@ -138,7 +138,7 @@ def attend(  # noqa: PLR0913 - the signature is transformers'
             module, query_1hTd, key_1kTd, value_1kTd, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return out_BThd, None
-    if unknown := [name for name in _UNKNOWN if kwargs.get(name) is not None]:
+    if unknown := [name for name in UNKNOWN_ARGUMENTS if kwargs.get(name) is not None]:
         raise UnsupportedAttentionError(f"its attention takes {', '.join(unknown)}")
     packed.windows.add(sliding_window)
     scale = scaling if scaling is not None else query_1hTd.shape[-1] ** -0.5

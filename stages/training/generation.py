@@ -17,6 +17,7 @@ from stages.data.tokenize import TokenizedPrompt
 from stages.rollouts.requests import Completion, SampleRequest, SamplingConfig
 from stages.rollouts.rewards import ByFunction, RewardSet
 from stages.rollouts.sampler import EmbeddedSampler
+from stages.rollouts.stopping import text_before
 from stages.training.batch import Group
 from stages.training.loop import Trainer
 from stages.training.model import Scorer
@@ -74,6 +75,7 @@ class Sampling:
             model,
             eos_token_ids=end_token_ids(model, self.tokenizer),
             pad_token_id=pad if pad is not None else self.tokenizer.eos_token_id,
+            decode=self._decode,
         )
         mine = range(rank, len(prompts), world)
         requests = [SampleRequest(prompts[i].prompt_ids, seeds[i], prompts[i].row_id) for i in mine]
@@ -83,8 +85,11 @@ class Sampling:
         return [completions for _, completions in found]
 
     def text(self, completion: Completion) -> str:
-        """What the completion says, without special tokens."""
-        return str(self.tokenizer.decode(completion.token_ids, skip_special_tokens=True))
+        """What the completion says, without special tokens, up to a stop string."""
+        return text_before(self._decode(completion.token_ids), self.settings.stop_strings)
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 _PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
@@ -35,6 +36,14 @@ def remove(model: Any) -> None:
     layer = model.base_model.layers[-1]
     layer.forward.hook.remove()
     del layer.forward
+
+
+def reading_nothing(model: Any) -> dict[str, Tensor]:
+    """The argument of a pass of which keys and values are wanted and no hidden state: it then ends at one token."""
+    layers = getattr(model.base_model, "layers", None)
+    if layers is None or not isinstance(vars(layers[-1]).get("forward"), _ReadingLayer):
+        return {}
+    return {"reads": torch.zeros(1, dtype=torch.long, device=model.device)}
 
 
 class _ReadingLayer:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -33,6 +36,20 @@ class _Linear(torch.autograd.Function):
         )
 
 
+_rows: ContextVar[int | None] = ContextVar("rows", default=None)
+
+
+@contextmanager
+def chosen_for(rows: int) -> Iterator[None]:
+    """Inside, the library is the one for so many rows, whatever a pass has: so a row's product is the same bits in any
+    company. (oneDNN and MKL compute a row in one way from 4 rows on, in multiples of 4.)"""
+    token = _rows.set(rows)
+    try:
+        yield
+    finally:
+        _rows.reset(token)
+
+
 class _Forward:
     """Stands for the `forward` of a linear layer."""
 
@@ -41,10 +58,12 @@ class _Forward:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         weight_OI, bias_O = self.layer.weight, self.layer.bias
-        if not prefers_onednn(hidden, weight_OI, hidden.numel() * weight_OI.shape[0]) or torch.is_autocast_enabled(
-            "cpu"
-        ):
+        rows = _rows.get()
+        work = hidden.numel() * weight_OI.shape[0] if rows is None else rows * weight_OI.numel()
+        if not prefers_onednn(hidden, weight_OI, work) or torch.is_autocast_enabled("cpu"):
             return self.plain_forward(hidden)
+        if not torch.is_grad_enabled():
+            return linear(hidden, weight_OI, bias_O)
         result: Tensor = _Linear.apply(hidden, weight_OI, bias_O)
         return result
 

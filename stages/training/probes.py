@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ def settle_layout(scorer: Scorer) -> str | None:
     ids = _probe_ids(scorer)
     groups = [Group("a", ids[:4], (Branch(ids[4:7]), Branch(ids[7:]))), Group("b", ids[1:3], (Branch(ids[5:]),))]
     separate_NH = _asked_hidden(scorer, layout(groups, share_prefixes=False))
-    reason = _obstacle(scorer)
+    reason = obstacle(scorer.transformers_model)
     if reason is None:
         attention.register()
         before = scorer.transformers_model.config._attn_implementation
@@ -77,9 +78,8 @@ def _settle_last_layer(scorer: Scorer, batch: TokenBatch, separate_NH: Tensor) -
         scorer.reads_few = False
 
 
-def _obstacle(scorer: Scorer) -> str | None:
-    """What is known of the model without trying."""
-    model = scorer.transformers_model
+def obstacle(model: Any) -> str | None:
+    """What is known of a transformers model without trying: why its attention cannot be replaced by ours."""
     if not getattr(model, "_supports_attention_backend", False):
         return "attention cannot be replaced"
     unknown = set(getattr(model.config, "layer_types", None) or ()) - _LAYER_TYPES
@@ -93,11 +93,15 @@ def _difference(scorer: Scorer, batch: TokenBatch, separate_NH: Tensor) -> str |
     if difference > _TOLERANCE:
         return f"a shared prefix changes hidden states by {difference:.2g}"
     assert batch.packed is not None
-    config = scorer.transformers_model.config
+    return untold_window(scorer.transformers_model.config, batch.packed.windows)
+
+
+def untold_window(config: Any, told: Set[int | None]) -> str | None:
+    """What is wrong where a model has a sliding window and its attention was `told` of others only."""
     layer_types = getattr(config, "layer_types", None)
     window = getattr(config, "sliding_window", None)
     slides = "sliding_attention" in layer_types if layer_types else getattr(config, "use_sliding_window", True)
-    if window is not None and slides and window not in batch.packed.windows:
+    if window is not None and slides and window not in told:
         return f"the attention is not told of its sliding window of {window} tokens"
     return None
 

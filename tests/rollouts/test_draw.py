@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from stages.rollouts.draw import draw, inverse_cdf, uniforms
+from stages.rollouts.draw import draw, inverse_cdf, penalized, uniforms
 from stages.rollouts.requests import SamplingConfig
 
 # probabilities 0.5, 0.25, 0.15, 0.1: the cumulative distribution is 0.5, 0.75, 0.9, 1
@@ -15,7 +15,8 @@ PROBABILITIES = [0.5, 0.25, 0.15, 0.1]
 
 def tokens(draws, probabilities=PROBABILITIES, **settings):
     logits = torch.tensor(probabilities, dtype=torch.float64).log().expand(len(draws), -1)
-    return draw(logits, torch.tensor(draws, dtype=torch.float64), SamplingConfig(**settings))
+    drawn = draw(logits, torch.tensor(draws, dtype=torch.float64), SamplingConfig(**settings))
+    return drawn.tokens_B, drawn.logprobs_B
 
 
 def test_the_number_picks_the_interval_it_falls_into():
@@ -49,6 +50,30 @@ def test_filters(settings, expected):
     assert_close(share, torch.tensor(expected, dtype=torch.float32), atol=1.1e-3, rtol=0)
     assert (share == 0).tolist() == [value == 0 for value in expected]
     assert_close(logprobs.exp(), torch.tensor(expected).double()[drawn], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("settings", [settings for settings, _ in FILTERS])
+def test_the_models_own_logprobs_know_no_filter(settings):
+    logits = torch.tensor(PROBABILITIES, dtype=torch.float64).log().expand(3, -1) + 7
+    drawn = draw(logits, torch.tensor([0.1, 0.6, 0.9], dtype=torch.float64), SamplingConfig(**settings))
+    own = torch.tensor(PROBABILITIES, dtype=torch.float64).log()[drawn.tokens_B]
+    assert_close(drawn.model_logprobs_B, own, atol=1e-12, rtol=0)
+
+
+def test_the_penalty_lowers_logits_of_either_sign():
+    logits = torch.tensor([[3.0, 3.0, -3.0, -3.0]])
+    seen = torch.tensor([[True, False, True, False]])
+    assert penalized(logits, seen, 1.5).tolist() == [[2.0, 3.0, -4.5, -3.0]]
+
+
+def test_the_penalty_comes_before_the_temperature():
+    # token 0 falls from log 3 to log(3)/2, at temperature 0.5 back to log 3: 3 of 3 + 1
+    logits = torch.tensor([[math.log(3), 0.0]], dtype=torch.float64)
+    settings = SamplingConfig(repetition_penalty=2.0, temperature=0.5)
+    drawn = draw(logits, torch.tensor([0.2], dtype=torch.float64), settings, torch.tensor([[True, False]]))
+    assert drawn.tokens_B.tolist() == [0]
+    assert_close(drawn.logprobs_B.item(), math.log(3 / 4), atol=1e-12, rtol=0)
+    assert_close(drawn.model_logprobs_B.item(), math.log(3 / 4), atol=1e-12, rtol=0)
 
 
 def test_top_k_keeps_tokens_equal_to_the_last():

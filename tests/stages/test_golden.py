@@ -57,7 +57,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     "base": (1, "77992e9ed0649125", "9c7df7a7d0529831", {"model/weights: norm": 12.902}),
     "drawn": (
         1,
-        "3c3f446a3852060d",
+        "708a02208e7dee21",
         "6e2c6ff2bf94e853",
         {
             "completions/data: reward": 1.3386,
@@ -280,7 +280,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "scores": (
         1,
-        "bf315d37fa68f8e4",
+        "9f90b0b38e1a458f",
         "c066fe00544a0072",
         {
             "evaluation/results: accuracy: value": 0.0,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from dataclasses import replace
 from typing import Any
@@ -12,10 +11,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from stages.losses import head, logprobs
-from stages.rollouts.sampler import EmbeddedSampler
 from stages.sft import Config
 from stages.sharding import Fsdp, Whole, Zero
-from stages.training import memory_head, memory_sampling, model
+from stages.training import memory_head, model
 from stages.training.adapters import add_adapters
 from stages.training.batch import Branch, Group
 from stages.training.memory import PROCESS_BYTES, passes, training_step
@@ -151,8 +149,6 @@ def test_numbers_that_imports_would_tell() -> None:
     assert memory_head._LEAST_TOKENS == head.LEAST_TOKENS
     assert memory_head._KEPT_BYTES == logprobs.KEPT_BYTES
     assert READS_FEW_BELOW == model._FEW
-    default = inspect.signature(EmbeddedSampler.__init__).parameters["max_batch_tokens"].default
-    assert default == memory_sampling._BATCH_TOKENS
 
 
 HAND = ModelShape(
@@ -259,11 +255,11 @@ def test_a_step_of_several_passes_holds_the_gradients_of_those_before() -> None:
 
 
 def test_keys_and_values_of_the_sampler_by_hand() -> None:
-    """16 completions of 10 + 6 tokens, 2 layers, keys and values of 4 floats: 16 x 16 x 2 x 2 x 4 x 4 = 16,384 bytes,
-    one layer twice meanwhile, and four times the logits of 16 rows."""
+    """16 completions of 6 tokens and 2 prompts of 9, each padded to 16, 2 layers, keys and values of 4 floats:
+    18 x 16 x 2 x 2 x 4 x 4 = 18,432 bytes, and three times the logits of 16 rows."""
     asked = Sampled(completions=16, prompt=10, completion=6, per_prompt=8)
     found = sampling(HAND, Setup(), asked, number=4, resident={"weights": 1.0})
-    expected = 16_384 * 2 + 16 * 100 * 4 * 4
+    expected = 18_432 + 16 * 100 * 4 * 3
     assert found.parts["sampler"] == pytest.approx(expected * (1 + ALLOCATOR_SHARE["cpu"]))
 
 
