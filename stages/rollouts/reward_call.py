@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from artifacts.errors import PosttrainError, StageError
 from stages.rollouts.reward_base import OvertimeError
-from stages.rollouts.reward_limits import awaited, limit
+from stages.rollouts.reward_limits import awaited, limited
 
 if TYPE_CHECKING:
     from stages.data.tokenize import TokenizedPrompt
@@ -112,8 +112,8 @@ class RewardFunction:
 
     def start(self, call: Call) -> Any:
         """What the function returns: its values, or something to wait for. Raises OvertimeError, and its own errors."""
-        with limit(self.timeout_seconds):
-            return self.function(**self.keywords(call), **self.parameters)
+        keywords = self.keywords(call)
+        return limited(lambda: self.function(**keywords, **self.parameters), self.timeout_seconds)
 
 
 def call_all(calls: Sequence[tuple[RewardFunction, Call]]) -> list[list[Any] | PosttrainError]:

@@ -6,8 +6,7 @@ import asyncio
 import signal
 import threading
 import time
-from collections.abc import Awaitable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from artifacts.errors import StageError
@@ -21,18 +20,16 @@ class _Alarm(BaseException):
     """No `except Exception` of a function holds it."""
 
 
-@contextmanager
-def limit(seconds: float | None) -> Iterator[None]:
-    """Ends what runs inside after `seconds`, also an endless loop; then raises OvertimeError. None: no limit.
+def limited(compute: Callable[[], Any], seconds: float | None) -> Any:
+    """What it returns. Ends it after `seconds`, also an endless loop, and raises OvertimeError. None: no limit.
 
     By an alarm, which reaches the main thread only; a timer that somebody else has set goes on afterwards.
     """
     if seconds is None:
-        yield
-        return
+        return compute()
     if threading.current_thread() is not threading.main_thread():
         raise StageError("timeout_seconds of a reward works in the main thread only; call from there, or leave it out")
-    rang = False
+    rang, result = False, None
 
     def ring(*_: Any) -> None:
         nonlocal rang
@@ -44,7 +41,7 @@ def limit(seconds: float | None) -> Iterator[None]:
     others_seconds, others_interval = signal.setitimer(signal.ITIMER_REAL, seconds, _RINGS_AGAIN_SECONDS)
     try:
         try:
-            yield
+            result = compute()
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
     except _Alarm:
@@ -57,6 +54,7 @@ def limit(seconds: float | None) -> Iterator[None]:
             signal.setitimer(signal.ITIMER_REAL, left, others_interval)
     if rang:
         raise OvertimeError(message(seconds))
+    return result
 
 
 async def awaited(waiting: Awaitable[Any], seconds: float | None) -> Any:

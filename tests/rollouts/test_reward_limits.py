@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import signal
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 from artifacts.errors import StageError
+from stages.rollouts import reward_limits
 from stages.rollouts.reward_base import OvertimeError
-from stages.rollouts.reward_limits import limit
+from stages.rollouts.reward_limits import limited
 from stages.rollouts.rewards import RewardSet
 from tests.rollouts.scored import prompts, score, spec
 
-# each ends never for completion 'b', and gives 1 for all others
+# each ends never for completion 'b', and gives 1 for all others; the sync ones have the alarm ring early, so that no
+# test waits, and no busy machine makes the others slow
+RING = "signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)"
 SLOW = {
-    "a loop": "def judge(completions, **_):\n    while 'b' in completions: pass\n    return [1.0] * len(completions)\n",
-    "a sleeper": (
-        "import time\ndef judge(completions, **_):\n    'b' in completions and time.sleep(600)\n"
+    "a loop": (
+        "import signal\ndef judge(completions, **_):\n"
+        "    while 'b' in completions: signal.raise_signal(signal.SIGALRM)\n"
         "    return [1.0] * len(completions)\n"
     ),
+    "a sleeper": (
+        "import signal, time\ndef judge(completions, **_):\n    if 'b' in completions:\n"
+        f"        {RING}\n        time.sleep(600)\n    return [1.0] * len(completions)\n"
+    ),
     "one that catches everything": (
-        "import time\ndef judge(completions, **_):\n    for _ in range(3):\n"
+        f"import signal, time\ndef judge(completions, **_):\n    'b' in completions and {RING}\n"
+        "    for _ in range(3):\n"
         "        try:\n            'b' in completions and time.sleep(600)\n        except BaseException: pass\n"
         "    return [1.0] * len(completions)\n"
     ),
@@ -32,23 +41,29 @@ SLOW = {
 }
 
 
+# in place of `signal`: limits count the time of the processor, and not what a busy machine takes away
+PROCESSOR_TIME = SimpleNamespace(
+    SIGALRM=signal.SIGPROF, ITIMER_REAL=signal.ITIMER_PROF, signal=signal.signal, setitimer=signal.setitimer
+)
+
+
 @pytest.fixture(params=SLOW)
 def slow(request, tmp_path):
     (tmp_path / "judges.py").write_text(SLOW[request.param])
-    return f"{tmp_path}/judges.py:judge"
+    # an async function that does not wait cannot be late
+    return spec(f"{tmp_path}/judges.py:judge", timeout_seconds=0.1 if request.param == "async" else 600)
 
 
 def test_the_error_names_row_and_completion(slow):
-    rewards = RewardSet([spec(slow, timeout_seconds=0.1)])
     with pytest.raises(
         StageError,
-        match=r"'judge' took longer than its limit, timeout_seconds: 0\.1 for row row1, completion 0: 'b'",
+        match=r"'judge' took longer than its limit, timeout_seconds: (0\.1|600) for row row1, completion 0: 'b'",
     ):
-        score(rewards, prompts("x", "y"), [["a", "a"], ["b", "c"]])
+        score(RewardSet([slow]), prompts("x", "y"), [["a", "a"], ["b", "c"]])
 
 
 def test_or_the_slow_one_is_not_scored(slow):
-    rewards = RewardSet(["exact_match", spec(slow, timeout_seconds=0.1, on_timeout="none")])
+    rewards = RewardSet(["exact_match", slow.model_copy(update={"on_timeout": "none"})])
     scores = score(rewards, prompts("a", "a"), [["a", "a"], ["b", "c"]])
     assert scores.by_function["judge"] == [[1.0, 1.0], [None, 1.0]]
     assert scores.totals == [[2.0, 2.0], [0.0, 1.0]]
@@ -56,10 +71,11 @@ def test_or_the_slow_one_is_not_scored(slow):
 
 def test_slow_only_together(tmp_path):
     (tmp_path / "judges.py").write_text(
-        "import time\ndef judge(completions, **_):\n    len(completions) > 1 and time.sleep(600)\n    return [1.0]\n"
+        "import signal, time\ndef judge(completions, **_):\n    if len(completions) > 1:\n"
+        f"        {RING}\n        time.sleep(600)\n    return [1.0]\n"
     )
-    rewards = RewardSet([spec(f"{tmp_path}/judges.py:judge", timeout_seconds=0.1)])
-    with pytest.raises(StageError, match=r"timeout_seconds: 0\.1 for 2 completions together, though not for any alone"):
+    rewards = RewardSet([spec(f"{tmp_path}/judges.py:judge", timeout_seconds=600)])
+    with pytest.raises(StageError, match=r"timeout_seconds: 600 for 2 completions together, though not for any alone"):
         score(rewards, prompts("x"), [["a", "b"]])
 
 
@@ -70,7 +86,8 @@ def test_a_time_out_of_the_functions_own_is_an_error_like_others(tmp_path):
         score(rewards, prompts("x"), [["a"]])
 
 
-def test_a_careless_pattern_is_stopped():
+def test_a_careless_pattern_is_stopped(monkeypatch):
+    monkeypatch.setattr(reward_limits, "signal", PROCESSOR_TIME)
     fields = {"parameters": {"pattern": "(a+)+b"}, "timeout_seconds": 0.1}
     with pytest.raises(StageError, match=r"'regular_expression' took longer .* for row row0, completion 1: 'aaaa"):
         score(RewardSet([spec("regular_expression", **fields)]), prompts("x"), [["ab", "a" * 60]])
@@ -94,11 +111,10 @@ def test_a_timer_that_somebody_set_goes_on():
     handler = signal.signal(signal.SIGALRM, lambda *_: rung.append(1))
     try:
         signal.setitimer(signal.ITIMER_REAL, 300)
-        with limit(100):
-            assert signal.getitimer(signal.ITIMER_REAL)[0] <= 100
+        assert limited(lambda: signal.getitimer(signal.ITIMER_REAL)[0], 100) <= 100
         assert 100 < signal.getitimer(signal.ITIMER_REAL)[0] <= 300
-        with pytest.raises(OvertimeError), limit(0.01):
-            signal.pause()
+        with pytest.raises(OvertimeError):
+            limited(signal.pause, 0.01)
         assert 100 < signal.getitimer(signal.ITIMER_REAL)[0] <= 300
         signal.raise_signal(signal.SIGALRM)
         assert rung == [1]
@@ -108,10 +124,10 @@ def test_a_timer_that_somebody_set_goes_on():
 
 
 def test_errors_inside_pass_through():
-    with pytest.raises(ZeroDivisionError), limit(100):
-        _ = 1 / 0
-    with limit(None):
-        pass
+    for seconds in (None, 100):
+        with pytest.raises(ZeroDivisionError):
+            limited(lambda: 1 / 0, seconds)
+        assert limited(lambda: 7, seconds) == 7
 
 
 def test_outside_the_main_thread_a_limit_is_refused():
@@ -119,8 +135,7 @@ def test_outside_the_main_thread_a_limit_is_refused():
 
     def work():
         try:
-            with limit(1):
-                pass
+            limited(lambda: 7, 1)
         except StageError as error:
             found.append(str(error))
 
