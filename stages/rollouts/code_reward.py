@@ -66,7 +66,7 @@ class Code(BuiltIn):
                 source = f"{before}\n{code_of(content_of(made))}" if before else code_of(content_of(made))
                 jobs[index] = partial(self._reward, source, tests_of(row))
             except DataError as error:
-                rewards[index] = error
+                rewards[index] = DataError(f"cannot use the row's tests: {error}")
         for index, reward in zip(jobs, self._run(list(jobs.values())), strict=True):
             rewards[index] = reward
         return rewards

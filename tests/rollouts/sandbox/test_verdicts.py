@@ -2,13 +2,15 @@
 
 import pytest
 
-from artifacts.errors import DataError
+from artifacts.errors import DataError, StageError
 from stages.rollouts import code_tests
 from stages.rollouts.code_reward import Code, code_of, verdicts
+from stages.rollouts.rewards import RewardSet
 from stages.rollouts.sandbox.limits import Limits
 from stages.rollouts.sandbox.sandbox import Sandbox
 from tests.rollouts.sandbox.hacks import HACKS, SQUARES
 from tests.rollouts.sandbox.honest import HONEST, WRONG
+from tests.rollouts.scored import prompts, score, spec
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["namespaces", "bare"])
@@ -67,6 +69,29 @@ def test_a_share_of_the_tests():
 def test_rows_without_tests_and_rows_with_unusable_ones():
     rewards = Code(workers=1).score(["x = 1"] * 3, [None, [], ["assert x == 1"]])
     assert rewards[0] is None and isinstance(rewards[1], DataError) and rewards[2] == 1.0
+
+
+def rows_with(*tests):
+    """Rows row0, row1, ... with these tests; see tests/rollouts/scored.py."""
+    return prompts(*tests, column="tests")
+
+
+def test_the_reward_in_a_set():
+    """As a recipe names it: a row's tests are of all its completions."""
+    rewards = RewardSet([spec("code", parameters={"workers": 1, "credit": "share"})], [2.0])
+    rows = rows_with(SQUARES, ['{"call": "cube(2)", "expected": 8}'], None)
+    made = ["def square(n): return n * n", "def square(n): return 9", "def cube(n): return n ** 3"]
+    scores = score(rewards, rows, [made, made[1:], made[:1]])
+    assert scores.by_function == {"code": [[1.0, 1 / 3, 0.0], [0.0, 1.0], [None]]}
+    assert scores.totals == [[2.0, 2 / 3, 0.0], [0.0, 2.0], [None]]
+
+
+def test_unusable_tests_name_their_row():
+    with pytest.raises(StageError, match=r"judged by the program.*assert f\(1\) > 2") as error:
+        score(RewardSet([spec("code")]), rows_with(["assert f(1) == 2"], ["assert f(1) > 2"]), [["x = 1"], ["x = 2"]])
+    message = str(error.value)
+    assert message.startswith("reward function 'code' cannot use the row's tests: a test would have to be judged")
+    assert message.endswith("for row row1, completion 0: 'x = 2'")
 
 
 def test_what_runs_before():
