@@ -66,7 +66,8 @@ class PolicyLossConfig(Config):
     """Estimate of the divergence from a token's d = log p_ref - log p: -d (k1), d^2 / 2 (k2), e^d - d - 1 (k3); null:
     k3 in the loss, k1 in the reward."""
     use_bias_correction_kl: bool = False
-    """Multiply the divergence in the loss by the ratio, which makes its gradient exact (arXiv:2512.02556)."""
+    """Multiply the divergence in the loss by the ratio, which makes its gradient exact (arXiv:2512.02556). TRL 1.16 has
+    it on."""
     off_policy_mask_threshold: float | None = Field(None, gt=0)
     """Leave completions worse than their baseline out where sampler and policy differ by more than this, in nats a
     token on average (arXiv:2512.02556)."""

@@ -73,7 +73,7 @@ OBJECTIVES: dict[str, tuple[Iterable[str], list[Test], list[Test], list[Test]]] 
         POLICY_LOSSES,
         [test_policy.test_values],
         [test_policy.test_gradients],
-        [test_policy.test_sequences_do_not_see_each_other],
+        [test_policy.test_sequences_do_not_see_each_other, test_policy_steps.test_cutting_up_a_step_changes_nothing],
     ),
     "divergence from the reference": (
         KL_ESTIMATORS,

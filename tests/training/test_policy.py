@@ -112,6 +112,24 @@ def test_losses(scorer: Scorer, name: str, on_policy: bool, mode: str | None) ->
 
 
 @pytest.mark.parametrize("name", POLICY_LOSSES)
+@pytest.mark.parametrize("on_policy", [True, False])
+def test_cutting_up_a_step_changes_nothing(scorer: Scorer, name: str, on_policy: bool) -> None:
+    """Losses, gradients and items of its groups add up to its own."""
+    objective = PolicyLoss(of_loss(name, beta=0.1, correction=Correction(MODES["token_truncate"], 0.8, 1.2)))
+    groups = disagreeing(rollouts(scorer, on_policy=on_policy))
+
+    def step(*parts: list[Group]) -> tuple[Tensor, list[Tensor], float]:
+        loss = torch.stack([objective(scorer, scorer.layout(part))[0] for part in parts]).sum()
+        return loss.detach(), gradients(scorer, loss), sum(objective.count(group) for part in parts for group in part)
+
+    whole, apart = step(groups), step(groups[:1], groups[1:])
+    assert whole[2] == apart[2]
+    assert_close(apart[0], whole[0], rtol=1e-9, atol=1e-9)
+    for gradient, other in zip(apart[1], whole[1], strict=True):
+        assert_close(gradient, other, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", POLICY_LOSSES)
 @pytest.mark.parametrize("corrected", [False, True])
 def test_on_policy_every_ratio_is_exactly_one(scorer: Scorer, name: str, corrected: bool) -> None:
     """As the objective sees them, whichever way it goes; and nothing is clipped."""
