@@ -13,8 +13,8 @@ from stages.stage import Config, Input, Stage
 if TYPE_CHECKING:
     from stages.context import Context
     from stages.data.types import Dataset
-    from stages.evaluation.recorded import Recorded
-    from stages.evaluation.recorded_tables import Table
+    from stages.rollouts.recorded import Recorded
+    from stages.rollouts.recorded_tables import Table
 
 OutputName = Literal["rollouts", "best", "pairs", "labels"]
 
@@ -65,8 +65,8 @@ def run(context: Context) -> None:
     """Score input `rollouts`, whose prompts are rows of input `dataset`, and write what is asked for; columns that the
     dataset has beside its prompts go along."""
     from stages.data.dataset import read_dataset
-    from stages.evaluation.recorded import read_recorded, rescored
-    from stages.evaluation.recorded_tables import TABLES
+    from stages.rollouts.recorded import read_recorded, rescored
+    from stages.rollouts.recorded_tables import TABLES
     from stages.rollouts.rewards import RewardSet
 
     config: RescoreConfig = context.config

@@ -14,11 +14,13 @@ from stages.training.memory import Phase, Request, same_shape, scoring, training
 from stages.training.memory_head import HeadUse
 from stages.training.memory_sampling import Sampled, sampling
 from stages.training.policy_settings import PolicyLossConfig, policy_problems
+from stages.training.replay_settings import replay_problems
 from stages.training.rollout_settings import RolloutConfig
 from stages.training.selection_settings import SelectionConfig, selection_problems
 
 if TYPE_CHECKING:
     from stages.context import Context
+    from stages.training.rollout_plan import Plan
 
 
 class Config(PolicyLossConfig, AdvantageConfig, SelectionConfig, RolloutConfig, PolicyConfig):
@@ -53,16 +55,17 @@ class Config(PolicyLossConfig, AdvantageConfig, SelectionConfig, RolloutConfig, 
 
 def check(config: Config, wired: frozenset[str]) -> list[str]:
     """What is wrong with the configuration and the inputs together."""
-    problems = unknown_rewards(config.rewards)
+    problems = unknown_rewards(config.rewards) + replay_problems(config, wired)
     count = len(config.rewards) + ("reward_model" in wired)
-    if count == 0:
+    replayed = "rollouts" in wired
+    if count == 0 and not replayed:
         problems.append("no reward: give rewards: [...] or wire input reward_model")
     problems += selection_problems(config, config.num_generations)
     if config.train_batch_size % _trained(config):
         name = "num_generations" if config.num_trained_generations is None else "num_trained_generations"
         problems.append(f"train_batch_size {config.train_batch_size} is no multiple of {name} {_trained(config)}")
-    problems += policy_problems(config, ever_off_policy=_is_reused(config) or _tolerance(config) is None)
-    problems += advantage_problems(config, count, kl_in_reward=config.penalizes_reward)
+    problems += policy_problems(config, ever_off_policy=replayed or _is_reused(config) or _tolerance(config) is None)
+    problems += advantage_problems(config, None if replayed else count, kl_in_reward=config.penalizes_reward)
     if config.lora_dropout:
         problems.append(
             f"lora_dropout is {config.lora_dropout}, but completions are sampled without dropout, so no step would be "
@@ -74,18 +77,17 @@ def check(config: Config, wired: frozenset[str]) -> list[str]:
 
 
 def run(context: Context) -> None:
-    """Train input `model` on the prompts of input `dataset`, rewarded by functions and input `reward_model`."""
-    from stages.data.dataset import read_dataset
+    """Train input `model` on the prompts of input `dataset`, rewarded by functions and input `reward_model`, or on what
+    input `rollouts` recorded."""
     from stages.data.ledger import RowLedger
-    from stages.data.tokenize import tokenize_prompts
     from stages.training.advantages import RewardPenalty, advantages_of, penalized
     from stages.training.export import export
-    from stages.training.generation import Generation, measure_groups, room_for_prompts
+    from stages.training.generation import measure_groups
     from stages.training.initial import reference_of
     from stages.training.policy import PolicyLoss
     from stages.training.policy_step import step_of
+    from stages.training.replaying import drawing_of, of_old_weights
     from stages.training.rollout_export import write_rollouts
-    from stages.training.rollout_plan import Plan
     from stages.training.rollout_windows import Learning, RolloutWindows
     from stages.training.start import start
 
@@ -97,34 +99,21 @@ def run(context: Context) -> None:
     trainer, tokenizer = start(context, config, objective)
     reference = reference_of(context, trainer) if config.beta else None
     ledger = RowLedger()
-    prompts = tokenize_prompts(
-        read_dataset(context.input("dataset")),
-        tokenizer,
-        max_length=room_for_prompts(trainer.scorer, config.max_length, config.max_completion_length),
-        ledger=ledger,
-    )
+    plan = _plan(config)
+    drawing = drawing_of(trainer, tokenizer, plan, ledger)
     # completions that come again are off policy, and a batch knows the old log-probabilities of all or of none
     reuse = _is_reused(config)
-    measure = measure_groups(trainer, reference, config, old=reuse or config.penalizes_reward)
+    measure = measure_groups(trainer, reference, config, old=drawing.on_policy and (reuse or config.penalizes_reward))
+    if not drawing.on_policy:
+        measure = of_old_weights(measure)
     advantages = advantages_of(config)
     if config.penalizes_reward:
         penalty = RewardPenalty.of(config.beta, config.kl_estimator)
         advantages, measure = penalized(config, penalty, measure)
     windows = RolloutWindows(
         context,
-        prompts,
-        Plan(
-            prompts_per_step=config.train_batch_size // _trained(config),
-            num_generations=config.num_generations,
-            steps_per_generation=config.steps_per_generation,
-            num_iterations=config.num_iterations,
-            mask_truncated=config.mask_truncated_completions,
-            seed=config.seed,
-            epochs=config.num_train_epochs,
-            max_steps=config.max_steps,
-            selection=config.selection(),
-        ),
-        Generation.of(context, trainer, tokenizer, config),
+        drawing,
+        plan,
         Learning(
             advantages=advantages,
             measure=measure,
@@ -133,12 +122,28 @@ def run(context: Context) -> None:
             of_step=step_of(trainer, objective, config),
         ),
     )
-    context.counts["prompts"] = len(prompts)
+    context.counts["prompts"] = len(drawing)
     trained = trainer.run(windows, ledger.states)
-    windows.drawing.note_unused(ledger)
+    drawing.note_unused(ledger)
     export(context, trained, ledger.to_json(), samples=windows.samples)
     if context.is_main:
         write_rollouts(context, windows.generations)
+
+
+def _plan(config: Config) -> Plan:
+    from stages.training.rollout_plan import Plan
+
+    return Plan(
+        prompts_per_step=config.train_batch_size // _trained(config),
+        num_generations=config.num_generations,
+        steps_per_generation=config.steps_per_generation,
+        num_iterations=config.num_iterations,
+        mask_truncated=config.mask_truncated_completions,
+        seed=config.seed,
+        epochs=config.num_train_epochs,
+        max_steps=config.max_steps,
+        selection=config.selection(),
+    )
 
 
 def _trained(config: Config) -> int:
@@ -197,7 +202,8 @@ STAGE = Stage(
     config=Config,
     inputs={
         "model": Input(MODELS),
-        "dataset": Input(("dataset",)),
+        "dataset": Input(("dataset",), required=False),
+        "rollouts": Input(("dataset",), required=False),
         "reward_model": Input(("reward_model",), required=False),
         "reference": Input(MODELS, required=False),
     },

@@ -25,15 +25,53 @@ class Generate(Protocol):
         ...
 
 
+class Draws(Protocol):
+    """Where a generation's groups come from."""
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether the present weights sample them."""
+        ...
+
+    def __len__(self) -> int:
+        """Prompts of an epoch."""
+        ...
+
+    def draw(self, generation: int) -> tuple[list[Sampled], list[Sampled]]:
+        """(The groups of a generation, those that they replaced because all of their rewards were equal)."""
+        ...
+
+    def metrics(self, kept: Sequence[Sampled], replaced: Sequence[Sampled]) -> dict[str, float]:
+        """What was chosen, where there is a choice."""
+        ...
+
+    def note_unused(self, ledger: RowLedger) -> None:
+        """Take back from the ledger the prompts of which nothing was trained."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """JSON values from which drawing goes on."""
+        ...
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        ...
+
+
 class Drawing:
     """Takes prompts in their order, and replaces groups without signal as often as the plan allows: dynamic sampling
     (DAPO, arXiv:2503.14476, eq. 11)."""
+
+    on_policy = True
 
     def __init__(self, prompts: Sequence[TokenizedPrompt], plan: Plan, generate: Generate) -> None:
         self.prompts, self.plan, self.generate = prompts, plan, generate
         self.order = PromptOrder(len(prompts), plan.seed, plan.selection.curriculum)
         self.outcomes: dict[str, bool] = {}
         """Row id of every prompt sampled so far -> whether a group of it told its completions apart."""
+
+    def __len__(self) -> int:
+        return len(self.prompts)
 
     def draw(self, generation: int) -> tuple[list[Sampled], list[Sampled]]:
         """(The groups of a generation, those that they replaced because all of their rewards were equal)."""

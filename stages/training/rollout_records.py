@@ -40,6 +40,8 @@ class Sampled:
     """By reward function."""
     totals: list[float | None]
     """Weighted sums; None where nothing scored the completion."""
+    weight_version: int | None = None
+    """Optimizer steps behind the weights that sampled it; None: those behind the present ones."""
 
 
 class Recorder:
@@ -105,7 +107,7 @@ def rollout_records(
                     **{f"reward_{name}": scores[index] for name, scores in entry.rewards.items()},
                     "advantage": values[index],
                     "step": step,
-                    "weight_version": step - 1,
+                    "weight_version": step - 1 if entry.weight_version is None else entry.weight_version,
                     "group": group,
                 }
             )

@@ -14,11 +14,10 @@ from typing import Any
 from torch import Tensor
 
 from stages.context import Context
-from stages.data.tokenize import TokenizedPrompt
 from stages.training.batch import Branch, Group
 from stages.training.objective import Window
 from stages.training.policy_known import Rollouts
-from stages.training.rollout_drawing import Drawing, Generate
+from stages.training.rollout_drawing import Draws
 from stages.training.rollout_metrics import rollout_metrics
 from stages.training.rollout_plan import Plan
 from stages.training.rollout_records import Recorder, Sampled
@@ -45,18 +44,10 @@ class Learning:
 class RolloutWindows:
     """Generates when a step needs fresh completions; `steps_per_generation x num_iterations` steps use them."""
 
-    def __init__(
-        self,
-        context: Context,
-        prompts: Sequence[TokenizedPrompt],
-        plan: Plan,
-        generate: Generate,
-        learning: Learning,
-    ) -> None:
-        self.context, self.plan = context, plan
+    def __init__(self, context: Context, drawing: Draws, plan: Plan, learning: Learning) -> None:
+        self.context, self.drawing, self.plan = context, drawing, plan
         self.learning = learning
-        self.total_steps = plan.total_steps(len(prompts))
-        self.drawing = Drawing(prompts, plan, generate)
+        self.total_steps = plan.total_steps(len(drawing))
         self.replay = ReplayBuffer(plan.selection.replay_buffer_size, plan.seed)
         self.groups: list[Group] = []
         self.metrics: dict[str, float] = {}
@@ -71,7 +62,7 @@ class RolloutWindows:
         size = self.plan.prompts_per_step
         groups = self.groups[part * size : (part + 1) * size]
         if self.learning.of_step is not None:
-            groups = self.learning.of_step(groups, use == 0 and not self.replay.size)
+            groups = self.learning.of_step(groups, use == 0 and not self.replay.size and self.drawing.on_policy)
         idle = [group for group in groups if self._is_idle(group)]
         return Window(
             [group for group in groups if not self._is_idle(group)],

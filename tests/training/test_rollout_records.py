@@ -17,7 +17,10 @@ from stages.context import Context, local_context
 from stages.data.dataset import read_dataset
 from stages.data.tokenize import TokenizedPrompt
 from stages.rollouts.requests import Completion
+from stages.rollouts.rewards import RewardSet
 from stages.training import rollout_export, rollout_records
+from stages.training.checkpoint import Saver
+from stages.training.generation import Sampling
 from stages.training.loop import Trainer
 from stages.training.rollout_export import write_rollouts
 from stages.training.rollout_metrics import rollout_metrics
@@ -198,7 +201,8 @@ def rl_in(folder: Path, made: dict[str, Path]) -> Context:
 def test_a_killed_run_keeps_the_same_rollouts(
     tmp_path: Path, made: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed after a generation is saved, in a step, and while the files are written: the bytes of a whole run."""
+    """Killed in sampling, in rewarding, after a generation is saved, in a step, in a checkpoint, and at the end before
+    all is written: the bytes of a whole run."""
     whole = rl_in(tmp_path / "whole", made)
     whole.stage.run(whole)
 
@@ -217,8 +221,11 @@ def test_a_killed_run_keeps_the_same_rollouts(
             patch.setattr(owner, name, deadly)
             context.stage.run(context)
 
-    killed(Shards, "save", call=2, after=True)
+    killed(Sampling, "__call__", call=2)
+    killed(RewardSet, "score", call=1)
+    killed(Shards, "save", call=1, after=True)
     killed(Trainer, "step", call=2)
+    killed(Saver, "save", call=1)
     killed(rollout_export, "describe_dataset", call=1)
     last = rl_in(tmp_path / "killed", made)
     last.stage.run(last)

@@ -23,6 +23,7 @@ from stages.training.advantages import advantages_of
 from stages.training.batch import Group
 from stages.training.objective import Window
 from stages.training.prompt_order import Curriculum, PromptOrder
+from stages.training.rollout_drawing import Drawing
 from stages.training.rollout_plan import Plan
 from stages.training.rollout_records import Sampled
 from stages.training.rollout_selection import ReplayBuffer, Selection, has_signal, most_varied
@@ -88,9 +89,8 @@ class Made:
             skippable=True,
         )
         self.sampler = FakeSampler(rewards)
-        self.windows = RolloutWindows(
-            context, prompts, Plan(**plan | changes, selection=selection), self.sampler, learning
-        )
+        made = Plan(**plan | changes, selection=selection)
+        self.windows = RolloutWindows(context, Drawing(prompts, made, self.sampler), made, learning)
 
     def all(self) -> list[Window]:
         return [self.windows.window(step) for step in range(self.windows.total_steps)]

@@ -11,7 +11,7 @@ from typing import Any
 
 from stages.data.ledger import RowLedger
 from stages.data.types import ROW_ID, Row
-from stages.evaluation.recorded import Recorded, text_of
+from stages.rollouts.recorded import Recorded, text_of
 
 NOT_SCORED = "filtered: not scored"
 BELOW = "filtered: below threshold"

@@ -18,7 +18,8 @@ from stages.rollouts.rewards import RewardSet
 GROUP = ("step", "group")
 """Columns that say which completions were sampled together."""
 _NEEDED = ("prompt_row_id", "prompt_ids", "token_ids", "logprobs", "finished", "reward", *GROUP)
-_PREFIX = "reward_"
+REWARD = "reward_"
+"""What the names of columns of rewards by function begin with."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,12 @@ def read_recorded(dataset: Dataset, prompts: Dataset | None = None) -> Recorded:
             f"input rollouts has no column {', '.join(missing)}; give output `rollouts` of a stage rl or rescore; "
             f"found {', '.join(dataset.columns)}"
         )
-    rows = list(dataset)
-    keys = [tuple(row[column] for column in GROUP) for row in rows]
+    keys = [tuple(row[column] for column in GROUP) for row in dataset]
+    rows = dataset.rows
     groups = [list(members) for _, members in groupby(range(len(rows)), key=lambda index: keys[index])]
     if len({keys[members[0]] for members in groups}) < len(groups):
         raise DataError("input rollouts: the rows of a group are not together; keep them in the order of the run")
-    names = tuple(name.removeprefix(_PREFIX) for name in dataset.columns if name.startswith(_PREFIX))
+    names = tuple(name.removeprefix(REWARD) for name in dataset.columns if name.startswith(REWARD))
     if prompts is None:
         return Recorded(rows, groups, names)
     first = {row["prompt_row_id"]: row for row in reversed(rows)}
@@ -91,9 +92,7 @@ def rescored(recorded: Recorded, rewards: RewardSet | None, weights: Mapping[str
 
 def _total(row: Row, weights: Mapping[str, float]) -> float | None:
     """Weighted sum over the functions that scored the completion; None: none did."""
-    scored = [
-        weight * row[f"{_PREFIX}{name}"] for name, weight in weights.items() if row[f"{_PREFIX}{name}"] is not None
-    ]
+    scored = [weight * row[f"{REWARD}{name}"] for name, weight in weights.items() if row[f"{REWARD}{name}"] is not None]
     return sum(scored) if scored else None
 
 
@@ -104,27 +103,29 @@ def _scored_again(recorded: Recorded, rewards: RewardSet) -> Recorded:
     for _, generation in groupby(recorded.groups, key=lambda members: recorded.rows[members[0]]["step"]):
         groups = [[recorded.rows[index] for index in members] for members in generation]
         found = rewards.score(
-            [_prompt(group[0], recorded) for group in groups],
-            [[_completion(row) for row in group] for group in groups],
+            [prompt_of(group[0], recorded.prompts) for group in groups],
+            [[completion_of(row) for row in group] for group in groups],
             [[text_of(row["completion"]) for row in group] for group in groups],
             some_scored=False,
         )
         names = tuple(found.by_function)
         for place, group in enumerate(groups):
             for index, row in enumerate(group):
-                kept = {name: value for name, value in row.items() if not name.startswith(_PREFIX)}
-                scores = {f"{_PREFIX}{name}": values[place][index] for name, values in found.by_function.items()}
+                kept = {name: value for name, value in row.items() if not name.startswith(REWARD)}
+                scores = {f"{REWARD}{name}": values[place][index] for name, values in found.by_function.items()}
                 rows.append(kept | scores)
     return replace(recorded, rows=rows, names=names)
 
 
-def _prompt(row: Row, recorded: Recorded) -> TokenizedPrompt:
-    """The prompt as the run had it, with the columns that its dataset has beside it."""
+def prompt_of(row: Row, prompts: Mapping[str, Row] | None = None) -> TokenizedPrompt:
+    """The prompt of a rollout as the run had it, with the columns that its dataset has beside it, if that is given."""
     name = row["prompt_row_id"]
-    return TokenizedPrompt(name, row["prompt_ids"], {**recorded.prompts[name], "prompt": row["prompt"]})
+    beside = {} if prompts is None else prompts[name]
+    return TokenizedPrompt(name, row["prompt_ids"], {**beside, "prompt": row["prompt"]})
 
 
-def _completion(row: Row) -> Completion:
+def completion_of(row: Row) -> Completion:
+    """What was sampled."""
     return Completion(row["token_ids"], row["logprobs"], row["finished"])
 
 
