@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from pydantic import ValidationError
 
+from artifacts import open_store
 from artifacts.errors import DataError, RequestError, StageError
 from stages.rollouts.judge import Judge
 from stages.rollouts.judge_server import Retries
@@ -193,6 +194,29 @@ def test_what_is_missing_is_said_before_anything_runs(monkeypatch):
     assert KEY not in str(caught.value)
     monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")
     RewardSet([spec(judge)])
+
+
+def test_a_question_is_paid_once_on_a_store(server, tmp_path):
+    store = open_store(str(tmp_path / "store"))
+
+    def repeated(texts, row_id="row0"):
+        """In a fresh run, whose rows may have other names."""
+        rows = prompts("x")
+        rows[0].row_id = rows[0].row["row_id"] = row_id
+        rewards = RewardSet(
+            [spec({"model": "m", "template": "{completion}", "max_tries": 1})], open_shards=store.shards
+        )
+        return score(rewards, rows, [texts]).totals[0]
+
+    server.answer = lambda question, times: (500, {}, "down") if question == "bad" else f"Score: {len(question)}"
+    with pytest.raises(StageError, match="for row row0, completion 1: 'bad'"):
+        repeated(["a", "bad", "ccc"])
+    assert len(server.asked) == 3
+    server.answer = lambda question, times: "Score: 9"
+    assert repeated(["a", "bad", "ccc"], "other") == [0.1, 0.9, 0.3]
+    assert [body["messages"][-1]["content"] for _, _, body in server.asked[3:]] == ["bad"]
+    everything = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert everything and KEY.encode() not in everything
 
 
 @pytest.mark.parametrize(
