@@ -13,6 +13,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from stages.losses.advantages import rloo
+from stages.losses.policy import POLICY_LOSSES
+from stages.losses.policy_aggregation import AGGREGATIONS
 from stages.names import foreign
 from stages.rl import Config, check
 from stages.training.policy_known import Known
@@ -20,6 +22,7 @@ from stages.training.policy_terms import PolicyTerms
 from tests.data.characters import ids
 from tests.stages.small_models import output, read_lines, rows_of, run_stage, save_dataset, save_model
 
+WIRED = frozenset({"model", "dataset"})
 REUSED: dict[str, Any] = {"num_iterations": 2}
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"loss_type": "cispo"}, r"cispo bounds the ratio itself at epsilon_high, found None"),
@@ -84,13 +87,13 @@ TAKEN: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize(("settings", "message"), REFUSED)
 def test_refused(settings: dict[str, Any], message: str) -> None:
-    (problem,) = check(Config(rewards=["exact_match"], **settings), frozenset())
+    (problem,) = check(Config(rewards=["exact_match"], **settings), WIRED)
     assert re.search(message, problem), problem
 
 
 @pytest.mark.parametrize("settings", TAKEN)
 def test_taken(settings: dict[str, Any]) -> None:
-    assert check(Config(rewards=["exact_match"], **settings), frozenset()) == []
+    assert check(Config(rewards=["exact_match"], **settings), WIRED) == []
 
 
 def test_other_tools_names_lead_to_ours() -> None:
@@ -150,6 +153,22 @@ def test_first_steps_are_on_policy(
     assert len(seen) == 4 and all(seen)
     for use, ratios in enumerate(seen):
         assert all((part == 0).all() for part in ratios) == (use % 2 == 0)
+
+
+def test_at_the_first_step_all_losses_are_one(tmp_path: Path, made: dict[str, Path]) -> None:
+    """On policy their gradients differ by their aggregation alone: gradient norms of whole stages."""
+    norms: dict[str, list[float]] = {}
+    for name, loss in POLICY_LOSSES.items():
+        given = {"epsilon_high": 2.0} if name == "cispo" else {}
+        AcceleratorState._reset_state(reset_partial_state=True)
+        context = run_stage("rl", tmp_path / name, made, **RUN, **given, loss_type=name, max_steps=1)
+        (row,) = read_lines(output(context, "model") / "metrics.jsonl")
+        (kind,) = (kind for kind, one in AGGREGATIONS.items() if one is loss.aggregation)
+        norms.setdefault(kind, []).append(row["grad_norm"])
+    assert norms.keys() == AGGREGATIONS.keys() and {len(found) for found in norms.values()} == {1, 4, 5}
+    for found in norms.values():
+        assert found == pytest.approx([found[0]] * len(found), rel=1e-5)
+    assert len({round(found[0], 4) for found in norms.values()}) == 4
 
 
 def test_divergence_off_the_reward(tmp_path: Path, made: dict[str, Path]) -> None:
