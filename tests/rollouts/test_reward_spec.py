@@ -94,7 +94,7 @@ def test_a_name_alone_stays_what_it_was():
     config = Config.model_validate({"rewards": ["numeric_match"]})
     assert config.rewards == ("numeric_match",)
     assert semantic_config(config)["rewards"] == ["numeric_match"]
-    assert check(config, frozenset()) == []
+    assert check(config, frozenset({"model", "dataset"})) == []
 
 
 def test_defaults_are_part_of_what_a_result_is_and_the_cache_is_not():
