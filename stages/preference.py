@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from stages.training.loop import Trainer
     from stages.training.objective import Windows
     from stages.training.pairs import Reference
-    from stages.training.preference import PairSettings
 
 Config = PreferenceConfig
 
@@ -33,8 +32,8 @@ def run(context: Context) -> None:
     from stages.data.given_tokens import require_vocabulary
     from stages.data.ledger import RowLedger
     from stages.data.pairs import tokenize_pairs
-    from stages.losses.preference import weighted
     from stages.training.export import export
+    from stages.training.pair_losses import following_reference, pair_loss, pair_settings
     from stages.training.pair_windows import CoupledWindows
     from stages.training.pairs import NO_REFERENCE, pair_group
     from stages.training.preference import PreferenceLoss
@@ -42,9 +41,7 @@ def run(context: Context) -> None:
     from stages.training.windows import DatasetWindows
 
     config: Config = context.config
-    weights = config.loss_weights or [1.0] * len(config.losses)
-    loss = weighted([loss.name for loss in config.losses], weights, config.model_dump())
-    settings = _settings(config)
+    loss, settings = pair_loss(config), pair_settings(config)
     trainer, tokenizer = start(context, config, PreferenceLoss(loss, settings))
     ledger = RowLedger()
     dataset = read_dataset(context.input("dataset"))
@@ -64,30 +61,11 @@ def run(context: Context) -> None:
     context.counts["pairs"] = len(groups)
     windows: Windows = DatasetWindows(groups, config)
     if config.sync_ref_model:
-        windows = _following(context, trainer, windows, settings)
+        windows = following_reference(context, trainer, windows, settings)
     if any(one.couples_rows for one in config.losses):
         windows = CoupledWindows(windows, trainer, settings, loss)
     trained = trainer.run(windows, ledger.states)
     export(context, trained, ledger.to_json())
-
-
-def _settings(config: Config) -> PairSettings:
-    from stages.losses.f_divergence import f_divergence_of
-    from stages.losses.pair_logprobs import PairLogprobs
-    from stages.training.preference import PairSettings
-
-    settings = config.model_dump()
-    metrics = {name: metric for loss in config.losses for name, metric in loss.metrics.items()}
-    if len(config.losses) > 1:
-        metrics |= {f"losses/{loss.name}": loss.with_settings(settings) for loss in config.losses}
-    return PairSettings(
-        beta=config.beta,
-        divergence=f_divergence_of(config.f_divergence_type, config.f_alpha_divergence_coef),
-        ld_alpha=config.ld_alpha,
-        use_weighting=config.use_weighting,
-        reward=config.losses[0].reward_with(settings) or PairLogprobs.log_ratios,
-        metrics=metrics,
-    )
 
 
 def _require_gold(config: Config, dataset_type: str) -> None:
@@ -122,21 +100,6 @@ def _references(context: Context, trainer: Trainer, pairs: Sequence[TokenizedPai
             per_token=config.ld_alpha is not None,
         )
     return pair_references(rows, config.ld_alpha)
-
-
-def _following(context: Context, trainer: Trainer, windows: Windows, settings: PairSettings) -> Windows:
-    from artifacts.errors import StageError
-    from stages.training.adapters import is_adapted
-    from stages.training.following import Following
-    from stages.training.pair_windows import FollowingReference
-    from stages.training.start import frozen_scorer
-
-    config: Config = context.config
-    if is_adapted(trainer.scorer.model):
-        raise StageError("sync_ref_model needs the whole model trained, and input model is an adapter; merge it first")
-    scorer = frozen_scorer(context, "reference" if context.has("reference") else "model", trainer.scorer)
-    following = Following(config.ref_model_mixup_alpha, config.ref_model_sync_steps)
-    return FollowingReference(windows, trainer, settings, scorer.to(trainer.accelerator.device), following)
 
 
 def memory(request: Request) -> list[Phase]:

@@ -15,7 +15,7 @@ from stages.training.memory_head import HeadUse
 from stages.training.memory_sampling import Sampled, sampling
 from stages.training.policy_settings import PolicyLossConfig, policy_problems
 from stages.training.replay_settings import replay_problems
-from stages.training.rollout_settings import RolloutConfig
+from stages.training.rollout_settings import RolloutConfig, sampler_tolerance
 from stages.training.selection_settings import SelectionConfig, selection_problems
 
 if TYPE_CHECKING:
@@ -64,7 +64,9 @@ def check(config: Config, wired: frozenset[str]) -> list[str]:
     if config.train_batch_size % _trained(config):
         name = "num_generations" if config.num_trained_generations is None else "num_trained_generations"
         problems.append(f"train_batch_size {config.train_batch_size} is no multiple of {name} {_trained(config)}")
-    problems += policy_problems(config, ever_off_policy=replayed or _is_reused(config) or _tolerance(config) is None)
+    problems += policy_problems(
+        config, ever_off_policy=replayed or _is_reused(config) or sampler_tolerance(config) is None
+    )
     problems += advantage_problems(config, None if replayed else count, kl_in_reward=config.penalizes_reward)
     if config.lora_dropout:
         problems.append(
@@ -93,7 +95,7 @@ def run(context: Context) -> None:
 
     config: Config = context.config
     settings = config.policy_settings(
-        temperature=config.temperature, longest=config.max_completion_length, tolerance=_tolerance(config)
+        temperature=config.temperature, longest=config.max_completion_length, tolerance=sampler_tolerance(config)
     )
     objective = PolicyLoss(settings, config.entropy_bonus())
     trainer, tokenizer = start(context, config, objective)
@@ -154,13 +156,6 @@ def _trained(config: Config) -> int:
 def _is_reused(config: Config) -> bool:
     """Whether completions are trained on after their first step."""
     return config.steps_per_generation * config.num_iterations > 1 or config.replay_buffer_size > 0
-
-
-def _tolerance(config: Config) -> float | None:
-    """The sampler computes in float32; a bfloat16 trainer differs from it by rounding."""
-    if config.top_p < 1.0 or config.top_k > 0:
-        return None
-    return 0.5 if config.bf16 else 1e-2
 
 
 def memory(request: Request) -> list[Phase]:

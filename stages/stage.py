@@ -31,6 +31,8 @@ STAGES = (
     "preference",
     "unpaired_preference",
     "rl",
+    "ppo",
+    "online_dpo",
     "rescore",
     "distill",
     "average",

@@ -130,6 +130,23 @@ EVERY_STAGE: dict[str, Any] = {
             "threshold": 1.3,
         },
     },
+    "ppo": {
+        "uses": "ppo",
+        "inputs": {"model": "sft", "dataset": "rows", "reward_model": "judge"},
+        "with": {
+            **TRAINING,
+            "max_steps": 4,
+            "rewards": ["task.py:length"],
+            "num_ppo_epochs": 2,
+            "max_completion_length": 6,
+            "missing_eos_penalty": 0.5,
+        },
+    },
+    "online": {
+        "uses": "online_dpo",
+        "inputs": {"model": "sft", "dataset": "rows", "reward_model": "judge"},
+        "with": {**TRAINING, "max_steps": 2, "rewards": ["task.py:length"], "max_completion_length": 6},
+    },
     "small": {
         "uses": "distill",
         "inputs": {"model": "student", "teacher": "grpo", "dataset": "rows"},

@@ -50,6 +50,11 @@ SDFT_ROW = (
     "| self-distillation with privileged context (SDFT) | `distill` | | 2601.19897 | `privileged_context` | yes |"
 )
 
+ONLINE_ROWS = (
+    "| PPO with a value head (GAE) | `ppo` | | 1707.06347, 1506.02438 | any with prompts | yes |",
+    "| on-line DPO, with any loss of single pairs | `online_dpo` | `sigmoid` | 2402.04792 | any with prompts | yes |",
+)
+
 
 def table() -> list[str]:
     """The rows that the README must have."""
@@ -59,7 +64,7 @@ def table() -> list[str]:
         for stage, losses, kinds in TABLES
         for loss in losses.values()
     ]
-    return [*rows, REWARD_ROW, STEP_ROW, SDFT_ROW]
+    return [*rows, REWARD_ROW, STEP_ROW, SDFT_ROW, *ONLINE_ROWS]
 
 
 def test_every_objective_is_in_the_table() -> None:

@@ -42,8 +42,7 @@ class RowLedger:
     def take_back(self, row_id: str, state: str, detail: str = "", *, tokens: int | None = None) -> None:
         """The row, of so many tokens, counted as used, but nothing of it was, because of `state`."""
         assert self.states["used"] > 0 and self.tokens["used"] >= (tokens or 0)
-        self.states["used"] -= 1
-        self.states[state] += 1
+        self.states = self.states + Counter({state: 1}) - Counter(used=1)  # without what has become 0
         if tokens is not None:
             self.tokens.update({"used": -tokens, state: tokens})
         self._example(state, row_id, detail)

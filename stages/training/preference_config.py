@@ -33,8 +33,8 @@ LOSS_PARAMETERS = {
 """Fields that only some losses take."""
 
 
-class PreferenceConfig(PolicyConfig):
-    """Settings of preference optimization."""
+class PairLossConfig(PolicyConfig):
+    """How pairs become a loss."""
 
     learning_rate: float = Field(1e-6, gt=0)
     """Peak learning rate of AdamW."""
@@ -72,14 +72,6 @@ class PreferenceConfig(PolicyConfig):
     """Weight of the gold completion's likelihood in tpo, tpo_l and kin."""
     tpo_l_gamma: float = 0.5
     """Target margin of tpo_l."""
-    max_length: int = Field(1024, gt=1)
-    """Longest prompt with completion in tokens; what is done with longer ones says truncation_mode, the ledger counts
-    them."""
-    truncation_mode: TruncationMode = "keep_start"
-    """Of longer rows, cut the end of the completions, or the start of the prompt (keep_end); or drop them; or stop
-    (error)."""
-    shard_rows: int = operational(256, gt=0)
-    """Rows of the reference pass that are saved at a time, where the reference is not precomputed."""
 
     @field_validator("loss_type", mode="after")
     @classmethod
@@ -99,6 +91,19 @@ class PreferenceConfig(PolicyConfig):
         return any(loss.reference for loss in self.losses)
 
 
+class PreferenceConfig(PairLossConfig):
+    """Settings of preference optimization."""
+
+    max_length: int = Field(1024, gt=1)
+    """Longest prompt with completion in tokens; what is done with longer ones says truncation_mode, the ledger counts
+    them."""
+    truncation_mode: TruncationMode = "keep_start"
+    """Of longer rows, cut the end of the completions, or the start of the prompt (keep_end); or drop them; or stop
+    (error)."""
+    shard_rows: int = operational(256, gt=0)
+    """Rows of the reference pass that are saved at a time, where the reference is not precomputed."""
+
+
 def check(config: PreferenceConfig, wired: frozenset[str]) -> list[str]:
     """What is wrong with the configuration and the inputs together."""
     problems = []
@@ -112,14 +117,19 @@ def check(config: PreferenceConfig, wired: frozenset[str]) -> list[str]:
             for name in ("reference_logprobs", "reference")
             if name in wired
         ]
-    return problems + _weight_problems(config) + _parameter_problems(config) + _variant_problems(config)
+    return problems + loss_problems(config)
+
+
+def loss_problems(config: PairLossConfig) -> list[str]:
+    """What is wrong with the losses and their settings."""
+    return _weight_problems(config) + _parameter_problems(config) + _variant_problems(config)
 
 
 def names_of(losses: Sequence[Loss]) -> str:
     return ", ".join(loss.name for loss in losses)
 
 
-def _weight_problems(config: PreferenceConfig) -> list[str]:
+def _weight_problems(config: PairLossConfig) -> list[str]:
     losses, weights = config.losses, config.loss_weights
     if not losses:
         return ["loss_type names no loss"]
@@ -128,7 +138,7 @@ def _weight_problems(config: PreferenceConfig) -> list[str]:
     return [f"loss_weights has {len(weights)} numbers for {len(losses)} losses"]
 
 
-def _parameter_problems(config: PreferenceConfig) -> list[str]:
+def _parameter_problems(config: PairLossConfig) -> list[str]:
     """Parameters that were given and nothing takes, and those that a loss needs."""
     taken = {name for loss in config.losses for name in loss.parameters}
     given = {name for name, field in type(config).model_fields.items() if getattr(config, name) != field.default}
@@ -146,7 +156,7 @@ def _parameter_problems(config: PreferenceConfig) -> list[str]:
     return problems
 
 
-def _variant_problems(config: PreferenceConfig) -> list[str]:
+def _variant_problems(config: PairLossConfig) -> list[str]:
     """Variants that a chosen loss cannot take."""
     problems = []
     fixed = [loss for loss in config.losses if loss.reference and not loss.f_divergence]

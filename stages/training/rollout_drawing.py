@@ -68,7 +68,8 @@ class Drawing:
         self.prompts, self.plan, self.generate = prompts, plan, generate
         self.order = PromptOrder(len(prompts), plan.seed, plan.selection.curriculum)
         self.outcomes: dict[str, bool] = {}
-        """Row id of every prompt sampled so far -> whether a group of it told its completions apart."""
+        """Row id of every prompt sampled so far -> whether a group of it told its completions apart; of dynamic
+        sampling only."""
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -101,8 +102,9 @@ class Drawing:
         sampled = self.generate(prompts, seeds, some_scored=turn == 0)
         for row, entry in zip(rows, sampled, strict=True):
             self.order.note(row, entry.totals)
-            told_apart = self.outcomes.get(entry.prompt.row_id, False)
-            self.outcomes[entry.prompt.row_id] = told_apart or has_signal(entry.totals)
+            if self.plan.selection.dynamic_sampling_rounds:
+                told_apart = self.outcomes.get(entry.prompt.row_id, False)
+                self.outcomes[entry.prompt.row_id] = told_apart or has_signal(entry.totals)
         return sampled
 
     def metrics(self, kept: Sequence[Sampled], replaced: Sequence[Sampled]) -> dict[str, float]:
@@ -119,8 +121,6 @@ class Drawing:
 
     def note_unused(self, ledger: RowLedger) -> None:
         """Dynamic sampling may sample a prompt and go on without it, whenever its turn comes."""
-        if not self.plan.selection.dynamic_sampling_rounds:
-            return
         for prompt in self.prompts:
             if self.outcomes.get(prompt.row_id) is False:
                 detail = "in every group of it all rewards are equal"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Set
+from typing import Any
+
+from stages.rollouts.reward_spec import Reward, unknown_rewards
 from stages.stage import Config, operational
 
 
@@ -10,3 +14,23 @@ class RolloutConfig(Config):
 
     log_completions_steps: int | None = operational(None, gt=0)
     """Show a table of sample completions in the log and in Prefect every so many steps; null: ten times a run."""
+
+
+def reward_problems(rewards: Sequence[Reward], weights: Sequence[float] | None, wired: Set[str]) -> list[str]:
+    """What is wrong with the rewards of a stage that may have a reward model wired in."""
+    problems = unknown_rewards(rewards)
+    count = len(rewards) + ("reward_model" in wired)
+    if count == 0:
+        problems.append("no reward: give rewards: [...] or wire input reward_model")
+    if weights is not None and len(weights) != count:
+        problems.append(f"reward_weights has {len(weights)} numbers for {count} rewards")
+    return problems
+
+
+def sampler_tolerance(config: Any) -> float | None:
+    """Largest difference of sampler and trainer, in nats a token; None where the sampler did not draw from the plain
+    distribution, so that its numbers do not compare. It computes in float32; a bfloat16 trainer differs by rounding.
+    """
+    if getattr(config, "top_p", 1.0) < 1.0 or getattr(config, "top_k", 0) > 0:
+        return None
+    return 0.5 if config.bf16 else 1e-2

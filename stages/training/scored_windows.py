@@ -40,6 +40,8 @@ class ScoredWindows:
     ) -> Tensor:
         """[B, branches] float64 on every process: what `measure` makes of a group's log-probabilities, branch by
         branch. Each process computes its share. Collective."""
+        if not groups:
+            return torch.zeros(0, 0, dtype=torch.float64)
         processes, branches = self.trainer.processes, len(groups[0].branches)
         mine = range(processes.rank, len(groups), processes.size)
         values_BK = torch.zeros(len(groups), branches, dtype=torch.float64)

@@ -139,6 +139,33 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "importance_sampling_mode": "geometric_truncate",
         },
     ),
+    "ppo": (
+        "ppo",
+        "prompt_completion",
+        {
+            "rewards": ["tests.stages.small_models:letters"],
+            "train_batch_size": 2,
+            "num_ppo_epochs": 2,
+            "num_mini_batches": 2,
+            "max_completion_length": 4,
+            "kl_target": 0.01,
+            "kl_horizon": 20,
+            "value_learning_rate": 1e-2,
+        },
+    ),
+    "online dpo with a reference that follows": (
+        "online_dpo",
+        "prompt_completion",
+        {
+            "rewards": ["tests.stages.small_models:letters"],
+            "train_batch_size": 2,
+            "num_generations": 3,
+            "max_completion_length": 4,
+            "dynamic_sampling_rounds": 1,
+            "sync_ref_model": True,
+            "ref_model_sync_steps": 3,
+        },
+    ),
     "self-distillation": ("distill", "privileged_context", {"beta": 0.4, "max_completion_length": 4}),
     "self-distillation from a teacher that follows": (
         "distill",

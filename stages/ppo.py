@@ -1,0 +1,145 @@
+"""Proximal policy optimization: a policy with a value head, rewarded token by token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from stages.rollouts.reward_spec import Reward
+from stages.stage import MODELS, Input, Stage
+from stages.training.config import PolicyConfig, policy_outputs
+from stages.training.memory import Phase, Request, same_shape, scoring, training_step
+from stages.training.memory_head import HeadUse
+from stages.training.memory_sampling import Sampled, sampling
+from stages.training.rollout_settings import RolloutConfig, reward_problems
+from stages.training.value_settings import ValueConfig, value_problems
+
+if TYPE_CHECKING:
+    from stages.context import Context
+
+
+class Config(ValueConfig, RolloutConfig, PolicyConfig):
+    """Settings of PPO, under TRL's names. An item of train_batch_size is a completion, one of each prompt."""
+
+    learning_rate: float = Field(3e-6, gt=0)
+    """Peak learning rate of AdamW, of the policy."""
+    train_batch_size: int = Field(64, gt=0)
+    """Completions of one optimizer step over all processes."""
+    rewards: tuple[Reward, ...] = ()
+    """Reward functions: built-in names, or `file.py:name` of your own; input reward_model adds one more."""
+    reward_weights: tuple[float, ...] | None = None
+    """One weight a reward, the reward model's last; null: all 1."""
+    missing_eos_penalty: float | None = Field(None, gt=0)
+    """Taken off the reward of completions that ended at max_completion_length."""
+    num_ppo_epochs: int = Field(4, gt=0)
+    """Times that every completion is used."""
+    num_mini_batches: int = Field(1, gt=0)
+    """Optimizer steps that one generation is cut into."""
+    cliprange: float = Field(0.2, gt=0)
+    """Ratios of new to old probability are clipped to 1 - cliprange and 1 + cliprange."""
+    temperature: float = Field(0.7, gt=0)
+    """Sampling temperature; also divides the logits in the loss."""
+    max_completion_length: int = Field(53, gt=0)
+    """Most tokens of a completion."""
+    max_length: int = Field(1024, gt=1)
+    """Longest prompt in tokens; longer ones are dropped and counted in the ledger."""
+
+
+def check(config: Config, wired: frozenset[str]) -> list[str]:
+    """What is wrong with the configuration and the inputs together."""
+    problems = reward_problems(config.rewards, config.reward_weights, wired) + value_problems(config)
+    if config.lora_dropout:
+        problems.append(
+            f"lora_dropout is {config.lora_dropout}, but completions are sampled without dropout, so no step would be "
+            "on policy; leave it out"
+        )
+    if "reference" in wired and not config.kl_coef:
+        problems.append("input reference is wired in, but kl_coef is 0, so it would not be used")
+    return problems
+
+
+def run(context: Context) -> None:
+    """Train input `model` on the prompts of input `dataset`, rewarded by functions and input `reward_model`."""
+    from stages.data.dataset import read_dataset
+    from stages.data.ledger import RowLedger
+    from stages.data.tokenize import tokenize_prompts
+    from stages.training.export import export
+    from stages.training.generation import room_for_prompts
+    from stages.training.initial import reference_of
+    from stages.training.ppo import PpoLoss, PpoSettings
+    from stages.training.rollout_export import write_rollouts
+    from stages.training.start import start
+    from stages.training.value_model import ActorCritic
+    from stages.training.valued_rollouts import valued_windows
+
+    config: Config = context.config
+    objective = PpoLoss(
+        PpoSettings(
+            temperature=config.temperature,
+            cliprange=config.cliprange,
+            vf_coef=config.vf_coef,
+            cliprange_value=config.cliprange_value,
+        )
+    )
+    trainer, tokenizer = start(context, config, objective, ActorCritic)
+    reference = reference_of(context, trainer) if config.kl_coef else None
+    ledger = RowLedger()
+    prompts = tokenize_prompts(
+        read_dataset(context.input("dataset")),
+        tokenizer,
+        max_length=room_for_prompts(trainer.scorer, config.max_length, config.max_completion_length),
+        ledger=ledger,
+    )
+    windows = valued_windows(context, prompts, trainer, tokenizer, reference)
+    context.counts["prompts"] = len(prompts)
+    trained = trainer.run(windows, ledger.states)
+    export(context, trained, ledger.to_json(), samples=windows.rollouts.samples)
+    if context.is_main:
+        write_rollouts(context, windows.rollouts.generations)
+
+
+def memory(request: Request) -> list[Phase]:
+    """Sampling, the passes of reward model and reference, and the steps; the value head is a row of weights."""
+    config, setup, training = request.config, request.setup, request.training
+    prompt = max(1, min(request.longest, request.model.context - config.max_completion_length))
+    row, rows = prompt + config.max_completion_length, config.train_batch_size * config.num_mini_batches
+    reference = request.models.get("reference", request.model) if config.kl_coef else None
+    judge = request.models.get("reward_model")
+    apart = [judge] if request.reference_is_policy else [reference, judge]
+    others = training.policy_copy() + sum(4.0 * shape.parameters for shape in apart if shape is not None)
+    others += request.kept_adapters if reference is not None else 0
+    state = training.state()
+    resident = {"weights": state["weights"], "optimizer": state["optimizer"], "reference": others}
+    asked = Sampled(-(-rows // setup.processes), prompt, config.max_completion_length)
+    scored = request.passes(row=row, rows=rows)
+    return [
+        sampling(request.model, setup, asked, number=training.weight, resident=resident),
+        *(
+            scoring(shape, setup, scored, resident=resident, own=None)
+            for shape in (request.model, judge)
+            if shape is not None
+        ),
+        training_step(training, request.passes(row=row, rows=config.train_batch_size), HeadUse(), reference=others),
+    ]
+
+
+STAGE = Stage(
+    name="ppo",
+    version=1,
+    config=Config,
+    inputs={
+        "model": Input(MODELS),
+        "dataset": Input(("dataset",)),
+        "reward_model": Input(("reward_model",), required=False),
+        "reference": Input(MODELS, required=False),
+    },
+    outputs={"model": "model", "adapter": "adapter", "rollouts": "dataset"},
+    active_outputs=lambda config: policy_outputs(config, "rollouts"),
+    run=run,
+    summary="PPO with a value head on the policy",
+    check=check,
+    main_metric="objective/scores",
+    memory=memory,
+    shapes=same_shape,
+)

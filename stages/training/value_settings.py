@@ -1,0 +1,56 @@
+"""How rewards of completions become advantages of tokens, and how a value head learns: settings of PPO, as in TRL."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from stages.stage import Config
+
+VALUE_HEAD = "value_head."
+"""How the names of a value head's weights begin."""
+
+
+class ValueConfig(Config):
+    """Generalized advantage estimation, the KL penalty in the reward, the value loss."""
+
+    gamma: float = Field(1.0, ge=0, le=1)
+    """Discount of a reward by every token in between."""
+    lam: float = Field(0.95, ge=0, le=1)
+    """GAE's lambda (arXiv:1506.02438): 1 goes by the rewards that came, 0 by the next value alone."""
+    whiten_rewards: bool = False
+    """Divide the rewards of tokens by their standard deviation over the generation."""
+    kl_coef: float = Field(0.05, ge=0)
+    """Weight of the KL divergence from the reference in the reward of every token; at 0 no reference is loaded."""
+    kl_estimator: Literal["k1", "k3"] = "k1"
+    """Of the divergence at a token: its log-ratio (k1), or what is never negative (k3)."""
+    kl_target: float | None = Field(None, gt=0)
+    """KL divergence of a completion that kl_coef is adapted to (arXiv:1909.08593); null: kl_coef stays."""
+    kl_horizon: int = Field(10000, gt=0)
+    """Completions over which kl_coef is adapted."""
+    vf_coef: float = Field(0.1, gt=0)
+    """Weight of the value loss beside the policy's."""
+    cliprange_value: float = Field(0.2, gt=0)
+    """Values learn while they are within so much of those at sampling time."""
+    value_learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate of the value head; null: learning_rate."""
+
+    def rate_scale(self, name: str) -> float:
+        """The value head learns at a rate of its own."""
+        if self.value_learning_rate is None or not name.startswith(VALUE_HEAD):
+            return 1.0
+        rate: float = self.learning_rate  # type: ignore[attr-defined]
+        return self.value_learning_rate / rate
+
+
+def value_problems(config: ValueConfig) -> list[str]:
+    """What is wrong with the fields together."""
+    fields = ValueConfig.model_fields
+    if config.kl_target is not None and not config.kl_coef:
+        return ["kl_target adapts kl_coef, which is 0 and would stay so; give it a start"]
+    if config.kl_target is None and config.kl_horizon != fields["kl_horizon"].default:
+        return ["kl_horizon would do nothing without kl_target; leave it out"]
+    if not config.kl_coef and config.kl_estimator != fields["kl_estimator"].default:
+        return ["kl_estimator would do nothing with kl_coef 0; leave it out"]
+    return []
