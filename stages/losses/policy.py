@@ -66,6 +66,11 @@ def clipped_high(tokens: PolicyTokens, *, epsilon: float = 0.2, epsilon_high: fl
     return (tokens.log_ratios_N.exp() > highest) & (tokens.advantages_N > 0)
 
 
+def clipped_at_all(tokens: PolicyTokens, *, epsilon: float = 0.2, epsilon_high: float | None = None) -> Tensor:
+    """[N] bool: either of them."""
+    return clipped_low(tokens, epsilon=epsilon) | clipped_high(tokens, epsilon=epsilon, epsilon_high=epsilon_high)
+
+
 def cispo(tokens: PolicyTokens, *, epsilon_high: float) -> Tensor:
     """-sg(min(rho, epsilon_high)) A log pi: a bounded weight instead of a clip, so that every token learns. [N].
 
@@ -165,13 +170,26 @@ def gmpo_high(tokens: PolicyTokens, *, epsilon: float = 0.4, epsilon_high: float
     return (tokens.log_ratios_N > (epsilon if epsilon_high is None else epsilon_high)) & (tokens.advantages_N > 0)
 
 
+def gmpo_at_all(tokens: PolicyTokens, *, epsilon: float = 0.4, epsilon_high: float | None = None) -> Tensor:
+    """[N] bool: either of them."""
+    return gmpo_low(tokens, epsilon=epsilon) | gmpo_high(tokens, epsilon=epsilon, epsilon_high=epsilon_high)
+
+
 _MEAN_OF_MEANS, _TOKEN_MEAN = AGGREGATIONS["mean_of_means"], AGGREGATIONS["token_mean"]
-_CLIPS = {"clip_ratio/low_mean": clipped_low, "clip_ratio/high_mean": clipped_high}
+_CLIPS = {
+    "clip_ratio/low_mean": clipped_low,
+    "clip_ratio/high_mean": clipped_high,
+    "clip_ratio/region_mean": clipped_at_all,
+}
 _GRPO = Surrogate(
     name="grpo", function=clipped, title="GRPO", paper="2402.03300", aggregation=_MEAN_OF_MEANS, metrics=_CLIPS
 )
 _CISPO, _VESPO = {"cispo_clip_ratio": cispo_clipped}, {"vespo/phi_seq_mean": vespo_phi}
-_GMPO = {"clip_ratio/low_mean": gmpo_low, "clip_ratio/high_mean": gmpo_high}
+_GMPO = {
+    "clip_ratio/low_mean": gmpo_low,
+    "clip_ratio/high_mean": gmpo_high,
+    "clip_ratio/region_mean": gmpo_at_all,
+}
 
 _ALL = (
     _GRPO,

@@ -72,13 +72,13 @@ BY_SEQUENCE = {
     # where ratios are of sequences TRL counts sequences, we their tokens
     "clip_ratio/low_mean",
     "clip_ratio/high_mean",
+    "clip_ratio/region_mean",
     "kl",
 }
 EXTREMES = {
-    # extremes over a step depend on its size; what was clipped at all is the sum of low and high
+    # extremes over a step depend on its size
     "clip_ratio/low_min",
     "clip_ratio/high_max",
-    "clip_ratio/region_mean",
 }
 
 

@@ -303,7 +303,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     "grpo": (
         4,
         "9a2e29358594f3dc",
-        "dcc20ddd2a4ae010",
+        "7d6ca38bd18cf71a",
         {
             "model/metrics: loss": -0.068777,
             "model/metrics: grad_norm": 1.2352,
@@ -323,6 +323,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
             "model/metrics: entropy": 3.5896,
             "model/metrics: clip_ratio/low_mean": 0.0,
             "model/metrics: clip_ratio/high_mean": 0.0,
+            "model/metrics: clip_ratio/region_mean": 0.0,
             "model/metrics: sampling/sampling_logp_difference/mean": 1.1153e-07,
             "model/metrics: sampling/sampling_logp_difference/max": 4.1723e-07,
             "model/metrics: completions/mean_terminated_length": 4.6667,
