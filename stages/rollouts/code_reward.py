@@ -76,7 +76,8 @@ class Code(BuiltIn):
             return []
         limits = Limits(self.cpu_seconds, self.wall_seconds, self.memory_mb)
         try:
-            return _pool(limits, self.workers or len(os.sched_getaffinity(0)), self.unsafe).run(jobs)
+            workers = self.workers or len(os.sched_getaffinity(0))
+            return _pool(limits, workers, self.unsafe, os.getpid()).run(jobs)
         except SandboxError as error:
             raise StageError(f"reward code: {error}") from error
 
@@ -86,8 +87,8 @@ class Code(BuiltIn):
 
 
 @lru_cache(maxsize=4)
-def _pool(limits: Limits, workers: int, unsafe: bool) -> SandboxPool:
-    """Kept until the process ends: a fork server takes as long to start as dozens of programs take to run."""
+def _pool(limits: Limits, workers: int, unsafe: bool, process: int) -> SandboxPool:
+    """Kept until the process ends, and no other process's: a server starts as slowly as dozens of programs run."""
     pool = SandboxPool(workers, partial(Sandbox, limits, unsafe=unsafe))
     atexit.register(pool.close)
     return pool

@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 
 from stages.rollouts.sandbox.kernel import probe
-from stages.rollouts.sandbox.sandbox import Sandbox
 from tests.rollouts.sandbox.users import MODES, NOBODY, Driver, copied_sandbox, python_for_all
 from tests.rollouts.sandbox.world import CANARY, World
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def confining_kernel():
-    """Without it there is nothing to test but the refusal."""
+    """Without it no program is run."""
     if lacks := probe().missing():
         pytest.skip(f"no sandbox on this kernel: {'; '.join(lacks)}")
 
@@ -30,7 +29,7 @@ def public_folder():
 
 
 @pytest.fixture(scope="session")
-def start_driver(public_folder):
+def start_driver(public_folder, confining_kernel):
     """start_driver(mode's name, **settings) -> Driver; skips what this user cannot be."""
     python = None
 
@@ -78,10 +77,3 @@ def place(start_driver, start_world):
     yield give
     for driver, _ in places.values():
         driver.close()
-
-
-@pytest.fixture(scope="module")
-def sandbox():
-    """A sandbox of this user."""
-    with Sandbox() as started:
-        yield started

@@ -21,6 +21,7 @@ from stages.rollouts.sandbox.sandbox import Sandbox
 from stages.rollouts.sandbox.syscalls import CONDITIONAL, NUMBERS
 from tests.rollouts.sandbox.users import processes_of
 
+confined = pytest.mark.usefixtures("confining_kernel")
 FULL = Offer("linux", "x86_64", 7, True)
 LACKING = {
     "landlock": (replace(FULL, landlock_abi=0), "no Landlock, which confines files (Linux 5.13 or newer"),
@@ -46,6 +47,7 @@ def test_everything_that_is_missing_is_said_at_once():
     assert FULL.missing() == []
 
 
+@confined
 def test_unsafe_runs_with_what_there_is(monkeypatch):
     monkeypatch.setattr(code_reward, "probe", lambda: LACKING["landlock"][0])
     Code(unsafe=True).prepare()
@@ -59,6 +61,7 @@ def test_unsafe_runs_with_what_there_is(monkeypatch):
         Sandbox(unsafe=True, offer=LACKING["system"][0])
 
 
+@confined
 def test_a_program_that_cannot_be_confined_does_not_run():
     """Without a free descriptor no Landlock rule can be made."""
     with Sandbox(Limits(open_files=0)) as sandbox, pytest.raises(SandboxError, match=r"confined.*Too many open files"):
@@ -74,6 +77,7 @@ else:
 """
 
 
+@confined
 def test_where_namespaces_are_not_permitted_the_other_layers_do(tmp_path):
     """A fork server as most containers make it fail; it may be half inside, so another one is started."""
     python = tmp_path / "python"
@@ -102,6 +106,7 @@ def bomb():
 """
 
 
+@confined
 @pytest.mark.parametrize("namespaces", [True, False])
 @pytest.mark.parametrize("call", ["leave()", "bomb()"])
 def test_processes_end_even_where_no_filter_keeps_them_from_being_born(namespaces, call):
@@ -116,6 +121,7 @@ def test_processes_end_even_where_no_filter_keeps_them_from_being_born(namespace
     assert processes_of(folder) == []
 
 
+@confined
 def test_a_fork_server_that_is_killed_takes_its_program_along_and_is_replaced():
     with Sandbox() as sandbox:
         assert sandbox.values("", ["1"])[0].data == 1
@@ -148,6 +154,7 @@ def test_a_sandbox_whose_owner_is_killed_ends_with_its_program(start_driver, mod
     driver.process.stdout.close()
 
 
+@confined
 def test_programs_know_nothing_of_each_other():
     with Sandbox() as sandbox:
         leave = "import os, builtins\nopen('left', 'w').close()\nbuiltins.left = 1\nos.environ['left'] = '1'"

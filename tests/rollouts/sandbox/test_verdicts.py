@@ -12,9 +12,11 @@ from tests.rollouts.sandbox.hacks import HACKS, SQUARES
 from tests.rollouts.sandbox.honest import HONEST, WRONG
 from tests.rollouts.scored import prompts, score, spec
 
+confined = pytest.mark.usefixtures("confining_kernel")
+
 
 @pytest.fixture(scope="module", params=[True, False], ids=["namespaces", "bare"])
-def quick(request):
+def quick(request, confining_kernel):
     """A sandbox with and without the outer layer."""
     with Sandbox(Limits(cpu_seconds=1, wall_seconds=60), namespaces=request.param) as sandbox:
         yield sandbox
@@ -49,6 +51,7 @@ def test_wrong_programs_do_not_pass(quick):
     assert judged(quick, WRONG) == dict.fromkeys(WRONG, False)
 
 
+@confined
 def test_the_reward_of_several_rows():
     """Rows go to several sandboxes; each reward comes back in its place."""
     names = [*HONEST, *WRONG]
@@ -58,6 +61,7 @@ def test_the_reward_of_several_rows():
     assert dict(zip(names, rewards, strict=True)) == dict.fromkeys(HONEST, 1.0) | dict.fromkeys(WRONG, 0.0)
 
 
+@confined
 def test_a_share_of_the_tests():
     source = "def square(n): return abs(n) * 3\n"  # right for 3 alone
     assert Code(credit="share", workers=1).score([source], [SQUARES]) == [1 / 3]
@@ -66,6 +70,7 @@ def test_a_share_of_the_tests():
     assert Code(credit="share", workers=1).score([early], [SQUARES]) == [1 / 3]
 
 
+@confined
 def test_rows_without_tests_and_rows_with_unusable_ones():
     rewards = Code(workers=1).score(["x = 1"] * 3, [None, [], ["assert x == 1"]])
     assert rewards[0] is None and isinstance(rewards[1], DataError) and rewards[2] == 1.0
@@ -76,6 +81,7 @@ def rows_with(*tests):
     return prompts(*tests, column="tests")
 
 
+@confined
 def test_the_reward_in_a_set():
     """As a recipe names it: a row's tests are of all its completions."""
     rewards = RewardSet([spec("code", parameters={"workers": 1, "credit": "share"})], [2.0])
@@ -86,6 +92,7 @@ def test_the_reward_in_a_set():
     assert scores.totals == [[2.0, 2 / 3, 0.0], [0.0, 2.0], [None]]
 
 
+@confined
 def test_unusable_tests_name_their_row():
     with pytest.raises(StageError, match=r"judged by the program.*assert f\(1\) > 2") as error:
         score(RewardSet([spec("code")]), rows_with(["assert f(1) == 2"], ["assert f(1) > 2"]), [["x = 1"], ["x = 2"]])
@@ -94,6 +101,7 @@ def test_unusable_tests_name_their_row():
     assert message.endswith("for row row1, completion 0: 'x = 2'")
 
 
+@confined
 def test_what_runs_before():
     made, tests = "def root(n): return sqrt(n)", ["assert root(9) == 3"]
     assert Code(workers=1).score([made, made], [tests, tests], ["from math import sqrt", None]) == [1.0, 0.0]
