@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from stages.rollouts.requests import SamplingConfig
 from stages.rollouts.reward_spec import Reward
 from stages.stage import MODELS, Input, Stage
 from stages.training.config import policy_outputs
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from stages.context import Context
 
 
-class Config(RolloutConfig, PairLossConfig):
+class Config(RolloutConfig, SamplingConfig, PairLossConfig):
     """Settings of on-line preference optimization. An item of train_batch_size is a prompt's pair."""
 
     learning_rate: float = Field(5e-7, gt=0)
@@ -37,10 +38,6 @@ class Config(RolloutConfig, PairLossConfig):
     """Taken off the reward of completions that ended at max_completion_length."""
     temperature: float = Field(0.9, gt=0)
     """Sampling temperature; the loss is of the model without it, as in TRL."""
-    top_p: float = Field(1.0, gt=0, le=1)
-    """Sample from the smallest set of tokens with this much probability."""
-    top_k: int = Field(0, ge=0)
-    """Sample from the k most probable tokens; 0: all."""
     max_completion_length: int = Field(64, gt=0)
     """Most tokens of a completion."""
     max_length: int = Field(512, gt=1)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from stages.rollouts.requests import SamplingConfig
 from stages.rollouts.reward_spec import Reward, unknown_rewards
 from stages.stage import MODELS, Input, Stage
 from stages.training.advantage_settings import AdvantageConfig, advantage_problems
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from stages.training.rollout_plan import Plan
 
 
-class Config(PolicyLossConfig, AdvantageConfig, SelectionConfig, RolloutConfig, PolicyConfig):
+class Config(PolicyLossConfig, AdvantageConfig, SelectionConfig, RolloutConfig, SamplingConfig, PolicyConfig):
     """Settings of on-line reinforcement learning. An item of train_batch_size is a completion."""
 
     learning_rate: float = Field(1e-6, gt=0)
@@ -43,12 +44,6 @@ class Config(PolicyLossConfig, AdvantageConfig, SelectionConfig, RolloutConfig, 
     """Leave completions out that ended at max_completion_length."""
     temperature: float = Field(1.0, gt=0)
     """Sampling temperature; also divides the logits in the loss."""
-    top_p: float = Field(1.0, gt=0, le=1)
-    """Sample from the smallest set of tokens with this much probability."""
-    top_k: int = Field(0, ge=0)
-    """Sample from the k most probable tokens; 0: all."""
-    max_completion_length: int = Field(256, gt=0)
-    """Most tokens of a completion."""
     max_length: int = Field(1024, gt=1)
     """Longest prompt in tokens; longer ones are dropped and counted in the ledger."""
 

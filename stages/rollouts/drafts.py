@@ -34,6 +34,7 @@ class Drafts:
     def __init__(self, settings: SamplingConfig, ending: Ending, longest: int, model: Any) -> None:
         self.rows: list[Row] = []
         self._settings, self._ending, self._longest = settings, ending, longest
+        self._drawn_rows, self._slots_D = 0, torch.zeros(0, dtype=torch.long)
         self._vocabulary = int(model.config.get_text_config().vocab_size)
         device = model.device
         self._tokens_ST = torch.zeros(0, longest, dtype=torch.long, device=device)
@@ -50,7 +51,7 @@ class Drafts:
         return self._settings.repetition_penalty != 1.0
 
     def _state(self) -> Iterator[str]:
-        return (name for name, value in vars(self).items() if isinstance(value, Tensor))
+        return (name for name in vars(self) if name.endswith(("_S", "_ST", "_SV")))
 
     def enter(self, rows: Sequence[Row]) -> None:
         """New rows, behind those that are there."""
@@ -77,17 +78,15 @@ class Drafts:
     def extend(self, logits_PV: Tensor) -> list[int]:
         """Draw a token for every row; returns the rows that are now at their end."""
         rows = len(self.rows)
-        # of a single row torch sums in another order than of one among others
-        drawing = max(2, rows)
-        places_D = torch.zeros(drawing, dtype=torch.long, device=self._fed_S.device)
-        places_D[:rows] = self._lengths_S[:rows]
-        slots_D = torch.arange(drawing, device=places_D.device).clamp(max=rows - 1)
+        slots_D = self._drawing()
+        places_D = self._lengths_S[slots_D]
         seen_DV = self._seen_SV[slots_D] if self._penalizes else None
-        drawn = draw(logits_PV[:drawing], self._uniforms_ST[slots_D, places_D], self._settings, seen_DV)
+        drawn = draw(logits_PV[: len(slots_D)], self._uniforms_ST[slots_D, places_D], self._settings, seen_DV)
         slots_B, places_B, tokens_B = slots_D[:rows], places_D[:rows], drawn.tokens_B[:rows]
         self._tokens_ST[slots_B, places_B] = tokens_B
         self._logprobs_ST[slots_B, places_B] = drawn.logprobs_B[:rows].double()
-        self._model_logprobs_ST[slots_B, places_B] = drawn.model_logprobs_B[:rows].double()
+        if self._settings.changes_the_distribution():
+            self._model_logprobs_ST[slots_B, places_B] = drawn.model_logprobs_B[:rows].double()
         if self._penalizes:
             self._seen_SV[slots_B, tokens_B] = True
         self._fed_S[:rows] = tokens_B
@@ -95,6 +94,14 @@ class Drafts:
         at_end_B = torch.isin(tokens_B, self._ending.token_ids) | (self._lengths_S[:rows] == self._limits_S[:rows])
         gone: list[int] = at_end_B.nonzero()[:, 0].tolist()
         return sorted({*gone, *self._at_strings()}) if self._ending.strings else gone
+
+    def _drawing(self) -> Tensor:
+        """Slots of the rows; a single row twice: of one alone torch sums in another order than of one among others."""
+        rows = len(self.rows)
+        if rows != self._drawn_rows:
+            self._drawn_rows = rows
+            self._slots_D = torch.arange(max(2, rows), device=self._fed_S.device).clamp(max=rows - 1)
+        return self._slots_D
 
     def _at_strings(self) -> Iterator[int]:
         return (row for row in range(len(self.rows)) if self._is_at_string(row))
@@ -108,10 +115,12 @@ class Drafts:
         """The completions of these rows. Raises StageError where a log-probability is not a number."""
         for place in gone:
             row, length = self.rows[place], int(self._lengths_S[place])
-            tokens, logprobs, model_logprobs = (
-                values_ST[place, :length].tolist()
-                for values_ST in (self._tokens_ST, self._logprobs_ST, self._model_logprobs_ST)
+            tokens, logprobs = (
+                values_ST[place, :length].tolist() for values_ST in (self._tokens_ST, self._logprobs_ST)
             )
+            model_logprobs = logprobs
+            if self._settings.changes_the_distribution():
+                model_logprobs = self._model_logprobs_ST[place, :length].tolist()
             if any(value != value for value in logprobs):
                 raise StageError(
                     f"the model's logits for prompt {row.request} are not numbers (NaN): its weights are damaged, or "

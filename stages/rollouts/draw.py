@@ -73,7 +73,7 @@ def _draw(logits_BV: Tensor, uniforms_B: Tensor, settings: SamplingConfig) -> tu
     weights_BV[:, logits_BV.shape[1] :] = 0
     torch.exp(logits_BV, out=weights_BV[:, : logits_BV.shape[1]])
     _filter(weights_BV, settings)
-    tokens_B = inverse_cdf(weights_BV.unflatten(1, (side, side)), uniforms_B)
+    tokens_B = inverse_cdf(weights_BV.view(-1, side, side), uniforms_B)
     return tokens_B, _at(logits_BV, tokens_B) - weights_BV.sum(1).log()
 
 

@@ -107,7 +107,7 @@ class PaddedRows:
             stands_B = stands_B.expand(2)
         return logits_RV.index_select(0, stands_B)
 
-    def leave(self, leaving: Leaving) -> None:
+    def leave(self, leaving: Leaving, awaited: int | None) -> None:
         """Rows leave memory a few together."""
         leaving.apply(self._stands)
         held = len(self._lengths_R)

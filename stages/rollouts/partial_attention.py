@@ -34,40 +34,46 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Some keys, and who sees them."""
+class Seen:
+    """Who sees which of some keys."""
 
-    start: int
-    stop: int
     mask: Tensor
-    """Added to the scores: 0 or -inf, [n or 1, 1, Q or 1, stop - start]. Who sees no key of it is let see them all."""
+    """Added to the scores: 0 or -inf, [n or 1, 1, Q or 1, K]. Who sees no key is let see them all."""
     blind: Tensor | None
-    """Added to the sums, [n or 1, 1, Q or 1]: -inf for who sees no key of it; None: everybody sees one."""
+    """Added to the sums, [n or 1, 1, Q or 1]: -inf for who sees no key; None: everybody sees one."""
 
 
-def pieces_of(seen_nQK: Tensor, dtype: torch.dtype) -> list[Piece]:
-    """Keys KEYS_AT_ONCE at a time. `seen_nQK`: bool [n, Q or 1, K]."""
-    pieces = []
-    for start in range(0, seen_nQK.shape[2], KEYS_AT_ONCE):
-        part_nQK = seen_nQK[:, :, start : start + KEYS_AT_ONCE]
+Part = tuple[Tensor, Tensor]
+"""Keys and values [n, k, K, d] of at most KEYS_AT_ONCE tokens."""
+
+
+def cut(key_nkKd: Tensor, value_nkKd: Tensor, tokens: int) -> list[Part]:
+    """The first tokens, KEYS_AT_ONCE at a time; views."""
+    bounds = [(start, min(start + KEYS_AT_ONCE, tokens)) for start in range(0, tokens, KEYS_AT_ONCE)]
+    return [(key_nkKd[:, :, start:stop], value_nkKd[:, :, start:stop]) for start, stop in bounds]
+
+
+def seen_of(seen_nQK: Tensor, dtype: torch.dtype) -> list[Seen]:
+    """One for each part. `seen_nQK`: bool [n, Q or 1, K]."""
+    found = []
+    for part_nQK in seen_nQK.split(KEYS_AT_ONCE, 2):
         blind_nQ1 = ~part_nQK.any(2, keepdim=True)
-        # softmax of nothing is no number
-        mask = additive(part_nQK | blind_nQ1, dtype)[:, None]
-        blind = additive(~blind_nQ1, dtype)[:, None, :, 0] if bool(blind_nQ1.any()) else None
-        pieces.append(Piece(start, start + part_nQK.shape[2], mask, blind))
-    return pieces
+        if bool(blind_nQ1.any()):
+            # softmax of nothing is no number
+            mask = additive(part_nQK | blind_nQ1, dtype)[:, None]
+            found.append(Seen(mask, additive(~blind_nQ1, dtype)[:, None, :, 0]))
+        else:
+            found.append(Seen(additive(part_nQK, dtype)[:, None], None))
+    return found
 
 
-def attend(
-    query_nhQd: Tensor, key_nkKd: Tensor, value_nkKd: Tensor, pieces: Sequence[Piece], scores: Scores
-) -> tuple[Tensor, Tensor]:
-    """(output [n, h, Q, d], logarithms of the normalizers [n, h, Q]) over the keys of all pieces."""
+def attend(query_nhQd: Tensor, parts: Sequence[Part], seen: Sequence[Seen], scores: Scores) -> tuple[Tensor, Tensor]:
+    """(output [n, h, Q, d], logarithms of the normalizers [n, h, Q]) over the keys of all parts."""
     found: tuple[Tensor, Tensor] | None = None
-    for piece in pieces:
-        keys, values = (states[:, :, piece.start : piece.stop] for states in (key_nkKd, value_nkKd))
-        out, sums = _attend_to_all(query_nhQd, keys, values, piece.mask, scores)
-        if piece.blind is not None:
-            sums = sums + piece.blind
+    for (keys, values), one in zip(parts, seen, strict=True):
+        out, sums = _attend_to_all(query_nhQd, keys, values, one.mask, scores)
+        if one.blind is not None:
+            sums = sums + one.blind
         found = (out, sums) if found is None else joined(*found, out, sums)
     assert found is not None
     return found
@@ -110,9 +116,15 @@ def joined(first: Tensor, first_sums: Tensor, second: Tensor, second_sums: Tenso
     return torch.lerp(first, second, weights.to(first.dtype)[..., None]), both.log_().add_(highest)
 
 
+def with_more(first: Tensor, first_sums: Tensor, second: Tensor, second_sums: Tensor) -> Tensor:
+    """The output of `joined`, where the first part is not void."""
+    weights = torch.exp(first_sums - second_sums).add_(1).reciprocal_()
+    return torch.lerp(first, second, weights.to(first.dtype)[..., None])
+
+
 def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where `seen`, else -inf."""
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+    return torch.where(seen, 0.0, -torch.inf).to(dtype)
 
 
 def _attend_to_all(

@@ -1,12 +1,13 @@
 """Which rows continue which prompt, as indices for attention: a product of all rows of a prompt with its keys.
 
-P rows of a pass with its padding, S prompts of a span, M rows of a prompt with padding.
+P rows of a pass with its padding, S prompts of a span, M rows of a prompt with padding, R = S M.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -27,7 +28,12 @@ class Span:
     """Of the longest one, padded."""
     lengths_S: Tensor
     rows_SM: Tensor
-    """Padding points at row 0."""
+    """Padding points at the last row of a pass."""
+
+    @cached_property
+    def rows_R(self) -> Tensor:
+        """Prompt by prompt."""
+        return self.rows_SM.flatten()
 
     def to(self, device: torch.device) -> Span:
         """The indices on another device."""
@@ -41,6 +47,8 @@ class PromptGroups:
     spans: list[Span]
     place_P: Tensor
     """Where each row stands among the rows of all spans, one span after the other; padding at 0."""
+    in_order: bool
+    """There is one span, and its rows are those of the pass as they stand."""
 
     def to(self, device: torch.device) -> PromptGroups:
         """The indices on another device."""
@@ -49,20 +57,26 @@ class PromptGroups:
 
 def group_rows(prompt_of_row: Sequence[int], lengths: Sequence[int], rows: int, repeats: int) -> PromptGroups:
     """For `rows` rows with padding, and prompts of these lengths. `repeats`: query heads of one key head."""
+    if max(lengths) == 0:
+        return PromptGroups([], torch.zeros(rows, dtype=torch.long), in_order=False)
     members: list[list[int]] = [[] for _ in lengths]
     for row, prompt in enumerate(prompt_of_row):
         members[prompt].append(row)
+    if len(lengths) == 1:
+        # the rows of padding as well, so that nothing has to be put in order
+        members = [list(range(rows))]
     spans, places, before = [], [0] * rows, 0
     for start, stop in _spans(lengths):
         width = _rows_of_a_prompt(max(len(members[prompt]) for prompt in range(start, stop)), repeats)
-        table = [members[prompt] + [0] * (width - len(members[prompt])) for prompt in range(start, stop)]
+        table = [members[prompt] + [rows - 1] * (width - len(members[prompt])) for prompt in range(start, stop)]
         for prompt in range(start, stop):
             for index, row in enumerate(members[prompt]):
                 places[row] = before + (prompt - start) * width + index
         before += width * (stop - start)
         longest = padded_tokens(max(1, *lengths[start:stop]))
         spans.append(Span(start, stop, longest, torch.tensor(lengths[start:stop]), torch.tensor(table)))
-    return PromptGroups(spans if max(lengths) > 0 else [], torch.tensor(places))
+    in_order = len(spans) == 1 and [row for line in table for row in line] == list(range(rows))
+    return PromptGroups(spans, torch.tensor(places), in_order)
 
 
 def _rows_of_a_prompt(rows: int, repeats: int) -> int:

@@ -38,8 +38,9 @@ class Rows(Protocol):
     def step(self, tokens_B: Tensor) -> Tensor:
         """[P, V], P >= max(B, 2): the logits that follow these tokens. A new row is fed its prompt's last token."""
 
-    def leave(self, leaving: Leaving) -> None:
-        """Let rows go; the last rows take the places that become free."""
+    def leave(self, leaving: Leaving, awaited: int | None) -> None:
+        """Let rows go; the last rows take the places that become free. `awaited`: the request of the first row that
+        waits, whose prompt is kept where it is known."""
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ class EmbeddedSampler:
             if gone:
                 for row, completion in drafts.finish(gone):
                     results[row.request][row.place] = completion
-                engine.leave(drafts.leave(gone))
+                engine.leave(drafts.leave(gone), waiting[0].request if waiting else None)
                 done += len(gone)
                 if on_progress is not None:
                     on_progress(done, total)

@@ -13,7 +13,18 @@ import torch
 from torch import Tensor
 
 from stages.rollouts.arena import Arena
-from stages.rollouts.partial_attention import Piece, Scores, attend, attend_causally, joined, pieces_of
+from stages.rollouts.partial_attention import (
+    KEYS_AT_ONCE,
+    Part,
+    Scores,
+    Seen,
+    additive,
+    attend,
+    attend_causally,
+    cut,
+    seen_of,
+    with_more,
+)
 from stages.rollouts.prompt_groups import PromptGroups, Span
 
 
@@ -31,6 +42,23 @@ class PromptPass:
         return attend_causally(query_nhTd, key_nkTd, value_nkTd, scores).transpose(1, 2)
 
 
+@dataclass
+class Views:
+    """What steps need alike until the rows or the prompts are others; by layer."""
+
+    size: tuple[int, int] = (0, 0)
+    """Rows and tokens of `own`."""
+    own: dict[int, list[Part]] = field(default_factory=dict)
+    prompts: dict[int, list[list[Part]]] = field(default_factory=dict)
+    """Of every span."""
+    seen: list[list[Seen]] | None = None
+    """Prompts' keys without a window, of every span."""
+
+    def forget_prompts(self) -> None:
+        """They are others, or have other rows."""
+        self.prompts, self.seen = {}, None
+
+
 @dataclass(frozen=True)
 class StepPass:
     """Every row attends to its prompt's keys, all rows of a prompt together, and to its own tokens."""
@@ -39,32 +67,32 @@ class StepPass:
     prompts: Arena
     groups: Callable[[int], PromptGroups]
     """For so many query heads of a key head."""
+    views: Views
     place_P: Tensor
     """Of the new token among the row's own."""
     before_P: Tensor
     """Tokens of the row's prompt that stand before its own."""
-    longest: int
-    """L, padded."""
     last_position: int
     """Of the longest row."""
     _index: dict[int, Tensor] = field(default_factory=dict)
-    _own_pieces: dict[int | None, list[Piece]] = field(default_factory=dict)
-    _prompt_pieces: dict[tuple[int | None, int], list[list[Piece]]] = field(default_factory=dict)
+    _own_seen: dict[int | None, list[Seen]] = field(default_factory=dict)
+    _windowed_seen: dict[tuple[int, int], list[list[Seen]]] = field(default_factory=dict)
 
     def attend(self, layer: int, query_Ph1d: Tensor, key_Pk1d: Tensor, value_Pk1d: Tensor, scores: Scores) -> Tensor:
         """[P, 1, h, d]."""
         rows, heads, _, size = query_Ph1d.shape
         own = self.own.of(layer, key_Pk1d, value_Pk1d)
-        for room, states in zip(own, (key_Pk1d, value_Pk1d), strict=True):
-            self._write(room, states)
+        self._write(own[0], key_Pk1d)
+        self._write(own[1], value_Pk1d)
+        if layer not in self.views.own:
+            self.views.own[layer] = cut(own[0][:rows], own[1][:rows], self.views.size[1])
         key_heads = key_Pk1d.shape[1]
         query_Pkrd = query_Ph1d.reshape(rows, key_heads, heads // key_heads, size)
         window = scores.window if scores.window is not None and scores.window <= self.last_position else None
-        keys, values = (room[:rows, :, : self.longest] for room in own)
-        out, sums = attend(query_Pkrd, keys, values, self._of_own(window, query_Ph1d.dtype), scores)
+        out, sums = attend(query_Pkrd, self.views.own[layer], self._seen_of_own(window, query_Ph1d.dtype), scores)
         groups = self.groups(heads // key_heads)
         if groups.spans:
-            out, _ = joined(out, sums, *self._attend_to_prompts(layer, query_Pkrd, scores, window, groups))
+            out = with_more(out, sums, *self._attend_to_prompts(layer, query_Pkrd, scores, window, groups))
         return out.reshape(rows, 1, heads, -1)
 
     def _write(self, room: Tensor, states_Pk1d: Tensor) -> None:
@@ -74,48 +102,65 @@ class StepPass:
             self._index[heads] = (first_Pk + self.place_P[:, None]).flatten()
         room.view(slots * heads * tokens, size).index_copy_(0, self._index[heads], states_Pk1d.reshape(-1, size))
 
-    def _of_own(self, window: int | None, dtype: torch.dtype) -> list[Piece]:
-        if window not in self._own_pieces:
-            distance_PL = self.place_P[:, None] - torch.arange(self.longest, device=self.place_P.device)
-            seen_PL = distance_PL >= 0 if window is None else (distance_PL >= 0) & (distance_PL < window)
-            self._own_pieces[window] = pieces_of(seen_PL[:, None], dtype)
-        return self._own_pieces[window]
+    def _seen_of_own(self, window: int | None, dtype: torch.dtype) -> list[Seen]:
+        if window not in self._own_seen:
+            tokens = self.views.size[1]
+            distance_PL = self.place_P[:, None] - torch.arange(tokens, device=self.place_P.device)
+            if window is None and tokens <= KEYS_AT_ONCE:
+                # every row sees its first token
+                self._own_seen[window] = [Seen(additive(distance_PL >= 0, dtype)[:, None, None], None)]
+            else:
+                seen_PL = (distance_PL >= 0) & (distance_PL < (window or tokens))
+                self._own_seen[window] = seen_of(seen_PL[:, None], dtype)
+        return self._own_seen[window]
 
     def _attend_to_prompts(
         self, layer: int, query_Pkrd: Tensor, scores: Scores, window: int | None, groups: PromptGroups
     ) -> tuple[Tensor, Tensor]:
         """(output [P, k, r, d], sums [P, k, r]) over the keys of each row's prompt."""
-        repeats = query_Pkrd.shape[2]
+        if layer not in self.views.prompts:
+            keys, values = self.prompts.known(layer)
+            self.views.prompts[layer] = [
+                cut(keys[span.start : span.stop], values[span.start : span.stop], span.tokens) for span in groups.spans
+            ]
+        _, heads, repeats, size = query_Pkrd.shape
         outs, sums = [], []
-        of_spans = self._of_prompts(window, repeats, query_Pkrd.dtype, groups)
-        for span, pieces in zip(groups.spans, of_spans, strict=True):
-            prompts, members = span.rows_SM.shape
-            keys, values = (room[span.start : span.stop] for room in self.prompts.layers[layer])
-            together = query_Pkrd.index_select(0, span.rows_SM.flatten()).unflatten(0, (prompts, members))
-            out_SkRd, sums_SkR = attend(together.transpose(1, 2).flatten(2, 3), keys, values, pieces, scores)
-            outs.append(out_SkRd.unflatten(2, (members, repeats)).transpose(1, 2).flatten(0, 1))
-            sums.append(sums_SkR.unflatten(2, (members, repeats)).transpose(1, 2).flatten(0, 1))
+        of_spans = self._seen_of_prompts(window, repeats, query_Pkrd.dtype, groups)
+        for span, parts, seen in zip(groups.spans, self.views.prompts[layer], of_spans, strict=True):
+            chosen = query_Pkrd if groups.in_order else query_Pkrd.index_select(0, span.rows_R)
+            together_SMkrd = chosen.view(*span.rows_SM.shape, heads, repeats, size)
+            out_SkRd, sums_SkR = attend(together_SMkrd.transpose(1, 2).flatten(2, 3), parts, seen, scores)
+            found = len(span.lengths_S), heads, -1, repeats
+            outs.append(out_SkRd.reshape(*found, out_SkRd.shape[3]).transpose(1, 2).flatten(0, 1))
+            sums.append(sums_SkR.reshape(found).transpose(1, 2).flatten(0, 1))
+        if groups.in_order:
+            return outs[0], sums[0]
         return _together(outs).index_select(0, groups.place_P), _together(sums).index_select(0, groups.place_P)
 
-    def _of_prompts(
+    def _seen_of_prompts(
         self, window: int | None, repeats: int, dtype: torch.dtype, groups: PromptGroups
-    ) -> list[list[Piece]]:
-        """The pieces of every span."""
-        if (window, repeats) not in self._prompt_pieces:
-            seen = (self._seen(span, window) for span in groups.spans)
-            if window is not None:
-                seen = (seen_SMK.repeat_interleave(repeats, 1) for seen_SMK in seen)
-            self._prompt_pieces[window, repeats] = [pieces_of(seen_SQK, dtype) for seen_SQK in seen]
-        return self._prompt_pieces[window, repeats]
-
-    def _seen(self, span: Span, window: int | None) -> Tensor:
-        """bool [S, 1 or M, K]."""
-        place_K = torch.arange(span.tokens, device=span.lengths_S.device)
-        seen_S1K = (place_K < span.lengths_S[:, None])[:, None]
+    ) -> list[list[Seen]]:
+        """Of every span."""
         if window is None:
-            return seen_S1K
+            if self.views.seen is None:
+                self.views.seen = [seen_of(_within(span)[:, None], dtype) for span in groups.spans]
+            return self.views.seen
+        if (window, repeats) not in self._windowed_seen:
+            self._windowed_seen[window, repeats] = [
+                seen_of(self._in_window(span, window).repeat_interleave(repeats, 1), dtype) for span in groups.spans
+            ]
+        return self._windowed_seen[window, repeats]
+
+    def _in_window(self, span: Span, window: int) -> Tensor:
+        """bool [S, M, K]."""
         position_SM1 = (self.before_P + self.place_P)[span.rows_SM][..., None]
-        return seen_S1K & (position_SM1 - place_K < window)
+        place_K = torch.arange(span.tokens, device=position_SM1.device)
+        return _within(span)[:, None] & (position_SM1 - place_K < window)
+
+
+def _within(span: Span) -> Tensor:
+    """bool [S, K]: keys that are no padding."""
+    return torch.arange(span.tokens, device=span.lengths_S.device) < span.lengths_S[:, None]
 
 
 def _together(parts: list[Tensor]) -> Tensor:

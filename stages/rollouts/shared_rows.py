@@ -16,7 +16,7 @@ from stages.rollouts.model_attention import in_progress
 from stages.rollouts.prompt_groups import PromptGroups, group_rows
 from stages.rollouts.room import PROMPT_TOKENS_AT_ONCE, Room, padded_rows, padded_tokens
 from stages.rollouts.rows import Leaving, Row
-from stages.rollouts.shared_passes import PromptPass, StepPass
+from stages.rollouts.shared_passes import PromptPass, StepPass, Views
 from stages.training import last_layer
 from stages.training.linear import chosen_for
 
@@ -32,8 +32,12 @@ class SharedRows:
     def __init__(self, model: Any, room: Room, pad_token_id: int) -> None:
         self._model, self._room, self._pad_id = model, room, pad_token_id
         slots = padded_rows(room.rows)
-        self._own = Arena(slots, room.row_tokens)
-        self._prompts = Arena(room.prompts, room.prompt_tokens)
+        layers = int(model.config.get_text_config().num_hidden_layers)
+        self._own = Arena(slots, room.row_tokens, layers)
+        self._prompts = Arena(room.prompts, room.prompt_tokens, layers)
+        self._views = Views()
+        self._sizes: tuple[int, int, int] | None = None
+        """Rows with padding, own tokens and position of the longest row with the next token; None: to be measured."""
         self._device = model.device
         self._place_S = torch.zeros(slots, dtype=torch.long, device=self._device)
         self._before_S = torch.zeros(slots, dtype=torch.long, device=self._device)
@@ -80,7 +84,7 @@ class SharedRows:
         lengths = torch.tensor([len(row.prompt_ids) - 1 for row in rows], device=self._device)
         self._before_S[first : self.count] = lengths
         self._place_S[first : self.count] = 0
-        self._groups = {}
+        self._forget_groups()
         self._compute(new, len(self._requests) - len(new))
 
     def _compute(self, prompts: list[Sequence[int]], slot: int) -> None:
@@ -106,21 +110,34 @@ class SharedRows:
 
     def step(self, tokens_B: Tensor) -> Tensor:
         """[P, V]."""
-        rows = padded_rows(self.count)
-        tokens_P = tokens_B.new_zeros(rows)
-        tokens_P[: self.count] = tokens_B
-        # rows of padding are fed one token in the slots behind, over and over
-        self._place_S[self.count : rows] = self._before_S[self.count : rows] = 0
+        if self._sizes is None:
+            self._sizes = self._measure()
+        rows, longest, last = self._sizes
+        tokens_P = tokens_B
+        if rows > self.count:
+            tokens_P = tokens_B.new_zeros(rows)
+            tokens_P[: self.count] = tokens_B
         place_P, before_P = self._place_S[:rows], self._before_S[:rows]
         positions_P = place_P + before_P
-        longest, last = int(place_P.max()) + 1, int(positions_P.max())
-        step = StepPass(self._own, self._prompts, self._grouped, place_P, before_P, padded_tokens(longest), last)
+        size = rows, padded_tokens(longest)
+        if self._views.size != size:
+            self._views.size, self._views.own = size, {}
+        step = StepPass(self._own, self._prompts, self._grouped, self._views, place_P, before_P, last)
         with in_progress(step), chosen_for(_USUAL_ROWS):
             logits_PV: Tensor = self._model(
                 input_ids=tokens_P[:, None], position_ids=positions_P[:, None], use_cache=False, logits_to_keep=1
             ).logits[:, -1]
         self._place_S[: self.count] += 1
+        self._sizes = rows, longest + 1, last + 1
         return logits_PV
+
+    def _measure(self) -> tuple[int, int, int]:
+        rows = padded_rows(self.count)
+        # rows of padding are fed one token in the slots behind, over and over
+        self._place_S[self.count : rows] = 0
+        self._before_S[self.count : rows] = 0
+        places_P = self._place_S[:rows]
+        return rows, int(places_P.max()) + 1, int((places_P + self._before_S[:rows]).max())
 
     def _grouped(self, repeats: int) -> PromptGroups:
         if repeats not in self._groups:
@@ -129,7 +146,7 @@ class SharedRows:
             self._groups[repeats] = groups.to(self._device)
         return self._groups[repeats]
 
-    def leave(self, leaving: Leaving) -> None:
+    def leave(self, leaving: Leaving, awaited: int | None) -> None:
         """The last rows, and the last prompts, move into the slots that become free."""
         if leaving.holes:
             holes, movers = (torch.tensor(rows, device=self._device) for rows in (leaving.holes, leaving.movers))
@@ -137,12 +154,16 @@ class SharedRows:
             for values_S in (self._place_S, self._before_S):
                 values_S[holes] = values_S[movers]
         leaving.apply(self._prompt_of_row)
-        self._groups = {}
-        self._drop_prompts()
+        self._forget_groups()
+        self._drop_prompts(awaited)
 
-    def _drop_prompts(self) -> None:
+    def _forget_groups(self) -> None:
+        self._groups, self._sizes = {}, None
+        self._views.forget_prompts()
+
+    def _drop_prompts(self, awaited: int | None) -> None:
         alive = set(self._prompt_of_row)
-        gone = [slot for slot in range(len(self._requests)) if slot not in alive]
+        gone = [slot for slot, request in enumerate(self._requests) if slot not in alive and request != awaited]
         if not gone:
             return
         leaving = Leaving.of(len(self._requests), gone)

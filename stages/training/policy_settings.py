@@ -162,7 +162,8 @@ def policy_problems(config: PolicyLossConfig, *, ever_off_policy: bool) -> list[
     if config.off_policy_mask_threshold is not None and not ever_off_policy:
         problems.append(
             "off_policy_mask_threshold is given, but every step is on policy, so nothing would be masked; it is for "
-            "steps_per_generation or num_iterations above 1, or a sampler with top_p or top_k"
+            "steps_per_generation or num_iterations above 1, or a sampler with top_p, top_k, min_p or a "
+            "repetition_penalty"
         )
     return problems
 

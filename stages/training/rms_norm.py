@@ -19,11 +19,9 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight_H: Tensor, epsilon: float) -> Tensor:
-        norms = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
-        scales = norms.square_().div_(hidden.shape[-1]).add_(epsilon).rsqrt_()
+        out, scales = normalized(hidden, weight_H, epsilon)
         ctx.save_for_backward(hidden, weight_H, scales)
-        normalized: Tensor = (hidden * scales).mul_(weight_H)
-        return normalized
+        return out
 
     @staticmethod
     @once_differentiable
@@ -34,6 +32,13 @@ class _RMSNorm(torch.autograd.Function):
         means = (products_RH @ weight_H).reshape(scales.shape).mul_(scales.pow(3)).div_(-hidden.shape[-1])
         grad_hidden = torch.mul(grad, weight_H).mul_(scales).addcmul_(hidden, means)
         return grad_hidden, grad_weight_H, None
+
+
+def normalized(hidden: Tensor, weight_H: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """(w x s, s) with s = 1 / sqrt(mean(x^2) + eps)."""
+    norms = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
+    scales = norms.square_().div_(hidden.shape[-1]).add_(epsilon).rsqrt_()
+    return (hidden * scales).mul_(weight_H), scales
 
 
 class _Forward:
@@ -47,6 +52,8 @@ class _Forward:
         if hidden.device.type != "cpu" or hidden.dtype != norm.weight.dtype or hidden.dtype != torch.float32:
             plain: Tensor = self.plain_forward(hidden)
             return plain
+        if not torch.is_grad_enabled():
+            return normalized(hidden, norm.weight, norm.variance_epsilon)[0]
         fused: Tensor = _RMSNorm.apply(hidden, norm.weight, norm.variance_epsilon)
         return fused
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 from typing import Any
 
+from stages.rollouts.requests import SamplingConfig
 from stages.rollouts.reward_spec import Reward, unknown_rewards
 from stages.stage import Config, operational
 
@@ -31,6 +32,6 @@ def sampler_tolerance(config: Any) -> float | None:
     """Largest difference of sampler and trainer, in nats a token; None where the sampler did not draw from the plain
     distribution, so that its numbers do not compare. It computes in float32; a bfloat16 trainer differs by rounding.
     """
-    if getattr(config, "top_p", 1.0) < 1.0 or getattr(config, "top_k", 0) > 0:
+    if isinstance(config, SamplingConfig) and config.restricts():
         return None
     return 0.5 if config.bf16 else 1e-2

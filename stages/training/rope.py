@@ -24,13 +24,7 @@ class _Rotation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        first, second = _halves(states)
-        sin_first, sin_second = _halves(sin)
-        rotated = states * cos
-        rotated_first, rotated_second = _halves(rotated)
-        rotated_first.addcmul_(second, sin_first, value=-1)
-        rotated_second.addcmul_(first, sin_second)
-        return rotated
+        return rotated(states, cos, sin)
 
     @staticmethod
     @once_differentiable
@@ -43,6 +37,17 @@ class _Rotation(torch.autograd.Function):
         turned_first.addcmul_(second, sin_second)
         turned_second.addcmul_(first, sin_first, value=-1)
         return turned, None, None
+
+
+def rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The formula above."""
+    first, second = _halves(states)
+    sin_first, sin_second = _halves(sin)
+    turned = states * cos
+    turned_first, turned_second = _halves(turned)
+    turned_first.addcmul_(second, sin_first, value=-1)
+    turned_second.addcmul_(first, sin_second)
+    return turned
 
 
 def _halves(states: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,8 +64,7 @@ class _Apply:
     def __call__(
         self, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
     ) -> tuple[Tensor, Tensor]:
-        tensors = (query, key, cos, sin)
-        ours = all(one.device.type == "cpu" and one.dtype == torch.float32 for one in tensors)
+        ours = query.device.type == "cpu" and query.dtype == key.dtype == cos.dtype == sin.dtype == torch.float32
         # angles for a part of the head: what becomes of the rest is the model's own affair
         whole = query.shape[-1] == key.shape[-1] == cos.shape[-1]
         if not (ours and whole) or cos.requires_grad:
@@ -70,8 +74,10 @@ class _Apply:
 
 
 def _rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    rotated: Tensor = _Rotation.apply(states, cos, sin)
-    return rotated
+    if not torch.is_grad_enabled():
+        return rotated(states, cos, sin)
+    kept: Tensor = _Rotation.apply(states, cos, sin)
+    return kept
 
 
 def install(model: nn.Module) -> None:

@@ -123,6 +123,16 @@ def test_waiting_rows_enter_as_soon_as_others_leave(tiny_model):
     assert [shape for shape in shapes if shape[1] > 1] == [(1, 16)]
 
 
+def test_a_prompt_is_kept_for_its_rows_that_wait(tiny_model):
+    model = tiny_model()
+    shapes = watched(model)
+    # room for one row at a time: three completions of two prompts
+    with sampler(model, eos_token_ids=(), max_batch_tokens=1) as ours:
+        ours.sample(requests(3, [[7, 8, 9], [1, 2]]), SamplingConfig(max_completion_length=2))
+    assert [rows for rows, tokens in shapes if tokens == 1] == [4] * 12
+    assert [shape for shape in shapes if shape[1] > 1] == [(1, 16)] * 2
+
+
 def test_room_by_hand():
     # rows of 16 tokens after padding, prompts of 7 tokens kept as 16: 8 rows of 2 prompts take 8 x 16 + 2 x 16
     assert room_for(completions=8, per_prompt=4, prompt=8, completion=9, most_tokens=160) == Room(8, 16, 2, 16)

@@ -258,7 +258,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "online": (
         1,
-        "a43ad963ffeae486",
+        "888629d430b74acd",
         "79a2ad5485d816a4",
         {
             "model/metrics: loss": 0.8673,
@@ -302,7 +302,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "grpo": (
         4,
-        "9a2e29358594f3dc",
+        "450b7fa6ae72aa4b",
         "7d6ca38bd18cf71a",
         {
             "model/metrics: loss": -0.068777,
