@@ -70,8 +70,6 @@ class Kept:
 class ReplayBuffer:
     """The most informative groups so far. They come back with the sampler's log-probabilities as the old ones, so
     that ratios are of the present policy to the distribution that the tokens were drawn from.
-
-    A group's score is sum |advantage| x standard deviation of its advantages, as in TRL's replay buffer.
     """
 
     def __init__(self, size: int, seed: int) -> None:
@@ -79,8 +77,8 @@ class ReplayBuffer:
         self.entries: list[Kept] = []
 
     def add(self, groups: Sequence[Group], step: int) -> None:
-        """Keep groups with a signal; where there are too many, those of the highest score, newer ones first."""
-        fresh = [Kept(_score(group), step, _as_sampled(group)) for group in groups]
+        """Keep groups that inform; where there are too many, those that do most, newer ones first."""
+        fresh = [Kept(information(group), step, _as_sampled(group)) for group in groups]
         self.entries = sorted([*fresh, *self.entries], key=lambda entry: (-entry.score, -entry.step))[: self.size]
 
     def draw(self, count: int, step: int) -> list[Kept]:
@@ -107,7 +105,9 @@ class ReplayBuffer:
         self.entries = [Kept(entry["score"], entry["step"], group) for entry, group in zip(state, groups, strict=True)]
 
 
-def _score(group: Group) -> float:
+def information(group: Group) -> float:
+    """Sum |advantage| x standard deviation of the advantages, the score of TRL's replay buffer; 0 where a group does
+    not tell its completions apart."""
     advantages = group.data.advantages
     return float(sum(map(abs, advantages)) * pstdev(advantages))
 

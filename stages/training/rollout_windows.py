@@ -21,7 +21,7 @@ from stages.training.rollout_drawing import Draws
 from stages.training.rollout_metrics import rollout_metrics
 from stages.training.rollout_plan import Plan
 from stages.training.rollout_records import Recorder, Sampled
-from stages.training.rollout_selection import ReplayBuffer, most_varied, only
+from stages.training.rollout_selection import ReplayBuffer, information, most_varied, only
 from stages.training.saved_groups import groups_from_json, groups_to_json
 
 
@@ -94,7 +94,7 @@ class RolloutWindows:
 
     def _replay(self, step: int) -> None:
         """Put kept groups in the places of those without signal; keep the best of the fresh ones."""
-        informative = [any(group.data.advantages) and not _is_masked(group) for group in self.groups]
+        informative = [information(group) > 0 and not _is_masked(group) for group in self.groups]
         idle = [place for place, informs in enumerate(informative) if not informs]
         drawn = self.replay.draw(len(idle), step)
         self.replay.add([group for group, informs in zip(self.groups, informative, strict=True) if informs], step)

@@ -270,6 +270,27 @@ def test_the_buffer_keeps_the_most_informative_groups(tmp_path: Path) -> None:
     )
 
 
+def test_a_group_that_tells_nothing_apart_is_not_kept(tmp_path: Path) -> None:
+    """An estimator that compares with the batch gives equal rewards equal advantages that are not 0: the group is
+    replaced by kept ones, and not kept itself, for it would have no chance to be drawn."""
+    sampled: list[int] = []
+
+    def rewards(number: int, seeds: Sequence[int]) -> list[float | None]:
+        sampled.append(number)
+        return [1.0, 0.0, 0.0, 0.0] if len(sampled) == 1 else [1.0] * 4
+
+    made = Made(tmp_path, rewards, Selection(replay_buffer_size=3), max_steps=2)
+    made.windows.learning = replace(
+        made.windows.learning,
+        advantages=lambda sampled: [[(total or 0.0) - 0.5 for total in one.totals] for one in sampled],
+    )
+    first, second = made.all()
+    assert [window.metrics["replay/buffer_size"] for window in (first, second)] == [1, 1]
+    (kept,) = (entry.group for entry in made.windows.replay.entries)
+    assert [window.metrics["replay/groups"] for window in (first, second)] == [0, 1]
+    assert kept in second.groups and kept.data.advantages == (0.5, -0.5, -0.5, -0.5)
+
+
 def test_draws_follow_the_scores(tmp_path: Path) -> None:
     """Scores 3 and 1: the first comes in about three of four draws (2000 draws, 5 standard deviations)."""
     buffer = ReplayBuffer(2, seed=0)
