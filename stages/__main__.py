@@ -16,11 +16,12 @@ import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from artifacts import Record, open_store
 from artifacts.errors import OutOfMemory, PosttrainError, StageError
 from stages.context import Context, Spec
+from stages.leaving import leave
 
 _PR_SET_PDEATHSIG = 1
 
@@ -152,14 +153,5 @@ def die_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _leave(status: int) -> NoReturn:
-    """End at once: all is recorded, and threads that libraries leave behind (gloo's, where several processes worked
-    together) can abort an interpreter that takes itself down."""
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
 if __name__ == "__main__":
-    _leave(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

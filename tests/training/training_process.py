@@ -15,6 +15,7 @@ from typing import Any
 
 from artifacts import open_store
 from stages.context import Context, Spec
+from stages.leaving import leave
 from stages.training.export import export
 from stages.training.language_modeling import TokenLoss
 from stages.training.loop import Trainer
@@ -70,3 +71,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)
