@@ -8,13 +8,15 @@ from pydantic import Field
 
 from artifacts.errors import StageError
 from stages.rollouts.reward_spec import Reward, unknown_rewards
-from stages.stage import Config, Input, Stage
+from stages.stage import Config, Input, Stage, operational
+from stages.training.memory import Phase, Request, phase, scoring
 
 if TYPE_CHECKING:
     from stages.context import Context
     from stages.data.types import Dataset
     from stages.rollouts.recorded import Recorded
     from stages.rollouts.recorded_tables import Table
+    from stages.rollouts.rewards import RewardSet
 
 OutputName = Literal["rollouts", "best", "pairs", "labels"]
 
@@ -23,7 +25,8 @@ class RescoreConfig(Config):
     """Settings of scoring again."""
 
     rewards: tuple[Reward, ...] = ()
-    """Functions that score every completion again, in place of the recorded rewards; empty: those stay."""
+    """Functions that score every completion again, in place of the recorded rewards, as input reward_model does; with
+    neither, those stay."""
     reward_weights: dict[str, float] | None = None
     """Weight of each reward by its name; what is not named does not count. null: all 1, and where nothing is scored
     again, the recorded sum."""
@@ -40,6 +43,8 @@ class RescoreConfig(Config):
     """The chosen completion's reward is higher than the rejected one's by at least this."""
     margin: bool = False
     """Give pairs a column `margin`, the gap of the two rewards, which the reward model's loss asks for."""
+    micro_batch_tokens: int = operational(8192, gt=0)
+    """Most tokens (padding included) of one forward pass of the reward model."""
 
 
 def check(config: RescoreConfig, wired: frozenset[str]) -> list[str]:
@@ -51,8 +56,8 @@ def check(config: RescoreConfig, wired: frozenset[str]) -> list[str]:
         problems.append("output labels needs threshold: the reward from which a completion is desirable")
     if config.threshold is None and config.keep == "all_right":
         problems.append("keep: all_right needs threshold: the reward from which a completion is right")
-    if config.rewards and "dataset" not in wired:
-        problems.append("rewards need input dataset: the prompts' rows, whose columns reward functions are given")
+    if (config.rewards or "reward_model" in wired) and "dataset" not in wired:
+        problems.append("rewards need input dataset: the prompts' rows, with the columns that rewards are given")
     return problems
 
 
@@ -67,16 +72,33 @@ def run(context: Context) -> None:
     from stages.data.dataset import read_dataset
     from stages.rollouts.recorded import read_recorded, rescored
     from stages.rollouts.recorded_tables import TABLES
-    from stages.rollouts.rewards import RewardSet
 
+    if not context.is_main:
+        return
     config: RescoreConfig = context.config
     dataset = read_dataset(context.input("rollouts"))
     prompts = read_dataset(context.input("dataset")) if context.has("dataset") else None
-    rewards = RewardSet(config.rewards, open_shards=context.store.shards) if config.rewards else None
-    recorded = rescored(read_recorded(dataset, prompts), rewards, config.reward_weights)
+    recorded = rescored(read_recorded(dataset, prompts), _rewards(context), config.reward_weights)
     _measure(context, recorded)
     for name in active_outputs(config):
         _publish(context, name, TABLES[name](recorded, config), dataset)
+
+
+def _rewards(context: Context) -> RewardSet | None:
+    """The functions, and input `reward_model`; None: nothing is scored again."""
+    from stages.rollouts.rewards import RewardSet
+
+    config: RescoreConfig = context.config
+    judge = None
+    if context.has("reward_model"):
+        from stages.training.processes import prepare_process
+        from stages.training.reward_scoring import RewardModelScorer
+
+        device = prepare_process(context).device
+        judge = RewardModelScorer(context, None, device, config.micro_batch_tokens)
+    if not config.rewards and judge is None:
+        return None
+    return RewardSet(config.rewards, reward_model=judge, open_shards=context.store.shards)
 
 
 def _measure(context: Context, recorded: Recorded) -> None:
@@ -117,15 +139,29 @@ def _publish(context: Context, name: str, table: Table, dataset: Dataset) -> Non
     )
 
 
+def memory(request: Request) -> list[Phase]:
+    """The passes of the reward model, where there is one; how long the rollouts are is not known before."""
+    judge = request.models.get("reward_model")
+    if judge is None:
+        return [phase("scoring", {}, request.setup)]
+    work = request.passes(row=min(judge.context, request.config.micro_batch_tokens), rows=1, read=1)
+    return [scoring(judge, request.setup, work)]
+
+
 STAGE = Stage(
     name="rescore",
     version=1,
     config=RescoreConfig,
-    inputs={"rollouts": Input(("dataset",)), "dataset": Input(("dataset",), required=False)},
+    inputs={
+        "rollouts": Input(("dataset",)),
+        "dataset": Input(("dataset",), required=False),
+        "reward_model": Input(("reward_model",), required=False),
+    },
     outputs={"rollouts": "dataset", "best": "dataset", "pairs": "dataset", "labels": "dataset"},
     active_outputs=active_outputs,
     run=run,
     summary="recorded rollouts with other rewards or weights; their best as SFT rows, pairs, or judged completions",
     check=check,
     main_metric="reward",
+    memory=memory,
 )

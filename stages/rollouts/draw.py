@@ -74,6 +74,8 @@ def _draw(logits_BV: Tensor, uniforms_B: Tensor, settings: SamplingConfig) -> tu
     torch.exp(logits_BV, out=weights_BV[:, : logits_BV.shape[1]])
     _filter(weights_BV, settings)
     tokens_B = inverse_cdf(weights_BV.view(-1, side, side), uniforms_B)
+    # NaN logits give a token of the padding; the caller finds them by their log-probability
+    tokens_B.clamp_(max=logits_BV.shape[1] - 1)
     return tokens_B, _at(logits_BV, tokens_B) - weights_BV.sum(1).log()
 
 

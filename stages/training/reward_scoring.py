@@ -23,14 +23,16 @@ from stages.training.start import settle_packing
 class RewardModelScorer:
     """The reward of every completion of a prompt; what a prompt's completions begin with is computed once.
 
-    A reward model with the policy's vocabulary is given the tokens as they were sampled, another the text.
+    A reward model with the vocabulary of `tokenizer`, the policy's, is given the tokens as they were sampled; another
+    one, or one that meets completions whose tokenizer is not known (None), the text.
     """
 
     def __init__(self, context: Context, tokenizer: Any, device: torch.device, budget_tokens: int) -> None:
         folder = context.input("reward_model")
         own = load_tokenizer(folder)
-        self.retokenize = None if tokenizer.get_vocab() == own.get_vocab() else Retokenizer(own)
-        if self.retokenize is not None:
+        same = tokenizer is not None and tokenizer.get_vocab() == own.get_vocab()
+        self.retokenize = None if same else Retokenizer(own)
+        if not same and tokenizer is not None:
             context.log("the reward model has a tokenizer of its own: completions are tokenized anew for it")
         self.scorer = Scorer(load_reward_model(folder)).eval().requires_grad_(False)
         settle_packing(context, self.scorer)

@@ -110,3 +110,12 @@ def test_uniforms_do_not_depend_on_the_batch_or_the_length():
     whole = uniforms([5, 6, 7], 9)
     assert torch.equal(uniforms([7], 4)[0], whole[2, :4])
     assert whole.min() >= 0 and whole.max() < 1 and len(whole.unique()) == 27
+
+
+@pytest.mark.parametrize("vocabulary", [15, 16, 17])
+def test_logits_that_are_no_numbers_are_seen(vocabulary: int) -> None:
+    """Whatever square the vocabulary is padded to: a token of it, whose log-probability is NaN."""
+    logits = torch.full((2, vocabulary), math.nan)
+    drawn = draw(logits, torch.tensor([0.1, 0.9], dtype=torch.float64), SamplingConfig())
+    assert all(0 <= token < vocabulary for token in drawn.tokens_B.tolist())
+    assert drawn.logprobs_B.isnan().all()

@@ -161,8 +161,11 @@ def test_a_stale_sampler(tmp_path: Path, made: dict[str, Path]) -> None:
 
 
 def test_numbers_that_are_none(tmp_path: Path, made: dict[str, Path]) -> None:
-    """A reward, with its row and completion; a loss, with its step, before it reaches the weights."""
+    """A reward, with its row and completion; a loss, with its step, before it reaches the weights; weights that a step
+    ruined, when they are sampled from."""
     with pytest.raises(StageError, match="'not_a_number' returned nan for row r"):
         rl(tmp_path / "reward", made, rewards=[f"{HERE}:not_a_number"])
     with pytest.raises(StageError, match=r"step 1: loss .*rows r\d.*This step changed no weights"):
         rl(tmp_path / "loss", made, rewards=[f"{HERE}:endless"], scale_rewards="none")
+    with pytest.raises(StageError, match=r"logits for prompt \d are not numbers \(NaN\).*training diverged"):
+        rl(tmp_path / "weights", made, learning_rate=1e38, max_grad_norm=None)

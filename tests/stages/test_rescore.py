@@ -16,7 +16,18 @@ from stages.rescore import RescoreConfig, check
 from stages.rollouts.requests import Completion
 from stages.training.rollout_export import write_rollouts
 from stages.training.rollout_records import Recorder, Sampled
-from tests.stages.small_models import output, read_json, rows_of, run_stage, save_dataset, save_model, states
+from tests.data.characters import ids
+from tests.stages.small_models import (
+    EOS,
+    output,
+    read_json,
+    reward_of,
+    rows_of,
+    run_stage,
+    save_dataset,
+    save_model,
+    states,
+)
 
 # prompt, step: texts with their rewards by two functions, `right` and `length`, whose sum is recorded
 RUN: dict[tuple[str, int], list[tuple[str, float | None, float | None]]] = {
@@ -88,6 +99,18 @@ def test_other_functions(tmp_path: Path, made: dict[str, Path]) -> None:
     both = {"rollouts": output(context, "rollouts")}
     again = rescore(tmp_path / "again", both, reward_weights={"letters": 1.0, "exact_match": 1.0})
     assert [row["reward"] for row in rows_of(output(again, "rollouts"))] == [1 + value for value in right]
+
+
+def test_a_reward_model(tmp_path: Path, made: dict[str, Path]) -> None:
+    """It is given the texts, with an end token where the completion was finished."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    judge = save_model(tmp_path / "judge", seed=3, reward=True)
+    given = {**made, "reward_model": tmp_path / "judge"}
+    rows = rows_of(output(rescore(tmp_path / "run", given, "dataset", "reward_model"), "rollouts"))
+    expected = [reward_of(judge, [*ids(row["prompt"] + row["completion"]), EOS]) for row in rows]
+    assert [row["reward_reward_model"] for row in rows] == pytest.approx(expected, abs=1e-5)
+    assert [row["reward"] for row in rows] == [row["reward_reward_model"] for row in rows]
+    assert len(set(expected)) == 6  # a, bb, ccc, d, eeee, f
 
 
 def test_the_best_of_each_group(tmp_path: Path, made: dict[str, Path]) -> None:
@@ -215,6 +238,7 @@ def test_what_is_made_can_be_trained(
         ({"outputs": ("labels",)}, (), "output labels needs threshold"),
         ({"keep": "all_right"}, (), "keep: all_right needs threshold"),
         ({"rewards": ("exact_match",)}, (), "rewards need input dataset"),
+        ({}, ("reward_model",), "rewards need input dataset"),
         ({"rewards": ("exact_mach",)}, ("dataset",), "no built-in reward 'exact_mach'"),
     ],
 )
