@@ -48,7 +48,11 @@ class World:
             "shared": str(self.shared),
             "victim_pid": self.process.pid,
             "driver_pid": 0,
-            "ports": {name: self._listeners[name].getsockname()[1] for name in ("tcp", "tcp6", "udp")},
+            "ports": {
+                name: self._listeners[name].getsockname()[1]
+                for name in ("tcp", "tcp6", "udp")
+                if name in self._listeners
+            },
             "socket_path": self._listeners["path"].getsockname(),
             "abstract": _abstract(self._listeners["abstract"]),
             "abstract_datagram": _abstract(self._listeners["abstract_datagram"]),
@@ -56,7 +60,7 @@ class World:
         }
 
     def changes(self) -> list[str]:
-        """What is not as it was, or has been heard; then all is laid out anew."""
+        """What is not as it was at first, and which listeners have been heard since the last time."""
         now = self._state()
         found = [f"{name}: {now[name]} after {before}" for name, before in self._before.items() if now[name] != before]
         found += [f"heard at {name}" for name, listener in self._listeners.items() if _heard(listener)]
@@ -105,7 +109,13 @@ class World:
         listeners = {}
         for name, (family, kind, address) in places.items():
             listener = socket.socket(family, kind)
-            listener.bind(address)
+            try:
+                listener.bind(address)
+            except OSError:
+                if family != socket.AF_INET6:  # not every machine has it
+                    raise
+                listener.close()
+                continue
             listener.setblocking(False)
             if kind == socket.SOCK_STREAM:
                 listener.listen()
