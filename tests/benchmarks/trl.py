@@ -147,10 +147,10 @@ def _padded(rows: Sequence[Row], device: torch.device) -> dict[str, Tensor]:
 
 
 def _grpo(run: Run) -> None:
-    case = run.case
+    case, rows_of_step = run.case, run.case.prompts * run.case.completions
     arguments = run.arguments(
-        ROWS_PER_PASS,
-        gradient_accumulation_steps=case.prompts * case.completions // ROWS_PER_PASS,
+        min(ROWS_PER_PASS, rows_of_step),
+        gradient_accumulation_steps=max(1, rows_of_step // ROWS_PER_PASS),
         num_generations=case.completions,
         epsilon=EPSILON,
         loss_type="dapo",
@@ -179,10 +179,10 @@ def _distill(run: Run) -> None:
 
 def _online(run: Run) -> None:
     """Whole steps: it generates with the model's own `generate`, all completions of a step at once."""
-    case = run.case
+    case, rows_of_step = run.case, run.case.prompts * run.case.completions
     arguments = run.arguments(
-        ROWS_PER_PASS,
-        gradient_accumulation_steps=case.prompts * case.completions // ROWS_PER_PASS,
+        min(ROWS_PER_PASS, rows_of_step),
+        gradient_accumulation_steps=max(1, rows_of_step // ROWS_PER_PASS),
         num_generations=case.completions,
         max_completion_length=case.completion_tokens,
         epsilon=EPSILON,
