@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, pstdev
+from tempfile import mkdtemp
 from typing import Any
 from unittest.mock import patch
 
@@ -49,7 +50,9 @@ def run_ours(case: Case, steps: Steps, folder: CaseFolder, recorder: Recorder) -
         "rewards": [f"{Path(__file__).with_name('online_reward.py')}:even_share"],
     }
     inputs: dict[str, Path | list[Path]] = {"model": folder.model, "dataset": _dataset(steps[0], folder)}
-    context = local_context("rl", settings, folder=folder.scratch / "ours", inputs=inputs)
+    # a run's own folder: another one would find its states and have nothing to do
+    own = Path(mkdtemp(dir=folder.scratch))
+    context = local_context("rl", settings, folder=own, inputs=inputs)
     window, step = RolloutWindows.window, Trainer.step
 
     def first(windows: RolloutWindows, number: int) -> Any:
