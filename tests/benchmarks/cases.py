@@ -91,7 +91,7 @@ class Case:
     @property
     def name(self) -> str:
         """One line that tells cases apart."""
-        group = f" G{self.completions}" if self.completions > 2 else ""
+        group = f" G{self.completions}" if STEPS[self.stage].completions > 2 else ""
         return f"{self.stage} {self.shape}{group} V{self.vocabulary}"
 
 
