@@ -10,9 +10,10 @@ from stages.rollouts.requests import SamplingConfig
 from stages.rollouts.reward_spec import Reward
 from stages.stage import MODELS, Input, Stage
 from stages.training.config import policy_outputs
-from stages.training.memory import Phase, Request, same_shape, scoring, training_step
+from stages.training.memory import Phase, Request, same_shape
 from stages.training.memory_head import HeadUse
-from stages.training.memory_sampling import Sampled, sampling
+from stages.training.memory_online import longest_prompt, online_phases
+from stages.training.memory_sampling import Sampled
 from stages.training.preference_config import PairLossConfig, loss_problems, names_of
 from stages.training.rollout_settings import RolloutConfig, reward_problems
 
@@ -98,32 +99,21 @@ def run(context: Context) -> None:
 
 def memory(request: Request) -> list[Phase]:
     """Sampling, the passes of reward model and reference, and the steps."""
-    config, setup, training = request.config, request.setup, request.training
-    prompt = max(1, min(request.longest, request.model.context - config.max_completion_length))
-    row = prompt + 2 * config.max_completion_length
+    config, prompt, longest = request.config, longest_prompt(request), request.config.max_completion_length
+    completions, prompts = config.num_generations, config.train_batch_size
     needed = config.needs_reference or config.sync_ref_model
     reference = request.models.get("reference", request.model) if needed else None
-    judge = request.models.get("reward_model")
-    apart = [judge] if request.reference_is_policy else [reference, judge]
-    others = training.policy_copy() + sum(4.0 * shape.parameters for shape in apart if shape is not None)
-    others += request.kept_adapters if reference is not None else 0
-    state = training.state()
-    resident = {"weights": state["weights"], "optimizer": state["optimizer"], "reference": others}
-    completions = -(-config.train_batch_size * config.num_generations // setup.processes)
-    asked = Sampled(completions, prompt, config.max_completion_length, config.num_generations, sorts=config.top_p < 1)
-    work = request.passes(row=row, rows=config.train_batch_size)
-    judged = request.passes(
-        row=prompt + config.num_generations * config.max_completion_length, rows=config.train_batch_size
+    work = request.passes(row=prompt + 2 * longest, rows=prompts)
+    judged = request.passes(row=prompt + completions * longest, rows=prompts)
+    share = -(-prompts * completions // request.setup.processes)
+    return online_phases(
+        request,
+        reference=reference,
+        asked=Sampled(share, prompt, longest, completions, sorts=config.top_p < 1),
+        scored=[(reference, work), (request.models.get("reward_model"), judged)],
+        work=work,
+        use=HeadUse(together=True),
     )
-    return [
-        sampling(request.model, setup, asked, number=training.weight, resident=resident),
-        *(
-            scoring(shape, setup, passes, resident=resident, own=None)
-            for shape, passes in ((reference, work), (judge, judged))
-            if shape is not None
-        ),
-        training_step(training, work, HeadUse(together=True), reference=others),
-    ]
 
 
 STAGE = Stage(

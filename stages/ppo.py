@@ -9,10 +9,11 @@ from pydantic import Field
 from stages.rollouts.reward_spec import Reward
 from stages.stage import MODELS, Input, Stage
 from stages.training.config import PolicyConfig, policy_outputs
-from stages.training.memory import Phase, Request, same_shape, scoring, training_step
+from stages.training.memory import Phase, Request, same_shape
 from stages.training.memory_head import HeadUse
-from stages.training.memory_sampling import Sampled, sampling
-from stages.training.rollout_settings import RolloutConfig, reward_problems
+from stages.training.memory_online import longest_prompt, online_phases
+from stages.training.memory_sampling import Sampled
+from stages.training.rollout_settings import RolloutConfig, dropout_problems, reward_problems
 from stages.training.value_settings import ValueConfig, value_problems
 
 if TYPE_CHECKING:
@@ -49,11 +50,7 @@ class Config(ValueConfig, RolloutConfig, PolicyConfig):
 def check(config: Config, wired: frozenset[str]) -> list[str]:
     """What is wrong with the configuration and the inputs together."""
     problems = reward_problems(config.rewards, config.reward_weights, wired) + value_problems(config)
-    if config.lora_dropout:
-        problems.append(
-            f"lora_dropout is {config.lora_dropout}, but completions are sampled without dropout, so no step would be "
-            "on policy; leave it out"
-        )
+    problems += dropout_problems(config)
     if "reference" in wired and not config.kl_coef:
         problems.append("input reference is wired in, but kl_coef is 0, so it would not be used")
     return problems
@@ -100,28 +97,18 @@ def run(context: Context) -> None:
 
 
 def memory(request: Request) -> list[Phase]:
-    """Sampling, the passes of reward model and reference, and the steps; the value head is a row of weights."""
-    config, setup, training = request.config, request.setup, request.training
-    prompt = max(1, min(request.longest, request.model.context - config.max_completion_length))
+    """Sampling, the passes of the policy and the reward model, and the steps; the value head is a row of weights."""
+    config, prompt = request.config, longest_prompt(request)
     row, rows = prompt + config.max_completion_length, config.train_batch_size * config.num_mini_batches
-    reference = request.models.get("reference", request.model) if config.kl_coef else None
-    judge = request.models.get("reward_model")
-    apart = [judge] if request.reference_is_policy else [reference, judge]
-    others = training.policy_copy() + sum(4.0 * shape.parameters for shape in apart if shape is not None)
-    others += request.kept_adapters if reference is not None else 0
-    state = training.state()
-    resident = {"weights": state["weights"], "optimizer": state["optimizer"], "reference": others}
-    asked = Sampled(-(-rows // setup.processes), prompt, config.max_completion_length)
     scored = request.passes(row=row, rows=rows)
-    return [
-        sampling(request.model, setup, asked, number=training.weight, resident=resident),
-        *(
-            scoring(shape, setup, scored, resident=resident, own=None)
-            for shape in (request.model, judge)
-            if shape is not None
-        ),
-        training_step(training, request.passes(row=row, rows=config.train_batch_size), HeadUse(), reference=others),
-    ]
+    return online_phases(
+        request,
+        reference=request.models.get("reference", request.model) if config.kl_coef else None,
+        asked=Sampled(-(-rows // request.setup.processes), prompt, config.max_completion_length),
+        scored=[(request.model, scored), (request.models.get("reward_model"), scored)],
+        work=request.passes(row=row, rows=config.train_batch_size),
+        use=HeadUse(),
+    )
 
 
 STAGE = Stage(

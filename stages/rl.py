@@ -11,12 +11,13 @@ from stages.rollouts.reward_spec import Reward, unknown_rewards
 from stages.stage import MODELS, Input, Stage
 from stages.training.advantage_settings import AdvantageConfig, advantage_problems
 from stages.training.config import PolicyConfig, policy_outputs
-from stages.training.memory import Phase, Request, same_shape, scoring, training_step
+from stages.training.memory import Phase, Request, same_shape
 from stages.training.memory_head import HeadUse
-from stages.training.memory_sampling import Sampled, sampling
+from stages.training.memory_online import longest_prompt, online_phases
+from stages.training.memory_sampling import Sampled
 from stages.training.policy_settings import PolicyLossConfig, policy_problems
 from stages.training.replay_settings import replay_problems
-from stages.training.rollout_settings import RolloutConfig, sampler_tolerance
+from stages.training.rollout_settings import RolloutConfig, dropout_problems, reward_problems, sampler_tolerance
 from stages.training.selection_settings import SelectionConfig, selection_problems
 
 if TYPE_CHECKING:
@@ -50,11 +51,11 @@ class Config(PolicyLossConfig, AdvantageConfig, SelectionConfig, RolloutConfig, 
 
 def check(config: Config, wired: frozenset[str]) -> list[str]:
     """What is wrong with the configuration and the inputs together."""
-    problems = unknown_rewards(config.rewards) + replay_problems(config, wired)
-    count = len(config.rewards) + ("reward_model" in wired)
     replayed = "rollouts" in wired
-    if count == 0 and not replayed:
-        problems.append("no reward: give rewards: [...] or wire input reward_model")
+    # of rewards that were recorded nobody knows the number here
+    rewards = config.rewards, config.reward_weights, wired
+    problems = unknown_rewards(config.rewards) if replayed else reward_problems(*rewards)
+    problems += replay_problems(config, wired)
     problems += selection_problems(config, config.num_generations)
     if config.train_batch_size % _trained(config):
         name = "num_generations" if config.num_trained_generations is None else "num_trained_generations"
@@ -62,12 +63,8 @@ def check(config: Config, wired: frozenset[str]) -> list[str]:
     problems += policy_problems(
         config, ever_off_policy=replayed or _is_reused(config) or sampler_tolerance(config) is None
     )
-    problems += advantage_problems(config, None if replayed else count, kl_in_reward=config.penalizes_reward)
-    if config.lora_dropout:
-        problems.append(
-            f"lora_dropout is {config.lora_dropout}, but completions are sampled without dropout, so no step would be "
-            "on policy; leave it out"
-        )
+    problems += advantage_problems(config, kl_in_reward=config.penalizes_reward)
+    problems += dropout_problems(config)
     if "reference" in wired and not config.beta:
         problems.append("input reference is wired in, but beta is 0, so it would not be used")
     return problems
@@ -155,35 +152,26 @@ def _is_reused(config: Config) -> bool:
 
 def memory(request: Request) -> list[Phase]:
     """Sampling, the passes of reward model and reference, and the steps."""
-    config, setup, training = request.config, request.setup, request.training
-    prompt = max(1, min(request.longest, request.model.context - config.max_completion_length))
+    config, prompt = request.config, longest_prompt(request)
     group = prompt + _trained(config) * config.max_completion_length
     groups = config.train_batch_size // _trained(config)
     reference = request.models.get("reference", request.model) if config.beta else None
-    judge = request.models.get("reward_model")
-    apart = [judge] if request.reference_is_policy else [reference, judge]
-    others = training.policy_copy() + sum(4.0 * shape.parameters for shape in apart if shape is not None)
-    others += request.kept_adapters if reference is not None else 0
-    state = training.state()
-    resident = {"weights": state["weights"], "optimizer": state["optimizer"], "reference": others}
-    asked = Sampled(
-        -(-groups * config.num_generations * config.steps_per_generation // setup.processes),
-        prompt,
-        config.max_completion_length,
-        config.num_generations,
-        sorts=config.top_p < 1,
-    )
-    use = HeadUse(together=config.couples_tokens, entropy=config.has_entropy_bonus)
+    completions = groups * config.num_generations * config.steps_per_generation
     scored = request.passes(row=group, rows=groups * config.steps_per_generation)
-    return [
-        sampling(request.model, setup, asked, number=training.weight, resident=resident),
-        *(
-            scoring(shape, setup, scored, resident=resident, own=None)
-            for shape in (reference, judge)
-            if shape is not None
+    return online_phases(
+        request,
+        reference=reference,
+        asked=Sampled(
+            -(-completions // request.setup.processes),
+            prompt,
+            config.max_completion_length,
+            config.num_generations,
+            sorts=config.top_p < 1,
         ),
-        training_step(training, request.passes(row=group, rows=groups), use, reference=others),
-    ]
+        scored=[(reference, scored), (request.models.get("reward_model"), scored)],
+        work=request.passes(row=group, rows=groups),
+        use=HeadUse(together=config.couples_tokens, entropy=config.has_entropy_bonus),
+    )
 
 
 STAGE = Stage(

@@ -26,11 +26,9 @@ class AdvantageConfig(Config):
     """Subtract the generation's mean from the advantages and divide by their deviation; rloo only."""
 
 
-def advantage_problems(config: AdvantageConfig, rewards: int | None, *, kl_in_reward: bool) -> list[str]:
-    """What is wrong with the fields together, for so many rewards; None: as many as were recorded."""
+def advantage_problems(config: AdvantageConfig, *, kl_in_reward: bool) -> list[str]:
+    """What is wrong with the fields together."""
     problems = []
-    if rewards is not None and config.reward_weights is not None and len(config.reward_weights) != rewards:
-        problems.append(f"reward_weights has {len(config.reward_weights)} numbers for {rewards} rewards")
     estimator = config.advantage_estimator
     if estimator != "grpo" and config.scale_rewards != "group":
         problems.append(f"scale_rewards is of advantage_estimator grpo; {estimator} has none")

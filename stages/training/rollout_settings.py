@@ -8,6 +8,7 @@ from typing import Any
 from stages.rollouts.requests import SamplingConfig
 from stages.rollouts.reward_spec import Reward, unknown_rewards
 from stages.stage import Config, operational
+from stages.training.config import PolicyConfig
 
 
 class RolloutConfig(Config):
@@ -26,6 +27,16 @@ def reward_problems(rewards: Sequence[Reward], weights: Sequence[float] | None, 
     if weights is not None and len(weights) != count:
         problems.append(f"reward_weights has {len(weights)} numbers for {count} rewards")
     return problems
+
+
+def dropout_problems(config: PolicyConfig) -> list[str]:
+    """Of a stage whose loss compares with the log-probabilities at sampling time."""
+    if not config.lora_dropout:
+        return []
+    return [
+        f"lora_dropout is {config.lora_dropout}, but completions are sampled without dropout, so no step would be on "
+        "policy; leave it out"
+    ]
 
 
 def sampler_tolerance(config: Any) -> float | None:

@@ -12,6 +12,7 @@ from stages.rollouts.lengths import CosineLength
 from stages.rollouts.math_answers import WORKER, Math
 from stages.rollouts.reward_base import OvertimeError
 from stages.rollouts.rewards import RewardSet
+from tests.rollouts.scored import prompts, score
 
 # (right answer, completion, reward)
 VERDICTS = [
@@ -121,4 +122,5 @@ def test_cosine_length_is_trls():
 
 
 def test_it_is_ready_for_use_by_name():
-    RewardSet(["math"])
+    found = score(RewardSet(["math"]), prompts("42", "42", column="solution"), [[r"\boxed{42}"], [r"\boxed{43}"]])
+    assert found.totals == [[1.0], [0.0]]

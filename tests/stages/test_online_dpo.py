@@ -15,9 +15,10 @@ from artifacts.errors import StageError
 from stages.online_dpo import STAGE, Config
 from stages.training.token_table import TokenTable
 from tests.data.characters import ids
-from tests.stages.small_models import output, read_lines, rows_of, run_stage, save_dataset, save_model, states
+from tests.stages import online_runs
+from tests.stages.online_runs import make_inputs
+from tests.stages.small_models import output, read_lines, rows_of, run_stage, states
 
-PROMPTS = [{"prompt": prompt, "completion": ""} for prompt in ("abc", "da", "hgf", "cab")]
 BETA = 0.3
 SETTINGS: dict[str, Any] = {
     "rewards": ["tests.stages.small_models:letters"],
@@ -32,23 +33,13 @@ SETTINGS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("made")
-    return {
-        "policy": save_model(folder / "policy", seed=1),
-        "reference": save_model(folder / "reference", seed=2),
-        "folder": folder,
-        "rows": save_dataset(folder / "rows", "prompt_completion", PROMPTS),
-    }
+    return make_inputs(tmp_path_factory.mktemp("made"))
 
 
 def trained(made: dict[str, Any], folder: Path, **changes: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(rows of metrics, rollouts) of a run."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    inputs = {"model": made["folder"] / "policy", "dataset": made["rows"]}
-    if changes.pop("other_reference", False):
-        inputs["reference"] = made["folder"] / "reference"
-    context = run_stage("online_dpo", folder, inputs, **(SETTINGS | changes))
-    return read_lines(output(context, "model") / "metrics.jsonl"), rows_of(output(context, "rollouts"))
+    other = changes.pop("other_reference", False)
+    return online_runs.trained("online_dpo", made, folder, SETTINGS | changes, other_reference=other)
 
 
 def forced(model: Any, rollout: dict[str, Any]) -> float:

@@ -1,0 +1,41 @@
+"""How much memory stages of on-line learning need: they sample, have what was sampled scored, and take steps on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stages.training.memory import Passes, Phase, Request, scoring, training_step
+from stages.training.memory_head import HeadUse
+from stages.training.memory_sampling import Sampled, sampling
+from stages.training.memory_shape import ModelShape
+
+
+def longest_prompt(request: Request) -> int:
+    """Most tokens of a prompt: max_length, where the model has room for a completion after it."""
+    completion: int = request.config.max_completion_length
+    return max(1, min(request.longest, request.model.context - completion))
+
+
+def online_phases(
+    request: Request,
+    *,
+    reference: ModelShape | None,
+    asked: Sampled,
+    scored: Sequence[tuple[ModelShape | None, Passes]],
+    work: Passes,
+    use: HeadUse,
+) -> list[Phase]:
+    """Sampling what is `asked`, a pass of each model that scores, and a step; input reward_model and the `reference`
+    stay all the time. None among `scored`: there is no such model."""
+    setup, training = request.setup, request.training
+    judge = request.models.get("reward_model")
+    apart = [judge] if request.reference_is_policy else [reference, judge]
+    others = training.policy_copy() + sum(4.0 * shape.parameters for shape in apart if shape is not None)
+    others += request.kept_adapters if reference is not None else 0
+    state = training.state()
+    resident = {"weights": state["weights"], "optimizer": state["optimizer"], "reference": others}
+    return [
+        sampling(request.model, setup, asked, number=training.weight, resident=resident),
+        *(scoring(shape, setup, passes, resident=resident, own=None) for shape, passes in scored if shape is not None),
+        training_step(training, work, use, reference=others),
+    ]
