@@ -64,6 +64,9 @@ class Files(Protocol):
     def age(self, key: str) -> float | None:
         """Seconds since the file was written, both times by the store's own clock; None: no such file."""
 
+    def now(self) -> float:
+        """The store's own time, in seconds since 1970."""
+
     def children(self, key: str) -> list[str]:
         """Names directly below a folder, sorted; empty when there is none."""
 
@@ -84,3 +87,9 @@ class Files(Protocol):
 
     def remove(self, key: str, first: str | None = None) -> None:
         """Deletes a folder, in it the marker `first` before the rest; silent when absent."""
+
+    def unfinished(self) -> dict[str, Stored]:
+        """Writes that have not ended and whose writer is not known to live: what `abandon` takes -> size and time."""
+
+    def abandon(self, name: str) -> None:
+        """Clears an unfinished write away; silent when it has ended."""

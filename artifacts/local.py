@@ -21,7 +21,7 @@ from artifacts.folder import hash_folder, scan, sizes
 from artifacts.gather import Gathered
 from artifacts.local_errors import reported
 from artifacts.locks import exclusively
-from artifacts.owner import is_dead
+from artifacts.owner import is_dead, lives_here
 
 PIECE = 16 * 2**20
 
@@ -79,15 +79,23 @@ class LocalFiles:
             os.utime(self.path(key))
 
     def age(self, key: str) -> float | None:
-        clock = self.root / "tmp" / temporary_name()
         with reported("read the time of", self.path(key)):
             try:
                 written = os.stat(self.path(key)).st_mtime
             except FileNotFoundError:
                 return None
+            return self._time() - written
+
+    def now(self) -> float:
+        return self._time()
+
+    def _time(self) -> float:
+        """What the disk writes down for a file of this instant."""
+        clock = self.root / "tmp" / temporary_name()
+        with reported("read the time in", clock):
             os.close(self._disk.create(clock))
             try:
-                return os.stat(clock).st_mtime - written
+                return os.stat(clock).st_mtime
             finally:
                 os.unlink(clock)
 
@@ -154,7 +162,25 @@ class LocalFiles:
                 self._disk.rename(path, away)
             except FileNotFoundError:
                 return
+            # or a power cut could bring it back, with half of what is deleted next
+            self._disk.fsync_folder(path.parent)
             shutil.rmtree(away)
+
+    def unfinished(self) -> dict[str, Stored]:
+        found = {}
+        for name in self.children("tmp"):
+            path = self.path(f"tmp/{name}")
+            with contextlib.suppress(FileNotFoundError), reported("list", path, missing=True):
+                if not lives_here(name):
+                    parts = [os.lstat(path), *(scan(path).values() if path.is_dir() else ())]
+                    size = sum(sizes(part) for part in parts if sizes(part) > 0)
+                    found[f"tmp/{name}"] = Stored(size, max(part.st_mtime for part in parts))
+        return found
+
+    def abandon(self, name: str) -> None:
+        path = self.path(name)
+        with reported("delete", path), contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(path) if path.is_dir() else os.unlink(path)
 
     def _make_visible(self, gathered: Path, target: Path, publication: Publication) -> None:
         try:

@@ -46,3 +46,11 @@ def is_dead(tag: str) -> bool:
     if len(parts) < 3 or parts[0] != machine() or not parts[1].isdigit() or not (PROC / "self/stat").exists():
         return False
     return start_time(int(parts[1])) != parts[2]
+
+
+def lives_here(tag: str) -> bool:
+    """True only for a process of this boot of this machine that certainly lives."""
+    parts = tag.split("-")
+    if len(parts) < 3 or parts[0] != machine() or not parts[1].isdigit() or not (PROC / "self/stat").exists():
+        return False
+    return start_time(int(parts[1])) == parts[2]

@@ -92,6 +92,9 @@ class RemoteFiles:
         except FileNotFoundError:
             return None
 
+    def now(self) -> float:
+        return datetime.now(UTC).timestamp()
+
     def children(self, key: str) -> list[str]:
         try:
             names: list[str] = self._call("list", key, lambda: self.fs.ls(self.path(key), detail=False))
@@ -154,6 +157,13 @@ class RemoteFiles:
             self._call("delete", key, lambda: self.fs.rm_file(self.path(key)))
         except FileNotFoundError:
             return
+
+    def unfinished(self) -> dict[str, Stored]:
+        """None: a single write is whole or not there."""
+        return {}
+
+    def abandon(self, name: str) -> None:
+        """There is nothing to clear away."""
 
     def _upload(self, publication: Publication, entry: FileEntry) -> None:
         key = f"{publication.key}/{publication.place(entry)}"

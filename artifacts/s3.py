@@ -3,6 +3,7 @@ environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL, ...) and nowhere 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import RequestError, StoreError
+from artifacts.files import Stored
 from artifacts.remote import THREADS, RemoteFiles
 from artifacts.retry import Patience, status_of
 
@@ -64,8 +66,7 @@ class S3Files(RemoteFiles):
 
     def age(self, key: str) -> float | None:
         def seconds() -> float:
-            name = f"{self._prefix}/{key}".strip("/")
-            answer = self.fs.call_s3("head_object", Bucket=self._bucket, Key=name)
+            answer = self.fs.call_s3("head_object", Bucket=self._bucket, Key=self._name(key))
             now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
             return float((now - answer["LastModified"]).total_seconds())
 
@@ -73,6 +74,43 @@ class S3Files(RemoteFiles):
             return self._call("read the time of", key, seconds)
         except FileNotFoundError:
             return None
+
+    def now(self) -> float:
+        def seconds() -> float:
+            answer = self.fs.call_s3("head_bucket", Bucket=self._bucket)
+            return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp()
+
+        return self._call("read the time of", "", seconds)
+
+    def touch(self, key: str) -> None:
+        """The server copies the object onto itself: one that is gone does not come back."""
+        source = {"Bucket": self._bucket, "Key": self._name(key)}
+        copy = partial(self.fs.call_s3, "copy_object", CopySource=source, MetadataDirective="REPLACE", **source)
+        self._call("touch", key, copy)
+
+    def unfinished(self) -> dict[str, Stored]:
+        """Uploads in parts that were neither completed nor given up; they cost money and are in no listing."""
+        prefix = f"{self._prefix}/" if self._prefix else ""
+        found: dict[str, Stored] = {}
+        marker: dict[str, str] = {}
+        while True:
+            ask = partial(self.fs.call_s3, "list_multipart_uploads", Bucket=self._bucket, Prefix=prefix, **marker)
+            answer = self._call("list unfinished uploads of", "", ask)
+            for upload in answer.get("Uploads") or ():
+                name = f"{upload['Key'].removeprefix(prefix)}?{upload['UploadId']}"
+                found[name] = Stored(0, upload["Initiated"].timestamp())
+            if not answer.get("IsTruncated"):
+                return found
+            marker = {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer["NextUploadIdMarker"]}
+
+    def abandon(self, name: str) -> None:
+        key, _, upload = name.rpartition("?")
+        request = {"Bucket": self._bucket, "Key": self._name(key), "UploadId": upload}
+        with contextlib.suppress(FileNotFoundError):
+            self._call("give up the upload of", key, partial(self.fs.call_s3, "abort_multipart_upload", **request))
+
+    def _name(self, key: str) -> str:
+        return f"{self._prefix}/{key}".strip("/")
 
     def _make_parent(self, key: str) -> None:
         """S3 has no folders, and s3fs would create a missing bucket."""

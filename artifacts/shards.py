@@ -21,6 +21,11 @@ class Shards:
         self._files = files
         self._key = f"work/{fingerprint}/shards"
 
+    @staticmethod
+    def name_of(file_name: str) -> str:
+        """The name of the shard that a file holds: the file's, without its hash."""
+        return file_name.rpartition(".")[0]
+
     def names(self) -> set[str]:
         """Names of the shards that are there."""
         return set(self._versions())

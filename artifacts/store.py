@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from artifacts import aliases, index, lineage, runs
+from artifacts import aliases, claims, index, lineage, runs
 from artifacts.checkpoints import Checkpoints
 from artifacts.errors import DamagedError, MissingError, RequestError, StoreError
 from artifacts.files import Files, Publication
@@ -61,25 +61,50 @@ class Store:
             counts=publishable(counts or {}),
             versions=library_versions(),
         )
+        return self.adopt(manifest, folder)
+
+    def adopt(self, manifest: Manifest, folder: Path) -> Artifact:
+        """`put` with a manifest that is there already, whose files are those of `folder`."""
         artifact = manifest.artifact
-        if not self._renewed(artifact):
+        if self.renew(artifact) and self._is_right_here(artifact):
+            return artifact
+        with claims.publishing(self.files, artifact):
             marker = (MANIFEST, manifest.to_bytes())
-            self.files.publish(Publication(folder, entries, artifact.key, PAYLOAD, marker))
+            self.files.publish(Publication(folder, manifest.files, artifact.key, PAYLOAD, marker))
             self.files.delete(f"{artifact.key}/{DAMAGED}")
         return artifact
 
-    def _renewed(self, artifact: Artifact) -> bool:
-        """Whether the artifact is there and whole; then its age starts anew, so that nobody deletes it for
-        being old before the record that needs it is written."""
+    def _is_right_here(self, artifact: Artifact) -> bool:
+        """Whether the content is right; only asked where that costs no transfer."""
         try:
-            if not self.is_intact(artifact):
-                return False
-            if self.is_local and problems_of(self.files, artifact.key, PAYLOAD, self.manifest(artifact).files):
-                return False
-            self.files.touch(f"{artifact.key}/{MANIFEST}")
-        except (DamagedError, MissingError, FileNotFoundError):
+            return not self.is_local or not problems_of(
+                self.files, artifact.key, PAYLOAD, self.manifest(artifact).files
+            )
+        except (DamagedError, MissingError):
             return False
-        return True
+
+    def renew(self, artifact: Artifact) -> bool:
+        """Whether the artifact is there and whole (by size); then its age starts anew, so that nobody deletes it
+        for being old before what needs it has said so."""
+        while self.is_intact(artifact):
+            try:
+                self.files.touch(f"{artifact.key}/{MANIFEST}")
+            except FileNotFoundError:
+                return False
+            if not claims.await_sweep(self.files, [artifact]):
+                return True
+        return False
+
+    def claim(self, name: str, artifacts: Iterable[Artifact]) -> None:
+        """Says that these are in use, under a name; replaces what was claimed under it before. When it returns,
+        none of them is being deleted; one that is gone by then is found missing."""
+        claimed = list(artifacts)
+        claims.write(self.files, name, claimed)
+        claims.await_sweep(self.files, claimed)
+
+    def unclaim(self, name: str) -> None:
+        """Takes a claim back."""
+        claims.drop(self.files, name)
 
     def manifest(self, artifact: Artifact) -> Manifest:
         """Raises MissingError when the artifact is not there, DamagedError when its manifest is not whole."""

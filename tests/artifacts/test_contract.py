@@ -264,3 +264,16 @@ def test_lookups_do_not_wait(store):
     start = time.monotonic()
     assert store.lookup("sft", FINGERPRINT) is None
     assert time.monotonic() - start < 5
+
+
+def test_touching_makes_young_and_brings_nothing_back(store):
+    store.files.write("work/x", b"1")
+    before = store.files.tree("work")["x"]
+    store.files.touch("work/x")
+    after = store.files.tree("work")["x"]
+    assert store.files.read("work/x") == b"1" and after.size == before.size and after.modified >= before.modified
+    assert abs(store.files.now() - after.modified) < 60
+    store.files.delete("work/x")
+    with pytest.raises(FileNotFoundError):
+        store.files.touch("work/x")
+    assert store.files.tree("work") == {}

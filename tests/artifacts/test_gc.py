@@ -1,0 +1,405 @@
+"""Garbage collection: what is kept and why, and that nothing which somebody uses is ever deleted."""
+
+import os
+import threading
+from datetime import UTC, datetime
+
+import pytest
+
+from artifacts import Artifact, Record, Store, StoreError, claims, open_store
+from artifacts.disk import UNSYNCED
+from artifacts.keeping import DAY, Policy
+from artifacts.local import LocalFiles
+from artifacts.manifest import library_versions
+from artifacts.survey import survey
+from artifacts.sweep import sweep
+from tests.artifacts.test_kills import DIED, DyingDisk, in_child
+
+FINGERPRINT, OTHER, THIRD = "ab" * 32, "cd" * 32, "ef" * 32
+
+
+def later(store: Store, days: float) -> Store:
+    """The same store with a clock that is so many days ahead: all that was written is that old."""
+    there = open_store(store.url)
+    real = there.files.now
+    there.files.now = lambda: real() + days * DAY  # type: ignore[method-assign]
+    return there
+
+
+def put(store: Store, fill, content: str, kind: str = "model", *inputs: Artifact) -> Artifact:
+    named = {f"input{position}": artifact.digest for position, artifact in enumerate(inputs)}
+    return store.put(kind, fill({"a": content.encode()}), producer={"stage": "make", "inputs": named})
+
+
+def outcome(store: Store, policy: Policy | None = None) -> tuple[dict[str, str], dict[str, str]]:
+    """(what goes, what stays), name -> reason."""
+    found = survey(store, policy or Policy())
+    return ({item.name: item.reason for item in found.goes}, {item.name: item.reason for item in found.stays})
+
+
+def run_of(store: Store, run_id: str, *artifacts: Artifact) -> None:
+    stages = {str(index): {"outputs": {"out": found.to_json()}} for index, found in enumerate(artifacts)}
+    store.write_run(run_id, {"stages": stages})
+
+
+def test_names_runs_claims_and_what_they_were_made_from_stay(store, fill):
+    data = put(store, fill, "data", "dataset")
+    model = put(store, fill, "model", "model", data)
+    tuned = put(store, fill, "tuned", "model", model, data)
+    ran = put(store, fill, "ran", "dataset")
+    used = put(store, fill, "used", "dataset")
+    lost = [put(store, fill, text, "model", data) for text in ("x", "y")]
+    store.set_alias("team/best", tuned)
+    run_of(store, "run-1", ran)
+    store.claim("run-2", [used])
+    before = store.files.tree("artifacts")
+    goes, stays = outcome(later(store, 100))
+    assert goes == {artifact.key: "nothing that is kept needs it" for artifact in lost}
+    assert stays == {
+        tuned.key: "named @team/best",
+        model.key: f"needed to make model {tuned.digest[:12]}",
+        data.key: f"needed to make model {tuned.digest[:12]}",
+        ran.key: "made or used by run run-1",
+        used.key: "in use by run-2",
+    }
+    assert store.files.tree("artifacts") == before, "a survey changes nothing"
+    there = later(store, 100)
+    swept = sweep(there, survey(there, Policy()), "me")
+    assert {item.name for item in swept.deleted} == set(goes) and swept.spared == []
+    assert set(store.artifacts()) == {data, model, tuned, ran, used}
+    assert all(store.verify(artifact) == [] for artifact in store.artifacts())
+    assert set(store.files.tree("artifacts")) == {
+        path for path in before if not path.startswith(tuple(f"{lost.kind}/{lost.digest}" for lost in lost))
+    }
+    assert outcome(later(store, 100))[0] == {}
+
+
+def test_what_is_young_stays_with_what_it_was_made_from(store, fill):
+    data = put(store, fill, "data", "dataset")
+    model = put(store, fill, "model", "model", data)
+    assert outcome(later(store, 0.9))[0] == {}
+    assert set(outcome(later(store, 1.1))[0]) == {data.key, model.key}
+    assert outcome(later(store, 1.1), Policy(grace_hours=48))[0] == {}
+    # used again: young again, and the dataset is needed for it
+    there = later(store, 1.1)
+    real = there.files.tree
+    there.files.tree = lambda key: {  # the touch of today, as a store whose clock is ahead would show it
+        path: type(stored)(stored.size, stored.modified + (1.1 * DAY if model.digest in path else 0))
+        for path, stored in real(key).items()
+    }
+    goes, stays = outcome(there)
+    assert goes == {} and stays[data.key].startswith("needed to make model")
+
+
+def test_runs_are_kept_by_number_and_by_age(tmp_path, fill):
+    store = open_store(str(tmp_path / "store"))
+    made = [put(store, fill, f"run {day}") for day in range(6)]
+    for day, artifact in enumerate(made):
+        run_of(store, f"run-{day}", artifact)
+        moment = store.files.now() - day * 10 * DAY
+        os.utime(store.files.path(f"runs/run-{day}.json"), (moment, moment))
+
+    def kept(**policy) -> list[int]:
+        stays = outcome(later(store, 0.5), Policy(grace_hours=1, **policy))[1]
+        return [day for day, artifact in enumerate(made) if artifact.key in stays]
+
+    assert kept(keep_runs=2, keep_days=0) == [0, 1]
+    assert kept(keep_runs=0, keep_days=25) == [0, 1, 2]
+    assert kept(keep_runs=5, keep_days=15) == [0, 1, 2, 3, 4]
+    assert kept(keep_runs=0, keep_days=0) == []
+
+
+def test_work_that_is_finished_or_given_up_goes_and_other_work_stays(store, fill):
+    for fingerprint in (FINGERPRINT, OTHER):
+        store.checkpoints(fingerprint).save(3, fill({"state": b"3"}))
+    store.append_record(Record("sft", FINGERPRINT))
+    store.shards(THIRD).save("ab" * 32, b"{}")
+    held = store.lease("12" * 32, "run-9")
+    given_back = store.lease("34" * 32, "run-8")
+    assert held.acquire() and given_back.acquire()
+    given_back.release()
+    store.checkpoints("12" * 32).save(1, fill({"state": b"1"}))
+
+    work = {name: f"work/{name}" for name in (FINGERPRINT, OTHER, THIRD, "12" * 32, "34" * 32)}
+    goes, stays = outcome(later(store, 0.1), Policy(grace_hours=1))
+    assert goes == {work[FINGERPRINT]: "the stage is finished", work["34" * 32]: "nobody holds the lease"}
+    assert stays[work[OTHER]] == "can be taken up" and stays[work["12" * 32]] == "run run-9 works on it"
+    assert stays[work[THIRD]].startswith("rewards, paid in the last 180")
+    there = later(store, 0.1)
+    sweep(there, survey(there, Policy(grace_hours=1)), "me")
+    assert store.checkpoints(FINGERPRINT).latest() is None and store.checkpoints(OTHER).latest()[0] == 3
+    assert store.shards(THIRD).load("ab" * 32) == b"{}" and held.renew() and given_back.holder() is None
+    assert set(store.files.children("work")) >= {OTHER, THIRD, "12" * 32}
+    assert not set(store.files.children("work")) & {FINGERPRINT, "34" * 32}
+    assert outcome(later(store, 31))[0][work[OTHER]] == "nobody took it up for 30 days"
+    assert outcome(later(store, 181))[0][work[THIRD]].startswith("rewards, none paid")
+
+
+def test_what_was_never_finished_goes_when_it_is_old(store, fill):
+    files = store.files
+    artifact = Artifact("model", FINGERPRINT)
+    files.write(f"{artifact.key}/files/a", b"half an upload")
+    expected = {artifact.key}
+    if store.url.startswith("s3://"):
+        bucket, _, prefix = store.url.removeprefix("s3://").partition("/")
+        answer = files.fs.call_s3("create_multipart_upload", Bucket=bucket, Key=f"{prefix}/artifacts/big")
+        expected.add(f"artifacts/big?{answer['UploadId']}")
+    elif store.is_local:
+        (files.path("tmp") / "elsewhere-1-1-abc").mkdir()
+        (files.path("tmp") / "elsewhere-1-1-abc/part").write_bytes(b"half")
+        (store.scratch / "run-1/sft/out").mkdir(parents=True)
+        (store.scratch / "run-1/sft/out/weights").write_bytes(b"half")
+        expected |= {"tmp/elsewhere-1-1-abc"}
+    # moto says of every upload in parts that it began in 2010
+    assert [name for name in outcome(store)[0] if "?" not in name] == []
+    there = later(store, 2)
+    assert set(outcome(there)[0]) == expected
+    found = survey(there, Policy())
+    assert [item.name for item in sweep(there, found, "me").deleted] == [item.name for item in found.goes]
+    assert outcome(there)[0] == {} and files.tree(artifact.key) == {} and files.unfinished() == {}
+
+
+def test_job_folders_of_runs_that_are_not_kept_go(tmp_path, fill):
+    store = open_store(str(tmp_path / "store"))
+    run_of(store, "kept")
+    for name in ("kept", "gone", "new", "claimed"):
+        (store.scratch / name / "sft").mkdir(parents=True)
+        (store.scratch / name / "sft/log.txt").write_text(name)
+    for name in ("kept", "gone", "claimed"):
+        os.utime(store.scratch / name / "sft/log.txt", (1, 1))
+    store.claim("claimed", [])
+    goes, stays = outcome(store)
+    assert goes == {"gone": "of a run that is not kept"}
+    assert stays["kept"] == stays["claimed"] == "of a run that is kept" and "new" in stays
+    sweep(store, survey(store, Policy()), "me")
+    assert {path.name for path in store.scratch.iterdir()} == {"kept", "new", "claimed"}
+
+
+def test_a_claim_ends_with_its_process(tmp_path, fill):
+    store = open_store(str(tmp_path / "store"))
+    artifact = put(store, fill, "a")
+    assert in_child(lambda: open_store(store.url).claim("dead-run", [artifact])) == 0
+    goes, _ = outcome(later(store, 2))
+    assert goes == {artifact.key: "nothing that is kept needs it", "claims/dead-run.json": "its process is gone"}
+    # of a machine that nobody can look at: for a week
+    body = b"".join(store.files.read("claims/dead-run.json").split(b"\n"))
+    assert b"process" in body
+    store.unclaim("dead-run")
+    claims.write(store.files, "far", [artifact])
+    real, claims.owner_tag = claims.owner_tag, lambda: "elsewhere-1-1"
+    try:
+        claims.write(store.files, "far", [artifact])
+    finally:
+        claims.owner_tag = real
+    assert outcome(later(store, 6))[0] == {}
+    assert artifact.key in outcome(later(store, 8))[0]
+
+
+@pytest.mark.parametrize("what", ["aliases/best.json", "runs/run-1.json", "claims/run-2.json"])
+def test_nothing_is_deleted_while_it_is_not_known_what_must_stay(store, fill, what):
+    artifact = put(store, fill, "a")
+    store.set_alias("best", artifact)
+    run_of(store, "run-1", artifact)
+    store.claim("run-2", [artifact])
+    store.files.write(what, store.files.read(what).replace(b'"', b"'", 1))
+    with pytest.raises(StoreError, match=what):
+        survey(later(store, 100), Policy())
+
+
+def test_an_artifact_whose_manifest_is_damaged_is_named(store, fill):
+    data = put(store, fill, "data", "dataset")
+    model = put(store, fill, "model", "model", data)
+    store.set_alias("best", model)
+    store.files.write(f"{model.key}/manifest.json", b"{}")
+    found = survey(later(store, 100), Policy())
+    assert [item.artifact for item in found.goes] == [data]
+    assert len(found.problems) == 1 and model.digest in found.problems[0]
+
+
+def test_two_sweepers_do_not_meet(store, fill):
+    put(store, fill, "a")
+    there = later(store, 100)
+    first = store.lease(claims.SWEEPER, "first")
+    assert first.acquire()
+    with pytest.raises(StoreError, match="first is at it already"):
+        sweep(there, survey(there, Policy()), "second")
+    first.release()
+    assert len(sweep(there, survey(there, Policy()), "second").deleted) == 1
+
+
+def test_a_sweeper_that_stood_still_deletes_nothing_more(store, fill, monkeypatch):
+    put(store, fill, "a")
+    there = later(store, 100)
+    found = survey(there, Policy())
+    monkeypatch.setattr("artifacts.leases.Lease.held", property(lambda self: False))
+    with pytest.raises(StoreError, match="stood still"):
+        sweep(there, found, "me")
+    assert len(list(store.artifacts())) == 1
+
+
+def make_old(store: Store, artifact: Artifact) -> None:
+    """Its manifest was written long ago."""
+    key = f"{artifact.key}/manifest.json"
+    if store.is_local:
+        os.utime(store.files.path(key), (1, 1))
+    else:
+        held = store.files.fs.store[store.files.path(key)]
+        held.created = held.modified = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+class Gate:
+    """Files of which call number `at` waits until `go` is set, having said `there`."""
+
+    def __init__(self, files, at: int) -> None:
+        self.files, self.at, self.calls = files, at, 0
+        self.there, self.go = threading.Event(), threading.Event()
+
+    def __getattr__(self, name: str):
+        value = getattr(self.files, name)
+        if not callable(value):
+            return value
+
+        def call(*arguments, **options):
+            self.calls += 1
+            if self.calls == self.at:
+                self.there.set()
+                assert self.go.wait(20)
+            return value(*arguments, **options)
+
+        return call
+
+
+def use_again(store: Store, artifact: Artifact, folder) -> bool:
+    """A run that takes it from the store: what it is told is what it relies on."""
+    return store.renew(artifact)
+
+
+def put_again(store: Store, artifact: Artifact, folder) -> bool:
+    assert store.put("model", folder, producer={}) == artifact
+    return True
+
+
+def claim_it(store: Store, artifact: Artifact, folder) -> bool:
+    store.claim("run", [artifact])
+    return store.is_intact(artifact)
+
+
+def meetings(use, paused: str, kind: str, tmp_path, fill) -> tuple[list[str], set[tuple[object, object]]]:
+    """(what was wrong, what the two were told) when the sweeper or the user stands still before each of its calls in
+    turn, while the other one does all of its work or waits for the first."""
+    wrong, told = [], set()
+    for at in range(1, 200):
+        store = open_store(f"memory://{tmp_path.name}-{at}" if kind == "memory" else str(tmp_path / str(at)))
+        artifact = put(store, fill, "a")
+        make_old(store, artifact)
+        sweeping, using = open_store(store.url), open_store(store.url)
+        halted = sweeping if paused == "sweeper" else using
+        halted.files = gate = Gate(halted.files, at)
+        results: dict[str, object] = {}
+        folder = fill({"a": b"a"})
+
+        def delete(there=sweeping, results=results):
+            results["swept"] = len(sweep(there, survey(there, Policy()), "gc").deleted)
+
+        def take(there=using, results=results, artifact=artifact, folder=folder):
+            results["used"] = use(there, artifact, folder)
+
+        first, second = (delete, take) if paused == "sweeper" else (take, delete)
+        one, two = threading.Thread(target=first), threading.Thread(target=second)
+        one.start()
+        while not gate.there.wait(0.002) and one.is_alive():
+            pass
+        if not gate.there.is_set():
+            return wrong, told
+        two.start()
+        two.join(0.05)  # it ends, or it waits for the one that stands still
+        gate.go.set()
+        one.join(20)
+        two.join(20)
+        told.add((results["swept"], results["used"]))
+        if results["used"] and not (store.is_intact(artifact) and store.verify(artifact) == []):
+            wrong.append(f"{at}: used and deleted")
+        if not results["used"] and store.files.tree(artifact.key):
+            wrong.append(f"{at}: half deleted")
+        if store.files.tree("gc") or (store.files.tree("claims") and use is not claim_it):
+            wrong.append(f"{at}: something is left")
+    raise AssertionError("it never ends")
+
+
+@pytest.fixture
+def _quick(monkeypatch):
+    monkeypatch.setattr(claims, "_SECONDS_BETWEEN_LOOKS", 0.002)
+    monkeypatch.setenv(UNSYNCED, "1")
+
+
+@pytest.mark.usefixtures("_quick")
+@pytest.mark.parametrize("use", [use_again, put_again, claim_it])
+@pytest.mark.parametrize("paused", ["sweeper", "user"])
+@pytest.mark.parametrize("kind", ["memory", "local"])
+def test_whoever_uses_it_and_whoever_deletes_it_meet_at_every_step(use, paused, kind, tmp_path, fill):
+    wrong, told = meetings(use, paused, kind, tmp_path, fill)
+    assert wrong == [] and len(told) > 1, told
+
+
+@pytest.mark.usefixtures("_quick")
+@pytest.mark.parametrize("forgets", ["user", "sweeper"])
+def test_one_that_does_not_look_is_found(forgets, tmp_path, fill, monkeypatch):
+    if forgets == "user":
+        monkeypatch.setattr(claims, "await_sweep", lambda files, artifacts: False)
+    else:
+        monkeypatch.setattr("artifacts.sweep._needed_now", lambda *arguments: set())
+        monkeypatch.setattr(
+            "artifacts.sweep._delete_artifact",
+            lambda store, artifact, item: store.files.remove(artifact.key, first="manifest.json") is None,
+        )
+    found = [meetings(use, "sweeper", "memory", tmp_path / use.__name__, fill)[0] for use in (use_again, put_again)]
+    assert any(found), found
+
+
+def test_killed_at_any_step_it_leaves_a_right_store(tmp_path, monkeypatch):
+    monkeypatch.setenv(UNSYNCED, "1")
+    library_versions()
+    count = last = 0
+    status = DIED
+    while status == DIED:
+        last += 1
+        for after in (False, True):
+            root = tmp_path / f"{last}{after}"
+            store = open_store(str(root))
+            made = {}
+            for name, inputs in (("kept data", ()), ("kept", ("kept data",)), ("lost", ("kept data",)), ("lost 2", ())):
+                folder = root / "scratch" / "run" / name
+                folder.mkdir(parents=True)
+                (folder / "a").write_text(name)
+                (folder / "b").write_text(name * 2)
+                named = {key: made[key].digest for key in inputs}
+                made[name] = store.put("model", folder, producer={"inputs": named})
+            store.set_alias("kept", made["kept"])
+            (root / "scratch/run/state").mkdir()
+            (root / "scratch/run/state/s").write_text("s")
+            store.checkpoints(FINGERPRINT).save(1, root / "scratch/run/state")
+            store.append_record(Record("sft", FINGERPRINT))
+
+            def collect(root=root, k=last, after=after):
+                dying = later(Store(LocalFiles(root), root / "cache"), 100)
+                dying.files._disk = DyingDisk(k, after)
+                sweep(dying, survey(dying, Policy()), "gc")
+
+            status = in_child(collect)
+            assert status in (DIED, 0)
+            count += status == DIED
+            again = later(open_store(str(root)), 100)
+            kept = {made["kept data"], made["kept"]}
+            assert kept <= set(again.artifacts()) <= set(made.values())
+            for artifact in again.artifacts():
+                assert again.is_intact(artifact) and again.verify(artifact) == []
+            sweep(again, survey(again, Policy()), "next")
+            assert set(again.artifacts()) == kept and again.files.children("work") == [claims.SWEEPER]
+            assert set(again.files.tree("artifacts")) == {
+                f"model/{artifact.digest}/{path}"
+                for artifact in kept
+                for path in ("manifest.json", "files/a", "files/b")
+            }
+            if status == 0:
+                break
+    assert count > 40
