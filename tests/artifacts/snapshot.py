@@ -6,11 +6,13 @@ Stricter than ext4, as POSIX is.
 """
 
 import itertools
+import operator
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from artifacts.disk import Disk
 from artifacts.files import Stored
@@ -40,9 +42,16 @@ class RecordingDisk(Disk):
                 self._log("fsync", self._id(path))
                 self._log("fsync_folder", self._id(path.parent))
 
-    def mark(self, text: str) -> None:
-        """From here on, `text` has been promised."""
-        self._log("mark", text)
+    def mark(self, promise: object) -> None:
+        """From here on, this is what has been promised."""
+        self._log("mark", promise)
+
+    def restart(self, root: Path) -> list[tuple]:
+        """Everything that lies there counts as being on the disk; gives the steps that put it there."""
+        self.__init__(root)
+        self.adopt(root, synced=True)
+        before, self.steps = self.steps, []
+        return before
 
     def mkdir(self, path: Path) -> None:
         super().mkdir(path)
@@ -64,13 +73,30 @@ class RecordingDisk(Disk):
         self._log("fsync_folder", self._id(path))
 
     def rename(self, old: Path, new: Path) -> None:
-        moved, is_folder = self._id(old), old.is_dir()
+        moved, is_folder, replaced = self._id(old), old.is_dir(), _inode(new)
         super().rename(old, new)
+        self._ids.pop(replaced, None)  # the number may come again for another file
         self._log("link", self._id(new.parent), new.name, moved, is_folder)
         self._log("unlink", self._id(old.parent), old.name)
 
     def unlink(self, path: Path) -> None:
+        gone = _inode(path)
         super().unlink(path)
+        self._ids.pop(gone, None)
+        self._log("unlink", self._id(path.parent), path.name)
+
+    def rmtree(self, path: Path, ignore_errors: bool = False) -> None:
+        """What stands for shutil.rmtree while steps are recorded."""
+        if not path.is_dir():
+            return
+        for child in sorted(path.iterdir()):
+            if child.is_dir():
+                self.rmtree(child)
+            else:
+                self.unlink(child)
+        gone = _inode(path)
+        path.rmdir()
+        self._ids.pop(gone, None)
         self._log("unlink", self._id(path.parent), path.name)
 
     def _log(self, *step: object) -> None:
@@ -85,6 +111,13 @@ class RecordingDisk(Disk):
         return self._next - 1
 
 
+def _inode(path: Path) -> int | None:
+    try:
+        return os.lstat(path).st_ino
+    except FileNotFoundError:
+        return None
+
+
 @dataclass
 class _Effect:
     """One thing that is on the disk or not: a name, a lost name, a block, or a length."""
@@ -97,44 +130,106 @@ class _Effect:
 
 @dataclass
 class _History:
+    """What happened to every file and folder, and what of it is sure to be on the disk."""
+
     effects: list[_Effect] = field(default_factory=list)
+    of: dict[int, list[int]] = field(default_factory=dict)
+    """File or folder -> its effects by number."""
     lengths: dict[int, int] = field(default_factory=dict)
+    _known: dict[tuple[int, int, tuple[int, ...]], Any] = field(default_factory=dict)
 
     def add(self, step: tuple) -> None:
         kind, owner, *rest = step
         if kind in ("link", "unlink"):
-            self.effects.append(_Effect(kind, owner, tuple(rest)))
+            self._add(_Effect(kind, owner, tuple(rest)))
         elif kind == "write":
             start = self.lengths.get(owner, 0)
             data = rest[0]
             for offset in range(0, len(data), BLOCK):
                 piece = data[offset : offset + BLOCK]
-                self.effects.append(_Effect("block", owner, (start + offset, piece)))
+                self._add(_Effect("block", owner, (start + offset, piece)))
             self.lengths[owner] = start + len(data)
-            self.effects.append(_Effect("length", owner, (start + len(data),)))
+            self._add(_Effect("length", owner, (start + len(data),)))
         else:
             kinds = ("block", "length") if kind == "fsync" else ("link", "unlink")
-            for effect in self.effects:
-                if effect.owner == owner and effect.kind in kinds:
-                    effect.sure = True
+            for number in self.of.get(owner, ()):
+                if self.effects[number].kind in kinds:
+                    self.effects[number].sure = True
+
+    def unsure(self) -> list[int]:
+        return [number for number, effect in enumerate(self.effects) if not effect.sure]
+
+    def content(self, lost: Iterable[int], hidden: tuple[str, ...]) -> dict[str, bytes]:
+        """Path -> content if the effects `lost` are not on the disk; without what begins with a hidden name."""
+        missing: dict[int, tuple[int, ...]] = {}
+        for number in lost:
+            owner = self.effects[number].owner
+            missing[owner] = (*missing.get(owner, ()), number)
+        found: dict[str, bytes] = {}
+
+        def descend(folder: int, prefix: str) -> None:
+            for name, (child, is_folder) in self._once(self._names, folder, missing).items():
+                if not prefix and name in hidden:
+                    continue
+                if is_folder:
+                    descend(child, f"{prefix}{name}/")
+                else:
+                    found[prefix + name] = self._once(self._data, child, missing)
+
+        descend(ROOT, "")
+        return found
+
+    def _add(self, effect: _Effect) -> None:
+        self.of.setdefault(effect.owner, []).append(len(self.effects))
+        self.effects.append(effect)
+
+    def _once(self, of: Callable[[list[_Effect]], Any], owner: int, missing: dict[int, tuple[int, ...]]) -> Any:
+        """`of` the effects of a file or folder that are not missing; states share most of them."""
+        numbers, lost = self.of.get(owner, []), missing.get(owner, ())
+        key = (owner, len(numbers), lost)
+        if key not in self._known:
+            self._known[key] = of([self.effects[number] for number in numbers if number not in lost])
+        return self._known[key]
+
+    @staticmethod
+    def _names(effects: list[_Effect]) -> dict[str, tuple[int, bool]]:
+        names: dict[str, tuple[int, bool]] = {}
+        for effect in effects:
+            if effect.kind == "link":
+                name, child, is_folder = effect.value
+                names[name] = (child, is_folder)
+            elif effect.kind == "unlink":
+                names.pop(effect.value[0], None)
+        return names
+
+    @staticmethod
+    def _data(effects: list[_Effect]) -> bytes:
+        data = bytearray(next((effect.value[0] for effect in reversed(effects) if effect.kind == "length"), 0))
+        for effect in effects:
+            if effect.kind == "block":
+                offset, piece = effect.value
+                piece = piece[: max(0, len(data) - offset)]
+                data[offset : offset + len(piece)] = piece
+        return bytes(data)
 
 
-def states(steps: list[tuple], samples: int, seed: int) -> Iterator[tuple[set[str], dict[str, bytes]]]:
-    """(what was promised, path -> content) of every state looked at: after each step, all subsets of what was
-    not sure yet where there are few, else none, all, all but one, only one and `samples` random ones."""
-    rng = random.Random(seed)
-    history, promised = _History(), set()
-    for step in (None, *steps):
-        if step is not None and step[0] == "mark":
-            promised.add(step[1])
-            continue
-        if step is not None:
+def states(
+    steps: list[tuple], samples: int, rng: random.Random, before: Sequence[tuple] = (), hidden: tuple[str, ...] = ()
+) -> Iterator[tuple[Any, dict[str, bytes]]]:
+    """(the last promise, path -> content) of every state looked at, each once: after each step, all subsets of what
+    was not sure yet where there are few, else none, all, all but one, only one and `samples` random ones. `before`:
+    steps that have reached the disk; `hidden`: folders that nobody reads."""
+    history, promise = _History(), None
+    for step in before:
+        history.add(step)
+    for step in steps:
+        if step[0] == "mark":
+            promise = step[1]
+        else:
             history.add(step)
-        unsure = [index for index, effect in enumerate(history.effects) if not effect.sure]
-        for kept in _subsets(len(unsure), samples, rng):
-            lost = {index for index, keep in zip(unsure, kept, strict=True) if not keep}
-            effects = [effect for index, effect in enumerate(history.effects) if index not in lost]
-            yield set(promised), _content(effects)
+        unsure = history.unsure()
+        for kept in dict.fromkeys(_subsets(len(unsure), samples, rng)):
+            yield promise, history.content(itertools.compress(unsure, map(operator.not_, kept)), hidden)
 
 
 def _subsets(count: int, samples: int, rng: random.Random) -> Iterator[tuple[bool, ...]]:
@@ -148,37 +243,6 @@ def _subsets(count: int, samples: int, rng: random.Random) -> Iterator[tuple[boo
         yield tuple(other != index for other in range(count))
     for _ in range(samples):
         yield tuple(rng.random() < 0.5 for _ in range(count))
-
-
-def _content(effects: list[_Effect]) -> dict[str, bytes]:
-    names: dict[int, dict[str, tuple[int, bool]]] = {}
-    lengths: dict[int, int] = {}
-    blocks: dict[int, list[tuple[int, bytes]]] = {}
-    for effect in effects:
-        if effect.kind == "link":
-            name, child, is_folder = effect.value
-            names.setdefault(effect.owner, {})[name] = (child, is_folder)
-        elif effect.kind == "unlink":
-            names.setdefault(effect.owner, {}).pop(effect.value[0], None)
-        elif effect.kind == "length":
-            lengths[effect.owner] = effect.value[0]
-        else:
-            blocks.setdefault(effect.owner, []).append(effect.value)
-    found: dict[str, bytes] = {}
-
-    def descend(folder: int, prefix: str) -> None:
-        for name, (child, is_folder) in names.get(folder, {}).items():
-            if is_folder:
-                descend(child, f"{prefix}{name}/")
-                continue
-            data = bytearray(lengths.get(child, 0))
-            for offset, piece in blocks.get(child, []):
-                piece = piece[: max(0, len(data) - offset)]
-                data[offset : offset + len(piece)] = piece
-            found[prefix + name] = bytes(data)
-
-    descend(ROOT, "")
-    return found
 
 
 class SnapshotFiles:

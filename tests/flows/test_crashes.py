@@ -1,4 +1,4 @@
-"""One kill in each of sft, reference_logprobs, preference and rl, of a stage, a supervisor and the flow."""
+"""A few kills of a stage, a supervisor, a rank and the flow; in full: `python -m tests.campaigns process_kills`."""
 
 from __future__ import annotations
 
@@ -6,19 +6,24 @@ from pathlib import Path
 
 import pytest
 
-from tests.flows.crashes import Kill, outputs, run_with_kills
+from tests.campaigns.outcome import Outcome
+from tests.campaigns.process_kills import STAGES, Kill, Site, outputs
 
-KILLS = [
-    Kill("sft", "flow", 10),
-    Kill("reference", "stage", 40),
-    Kill("dpo", "supervisor", 8),
-    Kill("grpo", "stage", 11),
+KILLED = ("sft", "two_ranks", "reference", "dpo", "grpo")
+ROUNDS = [
+    [Kill("sft", "flow", step=10)],
+    [Kill("reference", "stage", step=40), Kill("two_ranks", "rank", step=20)],
+    [Kill("dpo", "supervisor", step=8)],
+    [Kill("grpo", "stage", step=11)],
 ]
 
 
 @pytest.mark.slow
 def test_killed_runs_end_with_the_artifacts_of_a_clean_run(tmp_path: Path) -> None:
-    clean, _ = run_with_kills(tmp_path / "clean", [])
-    payload, struck = run_with_kills(tmp_path / "killed", KILLS)
-    assert struck >= 1  # the flow lives on after its first stages; a fast stage may end before it is hit
+    stages = {name: STAGES[name] for name in KILLED}
+    clean, _ = Site(tmp_path / "clean", stages).run()
+    outcome = Outcome(seed=0)
+    payload = Site(tmp_path / "killed", stages).run_with(ROUNDS, outcome)
     assert outputs(payload) == outputs(clean)
+    # the flow lives on after its first stages; a fast stage may end before it is hit
+    assert outcome.counts["SIGKILLs"] >= 1 and outcome.anomalies == []

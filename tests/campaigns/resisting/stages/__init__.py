@@ -1,0 +1,1 @@
+"""Stands in for the real `stages` in processes that resist being ended."""
