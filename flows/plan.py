@@ -76,6 +76,11 @@ class Plan:
         """Cached, resume or run, for a stage of which every input is there."""
         return _Planner(self.recipe, self.store, self.selection, dict(self.externals)).decide(name, outputs)
 
+    def artifacts(self) -> list[Artifact]:
+        """All that the plan found in the store and builds on."""
+        outside = [found.artifact for found in self.externals.values() if found.artifact is not None]
+        return outside + [found for decision in self.decisions.values() for found in decision.outputs.values()]
+
     def to_json(self) -> dict[str, Any]:
         """For `posttrain plan --json`."""
         stages = {

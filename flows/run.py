@@ -20,6 +20,7 @@ from typing import Any
 
 from artifacts import Artifact, Lease
 from artifacts.errors import StoreError
+from flows.claiming import RunClaim
 from flows.command import default_threads
 from flows.entries import Entry, entry_of, failed_entry, ran_entry, skipped_entry
 from flows.inputs import input_specs
@@ -53,6 +54,7 @@ class Run:
         self.listener = listener or Silence()
         self.id = run_id or new_run_id()
         self.supervisors = Supervisors()
+        self.claim = RunClaim(plan.store, self.id)
         self.entries: dict[str, Entry] = {}
         self.outputs: dict[str, Mapping[str, Artifact]] = {}
         self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -63,6 +65,7 @@ class Run:
 
     def pending(self) -> list[str]:
         """The stages that this run is about, in order; the others are entered as skipped at once."""
+        self.claim.add(self.plan.artifacts())
         for name, decision in self.plan.decisions.items():
             if decision.state == "skipped":
                 self.outputs[name] = decision.outputs
@@ -94,8 +97,8 @@ class Run:
         decision = self.plan.decisions[name]
         try:
             # what a cached stage reads was cached as well, so nothing can have changed for it
-            if decision.state != "cached":
-                decision = self.plan.decide(name, self.outputs)
+            if decision.state != "cached" or not self._renewed(decision):
+                decision = self._decided(name)
             if decision.state == "cached":
                 return self._take(name, decision)
             with self._lease(name, decision) as decision:
@@ -132,6 +135,7 @@ class Run:
         self._final = payload = self.payload()
         try:
             self.store.write_run(self.id, payload)
+            self.claim.drop()
         finally:  # people see how the stages ended even where the store cannot keep it
             self.listener.finished(payload)
         return payload
@@ -142,6 +146,17 @@ class Run:
     def _end(self, name: str, entry: Entry) -> None:
         self.entries[name] = entry
         self.listener.ended(name, entry)
+
+    def _decided(self, name: str) -> Decision:
+        """The decision with the inputs as they are now; a cached result is young again, so that it stays."""
+        while True:
+            decision = self.plan.decide(name, self.outputs)
+            if decision.state != "cached" or self._renewed(decision):
+                return decision
+
+    def _renewed(self, decision: Decision) -> bool:
+        """Whether the outputs are still there."""
+        return all(self.store.renew(artifact) for artifact in decision.outputs.values())
 
     def _take(self, name: str, decision: Decision) -> Outcome:
         outputs = decision.outputs
@@ -177,6 +192,7 @@ class Run:
 
     def _publish(self, name: str, outputs: Mapping[str, Artifact]) -> None:
         """Make the outputs known to the stages after it and, by name, to people and other recipes."""
+        self.claim.add(outputs.values())
         self.outputs[name] = outputs
         for position, (output, artifact) in enumerate(outputs.items()):
             if position == 0:
@@ -217,7 +233,7 @@ class Run:
                 raise StageStopped(f"stage {name} was not started: the run ended", expected=True)
         try:
             if self.store.lookup(self._stage(name).uses.name, decision.fingerprint) is not None:
-                decision = self.plan.decide(name, self.outputs)
+                decision = self._decided(name)
             with _renewing(lease):
                 yield decision
         finally:
