@@ -16,7 +16,7 @@ from flows.yaml_lines import Document, Place
 from stages import stage as registry
 from stages.external import resolve_reference
 from stages.identity import resolve_externals
-from stages.names import nearest
+from stages.names import FOREIGN_STAGES, nearest
 from stages.stage import Config, External, Stage
 
 KEYS = ("uses", "inputs", "with", "launch")
@@ -77,7 +77,9 @@ class _StageReader:
         elif not isinstance(name, str):
             self._fail(("uses",), f"expected the name of a stage, found {found(name)}; there are: {known}")
         elif name not in registry.STAGES:
-            self._fail(("uses",), f"unknown stage {name!r}{nearest(name, registry.STAGES)}; there are: {known}")
+            elsewhere = FOREIGN_STAGES.get(name.lower())
+            hint = f"; here it is {elsewhere}" if elsewhere else nearest(name, registry.STAGES)
+            self._fail(("uses",), f"unknown stage {name!r}{hint}; there are: {known}")
         else:
             return registry.load_stage(name)
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from artifacts.errors import Problem, RequestError
@@ -118,6 +118,23 @@ def fill_parameters(document: Document) -> tuple[Document, list[Problem], set[st
     data = {key: filler.fill(value, (key,)) for key, value in document.data.items() if key != "parameters"}
     filler.check_names()
     return Document(data, document.origin, document.origins), filler.problems, filler.unfilled
+
+
+def unused_parameters(document: Document) -> list[Problem]:
+    """Parameters whose value goes nowhere in the recipe as it is written; setting one would change nothing."""
+    parameters = _names(document.data, "parameters")
+    written = {key: value for key, value in document.data.items() if key != "parameters"}
+    used = {match[2].strip() for text in _texts(written) for match in _PARAMETER.finditer(text) if not match[1]}
+    what = "nothing in the recipe uses it; write ${%s} where it belongs, or take it out"
+    return [document.problem(("parameters", name), what % name) for name in parameters if name not in used]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(inner)
 
 
 class _Filler:

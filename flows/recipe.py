@@ -17,7 +17,7 @@ from flows.declare import declare_stages
 from flows.fields import found
 from flows.inputs import Reference, StageOutput
 from flows.launch_settings import Launch, merge_launch, read_launch
-from flows.overrides import apply_overrides, fill_parameters
+from flows.overrides import apply_overrides, fill_parameters, unused_parameters
 from flows.validate import unknown_key
 from flows.wiring import Wiring
 from flows.yaml_lines import Document, as_document, dump, read_document
@@ -108,7 +108,8 @@ def _build(document: Document, overrides: Iterable[str], path: Path | None, base
         raise RequestError([document.problem((), what)])
     changed, override_problems = apply_overrides(document, overrides)
     filled, parameter_problems, unfilled = fill_parameters(changed)
-    problems = [*override_problems, *parameter_problems]
+    unused = [] if parameter_problems else unused_parameters(document)  # a misspelt one leaves another unused
+    problems = [*override_problems, *parameter_problems, *unused]
     # what is wrong with a value that a parameter should have given only repeats that it is not given
     recipe, others = _read(filled, path, base.resolve())
     problems += [problem for problem in others if problem.where not in unfilled]

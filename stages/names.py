@@ -75,3 +75,33 @@ def foreign(name: str, valid: Iterable[str]) -> str:
         return ""
     ours, whose = entry
     return f"; here it is `{ours}` ({whose})" if ours in set(valid) or " " in ours or ours.startswith("-") else ""
+
+
+FOREIGN_STAGES = {
+    # what people call it: how a stage of ours does it
+    "dpo": "`uses: preference` with `loss_type: sigmoid`",
+    "ipo": "`uses: preference` with `loss_type: ipo`",
+    "cpo": "`uses: preference` with `loss_type: cpo`",
+    "orpo": "`uses: preference` with `loss_type: orpo`",
+    "simpo": "`uses: preference` with `loss_type: simpo`",
+    "tpo": "`uses: preference` with `loss_type: tpo`",
+    "kto": "`uses: unpaired_preference` with `loss_type: kto`",
+    "bco": "`uses: unpaired_preference` with `loss_type: bco`",
+    "grpo": "`uses: rl` with `loss_type: grpo`",
+    "dapo": "`uses: rl` with `loss_type: dapo`",
+    "gspo": "`uses: rl` with `loss_type: gspo`",
+    "rloo": "`uses: rl` with `advantage_estimator: rloo`",
+    "gkd": "`uses: distill`",
+    "distillation": "`uses: distill`",
+    "reward": "`uses: reward_model`",
+    "rm": "`uses: reward_model`",
+    "prm": "`uses: process_reward_model`",
+    "pt": "`uses: sft`",
+    "pretrain": "`uses: sft`",
+    "finetune": "`uses: sft`",
+    "eval": "`uses: evaluate`",
+    "generate": "`uses: sample`",
+    "merge": "`uses: merge_adapter`, or `uses: average` for several models",
+    "dataset": "`uses: normalize`",
+}
+"""Names of algorithms and steps elsewhere that are settings or stages of another name here."""

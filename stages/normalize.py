@@ -58,6 +58,13 @@ class Filters(Config):
     keep: CodeRef | None = None
     """A function of the typed row that is true for rows to keep."""
 
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        low, high = self.min_characters, self.max_characters
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"min_characters {low} is above max_characters {high}, which leaves no row; exchange them")
+        return self
+
 
 class NormalizeConfig(Config):
     """Settings of `normalize`."""
@@ -93,7 +100,7 @@ class NormalizeConfig(Config):
     @classmethod
     def _rows_or_fraction(cls, value: int | float | None) -> int | float | None:
         if isinstance(value, float) and value >= 1:
-            raise ValueError("a fraction below 1, or a whole number of rows")
+            raise ValueError(f"expected a fraction below 1 or a whole number of rows, found {value}")
         return value
 
     @field_validator("templates")
@@ -110,7 +117,9 @@ class NormalizeConfig(Config):
         if double:
             raise ValueError(f"{', '.join(double)}: both in columns and in templates")
         if self.group_by is not None and self.test_size is None:
-            raise ValueError("group_by without test_size")
+            raise ValueError(
+                "group_by says how test_size splits, and there is none; give test_size or take group_by out"
+            )
         return self
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import DataError
 from stages.data.assistant import Span, UnclearTurnError, assistant_spans, inside, with_ends
+from stages.data.template_limits import check_template
 from stages.data.types import Message
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._template: str | None = tokenizer.chat_template and tokenizer.get_chat_template()
+        if self._template:
+            check_template(self._template)
         unknown = tokenizer.unk_token_id
         # where one token serves as unknown and as end of text or pad (GPT-2), it says nothing about unknowns
         ambiguous = unknown in (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id)
@@ -245,7 +248,6 @@ class Encoder:
         generation_prompt: bool = False,
         spans: bool = False,
     ) -> tuple[str, list[Span]]:
-        from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
         settings: dict[str, Any] = {**self._tokenizer.special_tokens_map, **(given.arguments or {})}
@@ -258,7 +260,7 @@ class Encoder:
                 add_generation_prompt=generation_prompt,
                 **settings,
             )
-        except (TemplateError, TypeError, ValueError) as error:  # arguments of another type than it takes
+        except Exception as error:  # the template is a program of somebody else
             raise DataError(f"row {row_id}: the chat template refuses this conversation: {error}") from error
         texts, found = rendered
         return texts[0], found[0] if spans else []

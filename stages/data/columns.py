@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stages.data.faults import RowError
+from stages.data.faults import RowError, what_is
 from stages.names import nearest
 
 Template = str | Sequence[Mapping[str, str]]
@@ -69,7 +69,7 @@ def fill(template: str, row: Mapping[str, Any], where: str) -> str:
             return found.group()[0]
         value = _present(row, name, where)
         if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise RowError(where, name, "a template takes text or a number", f"a {type(value).__name__}")
+            raise RowError(where, name, "a template takes text or a number", what_is(value))
         return str(value)
 
     return _PIECE.sub(piece, template)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from stages.data.faults import RowError
+from stages.data.faults import RowError, what_is
 from stages.data.tools import tool_calls
 from stages.data.types import Message
 
@@ -58,7 +58,7 @@ def from_messages(value: Sequence[Any], where: str, column: str) -> tuple[list[M
     for number, turn in enumerate(value, 1):
         place = f"{column}[{number - 1}]"
         if not isinstance(turn, dict):
-            raise RowError(where, place, "a message is an object with role and content", type(turn).__name__)
+            raise RowError(where, place, "a message is an object with role and content", what_is(turn))
         speaker, content = ("from", "value") if "from" in turn and "role" not in turn else ("role", "content")
         calls = turn.get("tool_calls") or None
         for name in (speaker, content) if calls is None else (speaker,):
@@ -88,7 +88,7 @@ def _text(content: Any, where: str, place: str) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list) or not content:
-        raise RowError(where, place, "a message's content must be text", f"a {type(content).__name__}")
+        raise RowError(where, place, "a message's content must be text", what_is(content))
     texts = []
     for number, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
@@ -96,7 +96,7 @@ def _text(content: Any, where: str, place: str) -> str:
             raise RowError(where, f"{place}.content[{number}]", "a part of text has no text")
         if kind != "text":
             reason = "images, videos and sound are not supported: a message's content must be text, or parts of text"
-            found = f"a part of type {kind}" if kind else f"a {type(part).__name__}"
+            found = f"a part of type {kind}" if kind else what_is(part)
             raise RowError(where, f"{place}.content[{number}]", reason, found)
         texts.append(part["text"])
     return "".join(texts)

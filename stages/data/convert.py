@@ -12,7 +12,7 @@ from stages.data.conversation import (
     from_transcript,
     is_transcript,
 )
-from stages.data.faults import EMPTY_COMPLETION, EMPTY_TEXT, EQUAL_PAIR, FILL_OR_DROP, Dropped, RowError
+from stages.data.faults import EMPTY_COMPLETION, EMPTY_TEXT, EQUAL_PAIR, FILL_OR_DROP, Dropped, RowError, what_is
 from stages.data.pretokenized import require_equal_columns
 from stages.data.shapes import (
     COMPLETIONS,
@@ -126,7 +126,7 @@ class Converter:
             if left_out:
                 note(f"message fields left out: {', '.join(left_out)}", name)
             return messages
-        raise RowError(where, name, "must be text or a list of messages", f"a {type(value).__name__}")
+        raise RowError(where, name, "must be text or a list of messages", what_is(value))
 
     def _checked(self, row: Row, kind: str, conversational: bool, where: str) -> Row:
         columns = required_columns(kind, conversational)

@@ -32,10 +32,26 @@ class Dropped(Exception):
         self.state, self.detail = state, detail
 
 
-def require_columns(row: Row, columns: tuple[str, ...], where: str, kind: str) -> None:
+_KINDS = {
+    dict: "an object",
+    list: "a list",
+    str: "text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+}
+
+
+def what_is(value: object) -> str:
+    """`a list`, `null`: what a value is in the words of JSON."""
+    return "null" if value is None else _KINDS.get(type(value), f"a {type(value).__name__}")
+
+
+def require_columns(row: Row, columns: tuple[str, ...], where: str, row_type: str) -> None:
     """Raises RowError for the first of the columns that is missing or null."""
     for column in columns:
         if row.get(column) is None:
-            reason = f"a {kind} row has no {column!r}"
-            found = f"columns {', '.join(name for name, value in row.items() if value is not None) or 'none'}"
+            reason = f"a {row_type} row has no {column!r}"
+            found = ", ".join(name for name, value in row.items() if value is not None)
+            found = f"columns {found}" if found else "null in all columns"
             raise RowError(where, column, reason, found, "map it with `columns`, or choose another `type`")

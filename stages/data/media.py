@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from stages.data.faults import RowError
+from stages.data.faults import RowError, what_is
 from stages.data.types import Row
 
 MEDIA_COLUMNS = ("image", "images", "video", "videos", "audio", "audios")
@@ -19,6 +19,6 @@ def refuse_media(row: Row, where: str) -> None:
                 where,
                 column,
                 "images, videos and sound are not supported; the text alone would be another row",
-                f"a {type(row[column]).__name__}",
+                what_is(row[column]),
                 "leave the column out with keep_columns if the text alone is meant, or rename it with columns",
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from stages.data.faults import EMPTY_TOKENS, EQUAL_PAIR, NO_SHARED_PROMPT, Dropped, RowError, require_columns
+from stages.data.faults import EMPTY_TOKENS, EQUAL_PAIR, NO_SHARED_PROMPT, Dropped, RowError, require_columns, what_is
 from stages.data.types import TOKEN_MASKS, Row
 
 IGNORED = -100
@@ -27,7 +27,7 @@ def shape_sequence(row: Row, where: str) -> Row:
             shaped.pop(column, None)
             continue
         if not isinstance(values, list):
-            raise RowError(where, column, "must be a list with a number a token", f"a {type(values).__name__}")
+            raise RowError(where, column, "must be a list with a number a token", what_is(values))
         if len(values) != len(token_ids):
             found = f"{len(values)} for {len(token_ids)} tokens"
             raise RowError(where, column, "must be as long as input_ids", found)
@@ -65,7 +65,7 @@ def require_equal_columns(row: Row, before: Sequence[str], where: str) -> None:
 
 def _token_ids(values: Any, where: str, column: str) -> list[int]:
     if not isinstance(values, list):
-        raise RowError(where, column, "must be a list of token ids", f"a {type(values).__name__}")
+        raise RowError(where, column, "must be a list of token ids", what_is(values))
     for number, value in enumerate(values):
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise RowError(where, f"{column}[{number}]", "a token id is a whole number of at least 0", repr(value))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from artifacts.errors import DataError
+from stages.data.faults import what_is
 from stages.data.files import FORMATS, SourceFile
 from stages.data.strict_json import lines, parse, parse_object
 from stages.data.tools import JSON_COLUMNS
@@ -66,10 +67,10 @@ def _json(file: SourceFile, path: Path) -> Iterator[dict[str, Any]]:
         data = stream.read()
     rows = parse(data, file.shown) if data.strip() else []
     if not isinstance(rows, list):
-        raise DataError(f"{file.shown} holds a {type(rows).__name__}; give a list of objects, or JSON lines")
+        raise DataError(f"{file.shown} holds {what_is(rows)}; give a list of objects, or JSON lines")
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
-            raise DataError(f"{file.shown} row {number} is a {type(row).__name__}, not an object")
+            raise DataError(f"{file.shown} row {number} is {what_is(row)}, not an object")
         yield row
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import DataError
+from stages.data.faults import what_is
 from stages.data.types import FURTHER_COLUMNS, TOKEN_TYPES
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _type_of(value: Any, where: str, column: str) -> ColumnType:
             {str(name): _type_of(entry, where, f"{column}.{name}") for name, entry in value.items()},
         )
     raise DataError(
-        f"{where}: column {column!r} holds a {type(value).__name__}; a dataset keeps text, numbers, "
+        f"{where}: column {column!r} holds {what_is(value)}; a dataset keeps text, numbers, "
         f"true/false, lists and objects of these: convert it, or leave it out with keep_columns"
     )
 

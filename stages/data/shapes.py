@@ -15,6 +15,7 @@ from stages.data.faults import (
     Dropped,
     RowError,
     require_columns,
+    what_is,
 )
 from stages.data.pretokenized import shape_preference as shape_preference_ids
 from stages.data.pretokenized import shape_sequence
@@ -176,14 +177,14 @@ def _shape_steps(row: Row, where: str) -> Row:
     steps, labels = row["completions"], row["labels"]
     for column, value in (("completions", steps), ("labels", labels)):
         if not isinstance(value, list):
-            raise RowError(where, column, "must be a list with an entry a step", f"a {type(value).__name__}")
+            raise RowError(where, column, "must be a list with an entry a step", what_is(value))
     if not isinstance(row["prompt"], str):
-        raise RowError(where, "prompt", "the prompt of stepwise rows is text", f"a {type(row['prompt']).__name__}")
+        raise RowError(where, "prompt", "the prompt of stepwise rows is text", what_is(row["prompt"]))
     if len(steps) != len(labels):
         raise RowError(where, "labels", "every step has one label", f"{len(labels)} labels for {len(steps)} steps")
     for number, step in enumerate(steps):
         if not isinstance(step, str):
-            raise RowError(where, f"completions[{number}]", "a step is text", f"a {type(step).__name__}")
+            raise RowError(where, f"completions[{number}]", "a step is text", what_is(step))
         if not step.strip():
             raise RowError(where, f"completions[{number}]", EMPTY_COMPLETION, do=FILL_OR_DROP)
     if not steps:

@@ -13,6 +13,7 @@ from typing import Any
 
 from artifacts.digest import canonical_json
 from artifacts.errors import DataError
+from stages.data.faults import what_is
 from stages.data.files import SourceFile, local_copy, locate
 from stages.data.readers import ROWS_PER_BATCH, read_rows, table_rows
 
@@ -143,7 +144,7 @@ def mapped(source: Source, function: Callable[..., Any], name: str, arguments: M
                 yield SourceRow(row.part, row.position, row.where, found)
                 continue
             if found is not None and not isinstance(found, list):
-                raise DataError(f"{row.where}: {name} gave a {type(found).__name__}; a dict, a list of dicts or None")
+                raise DataError(f"{row.where}: {name} gave {what_is(found)}; a dict, a list of dicts or None")
             if not found:
                 yield SourceRow(row.part, row.position, row.where, {})
             for index, values in enumerate(found or []):
@@ -197,7 +198,7 @@ def _one_split(loaded: Any, split: str | None, shown: str) -> Any:
 
 def _require_dict(values: Any, where: str) -> None:
     if not isinstance(values, dict):
-        raise DataError(f"{where} is a {type(values).__name__}; a row is a dict of columns")
+        raise DataError(f"{where} is {what_is(values)}; a row is a dict of columns")
 
 
 def plain(value: Any, where: str, *, digest_binary: bool = False) -> Any:
@@ -227,7 +228,7 @@ def plain(value: Any, where: str, *, digest_binary: bool = False) -> Any:
     if isinstance(value, bytes) and digest_binary:
         return hashlib.sha256(value).hexdigest()
     raise DataError(
-        f"{where} holds a {type(value).__name__}; a dataset keeps text, numbers, true/false, lists and objects: "
+        f"{where} holds {what_is(value)}; a dataset keeps text, numbers, true/false, lists and objects: "
         f"convert it, or name the columns to keep in keep_columns"
     )
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from artifacts.errors import DataError
+from stages.data.faults import what_is
 
 LONGEST_LINE_BYTES = 256 << 20
 
@@ -32,9 +33,10 @@ def parse(data: bytes, where: str) -> Any:
     except UnicodeEncodeError as error:
         raise DataError(f"{where} has half of a surrogate pair (\\ud800 to \\udfff alone); remove it") from error
     except json.JSONDecodeError as error:
-        hint = "; the file starts with a byte order mark: save it as plain UTF-8" if "BOM" in error.msg else ""
         found = _excerpt(error.doc, error.pos)
-        raise DataError(f"{where} is not JSON: {error.msg} at character {error.pos + 1}{found}{hint}") from error
+        raise DataError(
+            f"{where} is not JSON: {error.msg} at character {error.pos + 1}{found}{_hint(error)}"
+        ) from error
     except RecursionError as error:
         raise DataError(f"{where} is nested too deeply") from error
     except _RefusedError as error:
@@ -46,7 +48,7 @@ def parse_object(data: bytes, where: str) -> dict[str, Any]:
     """The object in `data`. Raises DataError when it holds anything else."""
     value = parse(data, where)
     if not isinstance(value, dict):
-        raise DataError(f"{where} is a {type(value).__name__}, not an object; each row is {{column: value}}")
+        raise DataError(f"{where} is {what_is(value)}, not an object; each row is {{column: value}}")
     return value
 
 
@@ -84,6 +86,17 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         double = next(name for name in names if names.count(name) > 1)
         raise _RefusedError(f"the key {double!r} occurs twice in one object; keep one")
     return found
+
+
+def _hint(error: json.JSONDecodeError) -> str:
+    """What the text most likely is instead, and what to do about it."""
+    if "BOM" in error.msg:
+        return "; the file starts with a byte order mark: save it as plain UTF-8"
+    if error.doc.startswith("{'"):
+        return '; this is how Python prints a dict: write rows with json.dumps, which puts "..." around text'
+    if error.doc.lstrip().startswith("["):
+        return "; this looks like one list over several lines: set `format: json` of the source"
+    return ""
 
 
 def _excerpt(text: str, position: int) -> str:

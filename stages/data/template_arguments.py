@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from stages.data.faults import RowError
+from stages.data.faults import RowError, what_is
 from stages.data.tools import TEMPLATE_ARGUMENTS, from_json
 from stages.data.types import TEXT_COLUMNS, Row
 
@@ -49,7 +49,7 @@ def template_arguments(value: Any, where: str) -> dict[str, Any] | None:
         return None
     if not isinstance(given, dict):
         reason = "must be an object of the chat template's arguments, or JSON text of one"
-        raise RowError(where, TEMPLATE_ARGUMENTS, reason, f"a {type(given).__name__}")
+        raise RowError(where, TEMPLATE_ARGUMENTS, reason, what_is(given))
     for name in given:
         place = f"{TEMPLATE_ARGUMENTS}.{name}"
         if not name.isidentifier():

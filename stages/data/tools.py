@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from stages.data.faults import RowError
+from stages.data.faults import RowError, what_is
 from stages.data.types import Message, Row
 
 TOOLS = "tools"
@@ -25,9 +25,7 @@ def tool_schemas(value: Any, where: str) -> list[dict[str, Any]] | None:
     if not schemas:
         return None
     if not isinstance(schemas, list):
-        raise RowError(
-            where, TOOLS, "must be a list of tool schemas, or JSON text of one", f"a {type(schemas).__name__}"
-        )
+        raise RowError(where, TOOLS, "must be a list of tool schemas, or JSON text of one", what_is(schemas))
     for number, schema in enumerate(schemas):
         function = schema.get("function", schema) if isinstance(schema, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
@@ -43,7 +41,7 @@ def tool_calls(value: Any, where: str, place: str) -> list[dict[str, Any]]:
     """
     calls = from_json(value, where, place)
     if not isinstance(calls, list):
-        raise RowError(where, place, "must be a list of tool calls", f"a {type(calls).__name__}")
+        raise RowError(where, place, "must be a list of tool calls", what_is(calls))
     return [_call(call, where, f"{place}[{number}]") for number, call in enumerate(calls)]
 
 
@@ -56,7 +54,7 @@ def _call(call: Any, where: str, place: str) -> dict[str, Any]:
     arguments = {} if arguments is None else from_json(arguments, where, f"{place}.arguments")
     if not isinstance(arguments, dict):
         reason = "arguments are an object, or JSON text of one"
-        raise RowError(where, f"{place}.arguments", reason, f"a {type(arguments).__name__}")
+        raise RowError(where, f"{place}.arguments", reason, what_is(arguments))
     made = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
     return made if call.get("id") is None else {"id": str(call["id"]), **made}
 

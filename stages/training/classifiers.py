@@ -10,7 +10,7 @@ import torch
 from artifacts.errors import StageError
 from stages.seeds import derive
 from stages.training.model import keep_softcapping, quietly
-from stages.training.model_check import check_loaded, check_model_folder
+from stages.training.model_check import check_loaded, load_checked
 
 
 def load_reward_model(folder: Path, *, new_head_seed: int | None = None) -> Any:
@@ -29,10 +29,7 @@ def load_step_judge(folder: Path, *, new_head_seed: int | None = None) -> Any:
 
 def _load(library: Any, folder: Path, outputs: int, new_head_seed: int | None) -> Any:
     quietly()
-    check_model_folder(folder)
-    model, info = library.from_pretrained(
-        folder, num_labels=outputs, dtype=torch.float32, local_files_only=True, output_loading_info=True
-    )
+    model, info = load_checked(library, folder, num_labels=outputs)
     keep_softcapping(model)
     if not hasattr(model, "score"):
         raise StageError(

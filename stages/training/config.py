@@ -73,7 +73,9 @@ class TrainingConfig(Config):
 
     @model_validator(mode="after")
     def _adapters_have_a_rank(self) -> Self:
-        given = [name for name in ("use_rslora", "use_dora", "modules_to_save") if getattr(self, name)]
+        fields = type(self).model_fields
+        of_adapters = ("lora_alpha", "use_rslora", "use_dora", "lora_target_modules", "modules_to_save")
+        given = [name for name in of_adapters if getattr(self, name) != fields[name].default]
         if given and self.lora_r is None:
             raise ValueError(f"{given[0]} is of LoRA adapters; give lora_r too")
         return self

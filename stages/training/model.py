@@ -17,7 +17,7 @@ from stages.losses.token_loss import TokenLossFunction, linear_token_loss
 from stages.training.adapted_head import head_weight, widened
 from stages.training.attention import packed_pass
 from stages.training.batch import Group, TokenBatch, layout
-from stages.training.model_check import check_loaded, check_model_folder
+from stages.training.model_check import check_loaded, check_no_code, load_checked
 from stages.training.objective import Readout
 from stages.training.tied import TiedEmbedding
 
@@ -36,9 +36,10 @@ def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a model folder. Raises StageError when there is none."""
     from transformers import AutoTokenizer
 
+    check_no_code(folder)
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the tokenizer's library raises bare ones
         raise StageError(f"the model folder {folder.name} has no usable tokenizer: {error}") from error
 
 
@@ -56,11 +57,7 @@ def load_causal_lm(folder: Path, **quantized: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     quietly()
-    check_model_folder(folder)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, output_loading_info=True, **quantized
-    )
-    model, info = loaded
+    model, info = load_checked(AutoModelForCausalLM, folder, **quantized)
     keep_softcapping(model)
     check_loaded(folder, model, info)
     return model

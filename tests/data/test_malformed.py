@@ -75,12 +75,17 @@ def wrong_values() -> Iterator[Fault]:
     for name, row in GOOD.items():
         if kind_of(name) not in ("stepwise_supervision", "pretokenized", "pretokenized_preference"):
             for column in set(row) - {"label"}:
-                yield name, changed(name, **{column: 3}), column, "must be text or a list of messages; found a int"
+                yield (
+                    name,
+                    changed(name, **{column: 3}),
+                    column,
+                    "must be text or a list of messages; found a whole number",
+                )
                 yield (
                     name,
                     changed(name, **{column: {"a": 1}}),
                     column,
-                    "must be text or a list of messages; found a dict",
+                    "must be text or a list of messages; found an object",
                 )
                 yield name, changed(name, **{column: [3]}), f"{column}[0]", "a message is an object with role and"
     for name in ("unpaired_preference", "unpaired_preference, chat"):
@@ -131,10 +136,10 @@ def steps() -> Iterator[Fault]:
     yield name, changed(name, completions=["c"]), "labels", "every step has one label; found 2 labels for 1 steps"
     yield name, changed(name, labels=[True, "maybe"]), "labels[1]", "must be true or false; found 'maybe'"
     yield name, changed(name, labels=[None, True]), "labels[0]", "must be true or false; found None"
-    yield name, changed(name, labels=True), "labels", "must be a list with an entry a step; found a bool"
-    yield name, changed(name, completions="cd"), "completions", "must be a list with an entry a step; found a str"
-    yield name, changed(name, completions=["c", 3]), "completions[1]", "a step is text; found a int"
-    yield name, changed(name, completions=[assistant("c"), "d"]), "completions[0]", "a step is text; found a dict"
+    yield name, changed(name, labels=True), "labels", "must be a list with an entry a step; found true or false"
+    yield name, changed(name, completions="cd"), "completions", "must be a list with an entry a step; found text"
+    yield name, changed(name, completions=["c", 3]), "completions[1]", "a step is text; found a whole number"
+    yield name, changed(name, completions=[assistant("c"), "d"]), "completions[0]", "a step is text; found an object"
     yield name, changed(name, completions=["c", " "]), "completions[1]", "the completion is empty"
     yield name, changed(name, completions=[], labels=[]), "completions", "a row without steps"
     yield name, changed(name, prompt=TALK[:1]), "prompt", "the prompt of stepwise rows is text; found a list"
@@ -167,15 +172,15 @@ def tokens() -> Iterator[Fault]:
     yield name, changed(name, input_ids="34"), "input_ids", "must be a list of token ids"
 
 
-NO_TEXT = "a message's content must be text; found a "
+NO_TEXT = "a message's content must be text; found "
 MESSAGE_FAULTS: dict[str, tuple[Callable[[Messages], Any], str, str]] = {
     "a message of text": (lambda talk: ["x", *talk[1:]], "[0]", "a message is an object with role and content"),
     "no role": (lambda talk: [{"content": "x"}, *talk[1:]], "[0]", "a message has no 'role'"),
     "no content": (lambda talk: [{"role": talk[0]["role"]}, *talk[1:]], "[0]", "a message has no 'content'"),
     "unknown role": (lambda talk: [{**talk[0], "role": "narrator"}, *talk[1:]], "[0]", "unknown role; found 'narr"),
     "role null": (lambda talk: [{**talk[0], "role": None}, *talk[1:]], "[0]", "unknown role; found None"),
-    "a number": (lambda talk: [{**talk[0], "content": 3}, *talk[1:]], "[0]", NO_TEXT + "int"),
-    "content null": (lambda talk: [{**talk[0], "content": None}, *talk[1:]], "[0]", NO_TEXT + "NoneType"),
+    "a number": (lambda talk: [{**talk[0], "content": 3}, *talk[1:]], "[0]", NO_TEXT + "a whole number"),
+    "content null": (lambda talk: [{**talk[0], "content": None}, *talk[1:]], "[0]", NO_TEXT + "null"),
     "two in a row": (lambda talk: [talk[0], *talk], "", "wrong role order: user and assistant take turns"),
     "system later": (lambda talk: [*talk, system("x")], "", "wrong role order: user and assistant take turns"),
     "a result without a call": (

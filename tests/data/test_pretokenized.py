@@ -52,7 +52,7 @@ def test_rows_of_no_use_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
-        ({"input_ids": "1 2"}, r"field 'input_ids': must be a list of token ids; found a str"),
+        ({"input_ids": "1 2"}, r"field 'input_ids': must be a list of token ids; found text"),
         ({"input_ids": [1, -2]}, r"field 'input_ids\[1\]': a token id is a whole number of at least 0; found -2"),
         ({"input_ids": [1, True]}, r"field 'input_ids\[1\]'"),
         ({"input_ids": IDS, "labels": IDS[:3]}, r"field 'labels': must be as long as input_ids; found 3 for 4 tokens"),

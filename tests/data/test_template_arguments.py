@@ -181,8 +181,8 @@ OTHERS = [name for name in GOOD if name not in CHATS]
 OWN = "rows may not set the chat template's own arguments; found "
 FAULTS = [
     ([WITHOUT], "", "must be an object of the chat template's arguments, or JSON text of one; found a list"),
-    (True, "", "must be an object of the chat template's arguments, or JSON text of one; found a bool"),
-    ("3", "", "must be an object of the chat template's arguments, or JSON text of one; found a int"),
+    (True, "", "must be an object of the chat template's arguments, or JSON text of one; found true or false"),
+    ("3", "", "must be an object of the chat template's arguments, or JSON text of one; found a whole number"),
     ("{enable_thinking: false}", "", "not JSON: "),
     ({"enable thinking": True}, ".enable thinking", "an argument's name has letters, digits and _ only"),
     ({"a": 1, "": True}, ".", "an argument's name has letters, digits and _ only"),

@@ -154,7 +154,7 @@ def test_mistakes_are_named(tmp_path: Path, messages: list[dict[str, Any]], prob
 @pytest.mark.parametrize(
     ("tools", "problem"),
     [
-        ({"name": "f"}, r"'tools': must be a list of tool schemas, or JSON text of one; found a dict"),
+        ({"name": "f"}, r"'tools': must be a list of tool schemas, or JSON text of one; found an object"),
         ("{", r"'tools': not JSON"),
         ([{"name": "f"}, {"function": {}}], r"'tools\[1\]': a tool schema is an object with a name"),
     ],
