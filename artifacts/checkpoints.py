@@ -16,7 +16,7 @@ from artifacts.errors import DamagedError, RequestError, StoreError
 from artifacts.files import Files, Publication, Stored
 from artifacts.folder import check_folder, differences
 from artifacts.manifest import file_list_problems
-from artifacts.materialize import fetched
+from artifacts.materialize import fetched, problems_of
 from artifacts.sealed import seal, unseal
 
 logger = logging.getLogger(__name__)
@@ -112,6 +112,19 @@ class Checkpoints:
             if self._looks_whole(name, self._files.tree(f"{self._key}/{name}")):
                 return _step(name)
         return None
+
+    def verify(self) -> dict[str, list[str]]:
+        """Finished checkpoint -> what of it is not as it was written, by content."""
+        found = {}
+        for name in self._names():
+            try:
+                saved = self._read(name)
+            except DamagedError as error:
+                found[name] = [str(error)]
+                continue
+            if saved is not None:
+                found[name] = problems_of(self._files, f"{self._key}/{name}", "", saved.files, (DONE,))
+        return found
 
     def clear(self) -> None:
         """Deletes all of them."""

@@ -70,6 +70,9 @@ class Files(Protocol):
     def children(self, key: str) -> list[str]:
         """Names directly below a folder, sorted; empty when there is none."""
 
+    def changed(self, key: str) -> dict[str, float]:
+        """Folders directly below a folder -> when something came into them last, by the store's clock."""
+
     def tree(self, key: str) -> dict[str, Stored]:
         """Every file below a folder, by path relative to it; empty when there is none."""
 

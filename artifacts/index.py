@@ -18,6 +18,7 @@ from artifacts.sealed import seal, unseal
 
 logger = logging.getLogger(__name__)
 STAGE = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+NAME = re.compile(r"\d{20}-[0-9a-f]{12}\.json")
 THREADS = 8
 
 

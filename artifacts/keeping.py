@@ -18,6 +18,7 @@ from artifacts.store import Store
 DAY, HOUR = 86400.0, 3600.0
 CLAIM_DAYS = 7.0
 """A claim from another machine counts so long after it was last said; a run says it anew with every stage."""
+GROUNDS = NAMED, IN_USE, OF_RUN, NEEDED = "named", "in use by", "made or used by run", "needed to make"
 THREADS = 8
 
 
@@ -65,17 +66,17 @@ def find_roots(store: Store, policy: Policy, now: float, worked_on: Iterable[str
         if holder is not None:
             roots.workers[fingerprint] = holder["owner"]
     for name, artifact in _aliases(store):
-        roots.add([artifact], f"named @{name}")
+        roots.add([artifact], f"{NAMED} @{name}")
     for claim in claims.read_all(store.files):
         if _is_live(claim, now, set(roots.workers.values())):
-            roots.add(claim.artifacts, f"in use by {claim.name}")
+            roots.add(claim.artifacts, f"{IN_USE} {claim.name}")
             roots.claimed.update(claim.artifacts)
             roots.runs.add(claim.name)
         else:
             roots.dead_claims[claim.name] = claim.modified
     for run_id in recent_runs(store, policy, now):
         roots.runs.add(run_id)
-        roots.add(outputs_of(_run(store, run_id)), f"made or used by run {run_id}")
+        roots.add(outputs_of(_run(store, run_id)), f"{OF_RUN} {run_id}")
     return roots
 
 
@@ -142,7 +143,7 @@ class Lineage:
             for artifact, inputs in zip(above, found, strict=True):
                 for needed in inputs:
                     if needed not in kept:
-                        kept[needed] = f"needed to make {artifact.kind} {artifact.digest[:12]}"
+                        kept[needed] = f"{NEEDED} {artifact.kind} {artifact.digest[:12]}"
                         layer.append(needed)
         return kept
 

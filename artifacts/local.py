@@ -29,11 +29,13 @@ PIECE = 16 * 2**20
 class LocalFiles:
     """The Files protocol on a local folder."""
 
-    def __init__(self, root: Path, disk: Disk | None = None) -> None:
+    def __init__(self, root: Path, disk: Disk | None = None, read_only: bool = False) -> None:
         self.root = root.absolute()
         self.url = str(self.root)
         self.local_root: Path | None = self.root
         self._disk = disk or Disk()
+        if read_only:
+            return
         with reported("open store", self.root):
             self._ensure_folder(self.root / "tmp")
         self._sweep()
@@ -105,6 +107,19 @@ class LocalFiles:
                 return sorted(os.listdir(self.path(key)))
             except (FileNotFoundError, NotADirectoryError):
                 return []
+
+    def changed(self, key: str) -> dict[str, float]:
+        found: dict[str, float] = {}
+        with reported("list", self.path(key)):
+            try:
+                items = list(os.scandir(self.path(key)))
+            except (FileNotFoundError, NotADirectoryError):
+                return {}
+            for item in items:
+                with contextlib.suppress(FileNotFoundError):
+                    if item.is_dir(follow_symlinks=False):
+                        found[item.name] = item.stat().st_mtime
+        return found
 
     def tree(self, key: str) -> dict[str, Stored]:
         with reported("list", self.path(key)):

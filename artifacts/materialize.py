@@ -19,19 +19,21 @@ from artifacts.owner import is_dead
 THREADS = 4
 
 
-def problems_of(files: Files, key: str, payload: str, expected: tuple[FileEntry, ...]) -> list[str]:
-    """What of the stored files is not as expected, by content, one line each."""
+def problems_of(
+    files: Files, key: str, payload: str, expected: tuple[FileEntry, ...], ignore: tuple[str, ...] = ()
+) -> list[str]:
+    """What of the stored files is not as expected, by content, one line each. `ignore`: files that are no payload."""
     if files.local_root is not None:
         folder = files.local_root / key / payload
         if folder.parent.is_symlink():
             return [f"{folder.parent}: a link"]
         with reported("read", folder):
-            return check_folder(folder, expected)
-    found = {path: stored.size for path, stored in files.tree(f"{key}/{payload}").items()}
+            return check_folder(folder, expected, ignore)
+    place = f"{key}/{payload}" if payload else key
+    found = {path: stored.size for path, stored in files.tree(place).items() if path not in ignore}
     problems = differences(found, expected)
     if problems:
         return problems
-    place = f"{key}/{payload}"
     checked = in_parallel(lambda entry: _problem(files, place, entry, lambda piece: None), expected, THREADS)
     return [problem for problem in checked if problem is not None]
 

@@ -102,6 +102,14 @@ class RemoteFiles:
             return []
         return sorted({name.rstrip("/").rsplit("/", 1)[-1] for name in names})
 
+    def changed(self, key: str) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for path, stored in self.tree(key).items():
+            name, _, rest = path.partition("/")
+            if rest:
+                found[name] = max(stored.modified, found.get(name, 0.0))
+        return found
+
     def tree(self, key: str) -> dict[str, Stored]:
         try:
             found = self._call("list", key, lambda: self.fs.find(self.path(key), detail=True))

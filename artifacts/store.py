@@ -9,6 +9,7 @@ from typing import Any
 
 from artifacts import aliases, claims, index, lineage, runs
 from artifacts.checkpoints import Checkpoints
+from artifacts.digest import is_sha256
 from artifacts.errors import DamagedError, MissingError, RequestError, StoreError
 from artifacts.files import Files, Publication
 from artifacts.folder import differences
@@ -182,10 +183,20 @@ class Store:
         except StoreError as error:
             logger.warning("cannot mark %s as damaged: %s", artifact, error)
 
+    def newest_first(self, kind: str | None = None) -> list[Artifact]:
+        """Every artifact (of a kind), the one stored last first, from listings alone: what never was finished may
+        be among them."""
+        found = []
+        for name in self.files.children("artifacts"):
+            if kind in (None, name):
+                changed = self.files.changed(f"artifacts/{name}")
+                found += [(when, name, digest) for digest, when in changed.items() if is_sha256(digest)]
+        return [Artifact(name, digest) for _, name, digest in sorted(found, reverse=True)]
+
     def artifacts(self, prefix: str = "") -> Iterator[Artifact]:
         """Every artifact that has a manifest and whose digest begins so, by kind and digest."""
         for kind in self.files.children("artifacts"):
-            for digest in self.files.children(f"artifacts/{kind}"):
+            for digest in [prefix] if is_sha256(prefix) else self.files.children(f"artifacts/{kind}"):
                 if not digest.startswith(prefix):
                     continue
                 try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from artifacts import claims
 from artifacts.job_folders import JobFolder, job_folders
-from artifacts.keeping import DAY, HOUR, Lineage, Policy, Roots, find_roots
+from artifacts.keeping import DAY, GROUNDS, HOUR, Lineage, Policy, Roots, find_roots
 from artifacts.manifest import Artifact
 from artifacts.stock import Lot, Stock, Work, take_stock
 from artifacts.store import Store
@@ -24,6 +24,11 @@ class Item:
     reason: str
     written: float = 0.0
     artifact: Artifact | None = None
+
+    @property
+    def ground(self) -> str:
+        """The reason without its names, to count by."""
+        return next((ground for ground in GROUNDS if self.reason.startswith(ground)), self.reason)
 
 
 @dataclass
