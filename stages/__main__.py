@@ -18,10 +18,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from artifacts import Record, open_store
+from artifacts import Record, open_store, scrub
 from artifacts.errors import OutOfMemory, PosttrainError, StageError
 from stages.context import Context, Spec
 from stages.leaving import leave
+from stages.scrubbing import scrubbed_output
 
 _PR_SET_PDEATHSIG = 1
 
@@ -32,9 +33,14 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m stages SPEC.json", file=sys.stderr)
         return 2
     die_with_parent()
+    with scrubbed_output():
+        return _main(Path(arguments[0]))
+
+
+def _main(path: Path) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     try:
-        spec = Spec.read(Path(arguments[0]))
+        spec = Spec.read(path)
     except StageError as error:
         print(error, file=sys.stderr)
         return 2
@@ -129,8 +135,8 @@ def _report_failure(job: Path, error: BaseException) -> None:
         path,
         {
             "type": type(error).__name__,
-            "message": str(error) or type(error).__name__,
-            "traceback": "".join(traceback.format_exception(error)),
+            "message": scrub(str(error)) or type(error).__name__,
+            "traceback": scrub("".join(traceback.format_exception(error))),
             "expected": isinstance(error, PosttrainError),
             "smaller_micro_batch_tokens": error.micro_batch_tokens if isinstance(error, OutOfMemory) else None,
         },
