@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 _ABSENT = object()
 _SHORT = 60
 _CODE = {"function", "sha256"}
@@ -25,7 +23,22 @@ class Change:
     old: Any
     new: Any
 
-    def words(self, config: BaseModel | None = None) -> str:
+    @property
+    def what(self) -> str:
+        """version, field, seed, code, data or input."""
+        if self.kind != "config":
+            return self.kind
+        if _is_external(self.new) or _is_external(self.old):
+            value = self.new if _is_external(self.new) else self.old
+            return "code" if set(value) == _CODE else "data"
+        return "seed" if self.name.rpartition(".")[2].endswith("seed") else "field"
+
+    def to_json(self) -> dict[str, Any]:
+        """`old` or `new` is missing where there was, or is, none."""
+        values = {side: value for side in ("old", "new") if (value := getattr(self, side)) is not _ABSENT}
+        return {"what": self.what, "name": self.name, **values}
+
+    def words(self, config: Mapping[str, Any] | None = None) -> str:
         """`with.beta: 0.1 -> 0.2`; `config` has the names of files, which identities do not hold."""
         if self.kind == "version":
             return f"stage version {self.old} -> {self.new}"
@@ -45,20 +58,18 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
     found = []
     if old["version"] != new["version"]:
         found.append(Change("version", "version", old["version"], new["version"]))
-    before, after = dict(_leaves(old["config"])), dict(_leaves(new["config"]))
+    before, after = dict(leaves(old["config"])), dict(leaves(new["config"]))
     found += _differences("config", before, after)
     return found + _differences("input", old["inputs"], new["inputs"])
 
 
-def nearest_identity(
+def nearest_identities(
     new: Mapping[str, Any], identities: Iterable[Mapping[str, Any]]
-) -> tuple[int, list[Change]] | None:
-    """Index and differences of the identity with the fewest of them, first of several; None: no identity."""
+) -> list[tuple[int, list[Change]]]:
+    """Index and differences of the identities with the fewest of them, in their order."""
     compared = [changes(old, new) for old in identities]
-    if not compared:
-        return None
-    best = min(range(len(compared)), key=lambda index: len(compared[index]))
-    return best, compared[best]
+    fewest = min(map(len, compared), default=0)
+    return [(index, found) for index, found in enumerate(compared) if len(found) == fewest]
 
 
 def short_digest(digest: Any) -> str:
@@ -84,13 +95,14 @@ def _is_external(value: Any) -> bool:
     return isinstance(value, dict) and (set(value) == _CODE or set(value) in _DATA)
 
 
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of everything in nested JSON; what stands for a file, a function or a Hub name is whole."""
     if isinstance(value, dict) and value and not _is_external(value):
         for key, inner in value.items():
-            yield from _leaves(inner, f"{name}.{key}" if name else key)
+            yield from leaves(inner, f"{name}.{key}" if name else key)
     elif isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
         for index, entry in enumerate(value):
-            yield from _leaves(entry, f"{name}.{index}")
+            yield from leaves(entry, f"{name}.{index}")
     else:
         yield name, value
 
@@ -107,11 +119,11 @@ def _value(value: Any) -> str:
     return text if len(text) <= _SHORT else f"{text[: _SHORT - 3]}..."
 
 
-def _written(config: BaseModel | None, name: str) -> str | None:
+def _written(config: Mapping[str, Any] | None, name: str) -> str | None:
     """The reference as the configuration has it, without folders."""
-    value: Any = None if config is None else config.model_dump(mode="json")
+    value: Any = config
     for part in name.split("."):
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             value = value.get(part)
         elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
             value = value[int(part)]

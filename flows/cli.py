@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from flows.inquiry_options import RUN, add_inquiries
+
 if TYPE_CHECKING:
     from artifacts.errors import RequestError
 
@@ -30,9 +32,10 @@ def parser() -> argparse.ArgumentParser:
         "--store", metavar="URL", help="the artifact store (default: $POSTTRAIN_STORE or the user's cache)"
     )
     shared.add_argument("--json", action="store_true", help="one JSON object on stdout, all else on stderr")
-    recipe = _Parser(add_help=False)
+    changed = _Parser(add_help=False)
+    changed.add_argument("--set", action="append", default=[], metavar="A.B=C", help="change a setting: dpo.beta=0.2")
+    recipe = _Parser(add_help=False, parents=[changed])
     recipe.add_argument("recipe", metavar="RECIPE", help="a YAML file or the name of a shipped recipe")
-    recipe.add_argument("--set", action="append", default=[], metavar="A.B=C", help="change a setting: dpo.beta=0.2")
     for option, text in (
         ("only", "run this stage alone, with its inputs from the store"),
         ("from", "run this stage and all that follows from it"),
@@ -61,8 +64,9 @@ def parser() -> argparse.ArgumentParser:
         "artifact", nargs="*", help=f"{reference}; none: all"
     )
     report = add("report", "a run as one HTML page")
-    report.add_argument("run", help="the id of a run, or `latest`")
+    report.add_argument("run", help=RUN)
     report.add_argument("-o", "--output", type=Path, metavar="FILE.html", help="where to (default: RUN.html)")
+    add_inquiries(add, changed, reference)
     add("stages", "the stages there are, or one with its fields").add_argument("name", nargs="?")
     return top
 

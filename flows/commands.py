@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artifacts.errors import DamagedError, MissingError, Problem, RequestError, StoreError
+from artifacts.errors import DamagedError, MissingError, StoreError
+from flows import inquiries
+from flows.request import open_named as _open
+from flows.request import plan_named as _plan
+from flows.request import print_json as _print_json
 
 if TYPE_CHECKING:
     from artifacts import Artifact, Store
-    from flows.plan import Plan
 
 RUNS_LISTED = 20
 
@@ -127,16 +128,12 @@ def verify(options: Namespace) -> int:
 
 def report(options: Namespace) -> int:
     """`posttrain report`"""
-    store = _open(options)
-    run_id = options.run
-    if run_id == "latest":
-        runs = store.runs()
-        if not runs:
-            raise RequestError(f"there is no run in {store.url} yet")
-        run_id = runs[0]
-    output = options.output or Path(f"{run_id}.html")
     from flows.report import write_report
+    from flows.which_run import run_id as find_run
 
+    store = _open(options)
+    run_id = find_run(store, options.run)
+    output = options.output or Path(f"{run_id}.html")
     write_report(store, run_id, output)
     if options.json:
         _print_json({"run": run_id, "report": str(output)})
@@ -163,41 +160,7 @@ def stages(options: Namespace) -> int:
 
 COMMANDS: dict[str, Callable[[Namespace], int]] = {
     command.__name__: command for command in (run, plan, show, path, ls, verify, report, stages)
-}
-
-
-def _plan(options: Namespace) -> Plan:
-    from flows.plan import plan as make_plan
-    from flows.recipe import Recipe
-
-    recipe = Recipe.load(options.recipe, options.set)
-    store = _open(options)
-    with _refused(options):
-        return make_plan(
-            recipe,
-            store,
-            only=options.only,
-            start=getattr(options, "from"),
-            until=options.until,
-            force=options.force,
-        )
-
-
-def _open(options: Namespace) -> Store:
-    from artifacts import open_store
-
-    with _refused(options):
-        return open_store(options.store)
-
-
-@contextmanager
-def _refused(options: Namespace) -> Iterator[None]:
-    """A store that does not answer before anything was started makes the request wrong, not a stage fail."""
-    try:
-        yield
-    except StoreError as error:
-        where = "POSTTRAIN_STORE" if options.store is None else f"--store {options.store}"
-        raise RequestError([Problem(where, str(error))]) from error
+} | inquiries.COMMANDS
 
 
 def _listed(store: Store, artifact: Artifact, aliases: list[str]) -> dict[str, Any]:
@@ -216,7 +179,3 @@ def _run_line(store: Store, run_id: str) -> dict[str, Any]:
     except StoreError as error:
         return {"run": run_id, "damaged": str(error)}
     return {name: payload.get(name) for name in ("run", "recipe", "state", "started_at", "seconds")}
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, ensure_ascii=False))

@@ -2,13 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from artifacts import Record, Store
-from flows.changes import Change, changes, nearest_identity
+from flows.causes import Cause, roots
+from flows.changes import Change, changes, nearest_identities
 from flows.inputs import StageOutput
 from flows.recipe import Recipe, RecipeStage
+
+MOST_COMPARED = 8
+"""Of records with equally few differences, how many are followed back, to find the one with the fewest causes."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage as its history needs it. `sources`: input -> the stage behind each of its entries; None: none of ours."""
+
+    name: str
+    uses: str
+    sources: Mapping[str, tuple[str | None, ...]]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """With the names of files, as written."""
+
+    @classmethod
+    def of(cls, stage: RecipeStage) -> Step:
+        sources = {
+            name: tuple(entry.stage if isinstance(entry, StageOutput) else None for entry in entries)
+            for name, entries in stage.inputs.items()
+        }
+        return cls(stage.name, stage.uses.name, sources, stage.config.model_dump(mode="json"))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What differs from the nearest earlier record; `record` None: there is nothing to compare with.
+
+    `elsewhere`: the name of the stage that the record is of, where it is another one.
+    """
+
+    record: Record | None
+    causes: tuple[Cause, ...]
+    elsewhere: str | None = None
 
 
 class History:
@@ -16,89 +52,114 @@ class History:
 
     FIRST: ClassVar[str] = "first run: nothing like it in the store"
 
-    def __init__(self, recipe: Recipe, store: Store) -> None:
+    def __init__(self, recipe: str, steps: Mapping[str, Step], store: Store) -> None:
         self.recipe = recipe
+        self.steps = steps
         self.store = store
         self._records: dict[str, list[Record]] = {}
+        self._found: dict[tuple[str, str, str], tuple[Cause, ...]] = {}
 
-    def why(self, stage: RecipeStage, identity: Mapping[str, Any], fingerprint: str) -> tuple[str, ...]:
+    @classmethod
+    def of(cls, recipe: Recipe, store: Store) -> History:
+        """Of the stages of a recipe."""
+        return cls(recipe.name, {name: Step.of(stage) for name, stage in recipe.stages.items()}, store)
+
+    def why(self, name: str, identity: Mapping[str, Any], fingerprint: str) -> tuple[str, ...]:
         """Why no record of this fingerprint counts."""
-        damaged = self.store.records(stage.uses.name, fingerprint)
-        if damaged:
-            ids = ", ".join(found.id[:15] for found in damaged[0].outputs.values())
-            return (f"output damaged or gone: {ids}",)
-        return self._since_nearest(stage, identity, frozenset())
+        damaged = self.damaged(name, fingerprint)
+        return (damaged,) if damaged else self._lines(name, self.compare(name, identity))
 
-    def own_changes(self, stage: RecipeStage, known: Mapping[str, Any]) -> tuple[str, ...]:
+    def damaged(self, name: str, fingerprint: str) -> str | None:
+        """What became of the outputs of a record that does not count; None: there is no record."""
+        records = self.store.records(self.steps[name].uses, fingerprint)
+        if not records:
+            return None
+        return f"output damaged or gone: {', '.join(found.id[:15] for found in records[0].outputs.values())}"
+
+    def own_changes(self, name: str, known: Mapping[str, Any]) -> tuple[str, ...]:
         """Why the stage will run whatever its unknown inputs turn out to be; empty: that depends on them.
 
         `known` is the identity with the inputs that are known.
         """
-        unknown = frozenset(stage.inputs) - frozenset(known["inputs"])
-        return self._since_nearest(stage, known, unknown)
+        return self._lines(name, self.compare(name, known))
 
-    def _since_nearest(
-        self, stage: RecipeStage, identity: Mapping[str, Any], unknown: frozenset[str]
-    ) -> tuple[str, ...]:
-        candidates, same_place = self._candidates(stage)
-        found = nearest_identity(identity, [_without(record.identity, unknown) for record in candidates])
-        if found is None:
+    def compare(self, name: str, identity: Mapping[str, Any], before: Record | None = None) -> Comparison:
+        """An identity, perhaps without inputs that are not known yet, against the nearest record, or the nearest of
+        those older than `before`."""
+        step = self.steps[name]
+        unknown = frozenset(step.sources) - frozenset(identity["inputs"])
+        candidates, same_place = self._candidates(step, before)
+        found = nearest_identities(identity, [_without(record.identity, unknown) for record in candidates])
+        compared = [
+            (candidates[index], tuple(self._cause(step, change) for change in differences))
+            for index, differences in found[:MOST_COMPARED]
+        ]
+        if not compared:
+            return Comparison(None, ())
+        record, causes = min(compared, key=lambda pair: len(roots(pair[1])))
+        elsewhere = None if same_place else str(record.provenance.get("stage_name", record.stage))
+        return Comparison(record, causes, elsewhere)
+
+    def _lines(self, name: str, found: Comparison) -> tuple[str, ...]:
+        if found.record is None:
             return (self.FIRST,)
-        index, differences = found
-        if not differences:
-            return ()
-        record = candidates[index]
-        words = tuple(self._words(stage, change) for change in differences)
-        if same_place:
-            return words
-        other = record.provenance.get("stage_name", record.stage)
-        return (f"first run of {stage.name}; against the nearest, {other}: {'; '.join(words)}",)
+        lines = tuple(cause.line() for cause in found.causes)
+        if found.elsewhere is None or not lines:
+            return lines
+        return (f"first run of {name}; against the nearest, {found.elsewhere}: {'; '.join(lines)}",)
 
-    def _candidates(self, stage: RecipeStage) -> tuple[list[Record], bool]:
+    def _candidates(self, step: Step, before: Record | None) -> tuple[list[Record], bool]:
         """Records to compare with, newest first: of this stage of the recipe, of its name, or of its kind."""
-        records = self._of(stage.uses.name)
-        named = [record for record in records if record.provenance.get("stage_name") == stage.name]
-        here = [record for record in named if record.provenance.get("recipe") == self.recipe.name]
+        records = self.records(step.uses)
+        if before is not None and before in records:
+            records = records[records.index(before) + 1 :]
+        named = [record for record in records if record.provenance.get("stage_name") == step.name]
+        here = [record for record in named if record.provenance.get("recipe") == self.recipe]
         return here or named or records, bool(here or named)
 
-    def _of(self, uses: str) -> list[Record]:
+    def records(self, uses: str) -> list[Record]:
+        """Of every fingerprint of a kind of stage, newest first."""
         if uses not in self._records:
             self._records[uses] = list(self.store.stage_records(uses))
         return self._records[uses]
 
-    def _words(self, stage: RecipeStage, change: Change) -> str:
-        if change.kind != "input":
-            return change.words(stage.config)
-        cause = self._cause(stage, change)
-        return f"input {change.name} changed (because {cause})" if cause else change.words()
+    def _cause(self, step: Step, change: Change) -> Cause:
+        because = self._behind(step, change) if change.kind == "input" else ()
+        return Cause(step.name, change.words(step.config), change, because)
 
-    def _cause(self, stage: RecipeStage, change: Change) -> str | None:
-        """What made the stage that wrote the input write something else; None: it was not found out."""
-        references = stage.inputs.get(change.name, ())
+    def _behind(self, step: Step, change: Change) -> tuple[Cause, ...]:
+        """What made the stages that wrote an input write something else, as far as it can be found out."""
+        sources = step.sources.get(change.name, ())
         old = change.old if isinstance(change.old, list) else [change.old]
         new = change.new if isinstance(change.new, list) else [change.new]
-        if len(old) != len(new) or len(new) != len(references):
-            return None
-        for reference, before, after in zip(references, old, new, strict=True):
-            if before != after and isinstance(reference, StageOutput):
-                return self._cause_in(self.recipe.stages[reference.stage], str(before), str(after))
-        return None
+        if len(old) != len(new) or len(new) != len(sources):
+            return ()
+        found = [
+            self._between(self.steps[source], str(before), str(after))
+            for source, before, after in zip(sources, old, new, strict=True)
+            if before != after and source is not None
+        ]
+        return found[0] if len(found) == 1 else tuple(cause for causes in found for cause in causes)
 
-    def _cause_in(self, producer: RecipeStage, before: str, after: str) -> str | None:
-        records = self._of(producer.uses.name)
-        old, new = _writer(records, before), _writer(records, after)
+    def _between(self, producer: Step, before: str, after: str) -> tuple[Cause, ...]:
+        key = (producer.name, before, after)
+        if key not in self._found:
+            self._found[key] = tuple(self._differences(producer, before, after))
+        return self._found[key]
+
+    def _differences(self, producer: Step, before: str, after: str) -> Iterator[Cause]:
+        records = self.records(producer.uses)
+        old, new = writer(records, before), writer(records, after)
         if old is None or new is None:
-            return None
+            return
         differences = changes(old.identity, new.identity)
         if not differences:
-            return f"{producer.name} wrote other bytes from equal inputs"
-        own = [change.words(producer.config) for change in differences if change.kind != "input"]
-        if own:
-            return f"{producer.name}: {'; '.join(own)}"
-        return self._cause(producer, differences[0]) or f"{producer.name}: {differences[0].words()}"
+            yield Cause(producer.name, "wrote other bytes from equal inputs")
+        for change in differences:
+            yield self._cause(producer, change)
 
 
-def _writer(records: Sequence[Record], digest: str) -> Record | None:
+def writer(records: Sequence[Record], digest: str) -> Record | None:
     """The newest record with an output of that digest."""
     for record in records:
         if any(found.digest == digest for found in record.outputs.values()):

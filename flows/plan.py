@@ -119,7 +119,7 @@ class _Planner:
         self.store = store
         self.selection = selection
         self.externals = externals
-        self.history = History(recipe, store)
+        self.history = History.of(recipe, store)
         self.causes: dict[str, str] = {}
         """Stage -> why it will or may run, followed back to the stage where it begins."""
 
@@ -180,7 +180,7 @@ class _Planner:
         if record is not None and not forced:
             done = f"done by run {record.provenance.get('run', 'unknown')}"
             return Decision(name, "cached", (done,), key, what, inputs, record)
-        reasons = ("forced",) if forced else self.history.why(stage, what, key)
+        reasons = ("forced",) if forced else self.history.why(name, what, key)
         step = self.store.checkpoints(key).latest_step()
         shards = len(self.store.shards(key).names())
         if step is not None:
@@ -205,7 +205,7 @@ class _Planner:
             if not any(isinstance(entry, StageOutput) and entry.stage in unknown for entry in entries)
         }
         what = identity(stage.uses, stage.config, input_digests(known, _many(stage)))
-        own = ("forced",) if stage.name in self.selection.forced else self.history.own_changes(stage, what)
+        own = ("forced",) if stage.name in self.selection.forced else self.history.own_changes(stage.name, what)
         cause = self.causes[unknown[0]]
         changing = dict.fromkeys(
             f"input {input_name} may change (because {self.causes[reference.stage]})"

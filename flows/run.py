@@ -215,6 +215,7 @@ class Run:
             "job": str(self.store.scratch.absolute() / self.id / stage.name),
             "processes": stage.launch.processes,
             "threads": threads,
+            "launcher": stage.launch.config,
         }
 
     @contextlib.contextmanager

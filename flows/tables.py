@@ -35,7 +35,7 @@ def show(*parts: RenderableType) -> None:
 
 def plan_table(plan: Plan) -> Table:
     """Each stage with what happens to it and why, one reason a line."""
-    table = _table("stage", "uses", "decision", "why")
+    table = plain_table("stage", "uses", "decision", "why")
     for name, decision in plan.decisions.items():
         step = f" at step {decision.step}" if decision.step is not None else ""
         state = Text(decision.state.replace("_", " ") + step, style=STATE_STYLES[decision.state])
@@ -45,7 +45,7 @@ def plan_table(plan: Plan) -> Table:
 
 def stages_table(described: Iterable[Mapping[str, Any]]) -> Table:
     """Every stage in a line."""
-    table = _table("stage", "what it does", "inputs", "outputs")
+    table = plain_table("stage", "what it does", "inputs", "outputs")
     for stage in described:
         inputs = [name if entry["required"] else f"[{name}]" for name, entry in stage["inputs"].items()]
         table.add_row(
@@ -59,17 +59,17 @@ def stages_table(described: Iterable[Mapping[str, Any]]) -> Table:
 
 def stage_tables(stage: Mapping[str, Any]) -> list[RenderableType]:
     """One stage with its fields, inputs and outputs."""
-    fields = _table("with", "default", "accepts", "meaning")
+    fields = plain_table("with", "default", "accepts", "meaning")
     for row in stage["fields"]:
         mark = " (operational)" if row["operational"] else ""
         fields.add_row(
             Text(row["name"], style="bold"), Text(row["default"]), Text(row["accepts"]), Text(row["meaning"] + mark)
         )
-    inputs = _table("inputs", "kind", "")
+    inputs = plain_table("inputs", "kind", "")
     for name, entry in stage["inputs"].items():
         notes = ["required" if entry["required"] else "optional", *(["a list may be given"] if entry["many"] else [])]
         inputs.add_row(Text(name, style="bold"), " or ".join(entry["kinds"]), ", ".join(notes))
-    outputs = _table("outputs", "kind")
+    outputs = plain_table("outputs", "kind")
     for name, kind in stage["outputs"].items():
         outputs.add_row(Text(name, style="bold"), kind)
     head = Text.assemble((stage["name"], "bold"), f": {stage['summary']} (version {stage['version']})")
@@ -81,14 +81,14 @@ def listing_tables(
     url: str, artifacts: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]
 ) -> list[RenderableType]:
     """The artifacts and the newest runs of a store."""
-    table = _table("artifact", "kind", "made by", "files", "size", "aliases")
+    table = plain_table("artifact", "kind", "made by", "files", "size", "aliases")
     for entry in artifacts:
         if "damaged" in entry:
             about: list[RenderableType] = [Text("damaged: " + entry["damaged"], style="red"), "", ""]
         else:
             about = [Text(str(entry["stage"])), str(entry["files"]), size_in_words(entry["bytes"])]
         table.add_row(short_id(entry["id"]), entry["kind"], *about, _lines(entry["aliases"]))
-    listed = _table("run", "recipe", "state", "started", "seconds")
+    listed = plain_table("run", "recipe", "state", "started", "seconds")
     for entry in runs:
         values = [
             entry["run"],
@@ -108,7 +108,7 @@ def description_tables(entry: Mapping[str, Any]) -> list[RenderableType]:
     for section in ("producer", "metrics", "counts", "versions"):
         for name, value in entry[section].items():
             facts.add_row(Text(f"{section}.{name}"), Text(value if isinstance(value, str) else json.dumps(value)))
-    files = _table("file", "size", "sha256")
+    files = plain_table("file", "size", "sha256")
     for file in entry["files"]:
         files.add_row(Text(file["path"]), size_in_words(file["size"]), file["sha256"][:16])
     tree = Tree(Text("lineage"))
@@ -146,7 +146,8 @@ def size_in_words(size: float) -> str:
     return f"{size:.1f} TB"
 
 
-def _table(*columns: str) -> Table:
+def plain_table(*columns: str) -> Table:
+    """Without a box, so that it can be copied."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in columns:
         table.add_column(column, overflow="fold")

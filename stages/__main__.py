@@ -21,7 +21,9 @@ from typing import Any
 from artifacts import Record, open_store, scrub
 from artifacts.errors import OutOfMemory, PosttrainError, StageError
 from stages.context import Context, Spec
+from stages.identity import operational_config
 from stages.leaving import leave
+from stages.usage import Meter, machine_facts
 from stages.scrubbing import scrubbed_output
 
 _PR_SET_PDEATHSIG = 1
@@ -54,16 +56,25 @@ def _main(path: Path) -> int:
 
 def run_spec(spec: Spec) -> None:
     """Run the stage of a spec in this process; only rank 0 publishes."""
-    started = time.monotonic()
     rank = int(os.environ.get("RANK", "0"))
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world != spec.processes:
         raise StageError(f"{spec.name} was to run in {spec.processes} processes, but the launcher made {world}")
+    meter = Meter(world)
     context = Context(spec, open_store(spec.store), rank=rank)
     context.stage.run(context)
     if context.is_main:
-        context.timings["seconds"] = time.monotonic() - started
+        context.timings = _timings(context, meter.read())
         publish(context)
+
+
+def _timings(context: Context, used: Mapping[str, float]) -> dict[str, Any]:
+    """What the run of the stage took; the stage itself knows best how fast it was."""
+    timings = {**used, **context.timings}
+    if context.tokens:
+        timings["tokens"] = context.tokens
+        timings.setdefault("tokens_per_second", context.tokens / max(used["seconds"], 1e-9))
+    return timings
 
 
 def publish(context: Context) -> None:
@@ -118,6 +129,9 @@ def _provenance(context: Context) -> dict[str, Any]:
         "command": context.spec.command,
         "processes": context.processes,
         "threads": context.threads,
+        "launcher": context.spec.launcher,
+        "operational": operational_config(context.config),
+        "machine": machine_facts(),
         "resumed_from": context.resumed_from,
         "finished_at": time.time(),
         "versions": library_versions(),

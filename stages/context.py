@@ -38,6 +38,10 @@ class Spec:
     recipe: str = "manual"
     processes: int = 1
     threads: int | None = None
+    launcher: str | None = None
+    """The accelerate configuration by name; None: plain."""
+    inputs_store: str | None = None
+    """Where input artifacts lie; None: in `store`."""
     command: list[str] = field(default_factory=list)
 
     @classmethod
@@ -56,12 +60,15 @@ class Context:
     def __init__(self, spec: Spec, store: Store, *, rank: int = 0) -> None:
         self.spec = spec
         self.store = store
+        self._inputs_store = store if spec.inputs_store is None else open_store(spec.inputs_store)
         self.stage: Stage = load_stage(spec.stage)
         self.config: Any = self.stage.config.model_validate_json(json.dumps(spec.config))
         self.rank = rank
         self.metrics: dict[str, Any] = {}
         self.timings: dict[str, Any] = {}
         self.counts: dict[str, Any] = {}
+        self.tokens = 0
+        """Put through models by this run of the stage, read or written; for the ledger."""
         self.resumed_from: int | None = None
         self._folders: dict[str, list[Path]] = {}
         self._checked: dict[Artifact, Path] = {}
@@ -133,7 +140,7 @@ class Context:
         if "artifact" in wired:
             artifact = Artifact(wired["kind"], str(wired["artifact"]).removeprefix("sha256:"))
             if artifact not in self._checked:
-                self._checked[artifact] = self.store.materialize(artifact)
+                self._checked[artifact] = self._inputs_store.materialize(artifact)
             return self._checked[artifact]
         if "hub" in wired:
             from huggingface_hub import snapshot_download

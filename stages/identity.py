@@ -16,7 +16,15 @@ from artifacts.digest import canonical_json, sha256_bytes
 from stages.external import code_identity, data_identity, load_code, resolve_reference
 from stages.stage import Config, External, Stage
 
-__all__ = ["fingerprint", "identity", "is_operational", "load_code", "resolve_externals", "semantic_config"]
+__all__ = [
+    "fingerprint",
+    "identity",
+    "is_operational",
+    "load_code",
+    "operational_config",
+    "resolve_externals",
+    "semantic_config",
+]
 
 Transform = Callable[[External, str], Any]
 
@@ -30,6 +38,13 @@ def is_operational(field: FieldInfo) -> bool:
 def semantic_config(config: Config) -> dict[str, Any]:
     """The configuration that decides the result: operational fields left out, files and code by content."""
     return _walk_model(config, _content, keep_operational=False)
+
+
+def operational_config(config: Config) -> dict[str, Any]:
+    """Its operational fields, which the identity leaves out."""
+    fields = type(config).model_fields
+    values = config.model_dump(mode="json")
+    return {name: values[name] for name, field in fields.items() if is_operational(field)}
 
 
 def resolve_externals(config: Config, base: Path) -> Config:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from artifacts import Shards
 from artifacts.errors import DamagedError
@@ -36,6 +37,7 @@ def in_shards(
     finished = {names[number] for number in mine if names[number] in there and _intact(shards, names[number])}
     if finished:
         context.resumed(min(total, len(finished) * accelerator.num_processes * size))
+    before = context.tokens
     for number in mine:
         start, stop = number * size, min((number + 1) * size, total)
         if names[number] not in finished:
@@ -44,6 +46,8 @@ def in_shards(
             shards.save(names[number], "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode())
         context.progress(stop, total, unit="row")
     accelerator.wait_for_everyone()
+    if accelerator.num_processes > 1:
+        context.tokens = before + sum(gather_object([context.tokens - before]))
     return [json.loads(line) for name in names for line in shards.load(name).decode().splitlines()]
 
 

@@ -74,6 +74,8 @@ def answer_prompts(
             for prompt in part
         ]
         sampled = sampling(part, seeds)
+        context.tokens += sum(len(prompt.prompt_ids) for prompt in part)
+        context.tokens += sum(len(completion.token_ids) for group in sampled for completion in group)
         texts = [[sampling.text(completion) for completion in group] for group in sampled]
         scored = {name: rewards.score(part, sampled, texts, some_scored=False) for name, rewards in scorings.items()}
         return [

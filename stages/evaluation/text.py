@@ -65,6 +65,7 @@ def _scores(
     budget = TokenBudget(context, context.config.micro_batch_tokens)
 
     def compute(part: Sequence[Group]) -> list[dict[str, Any]]:
+        context.tokens += sum(group.length for group in part)
         rows = score(scorer, part, budget)
         for group, values in zip(part, rows, strict=True):
             if not all(map(math.isfinite, values)):

@@ -33,6 +33,7 @@ from stages.training.planner import share_of_rank
 from stages.training.processes import Processes, launched_sharding
 from stages.training.reporting import Trackers, report_end, report_step
 from stages.training.schedule import learning_rate
+from stages.training.utilization import Utilization
 
 
 @dataclass
@@ -70,6 +71,7 @@ class Trainer:
         if config.gradient_checkpointing:
             scorer.transformers_model.gradient_checkpointing_enable({"use_reentrant": False})
         self.budget = TokenBudget(context, config.micro_batch_tokens)
+        self.utilization = Utilization.of(scorer.transformers_model, config.bf16)
         self.numerics = checkpoint.numerics(self.processes, sharding.name, config.micro_batch_tokens)
         self.parallel = spread(scorer, config, self.processes, sharding)
         self.saver = checkpoint.Saver(context, self.parallel, self.processes, config.checkpoint_steps)
@@ -115,7 +117,7 @@ class Trainer:
                     if isinstance(self.objective, Remembering):
                         progress.objective = self.objective.state()
                     self.saver.save(replace(progress, tensors=windows.tensors()))
-        report_end(context, progress.metrics[-1])
+        report_end(context, progress.metrics[-1], self.utilization)
         return Trained(self._whole_model(), progress.metrics, progress.rows)
 
     def step(self, step: int, total: int, window: Window) -> tuple[dict[str, float], list[str]]:

@@ -67,6 +67,7 @@ def score_rows(
     budget = TokenBudget(context, config.micro_batch_tokens)
 
     def compute(part: Sequence[Group]) -> list[dict[str, Any]]:
+        context.tokens += sum(group.length for group in part)
         return _shard_rows(part, branch_logprobs(scorer, part, budget), per_token)
 
     return in_shards(context, accelerator, "logprobs", groups, compute, size=config.shard_rows)

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from stages.context import Context
 from stages.training.config import TrainingConfig
+from stages.training.utilization import Utilization
 
 _SHOWN = ("loss", "reward", "rewards/accuracies", "accuracy")
 """Metrics that go into progress lines."""
@@ -24,13 +25,16 @@ def report_step(context: Context, step: int, total: int, row: Mapping[str, float
     context.progress(step, total, "step", shown)
 
 
-def report_end(context: Context, last_row: Mapping[str, float]) -> None:
+def report_end(context: Context, last_row: Mapping[str, float], utilization: Utilization) -> None:
     """The last metrics, and times over the whole run."""
     context.metrics.update(last_row)
     if timed := context.step_timings:
         seconds = [entry["seconds"] for entry in timed]
+        tokens, total = sum(entry["tokens"] for entry in timed), sum(seconds)
+        context.tokens += tokens
         context.timings["median_step_time"] = median(seconds)
-        context.timings["tokens_per_second"] = sum(entry["tokens"] for entry in timed) / max(sum(seconds), 1e-9)
+        context.timings["tokens_per_second"] = tokens / max(total, 1e-9)
+        context.timings |= utilization.measure(tokens, total, context.processes)
     context.timings["peak_memory_gb"] = peak_memory_gb()
 
 

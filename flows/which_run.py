@@ -1,0 +1,35 @@
+"""Which run a person means: by id, by the beginning of one, or counted back from the newest."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from artifacts import Store
+from artifacts.errors import RequestError
+from flows.reporting.wiring import in_order
+
+LATEST = re.compile(r"latest(?:~(\d+))?")
+
+
+def read_run(store: Store, reference: str) -> dict[str, Any]:
+    """The payload of `latest`, `latest~1` (the one before), a run's id, or the beginning of just one id; its stages in
+    the recipe's order. Raises RequestError."""
+    return in_order(store.read_run(run_id(store, reference)))
+
+
+def run_id(store: Store, reference: str) -> str:
+    """Its id; a reference that nothing is known of is given back, for the store to say so."""
+    counted = LATEST.fullmatch(reference)
+    runs = store.runs()
+    if counted is None:
+        begun = [found for found in runs if found.startswith(reference)]
+        if reference not in runs and len(begun) > 1:
+            raise RequestError(f"{reference!r} may be {len(begun)} runs: {', '.join(begun[:5])}; write more of it")
+        return begun[0] if reference not in runs and begun else reference
+    if not runs:
+        raise RequestError(f"there is no run in {store.url} yet")
+    back = int(counted.group(1) or 0)
+    if back >= len(runs):
+        raise RequestError(f"{reference}: there are {len(runs)} runs in {store.url}; `posttrain ls` shows the newest")
+    return runs[back]
