@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from artifacts.errors import DamagedError, RequestError
 from artifacts.files import Files
 from artifacts.manifest import Artifact
+from artifacts.reading import read_sealed
 from artifacts.sealed import seal, unseal
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def read(files: Files, name: str) -> Artifact | None:
     """What a name means; None: nothing. Raises DamagedError."""
     where = f"{files.url}/{_key(name)}"
     try:
-        value = unseal(files.read(_key(name)), where)
+        value = unseal(read_sealed(files, _key(name)), where)
     except FileNotFoundError:
         return None
     try:

@@ -17,6 +17,7 @@ from artifacts.files import Files, Publication, Stored
 from artifacts.folder import check_folder, differences
 from artifacts.manifest import file_list_problems
 from artifacts.materialize import fetched, problems_of
+from artifacts.reading import read_sealed
 from artifacts.sealed import seal, unseal
 
 logger = logging.getLogger(__name__)
@@ -142,7 +143,7 @@ class Checkpoints:
         """The files of a part with its marker, relative to the checkpoint; None: it is not durable yet."""
         key = f"{self._key}/{name}/{part}/{PART}"
         try:
-            data = self._files.read(key)
+            data = read_sealed(self._files, key)
         except FileNotFoundError:
             return None
         files = _entries(unseal(data, f"{self._files.url}/{key}"))
@@ -157,7 +158,7 @@ class Checkpoints:
         """What a checkpoint holds; None: it is not finished. Raises DamagedError."""
         key = f"{self._key}/{name}/{DONE}"
         try:
-            data = self._files.read(key)
+            data = read_sealed(self._files, key)
         except FileNotFoundError:
             return None
         value = unseal(data, f"{self._files.url}/{key}")

@@ -20,6 +20,7 @@ from artifacts.files import Files
 from artifacts.leases import Lease
 from artifacts.manifest import Artifact
 from artifacts.owner import owner_tag
+from artifacts.reading import read_sealed
 from artifacts.sealed import seal, unseal
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,150}")
@@ -56,7 +57,7 @@ def read_all(files: Files) -> list[Claim]:
     for path, stored in sorted(files.tree("claims").items()):
         where = f"{files.url}/claims/{path}"
         try:
-            value = unseal(files.read(f"claims/{path}"), where)
+            value = unseal(read_sealed(files, f"claims/{path}"), where)
             artifacts = tuple(Artifact.from_json(item) for item in value["artifacts"])
             found.append(Claim(path.removesuffix(".json"), value["process"], artifacts, stored.modified))
         except FileNotFoundError:

@@ -14,6 +14,7 @@ from artifacts.errors import DamagedError, RequestError
 from artifacts.files import Files
 from artifacts.folder import in_parallel
 from artifacts.manifest import Artifact
+from artifacts.reading import read_sealed
 from artifacts.sealed import seal, unseal
 
 logger = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def _read(files: Files, keys: list[str], stage: str) -> list[Record]:
 
 def _read_one(files: Files, key: str, stage: str) -> Record | None:
     try:
-        record = Record.from_bytes(files.read(key), f"{files.url}/{key}")
+        record = Record.from_bytes(read_sealed(files, key), f"{files.url}/{key}")
     except FileNotFoundError:
         # deleted since it was listed
         return None

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from artifacts.errors import StoreError
 
+TRIED = "after 1 attempt"
+"""A disk that fails is not asked twice: after a failed fsync the second one would report success."""
 ADVICE = {
     errno.EACCES: "check who owns the folder",
     errno.EPERM: "check who owns the folder",
@@ -33,13 +35,14 @@ def reported(operation: str, path: Path, needed: int = 0, missing: bool = False)
     except FileNotFoundError as error:
         if missing:
             raise
-        raise StoreError(f"cannot {operation} {path}: {error.filename or path} has disappeared") from None
+        gone = f"{error.filename or path} has disappeared"
+        raise StoreError(f"cannot {operation} {path} {TRIED}: {gone}; run again") from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StoreError(_full(operation, path, needed)) from None
         reason = error.strerror or type(error).__name__
         advice = ADVICE.get(error.errno or 0, "check the disk, then run again")
-        raise StoreError(f"cannot {operation} {path}: {reason}; {advice}") from None
+        raise StoreError(f"cannot {operation} {path} {TRIED}: {reason}; {advice}") from None
 
 
 def _full(operation: str, path: Path, needed: int) -> str:
@@ -49,6 +52,6 @@ def _full(operation: str, path: Path, needed: int) -> str:
     status = os.statvfs(folder)
     inodes = " and no file can be added (no inode left)" if status.f_files and not status.f_favail else ""
     return (
-        f"cannot {operation} {path}: no space left in {folder}: {needed} bytes needed, "
+        f"cannot {operation} {path} {TRIED}: no space left in {folder}: {needed} bytes needed, "
         f"{shutil.disk_usage(folder).free} free{inodes}; make room or choose another store"
     )

@@ -62,11 +62,40 @@ class RemoteFiles:
         return f"{self._base}/{key}"
 
     def read(self, key: str) -> bytes:
-        data: bytes = self._call("read", key, lambda: self.fs.cat_file(self.path(key)))
+        try:
+            data: bytes = self._call("read", key, lambda: self.fs.cat_file(self.path(key)))
+        except FileNotFoundError:
+            # a miss makes others do work again, so both of the store's ways to say it must agree
+            if not self._is_listed(key):
+                raise
+            data = self._call("read", key, partial(self._read_listed, key))
+        return data
+
+    def _is_listed(self, key: str) -> bool:
+        folder, _, name = key.rpartition("/")
+        return name in self.children(folder)
+
+    def _read_listed(self, key: str) -> bytes:
+        try:
+            data: bytes = self.fs.cat_file(self.path(key))
+        except FileNotFoundError:
+            if not self._is_listed(key):  # deleted meanwhile
+                raise
+            raise OSError("the store lists it and does not find it") from None
         return data
 
     def write(self, key: str, data: bytes) -> None:
-        self._call("write", key, partial(self._pipe, key, data))
+        self._call("write", key, partial(self._pipe_and_check, key, data))
+
+    def _pipe_and_check(self, key: str, data: bytes) -> None:
+        """What is acknowledged has been read back: a small file is what makes the large ones count."""
+        self._pipe(key, data)
+        try:
+            found: bytes = self.fs.cat_file(self.path(key))
+        except FileNotFoundError:
+            raise OSError("the store took it, and then it is not there") from None
+        if found != data:
+            raise OSError(f"the store took {len(data)} bytes and gives {len(found)} that are not those")
 
     def swap(self, key: str, expected: bytes | None, data: bytes) -> bool:
         with _one_process:
@@ -128,25 +157,35 @@ class RemoteFiles:
     def publish(self, publication: Publication) -> None:
         key, entries = publication.key, publication.entries
         in_parallel(lambda entry: self._upload(publication, entry), entries, THREADS)
-        wanted = {publication.place(entry): entry.size for entry in entries}
-        found = self.tree(key)
-        for place in publication.foreign(found):
+        for place in publication.foreign(self.tree(key)):
             self.delete(f"{key}/{place}")
-        for place, size in wanted.items():
-            if place not in found or found[place].size != size:
-                have = f"has {found[place].size} bytes" if place in found else "is not there"
-                raise StoreError(
-                    f"cannot store {self.url}/{key}/{place}: the store took {size} bytes, and then it "
-                    f"{have}; run again, and distrust this store if it happens twice"
-                )
+        self._call("store", key, partial(self._settle, publication))
         self.write(f"{key}/{publication.marker[0]}", publication.marker[1])
+
+    def _settle(self, publication: Publication) -> None:
+        """The store must list every file with its size; what it does not is sent once more."""
+        found = self.tree(publication.key)
+        for entry in publication.entries:
+            place = publication.place(entry)
+            if place not in found or found[place].size != entry.size:
+                self._upload(publication, entry)
+                have = f"has {found[place].size} bytes" if place in found else "is not there"
+                raise OSError(f"the store took {entry.size} bytes of {place}, and then it {have}")
 
     def stream(self, key: str, size: int) -> Iterator[bytes]:
         for start in range(0, size, PIECE):
-            end = min(start + PIECE, size)
-            read = partial(self.fs.cat_file, self.path(key), start=start, end=end)
-            piece: bytes = self._call("read", key, read)
-            yield piece
+            yield self._call("read", key, partial(self._piece, key, start, min(start + PIECE, size)))
+
+    def _piece(self, key: str, start: int, end: int) -> bytes:
+        try:
+            piece: bytes = self.fs.cat_file(self.path(key), start=start, end=end)
+        except FileNotFoundError:
+            if not self._is_listed(key):
+                raise
+            raise OSError("the store lists it and does not find it") from None
+        if len(piece) < end - start and self.fs.info(self.path(key))["size"] >= end:
+            raise OSError(f"the store gives {len(piece)} bytes from {start} on instead of {end - start}")
+        return piece
 
     def remove(self, key: str, first: str | None = None) -> None:
         places = [f"{key}/{place}" for place in self.tree(key)]

@@ -9,6 +9,7 @@ from typing import Any
 
 from artifacts.errors import RequestError
 from artifacts.files import Files
+from artifacts.reading import read_sealed
 from artifacts.sealed import seal, unseal
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,150}")
@@ -22,7 +23,7 @@ def read(files: Files, run_id: str) -> dict[str, Any]:
     """Raises RequestError for an unknown run, naming the nearest one; DamagedError."""
     key = _key(run_id)
     try:
-        return unseal(files.read(key), f"{files.url}/{key}")
+        return unseal(read_sealed(files, key), f"{files.url}/{key}")
     except FileNotFoundError:
         close = difflib.get_close_matches(run_id, names(files), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from artifacts.digest import is_sha256, sha256_bytes
 from artifacts.errors import DamagedError, MissingError, RequestError
 from artifacts.files import Files
+from artifacts.reading import read_right
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,150}")
 
@@ -46,11 +47,7 @@ class Shards:
         if not versions:
             raise MissingError(f"there is no shard {name!r} in {self._files.url}/{self._key}")
         for sha256 in versions:
-            try:
-                data = self._files.read(f"{self._key}/{name}.{sha256}")
-            except FileNotFoundError:
-                continue
-            if sha256_bytes(data) == sha256:
+            if (data := self._read(name, sha256)) is not None:
                 return data
         raise DamagedError(f"shard {name!r} in {self._files.url}/{self._key} is damaged; it is computed again")
 
@@ -58,16 +55,24 @@ class Shards:
         """The content of every shard, in no order; damaged ones are left out, as if they were not there."""
         for name, versions in self._versions().items():
             for sha256 in versions:
-                try:
-                    data = self._files.read(f"{self._key}/{name}.{sha256}")
-                except FileNotFoundError:
-                    continue
-                if sha256_bytes(data) == sha256:
+                if (data := self._read(name, sha256)) is not None:
                     yield data
 
     def clear(self) -> None:
         """Deletes all of them."""
         self._files.remove(self._key)
+
+    def _read(self, name: str, sha256: str) -> bytes | None:
+        """One version; None: it is damaged, or gone."""
+
+        def is_right(data: bytes) -> bool:
+            return sha256_bytes(data) == sha256
+
+        try:
+            data = read_right(self._files, f"{self._key}/{name}.{sha256}", is_right)
+        except FileNotFoundError:
+            return None
+        return data if is_right(data) else None
 
     def _versions(self) -> dict[str, list[str]]:
         """Name -> hashes. More than one: two writers disagreed, or a replacement was interrupted."""

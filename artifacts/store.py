@@ -17,6 +17,7 @@ from artifacts.index import Record
 from artifacts.leases import Lease
 from artifacts.manifest import Artifact, Manifest, library_versions
 from artifacts.materialize import fetched, problems_of
+from artifacts.reading import read_sealed
 from artifacts.sealed import publishable, seal
 from artifacts.shards import Shards
 
@@ -111,7 +112,7 @@ class Store:
         """Raises MissingError when the artifact is not there, DamagedError when its manifest is not whole."""
         key = f"{artifact.key}/{MANIFEST}"
         try:
-            data = self.files.read(key)
+            data = read_sealed(self.files, key)
         except FileNotFoundError:
             raise MissingError(f"{artifact.id} ({artifact.kind}) is not in {self.url}") from None
         return Manifest.from_bytes(data, artifact, f"{self.url}/{key}")

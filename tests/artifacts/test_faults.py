@@ -125,8 +125,9 @@ def test_what_fails_for_ever_is_reported_and_leaves_nothing_half_done(error, fil
 
 
 def test_a_file_that_vanishes_after_it_was_taken_is_an_error(fill, tmp_path, monkeypatch):
-    store = open_store(f"memory://{tmp_path.name}")
-    folder = fill(FILES)
+    base, clock = f"/{tmp_path.name}", Clock()
+    files = RemoteFiles(f"memory:/{base}", base, MemoryFileSystem, clock.patience())
+    store, folder = Store(files, tmp_path / "cache"), fill(FILES)
     monkeypatch.setattr(RemoteFiles, "_send", lambda self, source, key: None)
     with pytest.raises(StoreError, match="and then it is not there"):
         store.put("model", folder, producer={})

@@ -1,21 +1,24 @@
-"""A process that dies between any two steps leaves all or nothing, and the next one clears up and finishes."""
+"""A process that dies between any two calls to its store leaves all or nothing, and the next one clears up and
+finishes. In full, on S3 as well: `python -m tests.campaigns store_kills`."""
 
-import os
-import threading
+import logging
+import random
 from pathlib import Path
 
 import pytest
 
 from artifacts import Record, Store, open_store
-from artifacts.disk import UNSYNCED, Disk
+from artifacts.disk import UNSYNCED
 from artifacts.files import Publication
 from artifacts.local import LocalFiles
 from artifacts.manifest import library_versions
 from artifacts.materialize import problems_of
+from tests.artifacts.dying import DIED, DyingDisk, in_child
+from tests.campaigns.outcome import Outcome
+from tests.campaigns.store_kills import Local, Memory, every_holder_is_dead, kills
 
 FINGERPRINT = "ab" * 32
 CONTENT = {"config.json": b"{}", "model/weights.bin": bytes(range(256)) * 40}
-DIED = 9
 
 
 @pytest.fixture(autouse=True)
@@ -26,150 +29,41 @@ def _without_fsync(monkeypatch):
     library_versions()
 
 
-class DyingDisk(Disk):
-    """Ends the process before or after its step number `last`."""
-
-    def __init__(self, last: int, after: bool) -> None:
-        self.count, self.last, self.after = 0, last, after
-        self.lock = threading.Lock()
-
-
-def _dying(name):
-    step = getattr(Disk, name)
-
-    def run(self, *arguments):
-        with self.lock:
-            self.count += 1
-            mine = self.count
-        if mine == self.last and not self.after:
-            os._exit(DIED)
-        try:
-            return step(self, *arguments)
-        finally:
-            if mine == self.last and self.after:
-                os._exit(DIED)
-
-    return run
+@pytest.fixture(autouse=True)
+def _quiet():
+    logging.disable(logging.WARNING)
+    yield
+    logging.disable(logging.NOTSET)
 
 
-for _name in ("mkdir", "create", "write", "fsync", "rename", "unlink"):
-    setattr(DyingDisk, _name, _dying(_name))
-
-
-def job(root: Path, name: str) -> Path:
-    folder = root / "scratch" / name
-    for path, data in CONTENT.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(data)
-    return folder
+@pytest.mark.parametrize("kind", [Local, Memory])
+def test_every_operation_killed_at_every_call(kind, tmp_path):
+    outcome = Outcome(seed=1)
+    with every_holder_is_dead():
+        for _ in kills(kind(tmp_path), outcome, random.Random(1)):
+            pass
+    assert outcome.anomalies == [] and outcome.counts["kills"] > (400 if kind is Local else 300)
+    # before step k+1 is after step k, and every operation leaves its rubbish for the next one that opens the store
+    assert kind is Memory or list((tmp_path / "store/tmp").iterdir()) == []
 
 
 def put_and_record(root: Path, files: LocalFiles) -> None:
-    store = Store(files, root / "cache")
-    artifact = store.put("model", job(root, str(os.getpid())), producer={})
+    store, folder = Store(files, root / "cache"), root / "scratch/job"
+    for path, data in CONTENT.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+    artifact = store.put("model", folder, producer={})
     store.append_record(Record("sft", FINGERPRINT, outputs={"model": artifact}))
-
-
-def save_twice(root: Path, files: LocalFiles) -> None:
-    for step in (1, 2):
-        Store(files, root / "cache").checkpoints(FINGERPRINT, keep=1).save(step, job(root, f"{os.getpid()}-{step}"))
-
-
-def save_then_in_parts(root: Path, files: LocalFiles) -> None:
-    checkpoints = Store(files, root / "cache").checkpoints(FINGERPRINT, keep=1)
-    checkpoints.save(1, job(root, f"{os.getpid()}-1"))
-    name = checkpoints.new_name(2)
-    for part in (0, 1):
-        checkpoints.save_part(name, part, job(root, f"{os.getpid()}-2-{part}"))
-    checkpoints.finish(name, 2)
-
-
-def in_child(work) -> int:
-    """Exit status of `work()` in a process of its own."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def kills(tmp_path: Path, protocol, files: type[LocalFiles] = LocalFiles, prepare=lambda root: None):
-    """The store after every kill, one fresh root each."""
-    last = 1
-    while True:
-        for after in (False, True):
-            root = tmp_path / f"{last}{after}"
-            open_store(str(root))
-            prepare(root)
-            status = in_child(lambda root=root, k=last, after=after: protocol(root, files(root, DyingDisk(k, after))))
-            if status == 0:
-                return
-            assert status == DIED
-            yield root
-        last += 1
-
-
-def damage(root: Path) -> None:
-    """A first copy with a cut file."""
-    store = open_store(str(root))
-    artifact = store.put("model", job(root, "first"), producer={})
-    path = store.files.path(f"{artifact.key}/files/model/weights.bin")
-    path.unlink()
-    path.write_bytes(b"cut")
 
 
 def anomalies(root: Path) -> list[str]:
     """What a reader sees that is not all or nothing."""
-    store, found = open_store(str(root)), []
-    for artifact in store.artifacts():
-        problems = problems_of(store.files, artifact.key, "files", store.manifest(artifact).files)
-        if problems and store.is_intact(artifact):
-            found.append("visible and wrong")
-    record = store.lookup("sft", FINGERPRINT)
-    if record is not None and store.verify(record.outputs["model"]):
-        found.append("recorded and wrong")
-    if record is None and store.records("sft", FINGERPRINT):
-        found.append("recorded and not there")
-    return found
-
-
-@pytest.mark.parametrize("prepare", [lambda root: None, damage], ids=["new", "over a damaged one"])
-def test_put_and_record_at_every_step(tmp_path, prepare):
-    count = 0
-    for root in kills(tmp_path, put_and_record, prepare=prepare):
-        count += 1
-        assert anomalies(root) == []
-        assert list((root / "tmp").iterdir()) == [], "what the dead one left is cleared away"
-        if count % 2:
-            # before step k+1 is after step k: one of the two goes on
-            continue
-        assert in_child(lambda root=root: put_and_record(root, LocalFiles(root))) == 0
-        store = open_store(str(root))
-        folder = store.materialize(store.lookup("sft", FINGERPRINT).outputs["model"])
-        assert {path: (folder / path).read_bytes() for path in CONTENT} == CONTENT
-    assert count > 40
-
-
-@pytest.mark.parametrize("work", [save_twice, save_then_in_parts])
-def test_checkpoints_at_every_step(tmp_path, work):
-    count = 0
-    seen = set()
-    for root in kills(tmp_path, work):
-        count += 1
-        latest = open_store(str(root)).checkpoints(FINGERPRINT).latest()
-        seen.add(None if latest is None else latest[0])
-        if latest is not None:
-            in_parts = latest[0] == 2 and work is save_then_in_parts
-            for folder in ("part-00000", "part-00001") if in_parts else ("",):
-                assert {path: (latest[1] / folder / path).read_bytes() for path in CONTENT} == CONTENT
-        if count % 2:
-            continue
-        assert in_child(lambda root=root: work(root, LocalFiles(root))) == 0
-        assert open_store(str(root)).checkpoints(FINGERPRINT).latest_step() == 2
-    assert seen == {None, 1, 2} and count > 60
+    store = open_store(str(root))
+    wrong = (
+        problems_of(store.files, artifact.key, "files", store.manifest(artifact).files) and store.is_intact(artifact)
+        for artifact in store.artifacts()
+    )
+    return ["visible and wrong" for each in wrong if each]
 
 
 class MarkerFirst(LocalFiles):
@@ -183,4 +77,11 @@ class MarkerFirst(LocalFiles):
 
 
 def test_a_protocol_that_announces_first_is_caught(tmp_path):
-    assert any(anomalies(root) for root in kills(tmp_path, put_and_record, MarkerFirst))
+    found = []
+    for last in range(1, 200):
+        root = tmp_path / f"{last}"
+        status = in_child(lambda root=root, last=last: put_and_record(root, MarkerFirst(root, DyingDisk(last, False))))
+        if status != DIED:
+            break
+        found += anomalies(root)
+    assert found

@@ -12,7 +12,7 @@ from tests.artifacts.snapshot import without
 from tests.campaigns.operations import OPERATIONS, Operation
 from tests.campaigns.power_loss import Recorded, campaign, recorded, wrongs
 
-RENAMES_AND_TOUCHES = {"put what is there", "notice damage", "delete", "clear", "clear shards"}
+RENAMES_AND_TOUCHES = {"put what is there", "notice damage", "gc", "clear", "clear shards"}
 """Operations that write no content which must reach the disk."""
 
 
@@ -66,6 +66,6 @@ def test_a_marker_that_comes_first_is_found(name: str) -> None:
 
 def test_operations_one_after_the_other() -> None:
     """Each of a hundred thousand states of single operations and pairs of them is looked at once."""
-    outcome = campaign(100_000, seed=1, samples=20)
+    outcome = campaign(100_000, seed=1, samples=12)
     assert outcome.anomalies == [] and outcome.counts["crash states"] == 100_000
-    assert outcome.counts["protocols"] > 60
+    assert outcome.counts["protocols"] > 40

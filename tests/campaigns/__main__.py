@@ -12,17 +12,21 @@ import importlib
 import logging
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.campaigns.outcome import RESULTS, Outcome, append
 
 SHOWN = 20
 CAMPAIGNS = {
-    # module: (what is counted, how many by default, what it does)
-    "power_loss": ("states", 1_000_000, "power cuts between all steps of what is done to a local store"),
-    "process_kills": ("kills", 200, "SIGKILL of the processes of real runs, which further runs end"),
-    "cancels": ("cancels", 500, "cancel a stage whose processes resist"),
+    # name: (function, what is counted, how many by default, what it does)
+    "power_loss": ("power_loss:campaign", "states", 1_000_000, "power cuts between all steps on a local store"),
+    "store_kills": ("store_kills:campaign", "kills", 10_000, "a process dies at every call to its store"),
+    "process_kills": ("process_kills:campaign", "kills", 200, "SIGKILL of the processes of real runs"),
+    "cancels": ("cancels:campaign", "cancels", 500, "cancel a stage whose processes resist"),
+    "faults": ("storage_faults:campaign", "step", 1, "every fault at every call (every STEPth, the first by the seed)"),
+    "random_faults": ("storage_faults:random_campaign", "runs", 1000, "one call in ten to the store fails"),
+    "corruption": ("corruption:campaign", "flips", 2000, "damage of every kind in a store"),
 }
 
 
@@ -30,7 +34,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.campaigns", description=__doc__.split("\n\n")[0])
     campaigns = parser.add_subparsers(dest="campaign", required=True)
-    for name, (unit, default, text) in CAMPAIGNS.items():
+    for name, (_, unit, default, text) in CAMPAIGNS.items():
         campaign = campaigns.add_parser(name, help=text)
         campaign.add_argument(f"--{unit}", dest="count", type=int, default=default, help="default: %(default)s")
         campaign.add_argument("--seed", type=int, default=0)
@@ -44,11 +48,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> Outcome:
     """The campaign that the command line asks for."""
-    module = importlib.import_module(f"tests.campaigns.{options.campaign}")
+    module, _, function = CAMPAIGNS[options.campaign][0].partition(":")
     known = ("campaign", "count", "seed", "record")
     further = {name: value for name, value in vars(options).items() if name not in known}
-    outcome: Outcome = module.campaign(options.count, options.seed, **further)
-    return outcome
+    campaign: Callable[..., Outcome] = getattr(importlib.import_module(f"tests.campaigns.{module}"), function)
+    return campaign(options.count, options.seed, **further)
 
 
 def main(arguments: Sequence[str]) -> int:

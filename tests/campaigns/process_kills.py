@@ -90,7 +90,8 @@ class Kill:
 
 def start(recipe: Path, store: Path, prefect_home: Path) -> subprocess.Popen[bytes]:
     """`posttrain run` as a user starts it."""
-    environment = {**os.environ, "PREFECT_HOME": str(prefect_home), "OMP_NUM_THREADS": "1"}
+    # stages are of this tree, wherever another one is installed
+    environment = {**os.environ, "PREFECT_HOME": str(prefect_home), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "flows.cli", "run", str(recipe), "--store", str(store), "--json"]
     with open(store.parent / "run.log", "ab") as log:
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=log)

@@ -1,0 +1,42 @@
+"""Reading small files of which one can tell whether they are right. A wrong byte may have come about on the way, so
+what looks damaged is read once more before it is believed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from artifacts.errors import DamagedError, StoreError
+from artifacts.files import Files
+from artifacts.sealed import unseal
+
+
+def read_right(files: Files, key: str, is_right: Callable[[bytes], bool]) -> bytes:
+    """The file, right or as it was found twice. Raises FileNotFoundError; StoreError where the store does not give
+    what it says it holds: that is no damage, and nothing may be done again for it."""
+    data = files.read(key)
+    if is_right(data):
+        return data
+    data = files.read(key)
+    if is_right(data):
+        return data
+    folder, _, name = key.rpartition("/")
+    listed = files.tree(folder).get(name)
+    if listed is not None and listed.size != len(data):
+        raise StoreError(
+            f"cannot read {files.url}/{key} after 2 attempts in 0 s: the store lists {listed.size} bytes and gives "
+            f"{len(data)}; run again, and distrust this store if it happens twice"
+        )
+    return data
+
+
+def read_sealed(files: Files, key: str) -> bytes:
+    """`read_right` of a sealed file."""
+    return read_right(files, key, _is_sealed)
+
+
+def _is_sealed(data: bytes) -> bool:
+    try:
+        unseal(data, "")
+    except DamagedError:
+        return False
+    return True
