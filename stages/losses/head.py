@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from stages.losses.products import add_product, prefers_onednn, product
+from stages.losses.products import add_product, product, product_in_blocks
 
 CHUNK_BYTES = 32 * 2**20
 """Size of a chunk of logits. Measured on CPU: more gains nothing."""
@@ -155,19 +155,10 @@ class HeadGradient:
             return
         kind = self.product_type
         slopes_CV, scaled_CH = slopes_CV.to(kind), (hidden_CH * scales_C[:, None]).to(kind)
-        if prefers_onednn(slopes_CV, scaled_CH, slopes_CV.numel() * scaled_CH.shape[1]):
-            # the transposed gradient: of the two factors, oneDNN would copy the larger one otherwise
-            self.weight_VH = self._with(scaled_CH.t(), slopes_CV, transposed=True)
-        else:
-            self.weight_VH = self._with(slopes_CV.t(), scaled_CH, transposed=False)
-
-    def _with(self, left: Tensor, right: Tensor, *, transposed: bool) -> Tensor:
-        """The weight's gradient [V, H] with left @ right, or its transpose, added."""
         if self.weight_VH is None:  # written, not added: zeros would have to be written first
-            total = product(left, right, self.nothing.dtype)
+            self.weight_VH = product_in_blocks(slopes_CV.t(), scaled_CH, self.nothing.dtype)
         else:
-            total = add_product(self.weight_VH.t() if transposed else self.weight_VH, left, right)
-        return total.t() if transposed else total
+            self.weight_VH = add_product(self.weight_VH, slopes_CV.t(), scaled_CH)
 
     def add_rows(self, rows_C: Tensor, scales_C: Tensor, hidden_CH: Tensor) -> None:
         """weight[rows] += scales hidden."""
@@ -184,7 +175,7 @@ class HeadGradient:
         weight_VH, self.weight_VH = self.weight_VH, None
         bias_V, self.bias_V = self.bias_V, None
         if self.wants_weight:
-            weight_VH = self.nothing.new_zeros(self.shape) if weight_VH is None else weight_VH.contiguous()
+            weight_VH = self.nothing.new_zeros(self.shape) if weight_VH is None else weight_VH
             for rows_C, added_CH in self.rows:
                 weight_VH.index_add_(0, rows_C, added_CH)
         for grad in (weight_VH, bias_V):

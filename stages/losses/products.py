@@ -15,6 +15,9 @@ from torch import Tensor
 LEAST_WORK = 2**22
 """Multiplications below which oneDNN's longer way to its kernel costs more than the kernel gains."""
 
+BLOCK_BYTES = 2**22
+"""Of the rows of a product that are added to a total at a time: they stay in the cache until they are added."""
+
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
@@ -61,11 +64,27 @@ def product(left_MK: Tensor, right_KN: Tensor, sum_type: torch.dtype) -> Tensor:
     return torch.mm(left_MK, right_KN, out_dtype=sum_type)
 
 
+def product_in_blocks(left_MK: Tensor, right_KN: Tensor, sum_type: torch.dtype) -> Tensor:
+    """`product`, and beside what it gives nothing of its size or its left factor's is held."""
+    if not prefers_onednn(left_MK, right_KN, left_MK.numel() * right_KN.shape[1]):
+        return product(left_MK, right_KN, sum_type)
+    total_MN = right_KN.new_empty(left_MK.shape[0], right_KN.shape[1])
+    for rows in _blocks(total_MN):
+        total_MN[rows] = linear(left_MK[rows], right_KN.t())
+    return total_MN
+
+
 def add_product(total_MN: Tensor, left_MK: Tensor, right_KN: Tensor) -> Tensor:
-    """total + left @ right, in the memory of `total` and summed in its type."""
+    """total + left @ right, in the memory of `total` and summed in its type; nothing else of its size is held."""
     if prefers_onednn(left_MK, right_KN, left_MK.numel() * right_KN.shape[1]):
-        # in its own memory: a new total every time would leave holes that nothing else fits into
-        return total_MN.add_(linear(left_MK, right_KN.t()))
+        for rows in _blocks(total_MN):
+            total_MN[rows].add_(linear(left_MK[rows], right_KN.t()))
+        return total_MN
     if left_MK.dtype == total_MN.dtype:
         return total_MN.addmm_(left_MK, right_KN)
     return torch.addmm(total_MN, left_MK, right_KN, out_dtype=total_MN.dtype, out=total_MN)
+
+
+def _blocks(total_MN: Tensor) -> list[slice]:
+    rows = max(1, BLOCK_BYTES // (total_MN.itemsize * total_MN.shape[1]))
+    return [slice(start, start + rows) for start in range(0, total_MN.shape[0], rows)]

@@ -1,7 +1,7 @@
 """A training state in files that nothing unpickles: safetensors and JSON, readable by any number of processes.
 
 Every process writes whole tensors (a float32 weight and its optimizer state) for its share of the parameters. The
-loop waits for the copy to host memory only; a thread writes, hashes, stores and marks.
+loop waits for the copy only, which is a file's on a CPU and host memory from a GPU; a thread hashes, stores and marks.
 """
 
 from __future__ import annotations
@@ -93,10 +93,10 @@ class Saver:
         return step % self.steps == 0 if self.steps is not None else due > 0 and busy == 0
 
     def save(self, progress: Progress) -> None:
-        """Copy the state to host memory and begin to write it. Collective."""
+        """Copy the state, and begin to store the copy. Collective."""
         self.background.wait()
         started = time.monotonic()
-        tensors = self._copied(progress.tensors)
+        tensors = self._share(progress.tensors)
         checkpoints = self.context.checkpoints
         name = self.processes.share(checkpoints.new_name(progress.step) if self.processes.rank == 0 else "")
         folder = self.context.scratch / f"checkpoint-{progress.step}"
@@ -106,28 +106,32 @@ class Saver:
         require_disk(folder, int(needed * 1.05) + 1_000_000, f"a checkpoint of step {progress.step}")
         # lists grow while the thread writes; their entries never change
         frozen = replace(progress, metrics=list(progress.metrics), rows=list(progress.rows), tensors={})
+        if self.processes.device.type == "cpu":
+            # a file takes them as fast as memory would, where weights and moments would be there twice
+            _write_tensors(folder, tensors)
         self._copying_seconds = time.monotonic() - started
         self.background.start(partial(self._write, name, folder, tensors, frozen))
 
-    def _copied(self, of_windows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """This process's share: `name` -> weight, `name|moment` -> state; with the first one's what windows keep."""
+    def _share(self, of_windows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """This process's share: `name` -> weight, `name|moment` -> state; with the first one's what windows keep. On a
+        CPU the tensors themselves, else copies."""
+        kept = Tensor.detach if self.processes.device.type == "cpu" else _on_host
         tensors: dict[str, Tensor] = {}
         for name in self.parallel.shapes():
             weight, moments = self.parallel.weight(name), self.parallel.moments(name)
             if self._owners[name] == self.processes.rank:
-                tensors[name] = _on_host(weight)
-                tensors |= {f"{name}|{key}": _on_host(value) for key, value in moments.items()}
+                tensors[name] = kept(weight)
+                tensors |= {f"{name}|{key}": kept(value) for key, value in moments.items()}
         if self.processes.rank == 0:
-            tensors |= {f"{_OF_WINDOWS}{name}": _on_host(value) for name, value in of_windows.items()}
+            tensors |= {f"{_OF_WINDOWS}{name}": kept(value) for name, value in of_windows.items()}
         if self.processes.device.type == "cuda":
             torch.cuda.synchronize(self.processes.device)
         return tensors
 
     def _write(self, name: str, folder: Path, tensors: dict[str, Tensor], progress: Progress) -> None:
         started = time.monotonic()
-        for number, keys in enumerate(_files({key: tensor.nbytes for key, tensor in tensors.items()})):
-            # what is on disk need not stay in memory
-            save_file({key: tensors.pop(key).contiguous() for key in keys}, folder / f"state-{number:05d}.safetensors")
+        if self.processes.device.type != "cpu":
+            _write_tensors(folder, tensors)
         if self.processes.rank == 0:
             (folder / "progress.json").write_text(json.dumps(_json(progress)), encoding="utf-8")
         checkpoints = self.context.checkpoints
@@ -140,6 +144,12 @@ class Saver:
         shutil.rmtree(folder, ignore_errors=True)
         self._last_end = time.monotonic()
         self._writing_seconds = self._last_end - started
+
+
+def _write_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Empties the mapping: what is on disk need not stay in memory."""
+    for number, keys in enumerate(_files({key: tensor.nbytes for key, tensor in tensors.items()})):
+        save_file({key: tensors.pop(key).contiguous() for key in keys}, folder / f"state-{number:05d}.safetensors")
 
 
 def _json(progress: Progress) -> dict[str, Any]:

@@ -35,7 +35,7 @@ PARTS = (
     "process",
 )
 """What memory is for. `weights`: with float32 masters and gathered shards; `reference`: reference, teacher and
-reward models; `checkpoint`: the copy that is written while training goes on; `process`: Python and its libraries."""
+reward models; `checkpoint`: what is gathered of slices to be written; `process`: Python and its libraries."""
 
 _FLOAT = 4
 _MOMENTS = 2 * _FLOAT
@@ -132,7 +132,8 @@ def training_step(training: Training, work: Passes, use: HeadUse, *, reference: 
     """A step, once the optimizer has its state. `reference`: other models that stay.
 
     The worst moment is one of three: in the head, with the activations of all layers; in the backward pass of the last
-    attention; at the end, with all gradients and, in a later pass of the step, a second one of the embedding.
+    attention; at the end, with all gradients. A model that is whole adds the head's gradient to its own at once; with
+    slices there is a second one in every later pass of a step, until its end.
     """
     shape, setup, layers = training.shape, training.setup, training.layers
     state = training.state()
@@ -145,17 +146,24 @@ def training_step(training: Training, work: Passes, use: HeadUse, *, reference: 
     streams = stream_bytes(layers, work.tokens)
     before = state["gradients"] if work.count > 1 else 0.0
     embedding = shape.embedding_parameters * _FLOAT if layers.all_trained else 0
+    whole, several = isinstance(setup.sharding, Whole), work.count > 1
+    apart = 0 if shape.classifier or (whole and several) else slack(embedding, setup.device) * embedding
     moments = [
         {"gradients": before, "activations": inside * (saved + streams), "head": head},
         {
             "gradients": before,
             "activations": inside * (saved + streams + attention_gradient_bytes(layers, work.tokens, work.read)),
-            "head": 0.0 if shape.classifier else slack(embedding, setup.device) * embedding,
+            "head": apart,
         },
-        {"gradients": state["gradients"] + (embedding if work.count > 1 else 0), "activations": inside * streams},
+        {
+            "gradients": state["gradients"] + (embedding if several and not whole else 0),
+            "activations": inside * streams,
+        },
     ]
     worst = max(moments, key=lambda parts: sum(parts.values()))
-    copy = training.trained * (_FLOAT + _MOMENTS) / setup.processes if setup.device == "cpu" else 0
+    # what is whole is written as it is
+    gathers = setup.device == "cpu" and not whole
+    copy = training.trained * (_FLOAT + _MOMENTS) / setup.processes if gathers else 0
     return phase("training step", {**state, **worst, "checkpoint": copy, "reference": reference}, setup)
 
 

@@ -48,8 +48,7 @@ def held_tensors(
     if shape.classifier:
         return []
     weight = _FLOAT * shape.embedding_parameters
-    # on a CPU the product that is added, and the sum turned round for the weight
-    gradients = [] if frozen else [weight] * (2 if device == "cpu" else 1)
+    gradients = [] if frozen else [weight]
     chunk = chunk_bytes(shape, read, device)
     # a CPU would sum products of bfloat16 in bfloat16, so the weight is widened first
     widened = [weight] if device == "cpu" and compute < _FLOAT else []

@@ -1,11 +1,13 @@
 """A weight that is input embedding and head at once: its two gradients in one tensor.
 
 autograd would make a second gradient as large as the weight, of zeros but for the rows of the batch's tokens, and add
-it to the head's. Here the weight takes part in the graph once, and rows are added to the head's gradient in place.
+it to the head's, which it would hold until the backward pass has come to the embedding. Here the head's is added to
+the weight's as soon as it is known, and rows are added in place.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,19 +38,28 @@ class TiedEmbedding:
         weight_VH = self.embedding.weight
         if not (torch.is_grad_enabled() and weight_VH.requires_grad):
             return self.base_model(**inputs), weight_VH
-        lookup_VH, head_VH = _TwoUses.apply(weight_VH)
-        output = functional_call(self.base_model, {self._name: lookup_VH}, kwargs=inputs, tie_weights=False)
+        output = functional_call(
+            self.base_model, {self._name: _Lookup.apply(weight_VH)}, kwargs=inputs, tie_weights=False
+        )
+        head_VH = weight_VH.detach().requires_grad_()
+        head_VH.register_post_accumulate_grad_hook(partial(_give_gradient, weight_VH))
         return output, head_VH
 
 
-class _TwoUses(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, weight_VH: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        return weight_VH.view_as(weight_VH), weight_VH.view_as(weight_VH)
+def _give_gradient(weight_VH: Tensor, head_VH: Tensor) -> None:
+    grad_VH, head_VH.grad = head_VH.grad, None
+    assert grad_VH is not None
+    weight_VH.grad = grad_VH if weight_VH.grad is None else weight_VH.grad.add_(grad_VH)
+
+
+class _Lookup(torch.autograd.Function):
+    """The weight. autograd adds sparse rows to a gradient in place, but would keep them as they are where none is."""
 
     @staticmethod
-    def backward(ctx: Any, rows: Tensor | None, head_VH: Tensor | None) -> Tensor | None:
-        if head_VH is None:
-            return None if rows is None else rows.to_dense()
-        return head_VH if rows is None else head_VH.add_(rows)
+    def forward(ctx: Any, weight_VH: Tensor) -> Tensor:
+        ctx.weight_VH = weight_VH
+        return weight_VH.view_as(weight_VH)
+
+    @staticmethod
+    def backward(ctx: Any, rows: Tensor) -> Tensor:
+        return rows.to_dense() if ctx.weight_VH.grad is None else rows

@@ -23,7 +23,7 @@ from tests.benchmarks.cases import Case
 from tests.benchmarks.folder import CaseFolder
 from tests.benchmarks.models import EPSILON, SETTINGS
 from tests.benchmarks.online_reward import even_share
-from tests.benchmarks.plain import ROWS_PER_PASS, PlainLoop
+from tests.benchmarks.plain import PlainLoop
 from tests.benchmarks.recorder import Recorder
 from tests.benchmarks.rows import PAD, Row
 
@@ -45,8 +45,8 @@ def run_ours(case: Case, steps: Steps, folder: CaseFolder, recorder: Recorder) -
         "num_generations": case.completions,
         "max_completion_length": case.completion_tokens,
         "epsilon": EPSILON,
-        # passes of as many tokens as the plain loop's
-        "micro_batch_tokens": ROWS_PER_PASS * (case.prompt_tokens + case.completion_tokens),
+        # passes of one group: what a larger one gains in time is little beside what it takes
+        "micro_batch_tokens": case.prompt_tokens + case.completions * case.completion_tokens,
         "rewards": [f"{Path(__file__).with_name('online_reward.py')}:even_share"],
     }
     inputs: dict[str, Path | list[Path]] = {"model": folder.model, "dataset": _dataset(steps[0], folder)}

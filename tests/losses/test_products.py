@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stages.losses import products
 from stages.losses.head import Head, HeadGradient
@@ -31,6 +34,34 @@ def test_products_of_any_layout(transposed: str) -> None:
     assert_close(products.product(left, right, torch.float32).double(), exact, atol=1e-6, rtol=1e-6)
     added = products.add_product(total.clone(), left, right)
     assert_close(added.double(), total.double() + exact, atol=1e-6, rtol=1e-6)
+
+
+class Sizes(TorchDispatchMode):
+    """Numbers of the largest tensor that an operation gives anew."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = function(*args, **(kwargs or {}))
+        if isinstance(found, Tensor) and function._schema.returns[0].alias_info is None:
+            self.largest = max(self.largest, found.numel())
+        return found
+
+
+@pytest.mark.usefixtures("onednn")
+@pytest.mark.parametrize("block_rows", [1, 4, 7, 100])
+def test_products_in_blocks_of_rows(monkeypatch: pytest.MonkeyPatch, block_rows: int) -> None:
+    """Blocks that divide the rows and blocks that do not; what is added to a total is never there as a whole."""
+    monkeypatch.setattr(products, "BLOCK_BYTES", 4 * 9 * block_rows)
+    left, right, total = draw(5, 28).t(), draw(5, 9, seed=1), draw(28, 9, seed=2)
+    exact = left.double() @ right.double()
+    assert_close(products.product_in_blocks(left, right, torch.float32).double(), exact, atol=1e-6, rtol=1e-6)
+    expected = total.double() + exact
+    with Sizes() as sizes:
+        found = products.add_product(total, left, right)
+    assert found is total
+    assert_close(found.double(), expected, atol=1e-6, rtol=1e-6)
+    assert sizes.largest <= 9 * block_rows
 
 
 @pytest.mark.usefixtures("onednn")

@@ -112,3 +112,51 @@ def test_passes_without_and_with_gradients_follow_each_other() -> None:
     after = scorer(batch, token_logprobs(batch)).logprobs_N
     torch.testing.assert_close(after.detach(), before)
     assert [name for name, _ in scorer.named_parameters()] == names
+
+
+def test_the_heads_gradient_is_added_before_the_layers_are_reached() -> None:
+    """So that it need not be held until the embedding's is known; into the memory of the gradient that is there."""
+    model = tiny_model()
+    tied = TiedEmbedding.of(model)
+    assert tied is not None
+    weight = model.get_output_embeddings().weight
+    seen: list[Tensor] = []
+    model.base_model.layers[-1].register_full_backward_hook(lambda *_: seen.append(weight.grad.clone()))
+    for _ in range(2):
+        backward(model, tied)
+    first, second = seen
+    alone = weight.detach().clone().requires_grad_()
+    with torch.no_grad():
+        hidden = model.base_model(input_ids=IDS, use_cache=False).last_hidden_state
+    (loss_of(hidden, alone) / 3).backward()
+    assert alone.grad is not None
+    assert_close(first, alone.grad)
+    assert_close(second - weight.grad / 2, alone.grad, atol=1e-6, rtol=1e-5)
+
+
+def test_passes_may_go_forward_together_and_back_in_turn() -> None:
+    model, expected = tiny_model().double(), tiny_model().double()
+    tied = TiedEmbedding.of(model)
+    assert tied is not None
+    losses = []
+    for _ in range(2):
+        output, weight = tied.call(input_ids=IDS, use_cache=False)
+        losses.append(loss_of(output.last_hidden_state, weight) / 3)
+        backward(expected, None)
+    for loss in losses:
+        loss.backward()
+    for one, other in zip(model.parameters(), expected.parameters(), strict=True):
+        assert one.grad is not None and other.grad is not None
+        assert_close(one.grad, other.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_a_pass_that_uses_no_head_leaves_a_dense_gradient() -> None:
+    model, expected = tiny_model(), tiny_model()
+    tied = TiedEmbedding.of(model)
+    assert tied is not None
+    output, _ = tied.call(input_ids=IDS, use_cache=False)
+    output.last_hidden_state.square().sum().backward()
+    expected.base_model(input_ids=IDS, use_cache=False).last_hidden_state.square().sum().backward()
+    found, right = (one.get_input_embeddings().weight.grad for one in (model, expected))
+    assert found.layout == torch.strided
+    assert_close(found, right)
