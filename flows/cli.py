@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from flows.inquiry_options import RUN, add_inquiries
+from flows.store_options import add_store_care
 
 if TYPE_CHECKING:
     from artifacts.errors import RequestError
@@ -59,10 +60,7 @@ def parser() -> argparse.ArgumentParser:
     reference = "an id (8 digits are enough) or an alias"
     add("show", "an artifact: what it is, its files, metrics and lineage").add_argument("artifact", help=reference)
     add("path", "a local folder with an artifact's files").add_argument("artifact", help=reference)
-    add("ls", "the artifacts and runs of the store")
-    add("verify", "rehash artifacts and name what is damaged").add_argument(
-        "artifact", nargs="*", help=f"{reference}; none: all"
-    )
+    add_store_care(add, reference)
     report = add("report", "a run as one HTML page")
     report.add_argument("run", help=RUN)
     report.add_argument("-o", "--output", type=Path, metavar="FILE.html", help="where to (default: RUN.html)")

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from artifacts.errors import DamagedError, MissingError, StoreError
-from flows import inquiries
+from flows import inquiries, store_care
 from flows.request import open_named as _open
 from flows.request import plan_named as _plan
 from flows.request import print_json as _print_json
-
-if TYPE_CHECKING:
-    from artifacts import Artifact, Store
-
-RUNS_LISTED = 20
 
 
 def run(options: Namespace) -> int:
@@ -92,40 +84,6 @@ def path(options: Namespace) -> int:
     return 0
 
 
-def ls(options: Namespace) -> int:
-    """`posttrain ls`"""
-    store = _open(options)
-    names: dict[Artifact, list[str]] = {}
-    for name, named in store.aliases().items():
-        names.setdefault(named, []).append(name)
-    listed = [_listed(store, artifact, names.get(artifact, [])) for artifact in store.artifacts()]
-    runs = [_run_line(store, run_id) for run_id in store.runs()[:RUNS_LISTED]]
-    if options.json:
-        _print_json({"store": store.url, "artifacts": listed, "runs": runs})
-    else:
-        from flows import tables
-
-        tables.show(*tables.listing_tables(store.url, listed, runs))
-    return 0
-
-
-def verify(options: Namespace) -> int:
-    """`posttrain verify`"""
-    store = _open(options)
-    wanted = [store.find(reference) for reference in options.artifact] or list(store.artifacts())
-    problems = {}
-    for artifact in wanted:
-        found = store.verify(artifact)
-        if found:
-            problems[artifact.id] = found
-            print("\n".join(found), file=sys.stderr)
-    if options.json:
-        _print_json({"checked": len(wanted), "damaged": problems})
-    else:
-        print(f"{len(wanted)} artifacts checked, {len(problems)} damaged")
-    return 1 if problems else 0
-
-
 def report(options: Namespace) -> int:
     """`posttrain report`"""
     from flows.report import write_report
@@ -159,23 +117,5 @@ def stages(options: Namespace) -> int:
 
 
 COMMANDS: dict[str, Callable[[Namespace], int]] = {
-    command.__name__: command for command in (run, plan, show, path, ls, verify, report, stages)
-} | inquiries.COMMANDS
-
-
-def _listed(store: Store, artifact: Artifact, aliases: list[str]) -> dict[str, Any]:
-    entry = {"id": artifact.id, "kind": artifact.kind, "aliases": sorted(aliases)}
-    try:
-        manifest = store.manifest(artifact)
-    except (DamagedError, MissingError) as error:
-        return {**entry, "damaged": str(error)}
-    size = sum(file.size for file in manifest.files)
-    return {**entry, "stage": manifest.producer.get("stage"), "files": len(manifest.files), "bytes": size}
-
-
-def _run_line(store: Store, run_id: str) -> dict[str, Any]:
-    try:
-        payload = store.read_run(run_id)
-    except StoreError as error:
-        return {"run": run_id, "damaged": str(error)}
-    return {name: payload.get(name) for name in ("run", "recipe", "state", "started_at", "seconds")}
+    command.__name__: command for command in (run, plan, show, path, report, stages)
+} | inquiries.COMMANDS | store_care.COMMANDS

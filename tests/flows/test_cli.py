@@ -151,7 +151,7 @@ def test_show_path_and_ls(store, capsys):
 
 def test_verify_names_what_is_damaged(store, capsys):
     assert run("verify") == 0
-    assert capsys.readouterr().out == "1 artifacts checked, 0 damaged\n"
+    assert capsys.readouterr().out == "1 artifact, 1 alias checked, 0 damaged\n"
     path = store.materialize(store.find("base")) / "model.safetensors"
     path.chmod(0o644)
     path.write_bytes(b"x" * 1499 + b"y")

@@ -1,0 +1,102 @@
+"""The commands that look after a store: what they print, what they change, and the exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from artifacts import Artifact, Store, open_store
+from flows import cli
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """The store that POSTTRAIN_STORE names."""
+    monkeypatch.setenv("POSTTRAIN_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path / "cache"))
+    return open_store(None)
+
+
+def put(store: Store, content: str, days_old: float = 0, *inputs: Artifact) -> Artifact:
+    folder = store.scratch / "job" / content
+    folder.mkdir(parents=True)
+    (folder / "a").write_text(content)
+    producer = {"stage": "train", "inputs": {str(index): found.digest for index, found in enumerate(inputs)}}
+    artifact = store.put("model", folder, producer=producer)
+    past = store.files.now() - days_old * 86400
+    for path in (f"{artifact.key}/manifest.json", artifact.key):
+        os.utime(store.files.path(path), (past, past))
+    return artifact
+
+
+def run(*arguments: str) -> int:
+    return cli.main(list(arguments))
+
+
+def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
+    assert run(*arguments, "--json") == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_gc_says_what_and_why_and_deletes_only_when_told(store, capsys):
+    base = put(store, "base", 50)
+    kept, lost = put(store, "kept", 50, base), put(store, "lost", 50)
+    store.set_alias("best", kept)
+    young = put(store, "young")
+    assert run("gc") == 0
+    out = capsys.readouterr().out
+    assert f"{lost.digest[:12]}" in out and "nothing that is kept needs it" in out
+    assert "would go, nothing was changed; --delete deletes it" in out
+    assert set(store.artifacts()) == {base, kept, lost, young}
+    found = answer(capsys, "gc")
+    reasons = {item["name"]: item["why"] for item in found["stays"] if item["what"] == "artifact"}
+    assert reasons == {
+        kept.key: "named @best",
+        base.key: f"needed to make model {kept.digest[:12]}",
+        young.key: "stored or used in the last 24 h",
+    }
+    assert [item["name"] for item in found["goes"]] == [lost.key] and "deleted" not in found
+    found = answer(capsys, "gc", "--delete", "--grace-hours", "0")
+    assert {item["name"] for item in found["deleted"]} >= {lost.key, young.key} and found["spared"] == []
+    assert set(store.artifacts()) == {base, kept}
+    with pytest.raises(SystemExit):
+        run("gc", "--grace-hours", "-1")
+    assert "expected a number of 0 or more" in capsys.readouterr().err
+
+
+def test_ls_shows_the_newest(store, capsys):
+    made = [put(store, str(number), days_old=number) for number in range(5)]
+    found = answer(capsys, "ls", "--limit", "2")
+    assert [entry["id"] for entry in found["artifacts"]] == [made[0].id, made[1].id] and found["total"] == 5
+    assert len(answer(capsys, "ls", "--limit", "0")["artifacts"]) == 5
+    assert answer(capsys, "ls", "--kind", "dataset")["artifacts"] == []
+    assert run("ls", "--limit", "2") == 0
+    assert "2 of 5 artifacts, newest first; --limit 0 shows all" in capsys.readouterr().out
+
+
+def test_du_export_import_and_verify(store, capsys, tmp_path):
+    base = put(store, "base")
+    model = put(store, "model", 0, base)
+    store.set_alias("best", model)
+    found = answer(capsys, "du")
+    assert found["artifacts"] == 2 and found["tables"]["alias"][0]["name"] == "@best"
+    assert found["tables"]["alias"][0]["size"] == found["size"]
+    assert run("du") == 0 and "2 artifacts" in capsys.readouterr().out
+    moved = answer(capsys, "export", "@best", str(tmp_path / "out"), "--lineage")
+    assert moved["copied"] == [base.id, model.id]
+    elsewhere = str(tmp_path / "elsewhere")
+    assert run("import", str(tmp_path / "out"), "--store", elsewhere) == 0
+    assert "2 copied, 0 there already" in capsys.readouterr().out
+    assert set(open_store(elsewhere).artifacts()) == {base, model}
+    assert run("verify", "--store", elsewhere) == 0
+    assert "2 artifacts checked, 0 damaged" in capsys.readouterr().out
+    path = store.files.path("aliases/best.json")
+    path.write_bytes(path.read_bytes().replace(b"best", b"bEst"))
+    assert run("verify", "--json") == 1
+    streams = capsys.readouterr()
+    assert json.loads(streams.out)["by_kind"] == {"artifact": 2, "alias": 1}
+    assert list(json.loads(streams.out)["damaged"]) == ["aliases/best.json"] and "is damaged" in streams.err
+    assert run("import", str(tmp_path)) == 2 and "no exported folder" in capsys.readouterr().err
