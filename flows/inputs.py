@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ def parse_external(text: str, base: Path) -> External | None:
     if text.startswith("@"):
         return Stored(text[1:])
     if text.startswith(("./", "../", "/", "~")):
-        path = Path(text).expanduser()
+        path = Path(os.path.expanduser(text))
         return Folder(path if path.is_absolute() else base / path, text)
     if _HUB_NAME.fullmatch(text):
         name, _, revision = text.partition("@")
@@ -90,7 +91,7 @@ def parse_external(text: str, base: Path) -> External | None:
 
 def folder_kinds(path: Path) -> tuple[str, ...]:
     """The kinds of artifact that a folder can stand for. Raises RequestError when it is none."""
-    if not path.is_dir():
+    if not os.path.isdir(path):  # whatever its characters and length
         raise RequestError(f"no such folder: {path}")
     for marker, kinds in FOLDER_KINDS.items():
         if (path / marker).is_file():

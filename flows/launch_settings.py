@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -61,7 +62,7 @@ def merge_launch(common: Mapping[str, Any], own: Mapping[str, Any]) -> Launch:
 
 
 def _file(text: str, base: Path) -> Path:
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     return path if path.is_absolute() else base / path
 
 
@@ -70,7 +71,7 @@ def _wrong(launch: Launch, base: Path) -> Iterator[tuple[str, str]]:
     if config is not None and config not in LAUNCHERS and (wrong := _wrong_file(config, base)):
         yield "config", wrong
     if python is not None:
-        found = _file(python, base).is_file() if "/" in python else shutil.which(python)
+        found = os.path.isfile(_file(python, base)) if "/" in python else shutil.which(python)
         if not found:
             yield "python", f"no such Python interpreter: {python!r}; give its path"
     for name in launch.env:
@@ -83,7 +84,7 @@ def _wrong(launch: Launch, base: Path) -> Iterator[tuple[str, str]]:
 
 
 def _wrong_file(config: str, base: Path) -> str | None:
-    if not _file(config, base).is_file():
+    if not os.path.isfile(_file(config, base)):
         return (
             f"{config!r} is neither one of {', '.join(LAUNCHERS)} nor an accelerate configuration file "
             f"(looked for {_file(config, base)}){nearest(config, LAUNCHERS)}"

@@ -120,6 +120,15 @@ def dump(data: Any) -> str:
     return yaml.dump(data, Dumper=_CoreDumper, sort_keys=False, allow_unicode=True, width=110)
 
 
+def _node(text: str) -> yaml.Node | None:
+    """The one document's root. Raises yaml.YAMLError, from the first character on."""
+    loader = _CoreLoader(text)
+    try:
+        return loader.get_single_node()
+    finally:
+        loader.dispose()
+
+
 class _Reader:
     """Turns PyYAML's nodes into values, noting lines and mistakes."""
 
@@ -130,22 +139,21 @@ class _Reader:
         self._values = 0
 
     def read(self, text: str) -> Any:
-        loader = _CoreLoader(text)
         try:
-            node = loader.get_single_node()
+            node = _node(text)
+            return None if node is None else self._value(node, (), ())
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             line = mark.line + 1 if mark else 1
             hint = " (indent with spaces, not tabs)" if "'\\t'" in str(error.problem) else ""
             parts = [part for part in (error.context, error.problem) if part]
             self.problems.append(Problem(f"{self.origin}:{line}", f"not valid YAML: {', '.join(parts)}{hint}"))
-            return None
         except yaml.YAMLError as error:
-            self.problems.append(Problem(self.origin, f"not valid YAML: {error}"))
-            return None
-        finally:
-            loader.dispose()
-        return None if node is None else self._value(node, (), ())
+            words = " ".join(str(error).split())
+            self.problems.append(Problem(self.origin, f"not valid YAML: {words}"))
+        except RecursionError:
+            self.problems.append(Problem(self.origin, "nested too deeply; a recipe needs some ten levels"))
+        return None
 
     def _line(self, node: yaml.Node) -> str:
         return f"{self.origin}:{node.start_mark.line + 1}"

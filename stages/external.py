@@ -6,6 +6,7 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ def resolve_reference(kind: str, text: str, base: Path) -> str:
         return _resolve_code(text, base)
     if text.startswith(HUB) or "://" in text:
         return text
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     path = path if path.is_absolute() else base / path
     _located(str(path))
     return str(path)
@@ -37,9 +38,9 @@ def _resolve_code(text: str, base: Path) -> str:
         return text
     source, name = text.rsplit(":", 1)
     if source.endswith(".py"):
-        path = Path(source).expanduser()
+        path = Path(os.path.expanduser(source))
         path = path if path.is_absolute() else base / path
-        if not path.is_file():
+        if not os.path.isfile(path):  # whatever its characters and length
             raise RequestError(f"no such Python file: {source!r} (looked for {path})")
         _require_function(path, name)
         return f"{path.resolve()}:{name}"
@@ -54,6 +55,8 @@ def _require_function(path: Path, name: str) -> None:
         tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     except SyntaxError as error:
         raise RequestError(f"{path}:{error.lineno}: not valid Python: {error.msg}") from error
+    except (ValueError, RecursionError, MemoryError) as error:  # no text, or nested without end
+        raise RequestError(f"{path}: not valid Python: {error}") from error
     defined = [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     if name not in defined:
         raise RequestError(

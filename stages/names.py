@@ -5,9 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST_NAME = 200
+"""Characters of a text that may be a misspelt name; comparing longer ones takes long."""
+
 
 def nearest(name: str, valid: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the closest valid name, or an empty string."""
+    if len(name) > LONGEST_NAME:
+        return ""
     close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
 

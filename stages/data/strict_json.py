@@ -15,6 +15,8 @@ from artifacts.errors import DataError
 from stages.data.faults import what_is
 
 LONGEST_LINE_BYTES = 256 << 20
+LONGEST_NUMBER = 4000
+"""Digits of a whole number; Python reads a few more."""
 
 
 def parse(data: bytes, where: str) -> Any:
@@ -24,6 +26,7 @@ def parse(data: bytes, where: str) -> Any:
             data.decode("utf-8"),
             parse_constant=_refuse_constant,
             parse_float=_finite,
+            parse_int=_whole,
             object_pairs_hook=_unique_keys,
         )
         if b"\\ud" in data.lower():
@@ -77,6 +80,12 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise _RefusedError(f"the number {text} is too large; write null or text")
     return value
+
+
+def _whole(text: str) -> int:
+    if len(text) > LONGEST_NUMBER:
+        raise _RefusedError(f"the number {text[:20]}... has {len(text)} digits; write text")
+    return int(text)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -98,8 +98,9 @@ def weight_files(folder: Path) -> list[Path]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise StageError(f"model folder {folder.name}: {_INDEX} has no weight_map from tensors to files")
     names = sorted({str(name) for name in weight_map.values()})
+    there = {path.name for path in folder.iterdir() if path.is_file()}
     for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
+        if name not in there:
             raise StageError(f"model folder {folder.name}: {_INDEX} names {name!r}, which is no file of the folder")
     return [folder / name for name in names]
 

@@ -26,6 +26,7 @@ CAMPAIGNS = {
     "cancels": ("cancels:campaign", "cancels", 500, "cancel a stage whose processes resist"),
     "faults": ("storage_faults:campaign", "step", 1, "every fault at every call (every STEPth, the first by the seed)"),
     "random_faults": ("storage_faults:random_campaign", "runs", 1000, "one call in ten to the store fails"),
+    "mutations": ("mutations:campaign", "mutations", 200_000, "spoiled recipes, rows, manifests, headers, templates"),
     "corruption": ("corruption:campaign", "flips", 2000, "damage of every kind in a store"),
 }
 
