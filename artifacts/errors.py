@@ -51,6 +51,10 @@ class StoreError(PosttrainError):
     """The artifact store did not do what was asked: names the operation, the object and the next step."""
 
 
+class UnreachableError(StoreError):
+    """The store did not answer for as long as it was asked; later it may."""
+
+
 class DamagedError(StoreError):
     """Something in the store is not what its digest says."""
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from artifacts.errors import StoreError
+from artifacts.errors import StoreError, UnreachableError
 from artifacts.sealed import scrub
 
 R = TypeVar("R")
@@ -48,7 +48,7 @@ def call(operation: str, target: str, function: Callable[[], R], patience: Patie
             elapsed = patience.clock() - start
             if not _may_pass(error) or elapsed + pause > patience.deadline:
                 tries = f"{attempts} attempt{'s' if attempts > 1 else ''} in {elapsed:.0f} s"
-                raise StoreError(
+                raise (UnreachableError if _may_pass(error) else StoreError)(
                     f"cannot {operation} {target} after {tries}: {_described(error)}; {_advice(error)}"
                 ) from None
         patience.sleep(pause * random.uniform(0.5, 1.0))

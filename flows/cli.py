@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from flows.inquiry_options import RUN, add_inquiries
+from flows.operations_options import add_operations
 from flows.store_options import add_store_care
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("run", help=RUN)
     report.add_argument("-o", "--output", type=Path, metavar="FILE.html", help="where to (default: RUN.html)")
     add_inquiries(add, changed, reference)
+    add_operations(add, changed)
     add("stages", "the stages there are, or one with its fields").add_argument("name", nargs="?")
     return top
 

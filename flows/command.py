@@ -135,14 +135,16 @@ def stage_variables(threads: int) -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "PYTHONUNBUFFERED": "1",
     }
+    return variables | python_path()
+
+
+def python_path() -> dict[str, str]:
+    """What processes that start in other folders need to find a checkout of ours."""
     root = Path(__file__).resolve().parent.parent
-    if root.name not in (
-        "site-packages",
-        "dist-packages",
-    ):  # a checkout: other folders have to find it as well
-        given = os.environ.get("PYTHONPATH")
-        variables["PYTHONPATH"] = f"{root}{os.pathsep}{given}" if given else str(root)
-    return variables
+    if root.name in ("site-packages", "dist-packages"):
+        return {}
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(root), *(path for path in given if path != str(root))]))}
 
 
 def _device_variables(settings: Mapping[str, Any], python: str, launch: LaunchSettings) -> dict[str, str]:

@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
-from flows import inquiries, store_care
+from flows import inquiries, operations, store_care
 from flows.request import open_named as _open
 from flows.request import plan_named as _plan
 from flows.request import print_json as _print_json
@@ -116,6 +116,9 @@ def stages(options: Namespace) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[Namespace], int]] = {
-    command.__name__: command for command in (run, plan, show, path, report, stages)
-} | inquiries.COMMANDS | store_care.COMMANDS
+COMMANDS: dict[str, Callable[[Namespace], int]] = (
+    {command.__name__: command for command in (run, plan, show, path, report, stages)}
+    | inquiries.COMMANDS
+    | operations.COMMANDS
+    | store_care.COMMANDS
+)

@@ -9,11 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from artifacts.errors import UnreachableError
 from flows.tail import last_lines
 
 _RANK_SIGNAL = re.compile(r"Signal (\d+) \(SIG\w+\) received by PID|exitcode\s*:\s*-(\d+)")
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|MemoryError", re.IGNORECASE)
 _DISK_FULL = re.compile(r"No space left on device|Disk quota exceeded", re.IGNORECASE)
+_PORT_TAKEN = re.compile(r"Address already in use|EADDRINUSE", re.IGNORECASE)
+_PEER_GONE = re.compile(
+    r"Connection (reset|closed) by (remote )?peer|DistNetworkError|RendezvousConnectionError|remote process exited"
+)
 _ERROR_LINE = re.compile(r"^(\[rank\d+\]:\s*)?([\w.]*(Error|Exception|Interrupt|Exit))(:.*)?$")
 
 
@@ -67,6 +72,21 @@ def killed_for_memory(job: Path) -> bool:
     if ended is None or ended.get("reason") or not ended.get("oom_kills"):
         return False
     return (ended.get("signal") or _signal_of_a_rank(last_lines(job / "log.txt"))) == signal.SIGKILL
+
+
+def may_pass(job: Path) -> bool:
+    """Whether a stage failed for a reason outside itself that a later try may not meet: a store that did not answer, a
+    port that was taken, a machine that went away. Not where a process was killed, or ran out of memory."""
+    error, ended = _read(job / "error.json"), _read(job / "exit.json")
+    if error is not None and error["type"] == UnreachableError.__name__:
+        return True
+    if ended is None or ended.get("reason") or ended.get("signal"):
+        return False
+    log = last_lines(job / "log.txt")
+    if _signal_of_a_rank(log) is not None or (error is not None and error.get("expected")):
+        return False
+    text = f"{error['type']}: {error['message']}" if error is not None else _last_error(log)
+    return not _OUT_OF_MEMORY.search(text) and bool(_PORT_TAKEN.search(text) or _PEER_GONE.search(text))
 
 
 def _signal_of_a_rank(log: list[str]) -> int | None:

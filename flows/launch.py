@@ -23,7 +23,7 @@ import psutil
 from artifacts.errors import StageError
 from flows import supervise
 from flows.command import Command, LaunchSettings, stage_command, stage_environment
-from flows.failure import explain, killed_for_memory, smaller_micro_batch
+from flows.failure import explain, killed_for_memory, may_pass, smaller_micro_batch
 from flows.tail import follow_json, follow_lines, is_warning
 
 logger = logging.getLogger(__name__)
@@ -53,6 +53,10 @@ class StageOutOfMemory(StageFailed):
     def __init__(self, message: str, *, expected: bool = False, smaller: int | None = None) -> None:
         self.smaller = smaller
         super().__init__(message, expected=expected)
+
+
+class StageInterrupted(StageFailed):
+    """Something outside the stage failed that may work when it is tried again: storage, a port, another machine."""
 
 
 class StageStopped(StageFailed):
@@ -160,7 +164,7 @@ def run_stage_process(
 
     `on_event` gets what the stage reports (`phase`, `progress`, `log`, `micro_batch`, `resumed`) after a first
     `command` event; `on_warning` the lines of its output that are warnings or worse. Raises StageFailed,
-    StageOutOfMemory, or StageStopped where `supervisors` were stopped meanwhile.
+    StageOutOfMemory, StageInterrupted, or StageStopped where `supervisors` were stopped meanwhile.
     """
     job = Path(spec["job"])
     command = _prepare(job, spec, launch)
@@ -217,7 +221,7 @@ def _result(job: Path, process: subprocess.Popen[bytes], live: Supervisors, run:
         raise StageOutOfMemory(message, expected=expected, smaller=smaller)
     if killed_for_memory(job):
         raise StageOutOfMemory(message, smaller=None if run.pass_tokens is None else run.pass_tokens // 2)
-    raise StageFailed(message, expected=expected)
+    raise (StageInterrupted if may_pass(job) else StageFailed)(message, expected=expected)
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> bool:

@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -35,6 +35,12 @@ class Launch(BaseModel):
     """CPU threads of each process; null: the machine's cores divided by the processes."""
     python: str | None = None
     """The Python interpreter to run the stage with; null: the one that runs the flow."""
+    slots: dict[str, Annotated[int, Field(ge=1)]] = {}
+    """Slots of Prefect's global concurrency limits that the stage holds while it works: {gpu: 2}."""
+    retries: int = Field(2, ge=0)
+    """How often to try again where storage, a port or another machine failed; other failures are final."""
+    retry_delay_seconds: float = Field(30.0, ge=0)
+    """Before the first retry; each later one waits twice as long."""
     env: dict[str, str] = {}
     """Environment variables of the stage's processes. Credentials belong into the environment, not here."""
 
@@ -56,9 +62,9 @@ def read_launch(
 
 
 def merge_launch(common: Mapping[str, Any], own: Mapping[str, Any]) -> Launch:
-    """A stage's settings over those for every stage; environments are joined."""
-    env = {**common.get("env", {}), **own.get("env", {})}
-    return Launch.model_validate({**common, **own, "env": env})
+    """A stage's settings over those for every stage; environments and slots are joined."""
+    joined = {name: {**common.get(name, {}), **own.get(name, {})} for name in ("env", "slots")}
+    return Launch.model_validate({**common, **own, **joined})
 
 
 def _file(text: str, base: Path) -> Path:

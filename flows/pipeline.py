@@ -1,7 +1,7 @@
 """A recipe becomes a Prefect flow of stage tasks: `run_pipeline(plan)`.
 
-Reports to the API that the user has set up, or to a temporary server of its own, which starts while this process
-imports Prefect. The flow and the task themselves are in `flows.prefect_flow`.
+Reports to the API that the user has set up, to a `posttrain ui` that runs, or to a temporary server of its own, which
+starts while this process imports Prefect. The flow and the task themselves are in `flows.prefect_flow`.
 """
 
 from __future__ import annotations
@@ -14,17 +14,23 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from types import FrameType
 from typing import Any
 from uuid import UUID
 
-from artifacts import default_cache
 from artifacts.errors import PosttrainError, RequestError
+from flows.holder import holder
 from flows.listener import Listener
 from flows.plan import Plan
 from flows.run import Run
-from flows.server import QUIET, TemporaryServer, configured_url, loopback_without_proxy, require_answer
+from flows.server import (
+    QUIET,
+    configured_url,
+    loopback_without_proxy,
+    prefect_home,
+    require_answer,
+    temporary_server,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +56,13 @@ def run_pipeline(plan: Plan, listener: Listener | None = None, *, run_id: str | 
             _before_import({})
             with _reporting_to(url):
                 return _flow(run)
-        home = Path(os.environ.get("PREFECT_HOME") or default_cache() / "prefect").expanduser()
+        home = prefect_home()
         stack.enter_context(loopback_without_proxy())
-        server = stack.enter_context(TemporaryServer(home))
+        if (place := holder(home)) is not None:
+            _before_import({"PREFECT_HOME": str(home)})
+            with _reporting_to(place.url):
+                return _flow(run)
+        server = stack.enter_context(temporary_server(home))
         _before_import({"PREFECT_HOME": str(home)})
         import flows.prefect_flow  # noqa: F401  (takes as long as the server's start, so do both at once)
 

@@ -8,23 +8,31 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import json
 import queue
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.futures import PrefectFuture, wait
 from prefect.runtime import flow_run as flow_run_context
-from prefect.states import Completed
+from prefect.states import Cancelled, Completed, Crashed
 
 from artifacts import open_store
 from artifacts.errors import StageError
-from flows.launch import STOP_SECONDS
+from flows.launch import STOP_SECONDS, StageStopped
 from flows.plan import plan
-from flows.prefect_report import Progress, publish_plan, publish_results
+from flows.prefect_report import Progress
+from flows.prefect_results import publish_plan, publish_report, publish_results, publish_stage
+from flows.prefect_slots import occupy, require_slots
+from flows.prefect_upkeep import end_task_runs
 from flows.recipe import Recipe
-from flows.run import Run
+from flows.run import Run, new_run_id
 
 current_run: contextvars.ContextVar[Run] = contextvars.ContextVar("posttrain_run")
 """The run that the flow and its tasks work on. Not a parameter: Prefect stores parameters in its database."""
@@ -38,7 +46,7 @@ def _flow_run_name() -> str:
     run = current_run.get(None)
     if run is not None:
         return f"{run.recipe.name} {run.id.rsplit('-', 1)[-1]}"
-    return str(flow_run_context.parameters["recipe"])
+    return f"{Path(flow_run_context.parameters['recipe']).stem} {flow_run_context.id[-6:]}"
 
 
 @task(name="stage", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
@@ -46,11 +54,28 @@ def run_stage(name: str) -> Any:
     """One stage of the current run; gives its outputs as `{output: id}`."""
     run = current_run.get()
     with Progress(name, get_run_logger()) as progress:
-        outcome = run.execute(name, progress.event)
+        try:
+            outcome = run.execute(name, progress.event, occupy)
+        except StageStopped as error:
+            return Cancelled(message=str(error))
+    publish_stage(run, name)
     references = {output: found.id for output, found in outcome.outputs.items()}
     if outcome.cached:
         return Completed(name="Cached", message=outcome.reason, data=references)
     return references
+
+
+def _was_cancelled(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:
+    _end_task_runs(flow_run.id, Cancelled(message="the run was cancelled"))
+
+
+def _has_crashed(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:
+    _end_task_runs(flow_run.id, Crashed(message="the run's process is gone"))
+
+
+def _end_task_runs(flow_run: UUID, state: State[Any]) -> None:
+    with get_client(sync_client=True) as client:
+        end_task_runs(client, flow_run, state)
 
 
 @flow(
@@ -58,16 +83,39 @@ def run_stage(name: str) -> Any:
     flow_run_name=_flow_run_name,
     persist_result=False,
     validate_parameters=False,
+    # in the worker's process: that of the run is gone by then
+    on_cancellation=[_was_cancelled],
+    on_crashed=[_has_crashed],
 )
-def posttrain(recipe: str, settings: list[str] | None = None, store: str | None = None) -> dict[str, Any]:
-    """Run a recipe (a path or a shipped one's name) with `a.b=c` settings; gives the run's payload.
+def posttrain(  # noqa: PLR0913  (each is a field of the run form)
+    recipe: str,
+    parameters: dict[str, Any] | None = None,
+    set: list[str] | None = None,
+    only: list[str] | None = None,
+    start: list[str] | None = None,
+    until: list[str] | None = None,
+    force: list[str] | None = None,
+    store: str | None = None,
+) -> dict[str, Any]:
+    """Run a recipe (a path or a shipped one's name); gives the run's payload.
 
-    Can be served, deployed, or called from a flow of your own. Raises PipelineFailed when a stage failed.
+    `parameters` are the recipe's, `set` further `a.b=c` settings; `only`, `start` (`--from`), `until` and `force` name
+    stages. Can be served, deployed, or called from a flow of your own. Raises PipelineFailed when a stage failed.
     """
     run = current_run.get(None)
     if run is None:
-        run = Run(plan(Recipe.load(recipe, settings or []), open_store(store)))
+        given = [f"{name}={json.dumps(value)}" for name, value in (parameters or {}).items()]
+        made = plan(
+            Recipe.load(recipe, [*given, *(set or [])]),
+            open_store(store),
+            only=only or (),
+            start=start or (),
+            until=until or (),
+            force=force or (),
+        )
+        run = Run(made, run_id=f"{new_run_id().rsplit('-', 1)[0]}-{flow_run_context.id[-6:]}")
     run.flow_run_id = flow_run_context.id
+    require_slots(run)
     with using(run):
         publish_plan(run)
         try:
@@ -76,6 +124,7 @@ def posttrain(recipe: str, settings: list[str] | None = None, store: str | None 
         finally:
             payload = run.finish()
             publish_results(run, payload)
+        publish_report(run)  # a run that is cancelled has no time for it
     failed = {name: entry["error"] for name, entry in run.entries.items() if entry["state"] == "failed"}
     if failed:
         raise PipelineFailed("; ".join(f"{name}: {error}" for name, error in failed.items()))

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from artifacts import Artifact, Lease
+from artifacts import Artifact
 from artifacts.errors import StoreError
+from flows.again import again
 from flows.claiming import RunClaim
 from flows.command import default_threads
 from flows.entries import Entry, entry_of, failed_entry, ran_entry, skipped_entry
@@ -28,6 +28,7 @@ from flows.launch import Event, StageResult, StageStopped, Supervisors, run_stag
 from flows.listener import Listener, Silence
 from flows.plan import Decision, Plan
 from flows.recipe import RecipeStage
+from flows.sharing import Occupy, no_slots, renewing
 from flows.within_memory import within_memory
 
 logger = logging.getLogger(__name__)
@@ -91,8 +92,11 @@ class Run:
         known = decision or self.plan.decisions[name]
         self._end(name, failed_entry(self._stage(name), known, error, seconds))
 
-    def execute(self, name: str, on_event: Callable[[Event], None] | None = None) -> Outcome:
-        """Take the stage's result from the store or make it. Raises what went wrong, after entering it."""
+    def execute(self, name: str, on_event: Callable[[Event], None] | None = None, occupy: Occupy = no_slots) -> Outcome:
+        """Take the stage's result from the store or make it. Raises what went wrong, after entering it.
+
+        `occupy` holds the slots of the stage's `launch` while its process works; without, nobody counts them.
+        """
         started = time.monotonic()
         decision = self.plan.decisions[name]
         try:
@@ -104,7 +108,7 @@ class Run:
             with self._lease(name, decision) as decision:
                 if decision.state == "cached":
                     return self._take(name, decision)
-                return self._make(name, decision, on_event)
+                return self._make(name, decision, on_event, occupy)
         except BaseException as error:
             self.fail(name, error, time.monotonic() - started, decision)
             raise
@@ -164,7 +168,7 @@ class Run:
         self._end(name, entry_of(self._stage(name), decision, state="cached"))
         return Outcome(True, "; ".join(decision.reasons), outputs)
 
-    def _make(self, name: str, decision: Decision, on_event: Callable[[Event], None] | None) -> Outcome:
+    def _make(self, name: str, decision: Decision, on_event: Callable[[Event], None] | None, occupy: Occupy) -> Outcome:
         stage = self._stage(name)
         self.listener.started(name, "; ".join(decision.reasons))
 
@@ -183,7 +187,15 @@ class Run:
             )
 
         spec = self._spec(stage, decision)
-        result = within_memory(spec, start, tell)
+        launch = stage.launch
+        with occupy(launch.slots, self.supervisors.stopping, lambda text: tell({"kind": "log", "text": text})):
+            result = again(
+                lambda: within_memory(spec, start, tell),
+                launch.retries,
+                launch.retry_delay_seconds,
+                self.supervisors.stopping,
+                tell,
+            )
         outputs = _artifacts(result)
         self._publish(name, outputs)
         self._end(name, ran_entry(stage, decision, result))
@@ -235,36 +247,13 @@ class Run:
         try:
             if self.store.lookup(self._stage(name).uses.name, decision.fingerprint) is not None:
                 decision = self._decided(name)
-            with _renewing(lease):
+            with renewing(lease):
                 yield decision
         finally:
             try:
                 lease.release()
             except StoreError as error:  # it expires by itself; what was made stands
                 logger.warning("the lease of %s was not given back: %s", name, error)
-
-
-@contextlib.contextmanager
-def _renewing(lease: Lease) -> Iterator[None]:
-    """Keep a lease young from a thread while the block runs."""
-    done = threading.Event()
-
-    def renew() -> None:
-        while not done.wait(lease.renew_every):
-            try:
-                if not lease.renew():
-                    logger.warning("another run took over the lease; both results will be right")
-                    return
-            except StoreError as error:  # the next renewal may get through
-                logger.warning("the lease was not renewed: %s", error)
-
-    thread = threading.Thread(target=renew, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def new_run_id() -> str:

@@ -6,22 +6,25 @@ Imports no Prefect: the server starts while the flow process is still importing 
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import os
+import socket
 import subprocess
 import sys
 import time
 import tomllib
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import urlsplit
 
+from artifacts import default_cache
 from artifacts.errors import RequestError, StageError
-from flows import temporary_server
+from flows import server_process
 
 STARTUP_SECONDS = 240
 """A new database takes ten seconds to make, and many times that on a machine that is busy; a server that ended is
@@ -47,14 +50,19 @@ def configured_url() -> str | None:
     """The API that the user has set: in the environment, or in the active profile of Prefect's home."""
     if url := os.environ.get("PREFECT_API_URL"):
         return url
-    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
-    path = Path(os.environ.get("PREFECT_PROFILES_PATH", home / "profiles.toml"))
+    theirs = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
+    path = Path(os.environ.get("PREFECT_PROFILES_PATH", theirs / "profiles.toml"))
     with contextlib.suppress(OSError, tomllib.TOMLDecodeError):
         profiles = tomllib.loads(path.read_text(encoding="utf-8"))
         active = os.environ.get("PREFECT_PROFILE", profiles.get("active"))
         url = profiles.get("profiles", {}).get(active, {}).get("PREFECT_API_URL")
         return str(url) if url else None
     return None
+
+
+def prefect_home() -> Path:
+    """Where the database of our own servers is, temporary ones and that of `posttrain ui`."""
+    return Path(os.environ.get("PREFECT_HOME") or default_cache() / "prefect").expanduser().absolute()
 
 
 def require_answer(url: str) -> None:
@@ -87,58 +95,75 @@ def _not_prefect(url: str, found: str) -> RequestError:
     )
 
 
-class TemporaryServer:
-    """A Prefect server on a free loopback port with its database in `home`; it ends with this process."""
+class ServerProcess:
+    """A Prefect server on a loopback port with its database in `home`; it ends with this process.
 
-    def __init__(self, home: Path) -> None:
+    `reports`: a folder of pages that it gives out as well. Raises RequestError for a port that is taken.
+    """
+
+    def __init__(self, home: Path, settings: Mapping[str, str], *, port: int = 0, reports: Path | None = None) -> None:
         home.mkdir(parents=True, exist_ok=True)
         self._log = home / f"server-{os.getpid()}.log"
-        with open(self._log, "wb") as log:
-            self._process = subprocess.Popen(
-                # -P: the folder of this package must not shadow the standard library
-                [sys.executable, "-P", temporary_server.__file__],
-                env={**os.environ, **QUIET, **_TEMPORARY, "PREFECT_HOME": str(home)},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C is for the flow, which still has to report its end
-            )
-        assert self._process.stdout is not None
-        port = self._process.stdout.readline().strip()
-        self.url = f"http://127.0.0.1:{port.decode() or '0'}/api"
+        with _listen(port) as listener:
+            self.address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            descriptor = str(listener.fileno())
+            with open(self._log, "wb") as log:
+                self._process = subprocess.Popen(
+                    # -P: the folder of this package must not shadow the standard library
+                    [
+                        sys.executable,
+                        "-P",
+                        server_process.__file__,
+                        descriptor,
+                        *([] if reports is None else [str(reports)]),
+                    ],
+                    env={**os.environ, **QUIET, **settings, "PREFECT_HOME": str(home)},
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=(listener.fileno(),),
+                    start_new_session=True,  # Ctrl-C is for the flow, which still has to report its end
+                )
+        self.url = f"{self.address}/api"
 
     def wait(self) -> str:
         """The address of the API once it answers. Raises StageError with the reason when it cannot start."""
         deadline = time.monotonic() + STARTUP_SECONDS
-        while time.monotonic() < deadline and self._process.poll() is None:
+        while time.monotonic() < deadline and not self.ended():
             try:
                 with _opener(self.url).open(f"{self.url}/health", timeout=deadline - time.monotonic()):
                     return self.url
             except urllib.error.HTTPError as error:
                 error.close()  # it is still starting
             except OSError:
-                pass  # it does not listen yet
+                pass  # it ended
             time.sleep(0.05)
-        lines = self._log.read_text(errors="replace").strip().splitlines() or ["it printed nothing"]
-        problem = "ended" if self._process.poll() is not None else f"did not answer in {STARTUP_SECONDS} s"
+        problem = "ended" if self.ended() else f"did not answer in {STARTUP_SECONDS} s"
         self.close()
         raise StageError(
-            f"Prefect's temporary server {problem}: {lines[-1]} (log: {self._log}); its database is in "
+            f"Prefect's server {problem}: {self.last_line()} (log: {self._log}); its database is in "
             f"{self._log.parent}; set PREFECT_API_URL to use a server of your own"
         )
 
+    def ended(self) -> bool:
+        """Whether its process is gone."""
+        return self._process.poll() is not None
+
+    def last_line(self) -> str:
+        """The last that it said."""
+        return (self._log.read_text(errors="replace").strip().splitlines() or ["it printed nothing"])[-1]
+
     def close(self) -> None:
         """End it and wait for that."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.stdout.close()
         try:
-            self._process.wait(temporary_server.GRACE_SECONDS + 1)
+            self._process.wait(server_process.GRACE_SECONDS + 1)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
 
-    def __enter__(self) -> TemporaryServer:
+    def __enter__(self) -> ServerProcess:
         return self
 
     def __exit__(
@@ -147,6 +172,22 @@ class TemporaryServer:
         self.close()
         if error is None:
             self._log.unlink(missing_ok=True)
+
+
+def temporary_server(home: Path) -> ServerProcess:
+    """A server on a free port for one run: no pages, no services."""
+    return ServerProcess(home, _TEMPORARY)
+
+
+def _listen(port: int) -> socket.socket:
+    try:
+        return socket.create_server(("127.0.0.1", port))
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise RequestError(f"cannot listen on 127.0.0.1:{port}: {error.strerror}; give another --port") from error
+        raise RequestError(
+            f"port {port} of 127.0.0.1 is taken by another program; give another --port (0: any free one)"
+        ) from error
 
 
 @contextlib.contextmanager

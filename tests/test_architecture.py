@@ -15,7 +15,7 @@ from stages.stage import STAGES
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("artifacts", "stages", "flows")
 HEAVY = ("torch", "transformers", "accelerate", "peft", "datasets", "pyarrow", "vllm")
-PREFECT_FILES = ("pipeline.py", "prefect_*.py", "temporary_server.py")
+PREFECT_FILES = ("pipeline.py", "prefect_*.py", "server_process.py")
 """The only files of flows/ that may import Prefect; commands reach them when they run, never on import."""
 
 

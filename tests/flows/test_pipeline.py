@@ -21,7 +21,7 @@ import pytest
 from artifacts.errors import RequestError
 from flows.pipeline import run_pipeline
 from flows.run import Run
-from flows.server import TemporaryServer
+from flows.server import temporary_server
 from tests.flows.pipeline_stages import MAKE, World
 
 HERE = Path(__file__).parent
@@ -37,7 +37,7 @@ def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(prefect_home: Path) -> Iterator[str]:
     """One real Prefect server for all tests of this file."""
-    with TemporaryServer(prefect_home) as running:
+    with temporary_server(prefect_home) as running:
         yield running.wait()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from artifacts.errors import StageError
-from flows.server import TemporaryServer, configured_url, loopback_without_proxy
+from flows.server import configured_url, loopback_without_proxy, temporary_server
 
 
 def test_the_api_of_the_active_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,6 +35,6 @@ def test_the_loopback_address_needs_no_proxy(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_temporary_server_that_cannot_start(tmp_path: Path) -> None:
     (tmp_path / "prefect.db").mkdir()  # no database can be opened there
-    with pytest.raises(StageError, match=r"temporary server ended: .*PREFECT_API_URL"):
-        with TemporaryServer(tmp_path) as server:
+    with pytest.raises(StageError, match=r"Prefect's server ended: .*PREFECT_API_URL"):
+        with temporary_server(tmp_path) as server:
             server.wait()

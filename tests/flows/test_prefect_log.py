@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from flows import prefect_report
+from flows import prefect_shown
 from flows.prefect_report import Progress
 
 
@@ -28,7 +28,7 @@ def test_a_table_is_in_the_log_and_an_artifact(
         if len(made) == 2:
             raise RuntimeError("full")
 
-    monkeypatch.setattr(prefect_report, "create_table_artifact", create)
+    monkeypatch.setattr(prefect_shown, "create_table_artifact", create)
     rows = [{"completion": "46", "reward": 1.0}]
     event = {"kind": "table", "name": "completions", "title": "step 5: completions", "rows": rows, "text": "as text"}
     with caplog.at_level(logging.INFO, "task"), Progress("my GRPO", logging.getLogger("task")) as progress:

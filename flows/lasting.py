@@ -1,0 +1,129 @@
+"""`posttrain ui`: a Prefect server and a process worker that stay until they are told to end, and leave nothing.
+
+Server and worker are processes of their own sessions that end with this one, however it ends: the server watches a
+pipe, the worker is under the supervisor of stages (`flows.supervise`), which ends its runs and their stages too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from artifacts.errors import StageError
+from flows.command import Command, python_path
+from flows.holder import Holder, Place, hold
+from flows.launch import Supervisors
+from flows.server import QUIET, ServerProcess, loopback_without_proxy
+
+POLL_SECONDS = 0.5
+
+SERVER = {
+    # leases of slots that a killed server held are found again and expire; in memory they would be taken for ever
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    "PREFECT_UI_ENABLED": "1",
+}
+WORKER = {
+    "PREFECT_WORKER_QUERY_SECONDS": "5",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "60",
+}
+
+
+@dataclass(frozen=True)
+class Lasting:
+    """What is to run. `slots`: name -> size of limits that stages may name in `launch.slots`."""
+
+    home: Path
+    port: int
+    pool: str
+    slots: Mapping[str, int]
+    store: str
+
+
+def serve(what: Lasting, started: Callable[[Place, bool], None], say: Callable[[str], None]) -> None:
+    """Until SIGINT or SIGTERM. `started` is told where it is found, and whether it was there before (then it returns).
+
+    Raises RequestError for a port that is taken, StageError when server or worker end by themselves.
+    """
+    with hold(what.home) as held:
+        if isinstance(held, Place):
+            started(held, True)
+            return
+        with _told_to_end() as ending, loopback_without_proxy():
+            reports = what.home / "reports"
+            reports.mkdir(exist_ok=True)
+            with ServerProcess(what.home, SERVER, port=what.port, reports=reports) as server:
+                _work(what, server, held, ending, started, say)
+
+
+def _work(
+    what: Lasting,
+    server: ServerProcess,
+    held: Holder,
+    ending: threading.Event,
+    started: Callable[[Place, bool], None],
+    say: Callable[[str], None],
+) -> None:
+    os.environ.update({**QUIET, "PREFECT_HOME": str(what.home)})
+    from flows.prefect_api import api
+    from flows.prefect_upkeep import prepare, stop_runs
+
+    url = server.wait()
+    with api(url) as client:
+        for line in prepare(client, what.pool, what.slots):
+            say(line)
+    with _worker(what, url) as alive:
+        place = Place(server.address, what.pool, os.getpid())
+        held.tell(place)
+        started(place, False)
+        while not ending.wait(POLL_SECONDS):
+            if server.ended():
+                raise StageError(f"Prefect's server ended by itself: {server.last_line()}")
+            if not alive():
+                raise StageError(f"Prefect's worker ended by itself; its output is in {_job(what) / 'log.txt'}")
+        with api(url) as client:
+            for name in stop_runs(client, what.pool, alive):
+                say(f"{name} was cancelled; its next run goes on from its last checkpoint")
+
+
+@contextlib.contextmanager
+def _worker(what: Lasting, url: str) -> Iterator[Callable[[], bool]]:
+    """A process worker of the pool; yields whether it is alive."""
+    job = _job(what)
+    job.mkdir(exist_ok=True)
+    (job / "exit.json").unlink(missing_ok=True)
+    arguments = ["worker", "start", "--pool", what.pool, "--type", "process", "--name", f"posttrain-{os.getpid()}"]
+    fixed = {**QUIET, "PREFECT_HOME": str(what.home), "PREFECT_API_URL": url, "POSTTRAIN_STORE": what.store}
+    environment = {**WORKER, **os.environ, **python_path(), **fixed}
+    with Supervisors() as supervisors:
+        command = Command([sys.executable, "-m", "prefect", *arguments], {})
+        with supervisors.start(command, job, environment) as process:
+            yield lambda: process.poll() is None
+
+
+def _job(what: Lasting) -> Path:
+    return what.home / "worker"
+
+
+@contextlib.contextmanager
+def _told_to_end() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set; a second SIGINT interrupts."""
+    ending = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if ending.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        ending.set()
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield ending
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

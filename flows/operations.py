@@ -1,0 +1,114 @@
+"""The commands of a lasting Prefect: ui, deploy, schedule. Each takes the parsed options and gives the exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from typing import Any
+
+from artifacts.errors import RequestError
+from flows.holder import Place, holder
+from flows.request import open_named, print_json
+from flows.server import QUIET, configured_url, prefect_home, require_answer
+
+
+def ui(options: Namespace) -> int:
+    """`posttrain ui`"""
+    from flows.lasting import Lasting, serve
+
+    home = prefect_home()
+    theirs = configured_url()
+
+    def started(place: Place, before: bool) -> None:
+        found = {"address": place.address, "api": place.url, "pool": place.pool, "home": str(home), "pid": place.pid}
+        if options.json:
+            print_json({**found, "state": "running before" if before else "started"})
+        else:
+            how = f"runs already, as process {place.pid}" if before else "runs until Ctrl-C"
+            print(f"Prefect {how}: {place.address}")
+            print(f"  runs and schedules are kept in {home / 'prefect.db'}")
+            print(f"  its worker takes the runs of the pool {place.pool}; its output: {home / 'worker' / 'log.txt'}")
+            if theirs is not None and theirs != place.url:
+                print(f"  but PREFECT_API_URL says {theirs}, so `posttrain run` reports there; unset it to report here")
+        sys.stdout.flush()
+
+    store = open_named(options).url
+    slots = dict(_slot(text) for text in options.slots)
+    serve(Lasting(home, options.port, options.pool, slots, store), started, _say)
+    return 0
+
+
+def deploy(options: Namespace) -> int:
+    """`posttrain deploy`"""
+    if options.name is not None and len(options.recipe) > 1:
+        raise RequestError("--name names one deployment; give one recipe, or leave it out: each has its recipe's name")
+    url = _api_url()
+    store = open_named(options).url
+    from flows.prefect_api import api
+    from flows.prefect_deploy import Deployable, When
+    from flows.prefect_deploy import deploy as make
+    from flows.prefect_schedule import rows
+
+    read = [Deployable.read(recipe, options.set) for recipe in options.recipe]
+    when = When(options.cron, options.interval, options.timezone)
+    names = [options.name or what.recipe.name for what in read]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise RequestError(f"several of the recipes are called {', '.join(twice)}; deploy them apart, each with --name")
+    with api(url) as client:
+        for what, name in zip(read, names, strict=True):
+            make(client, what, name, when, pool=options.pool, store=store)
+        _show(options, url, rows(client, names))
+    return 0
+
+
+def schedule(options: Namespace) -> int:
+    """`posttrain schedule`"""
+    if options.action != "list" and not options.name:
+        raise RequestError(f"say which: posttrain schedule {options.action} NAME; `posttrain schedule` lists them")
+    url = _api_url()
+    from flows.prefect_api import api
+    from flows.prefect_schedule import ACTIONS
+
+    with api(url) as client:
+        _show(options, url, ACTIONS[options.action](client, options.name))
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Namespace], int]] = {command.__name__: command for command in (ui, deploy, schedule)}
+
+
+def _api_url() -> str:
+    """The API that deployments are kept by. Raises RequestError where there is none."""
+    os.environ.update(QUIET)  # before Prefect is imported
+    if (theirs := configured_url()) is not None:
+        require_answer(theirs)
+        return theirs
+    os.environ["PREFECT_HOME"] = str(prefect_home())
+    if (place := holder(prefect_home())) is not None:
+        return place.url
+    raise RequestError(
+        "no Prefect server keeps deployments here: start `posttrain ui` in another terminal, or set PREFECT_API_URL"
+    )
+
+
+def _show(options: Namespace, url: str, rows: list[dict[str, Any]]) -> None:
+    if options.json:
+        print_json({"api": url, "deployments": rows})
+    else:
+        from flows.schedule_table import schedule_table
+        from flows.tables import show
+
+        show(schedule_table(rows, url))
+
+
+def _slot(text: str) -> tuple[str, int]:
+    name, _, size = text.partition("=")
+    if not name or not size.isdecimal() or int(size) < 1:
+        raise RequestError(f"--slots {text}: expected NAME=N with N of at least 1, for example gpu=2")
+    return name, int(size)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,183 @@
+"""A recipe as a Prefect deployment: on a schedule, and with a form in the UI from which its values can be changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
+from prefect.exceptions import ObjectNotFound
+from pydantic import ValidationError
+
+from artifacts.errors import Problem, RequestError
+from flows.overrides import apply_overrides
+from flows.prefect_flow import posttrain
+from flows.recipe import Recipe, find_recipe
+from flows.yaml_lines import read_document
+from stages.names import nearest
+
+ENTRYPOINT = "flows.prefect_flow.posttrain"
+"""The flow of every deployment; the worker imports it."""
+
+
+@dataclass(frozen=True)
+class When:
+    """When runs start by themselves; neither: only when asked to."""
+
+    cron: str | None = None
+    interval_seconds: float | None = None
+    timezone: str = "UTC"
+
+    def schedules(self) -> list[DeploymentScheduleCreate]:
+        """For Prefect. Raises RequestError for what is no schedule."""
+        try:
+            if self.cron is not None:
+                return [DeploymentScheduleCreate(schedule=CronSchedule(cron=self.cron, timezone=self.timezone))]
+            if self.interval_seconds is not None:
+                interval = timedelta(seconds=self.interval_seconds)
+                return [DeploymentScheduleCreate(schedule=IntervalSchedule(interval=interval, timezone=self.timezone))]
+        except ValidationError as error:
+            reason = "; ".join(found["msg"].removeprefix("Value error, ") for found in error.errors())
+            given = f"--cron {self.cron!r}" if self.cron is not None else f"--interval {self.interval_seconds}"
+            raise RequestError([Problem(f"{given} --timezone {self.timezone}", reason)]) from error
+        return []
+
+
+@dataclass(frozen=True)
+class Deployable:
+    """A recipe that was read and found right, with the settings that its runs begin with."""
+
+    recipe: Recipe
+    source: str
+    """Its file, or the name of a shipped one: each run reads it afresh."""
+    parameters: Mapping[str, Any]
+    settings: Sequence[str]
+    """What `--set` changes besides parameters."""
+
+    @classmethod
+    def read(cls, path_or_name: str, overrides: Sequence[str]) -> Deployable:
+        """Raises RequestError with every mistake found."""
+        recipe = Recipe.load(path_or_name, overrides)
+        document = read_document(find_recipe(path_or_name))
+        parameters = (document.data.get("parameters") or {}).keys()
+        of_parameters = [text for text in overrides if _head(text) in parameters]
+        changed, _ = apply_overrides(document, of_parameters)
+        is_file = Path(path_or_name).expanduser().is_file()
+        source = str(Path(path_or_name).expanduser().absolute()) if is_file else path_or_name
+        settings = [text for text in overrides if text not in of_parameters]
+        return cls(recipe, source, changed.data.get("parameters") or {}, settings)
+
+    def values(self, store: str) -> dict[str, Any]:
+        """The parameters of the flow that runs begin with."""
+        selection: dict[str, list[str]] = {name: [] for name in ("only", "start", "until", "force")}
+        values = {"recipe": self.source, "parameters": dict(self.parameters), "set": list(self.settings)}
+        return {**values, **selection, "store": store}
+
+    def schema(self, store: str) -> dict[str, Any]:
+        """The JSON schema of the run form, against which the server checks every run's values."""
+        values, stages = self.values(store), list(self.recipe.stages)
+        properties: dict[str, dict[str, Any]] = {
+            "parameters": {
+                "type": "object",
+                "description": "The recipe's parameters.",
+                "properties": {
+                    name: {"title": name, "position": position, "default": value, **_type(value)}
+                    for position, (name, value) in enumerate(self.parameters.items())
+                },
+                "required": list(self.parameters),  # a value left out would fall back to the recipe's own
+                "additionalProperties": False,
+            },
+            "set": {**_texts(), "description": "Changes to the recipe, one a line: dpo.beta=0.2"},
+            "only": {**_texts(stages), "description": "Run these stages alone, with their inputs from the store."},
+            "start": {**_texts(stages), "description": "Run these stages and all that follows from them (--from)."},
+            "until": {**_texts(stages), "description": "Run these stages and all that they need."},
+            "force": {**_texts(stages), "description": "Run these stages even if their results are in the store."},
+            "store": {"type": "string", "description": "Where artifacts are kept."},
+            "recipe": {"type": "string", "description": "The recipe: a YAML file, or the name of a shipped one."},
+        }
+        titles = {"start": "from"}
+        for position, (name, schema) in enumerate(properties.items()):
+            schema.update(title=titles.get(name, name), position=position, default=values[name])
+        return {"title": "Parameters", "type": "object", "properties": properties, "required": ["recipe"]}
+
+
+def deploy(
+    client: SyncPrefectClient, what: Deployable, name: str, when: When, *, pool: str, store: str
+) -> DeploymentResponse:
+    """Make or replace the deployment `posttrain/<name>`; one that is paused stays so.
+
+    Raises RequestError where a name is taken by another recipe, or there is no such work pool.
+    """
+    schedules = when.schedules()
+    require_pool(client, pool)
+    before = find(client, name)
+    if before is not None and before.parameters.get("recipe") != what.source:
+        raise RequestError(
+            f"the deployment {name!r} is of another recipe, {before.parameters.get('recipe')}; give this one another "
+            f"--name, or remove that one: posttrain schedule remove {name}"
+        )
+    made = client.create_deployment(
+        flow_id=client.create_flow(posttrain),
+        name=name,
+        schedules=schedules,
+        # a run that takes longer than to the next one is waited for: both would want the same stages
+        concurrency_limit=1,
+        concurrency_options=ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
+        parameters=what.values(store),
+        description=f"The recipe {what.source}, stages {', '.join(what.recipe.stages)}.",
+        work_pool_name=pool,
+        tags=["posttrain"],
+        entrypoint=ENTRYPOINT,
+        parameter_openapi_schema=what.schema(store),
+        enforce_parameter_schema=True,
+    )
+    return client.read_deployment(made)
+
+
+def find(client: SyncPrefectClient, name: str) -> DeploymentResponse | None:
+    """The deployment of that name, if there is one."""
+    try:
+        return client.read_deployment_by_name(f"{posttrain.name}/{name}")
+    except ObjectNotFound:
+        return None
+
+
+def require_pool(client: SyncPrefectClient, pool: str) -> None:
+    """Raises RequestError where there is no such work pool."""
+    known = [found.name for found in client.read_work_pools()]
+    if pool not in known:
+        raise RequestError(
+            f"there is no work pool {pool!r}{nearest(pool, known)}; there are: {', '.join(known) or 'none'}. Make it "
+            f"with `prefect work-pool create {pool} --type process` and give it a worker, or start `posttrain ui`"
+        )
+
+
+def _head(override: str) -> str:
+    return override.partition("=")[0].strip().partition(".")[0]
+
+
+def _texts(choices: Sequence[str] | None = None) -> dict[str, Any]:
+    return {"type": "array", "items": {"type": "string", **({} if choices is None else {"enum": list(choices)})}}
+
+
+def _type(value: Any) -> dict[str, Any]:
+    """The schema that values like the default have; the recipe says better what is wrong with one of the kind."""
+    # bool first: it is an int as well
+    kinds: list[tuple[type | tuple[type, ...], str]] = [
+        (bool, "boolean"),
+        ((int, float), "number"),
+        (str, "string"),
+        (list, "array"),
+        (dict, "object"),
+    ]
+    for kind, name in kinds:
+        if isinstance(value, kind):
+            return {"type": name, **({"items": {}} if name == "array" else {})}
+    return {}

@@ -1,0 +1,139 @@
+"""What a lasting server needs besides running: its pool and limits, and an end for what has none.
+
+Prefect ends a run as Crashed when its worker sees its process die. Where the worker dies with it, or a run has none
+(`posttrain run`), its heartbeats stop and an automation says so; what the last `posttrain ui` left behind is put
+right when the next one starts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import psutil
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.states import Cancelled, Cancelling, Crashed, Scheduled
+
+from artifacts.errors import RequestError
+
+AUTOMATION = "posttrain: runs whose heartbeats stopped have crashed"
+SILENCE = timedelta(seconds=180)
+"""Three heartbeats."""
+ALIVE = [StateType.RUNNING, StateType.CANCELLING, StateType.PENDING]
+CANCEL_SECONDS = 40
+"""A cancelled run ends in ten seconds; Prefect kills one that does not after thirty."""
+
+
+def prepare(client: SyncPrefectClient, pool: str, slots: Mapping[str, int]) -> list[str]:
+    """Before the worker starts. Gives what had to be put right, in words."""
+    _make_pool(client, pool)
+    for name, limit in slots.items():
+        client.upsert_global_concurrency_limit_by_name(name, limit)
+    if not client.read_automations_by_name(AUTOMATION):
+        client.create_automation(_automation())
+    return [*_end_lost_runs(client, pool), *_drop_missed_runs(client, pool)]
+
+
+def stop_runs(client: SyncPrefectClient, pool: str, still_working: Callable[[], bool]) -> list[str]:
+    """Cancel what runs in the pool and wait for its end; the names of the runs."""
+    stopped = _runs(client, pool, ALIVE)
+    for run in stopped:
+        client.set_flow_run_state(run.id, Cancelling(message="posttrain ui was ended; run again to go on"))
+    deadline = time.monotonic() + CANCEL_SECONDS
+    while _runs(client, pool, ALIVE) and time.monotonic() < deadline and still_working():
+        time.sleep(0.2)
+    return [run.name for run in stopped]
+
+
+def end_task_runs(client: SyncPrefectClient, flow_run: UUID, state: State[Any]) -> None:
+    """Give a state to task runs whose process was killed before they could report one."""
+    mine = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run]))
+    for task_run in client.read_task_runs(flow_run_filter=mine):
+        if task_run.state is None or not task_run.state.is_final():
+            client.set_task_run_state(task_run.id, state, force=True)
+
+
+def _make_pool(client: SyncPrefectClient, pool: str) -> None:
+    known = {found.name: found.type for found in client.read_work_pools()}
+    if pool not in known:
+        client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+    elif known[pool] != "process":
+        raise RequestError(
+            f"the work pool {pool!r} is of type {known[pool]!r}; `posttrain ui` works for pools of type process: give "
+            "another --pool"
+        )
+
+
+def _automation() -> AutomationCore:
+    ends = ("Completed", "Failed", "Cancelled", "Crashed")
+    heartbeat = "prefect.flow-run.heartbeat"
+    trigger = EventTrigger(
+        after={heartbeat},
+        expect={heartbeat, *(f"prefect.flow-run.{end}" for end in ends)},
+        match={"prefect.resource.id": ["prefect.flow-run.*"]},
+        for_each={"prefect.resource.id"},
+        posture=Posture.Proactive,
+        threshold=1,
+        within=SILENCE,
+    )
+    message = f"no heartbeat for {SILENCE.total_seconds():.0f} s: its process or machine is gone; run again to go on"
+    crash = ChangeFlowRunState(name="Crashed", state=StateType.CRASHED, message=message, force=False)
+    return AutomationCore(name=AUTOMATION, trigger=trigger, actions=[crash])
+
+
+def _end_lost_runs(client: SyncPrefectClient, pool: str) -> Iterable[str]:
+    """Runs of a worker that is no more: those that had begun have crashed, the others are due again."""
+    for run in _runs(client, pool, ALIVE):
+        if _is_alive(run):
+            continue
+        if run.state_type == StateType.PENDING:
+            client.set_flow_run_state(run.id, Scheduled(), force=True)
+            yield f"{run.name} had not begun when the last worker ended; it starts now"
+            continue
+        crashed: State[Any] = Crashed(message="its process ended with the last `posttrain ui`; run again to go on")
+        end_task_runs(client, run.id, crashed)
+        client.set_flow_run_state(run.id, crashed, force=True)
+        yield f"{run.name} crashed with the last `posttrain ui`; its next run goes on from its last checkpoint"
+
+
+def _is_alive(run: FlowRun) -> bool:
+    try:
+        process = psutil.Process(int(str(run.infrastructure_pid).rpartition(":")[2]))
+        return process.environ().get("PREFECT__FLOW_RUN_ID") == str(run.id)
+    except (ValueError, psutil.Error):
+        return False
+
+
+def _drop_missed_runs(client: SyncPrefectClient, pool: str) -> Iterable[str]:
+    """Of the runs that a deployment missed while nothing ran, the last is made up for."""
+    missed: dict[UUID | None, list[FlowRun]] = defaultdict(list)
+    for run in _runs(client, pool, [StateType.SCHEDULED]):
+        if run.auto_scheduled and run.expected_start_time is not None and run.expected_start_time < datetime.now(UTC):
+            missed[run.deployment_id].append(run)
+    for runs in missed.values():
+        for run in sorted(runs, key=lambda run: run.expected_start_time or datetime.now(UTC))[:-1]:
+            client.set_flow_run_state(run.id, Cancelled(message="missed; a later run makes up for it"), force=True)
+            yield f"{run.name}, due at {run.expected_start_time}, was missed; a later run makes up for it"
+
+
+def _runs(client: SyncPrefectClient, pool: str, states: list[StateType]) -> list[FlowRun]:
+    return client.read_flow_runs(
+        work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
+        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=states))),
+    )

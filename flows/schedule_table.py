@@ -1,0 +1,30 @@
+"""Deployments as a table: `posttrain schedule`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+STYLES = {"scheduled": "green", "paused": "yellow", "on request": "cyan"}
+
+
+def schedule_table(rows: Sequence[Mapping[str, Any]], url: str) -> Table:
+    """One row a deployment."""
+    table = Table(title=f"{len(rows)} deployed at {url.removesuffix('/api')}", title_justify="left")
+    for column in ("name", "state", "schedule", "next run", "last run", "pool", "recipe"):
+        table.add_column(column, style="bold" if column == "name" else "")
+    for row in rows:
+        last = row["last"]
+        table.add_row(
+            escape(row["name"]),
+            f"[{STYLES[row['state']]}]{row['state']}[/]",
+            escape("; ".join(row["schedule"])),
+            row["next"] or "",
+            "" if last is None else escape(f"{last['state']} ({last['run']})"),
+            escape(row["pool"] or ""),
+            escape(" ".join([str(row["recipe"]), *(f"--set {text}" for text in row["set"])])),
+        )
+    return table

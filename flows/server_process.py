@@ -1,0 +1,85 @@
+"""A Prefect API server that ends with whoever started it: `python server_process.py FD [REPORTS]`, stdin a pipe.
+
+Prefect's own temporary server outlives a killed flow. This one serves on the listening socket FD until its stdin is
+closed, and is gone GRACE_SECONDS later at most. The pages in the folder REPORTS it gives out under /reports/.
+Settings come from the environment. Started by its path: it imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+GRACE_SECONDS = 1.0
+
+App = Callable[[Any, Any, Any], Awaitable[None]]
+
+
+def main() -> None:
+    """Serve Prefect's API until stdin is closed."""
+    listener = socket.socket(fileno=int(sys.argv[1]))
+    reports = sys.argv[2] if len(sys.argv) > 2 else None
+    parent_is_gone = threading.Event()
+    threading.Thread(target=_watch, args=(parent_is_gone,), daemon=True).start()
+
+    logging.getLogger("docket.dependencies").addFilter(_is_news)
+
+    import uvicorn
+
+    config = uvicorn.Config(
+        lambda: _app(reports),
+        factory=True,
+        log_level="error",
+        lifespan="on",
+        timeout_graceful_shutdown=1,
+    )
+    server = uvicorn.Server(config)
+
+    def stop() -> None:
+        parent_is_gone.wait()
+        server.should_exit = True
+
+    threading.Thread(target=stop, daemon=True).start()
+    server.run(sockets=[listener])
+
+
+def _app(reports: str | None) -> App:
+    from prefect.server.api.server import create_app
+
+    prefect: App = create_app()
+    if reports is None:
+        return prefect
+    from starlette.staticfiles import StaticFiles
+
+    pages = StaticFiles(directory=reports, check_dir=False)
+
+    async def serve(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["path"].startswith("/reports/"):
+            await pages({**scope, "root_path": "/reports"}, receive, send)
+        else:
+            await prefect(scope, receive, send)
+
+    return serve
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Every poll of a worker marks deployments as ready; on SQLite two at once are one too many, which the next puts
+    right. A traceback each would fill the disk."""
+    return "mark_deployments_ready(" not in record.getMessage()
+
+
+def _watch(parent_is_gone: threading.Event) -> None:
+    sys.stdin.buffer.read()
+    parent_is_gone.set()
+    # uvicorn may wait for a client that never hangs up; SQLite's log makes an abrupt end safe
+    threading.Event().wait(GRACE_SECONDS)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""What runs beside each other share while a stage works: the lease of its fingerprint, and slots of the machine."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+
+from artifacts import Lease
+from artifacts.errors import StoreError
+
+logger = logging.getLogger(__name__)
+
+Occupy = Callable[[Mapping[str, int], threading.Event, Callable[[str], None]], AbstractContextManager[None]]
+"""`occupy(slots, stopping, tell)`: holds the slots while the block runs; see `flows.prefect_slots`."""
+
+
+def no_slots(
+    slots: Mapping[str, int], stopping: threading.Event, tell: Callable[[str], None]
+) -> AbstractContextManager[None]:
+    """Where there is no Prefect, nobody counts slots."""
+    return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def renewing(lease: Lease) -> Iterator[None]:
+    """Keep a lease young from a thread while the block runs."""
+    done = threading.Event()
+
+    def renew() -> None:
+        while not done.wait(lease.renew_every):
+            try:
+                if not lease.renew():
+                    logger.warning("another run took over the lease; both results will be right")
+                    return
+            except StoreError as error:  # the next renewal may get through
+                logger.warning("the lease was not renewed: %s", error)
+
+    thread = threading.Thread(target=renew, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
