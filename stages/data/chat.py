@@ -260,7 +260,8 @@ class Encoder:
                 add_generation_prompt=generation_prompt,
                 **settings,
             )
+            texts, found = rendered
+            texts[0].encode("utf-8")  # half of a surrogate pair is text to Python and to no tokenizer
         except Exception as error:  # the template is a program of somebody else
             raise DataError(f"row {row_id}: the chat template refuses this conversation: {error}") from error
-        texts, found = rendered
         return texts[0], found[0] if spans else []

@@ -190,12 +190,12 @@ def subjects() -> list[Subject]:
 def campaign(count: int, seed: int) -> Outcome:
     """`count` mutations, dealt to the subjects in turn."""
     outcome = Outcome(seed)
-    _limit_memory()
     every = subjects()
     for number in range(count):
         draws = np.random.default_rng([seed, number])
         subject = every[number % len(every)]
         text = spoil(subject.texts[int(draws.integers(len(subject.texts)))], draws)
+        _limit_memory()
         if (anomaly := _try(subject, text)) is not None:
             outcome.anomalies.append(f"{subject.name}, mutation {number}: {anomaly}; text {text[:200]!r}")
         outcome.counts[f"spoiled: {subject.name}"] += 1
@@ -236,6 +236,7 @@ def _quietly() -> Iterator[None]:
 
 
 def _limit_memory() -> None:
+    """For the next case, beyond what the process has by now: libraries keep what they compiled."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + MEMORY_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
