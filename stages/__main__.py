@@ -62,7 +62,8 @@ def run_spec(spec: Spec) -> None:
         raise StageError(f"{spec.name} was to run in {spec.processes} processes, but the launcher made {world}")
     meter = Meter(world)
     context = Context(spec, open_store(spec.store), rank=rank)
-    context.stage.run(context)
+    with context.resources:
+        context.stage.run(context)
     if context.is_main:
         context.timings = _timings(context, meter.read())
         publish(context)

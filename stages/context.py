@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,8 @@ class Context:
         self._folders: dict[str, list[Path]] = {}
         self._checked: dict[Artifact, Path] = {}
         self._last_event_time = 0.0
+        self.resources = ExitStack()
+        """What the stage has opened that outlives a call: closed when it ends, however it ends."""
         self.step_timings: list[dict[str, Any]] = []
         """One row a step for `timings.jsonl`, kept outside the artifact: its content knows no clock."""
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from stages.rollouts.engine_settings import EngineChoice, engine_problems
 from stages.rollouts.reward_spec import Reward
 from stages.stage import MODELS, Input, Stage
 from stages.training.config import PolicyConfig, policy_outputs
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from stages.context import Context
 
 
-class Config(ValueConfig, RolloutConfig, PolicyConfig):
+class Config(EngineChoice, ValueConfig, RolloutConfig, PolicyConfig):
     """Settings of PPO, under TRL's names. An item of train_batch_size is a completion, one of each prompt."""
 
     learning_rate: float = Field(3e-6, gt=0)
@@ -50,7 +51,7 @@ class Config(ValueConfig, RolloutConfig, PolicyConfig):
 def check(config: Config, wired: frozenset[str]) -> list[str]:
     """What is wrong with the configuration and the inputs together."""
     problems = reward_problems(config.rewards, config.reward_weights, wired) + value_problems(config)
-    problems += dropout_problems(config)
+    problems += dropout_problems(config) + engine_problems(config, None)
     if "reference" in wired and not config.kl_coef:
         problems.append("input reference is wired in, but kl_coef is 0, so it would not be used")
     return problems

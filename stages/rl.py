@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from stages.rollouts.engine_settings import CorrectedEngineChoice, engine_problems
 from stages.rollouts.requests import SamplingConfig
 from stages.rollouts.reward_spec import Reward, unknown_rewards
 from stages.stage import MODELS, Input, Stage
@@ -25,7 +26,15 @@ if TYPE_CHECKING:
     from stages.training.rollout_plan import Plan
 
 
-class Config(PolicyLossConfig, AdvantageConfig, SelectionConfig, RolloutConfig, SamplingConfig, PolicyConfig):
+class Config(
+    CorrectedEngineChoice,
+    PolicyLossConfig,
+    AdvantageConfig,
+    SelectionConfig,
+    RolloutConfig,
+    SamplingConfig,
+    PolicyConfig,
+):
     """Settings of on-line reinforcement learning. An item of train_batch_size is a completion."""
 
     learning_rate: float = Field(1e-6, gt=0)
@@ -55,7 +64,7 @@ def check(config: Config, wired: frozenset[str]) -> list[str]:
     # of rewards that were recorded nobody knows the number here
     rewards = config.rewards, config.reward_weights, wired
     problems = unknown_rewards(config.rewards) if replayed else reward_problems(*rewards)
-    problems += replay_problems(config, wired)
+    problems += replay_problems(config, wired) + engine_problems(config, config)
     problems += selection_problems(config, config.num_generations)
     if config.train_batch_size % _trained(config):
         name = "num_generations" if config.num_trained_generations is None else "num_trained_generations"

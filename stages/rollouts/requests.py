@@ -72,7 +72,9 @@ class Completion:
     """Ended by an end token or a stop string, and not by its limit."""
     model_logprobs: list[float] = field(default_factory=list)
     """Of each token, under the model's own distribution: temperature 1, no filter, no penalty. The embedded sampler
-    always gives them."""
+    always gives them; vLLM where they are `logprobs`, else its `plain_logprobs` does."""
+    weight_versions: list[int] = field(default_factory=list)
+    """Of each token: the optimizer steps behind the weights that made it; empty: those of the model in training."""
 
 
 class Sampler(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -14,11 +14,12 @@ from accelerate.utils import broadcast_object_list, gather_object
 from artifacts.errors import PosttrainError, StageError
 from stages.context import Context
 from stages.data.tokenize import TokenizedPrompt
-from stages.rollouts.requests import Completion, SampleRequest, SamplingConfig
+from stages.rollouts.requests import Completion, Sampler, SampleRequest, SamplingConfig
 from stages.rollouts.rewards import ByFunction, RewardSet
 from stages.rollouts.sampler import EmbeddedSampler
 from stages.rollouts.stopping import text_before
 from stages.training.batch import Group
+from stages.training.engine_sync import engine_of
 from stages.training.loop import Trainer
 from stages.training.model import Scorer
 from stages.training.out_of_memory import TokenBudget
@@ -59,6 +60,8 @@ class Sampling:
     settings: SamplingConfig
     accelerator: Accelerator | None
     """None: every process is given prompts of its own, and samples all of them."""
+    engine: Sampler | None = field(default=None, kw_only=True)
+    """What samples in the place of the model itself."""
 
     @classmethod
     def of(cls, trainer: Trainer, tokenizer: Any, config: Any) -> Sampling:
@@ -71,7 +74,7 @@ class Sampling:
         rank, world = (0, 1) if together is None else (together.process_index, together.num_processes)
         model = self.scorer.transformers_model
         pad = self.tokenizer.pad_token_id
-        sampler = EmbeddedSampler(
+        sampler: Sampler = self.engine or EmbeddedSampler(
             model,
             eos_token_ids=end_token_ids(model, self.tokenizer),
             pad_token_id=pad if pad is not None else self.tokenizer.eos_token_id,
@@ -115,7 +118,9 @@ class Generation:
             open_shards=context.store.shards,
             share=partial(by_the_first, trainer.accelerator),
         )
-        return cls(Sampling.of(trainer, tokenizer, config), rewards, context)
+        ends = end_token_ids(trainer.scorer.transformers_model, tokenizer)
+        sampling = replace(Sampling.of(trainer, tokenizer, config), engine=engine_of(trainer, ends, config))
+        return cls(sampling, rewards, context)
 
     def __call__(
         self, prompts: Sequence[TokenizedPrompt], seeds: Sequence[tuple[int, ...]], *, some_scored: bool = True

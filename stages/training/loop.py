@@ -76,6 +76,8 @@ class Trainer:
         self.parallel = spread(scorer, config, self.processes, sharding)
         self.saver = checkpoint.Saver(context, self.parallel, self.processes, config.checkpoint_steps)
         self._copy: PolicyCopy | None = None
+        self.steps_done = 0
+        """Optimizer steps behind the present weights."""
 
     def policy(self) -> Scorer:
         """The whole model in this process, as it was at the beginning of the present window. Collective at first."""
@@ -100,6 +102,7 @@ class Trainer:
         with Trackers(context, self.config) as trackers, self.saver.background:
             for step in range(progress.step, total):
                 started = time.monotonic()
+                self.steps_done = step
                 if self._copy is not None:
                     self._copy.refresh()
                 row, ids = self.step(step, total, windows.window(step))

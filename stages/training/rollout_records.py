@@ -25,6 +25,8 @@ from stages.training.rollout_table import log_completions
 if TYPE_CHECKING:
     import pyarrow
 
+VERSIONS = "weight_versions"
+"""Column of records that is there where completions say by which weights each of their tokens was made."""
 SAMPLES_KEPT_PER_STEP = 1
 """Groups of a generation whose texts go into samples.jsonl."""
 
@@ -84,7 +86,8 @@ def rollout_records(
 ) -> list[dict[str, Any]]:
     """One row a completion of a generation, whose first step is `step`, counted from 1.
 
-    `weight_version`: the number of optimizer steps behind the weights that sampled it. `group`: which of the
+    `weight_version`: the number of optimizer steps behind the weights that sampled it, and where an engine with weights
+    of its own did, `weight_versions` of each of its tokens. `group`: which of the
     generation's groups it belongs to. A prompt that is sampled more than once goes on counting its completions, so
     row ids `<prompt>/<step>/<number>` differ.
     """
@@ -109,6 +112,7 @@ def rollout_records(
                     "step": step,
                     "weight_version": step - 1 if entry.weight_version is None else entry.weight_version,
                     "group": group,
+                    **({VERSIONS: completion.weight_versions} if completion.weight_versions else {}),
                 }
             )
             numbers[prompt.row_id] += 1
@@ -126,20 +130,21 @@ def to_parquet(records: Sequence[Row], rewards: Sequence[str]) -> bytes:
     import pyarrow
 
     conversational = not isinstance(records[0]["prompt"], str)
-    types = record_types(conversational, rewards)
+    types = record_types(conversational, rewards, versions=any(VERSIONS in record for record in records))
     rows = [stored(record, ("prompt", "completion")) for record in records] if conversational else records
     if conversational:  # messages may have fields beside role and content
         for row in rows:
             types.observe(f"row {row['row_id']}", {name: row[name] for name in ("prompt", "completion")})
-    table = pyarrow.table({name: [row[name] for row in rows] for name in types.columns}, schema=types.schema())
+    # a completion of no tokens has no versions
+    table = pyarrow.table({name: [row.get(name, []) for row in rows] for name in types.columns}, schema=types.schema())
     buffer = BytesIO()
     with parquet_writer(buffer, table.schema) as writer:
         writer.write_table(table, row_group_size=ROWS_PER_GROUP)
     return buffer.getvalue()
 
 
-def record_types(conversational: bool, rewards: Sequence[str]) -> ColumnTypes:
-    """The columns of a record, with the rewards of these functions."""
+def record_types(conversational: bool, rewards: Sequence[str], *, versions: bool) -> ColumnTypes:
+    """The columns of a record, with the rewards of these functions, and `versions` of weights token by token."""
     known = column_types("prompt_completion", conversational).known()
     return ColumnTypes(
         {
@@ -157,6 +162,7 @@ def record_types(conversational: bool, rewards: Sequence[str]) -> ColumnTypes:
             "step": "int",
             "weight_version": "int",
             "group": "int",
+            **({VERSIONS: ("list", "int")} if versions else {}),
         }
     )
 

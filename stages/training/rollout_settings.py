@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 from typing import Any
 
+from stages.rollouts.engine_settings import EngineChoice
 from stages.rollouts.requests import SamplingConfig
 from stages.rollouts.reward_spec import Reward, unknown_rewards
 from stages.stage import Config, operational
@@ -45,4 +46,7 @@ def sampler_tolerance(config: Any) -> float | None:
     """
     if isinstance(config, SamplingConfig) and config.restricts():
         return None
-    return 0.5 if config.bf16 else 1e-2
+    bf16 = bool(config.bf16)
+    if isinstance(config, EngineChoice) and config.rollouts.is_apart:
+        return max(1e-2, config.rollouts.tolerance(bf16))
+    return 0.5 if bf16 else 1e-2

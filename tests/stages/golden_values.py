@@ -176,7 +176,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "ppo": (
         1,
-        "726671052f452832",
+        "7019ad06910dbb39",
         "5561237511ce33c7",
         {
             "model/metrics: loss": 0.070016,
@@ -269,7 +269,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "grpo": (
         4,
-        "450b7fa6ae72aa4b",
+        "fefb5fba4d9574dc",
         "7d6ca38bd18cf71a",
         {
             "model/metrics: loss": -0.068777,

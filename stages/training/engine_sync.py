@@ -1,0 +1,147 @@
+"""Engines apart from the trainer: opened for a stage, given its weights before they sample, held to the proof."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import StageError
+from stages.adapters import model_source
+from stages.context import Context
+from stages.rollouts.engine import Engine, ServedModel
+from stages.rollouts.engine_settings import EngineChoice, EngineConfig
+from stages.rollouts.requests import Completion, Progress, SampleRequest, SamplingConfig
+from stages.training.loop import Trainer
+from stages.training.model import Scorer
+from stages.training.out_of_memory import TokenBudget
+from stages.training.processes import Processes
+from stages.training.sync_proof import SyncProof
+from stages.training.whole_weights import whole_weights
+
+
+class SyncedEngine:
+    """A Sampler: before it samples, its engine gets the weights of the moment, if it has others.
+
+    With several processes each asks for completions of its own; the first one sends the weights.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        proof: SyncProof,
+        processes: Processes,
+        *,
+        policy: Callable[[], Scorer],
+        version: Callable[[], int],
+        interval: int,
+    ) -> None:
+        """`version`: optimizer steps behind the weights of `policy`. The proof is asked for at every `interval`-th
+        sync, the first one included."""
+        self._engine, self._proof, self._processes = engine, proof, processes
+        self._policy, self._version, self._interval = policy, version, interval
+        self._loaded: int | None = None
+        self.syncs = 0
+        """How often weights were sent."""
+
+    def sample(
+        self, requests: Sequence[SampleRequest], settings: SamplingConfig, on_progress: Progress | None = None
+    ) -> list[list[Completion]]:
+        """Of the present weights; their version is with every token. Raises StageError where the proof fails."""
+        version, scorer = self._version(), self._policy()
+        is_due = False
+        if version != self._loaded:
+            self._send(scorer)
+            self._loaded, is_due = version, self.syncs % self._interval == 0
+            self.syncs += 1
+        sampled = self._engine.sample(requests, settings, on_progress)
+        if is_due:
+            self._proof(scorer, requests, sampled, settings)
+        if self._engine.rest():
+            self._loaded = None
+        return [[_stamped(completion, version) for completion in group] for group in sampled]
+
+    def _send(self, scorer: Scorer) -> None:
+        problem: str | None = None
+        if self._processes.rank == 0:
+            try:
+                self._engine.load(whole_weights(scorer.transformers_model))
+            except StageError as error:
+                problem = str(error)
+        # all wait until the weights are there, and all stop where they do not come
+        if (problem := self._processes.share(problem)) is not None:
+            raise StageError(problem)
+
+
+def _stamped(completion: Completion, version: int) -> Completion:
+    return replace(completion, weight_versions=[version] * len(completion.token_ids))
+
+
+def engine_of(trainer: Trainer, end_token_ids: Sequence[int], config: Any) -> SyncedEngine | None:
+    """Of a stage's configuration; None where the model in training samples itself."""
+    if not isinstance(config, EngineChoice) or not config.rollouts.is_apart:
+        return None
+    settings, training = config.rollouts, trainer.config
+    source, dtype = model_source(trainer.context, "model"), settings.computes_in(training.bf16)
+    model = ServedModel(
+        source.folder, source.tokenizer, dtype, trainer.scorer.vocabulary, tuple(end_token_ids), training.seed
+    )
+    engine = open_engine(trainer.context, trainer.processes, settings, model)
+    proof = SyncProof(
+        engine,
+        TokenBudget(trainer.context, training.micro_batch_tokens),
+        tolerance=settings.tolerance(training.bf16),
+        dtypes=(dtype, "bfloat16" if training.bf16 else "float32"),
+    )
+    return SyncedEngine(
+        engine,
+        proof,
+        trainer.processes,
+        policy=trainer.policy,
+        version=lambda: trainer.steps_done,
+        interval=settings.proof_interval,
+    )
+
+
+def open_engine(context: Context, processes: Processes, settings: EngineConfig, model: ServedModel) -> Engine:
+    """Of the kind that the settings name; closed when the stage ends."""
+    engine = _ENGINES[settings.engine](context, processes, settings, model)
+    context.resources.callback(engine.close)
+    return engine
+
+
+def _in_process(context: Context, processes: Processes, settings: EngineConfig, model: ServedModel) -> Engine:
+    from stages.rollouts.vllm_engine import VllmEngine
+
+    if processes.size > 1:
+        raise StageError(
+            f"rollouts.engine vllm is for one training process, here are {processes.size}; use vllm_server"
+        )
+    context.phase("starting vLLM")
+    return VllmEngine(model, settings)
+
+
+def _served(context: Context, processes: Processes, settings: EngineConfig, model: ServedModel) -> Engine:
+    from stages.rollouts.vllm_client import Address, ServerEngine
+    from stages.rollouts.vllm_server import VllmServer
+
+    state, told = _not_ours, None
+    if processes.rank == 0:
+        context.phase("starting a vLLM server")
+        server = VllmServer(model, settings, Path(context.spec.job) / "vllm.log")
+        context.resources.callback(server.stop)
+        state, told = server.state, str(server.folder)
+    folder = Path(str(processes.share(told)))
+    address = Address(folder.name, socket=folder / "socket")
+    return ServerEngine(address, model, settings, weights=folder / "weights", state=state)
+
+
+def _not_ours() -> str:
+    return "the first process started it, and has its log"
+
+
+_ENGINES: dict[str, Callable[[Context, Processes, EngineConfig, ServedModel], Engine]] = {
+    "vllm": _in_process,
+    "vllm_server": _served,
+}

@@ -1,0 +1,125 @@
+"""The process of a server: it starts, it fails with its own words, and nothing of it stays, whoever is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from artifacts.errors import StageError
+from stages.rollouts.engine import ServedModel
+from stages.rollouts.engine_settings import EngineConfig
+from stages.rollouts.vllm_client import Address, ServerEngine
+from stages.rollouts.vllm_server import PYTHON_VARIABLE, VllmServer
+
+ROOT = Path(__file__).parents[2]
+FAKE = "tests.rollouts.fake_vllm"
+
+
+@pytest.fixture(autouse=True)
+def _imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+def start(tmp_path: Path, behaviour: str, monkeypatch: pytest.MonkeyPatch, **settings: float) -> VllmServer:
+    monkeypatch.setenv("FAKE_VLLM", behaviour)
+    return VllmServer(model(tmp_path), EngineConfig(engine="vllm_server", **settings), tmp_path / "vllm.log", FAKE)
+
+
+def model(tmp_path: Path) -> ServedModel:
+    return ServedModel(tmp_path, tmp_path, "float32", vocabulary=10, end_token_ids=(2,), seed=1)
+
+
+def family(process: psutil.Process) -> list[psutil.Process]:
+    """It, the server and the server's child, once they are there."""
+    deadline = time.monotonic() + 30
+    while len(found := process.children(recursive=True)) < 2:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.05)
+    return [process, *found]
+
+
+def all_gone(processes: list[psutil.Process]) -> bool:
+    _, alive = psutil.wait_procs(processes, timeout=20)
+    return not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_starts_is_asked_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = start(tmp_path, "works", monkeypatch)
+    processes, folder = family(psutil.Process(server._process.pid)), server.folder
+    assert folder.stat().st_mode & 0o077 == 0  # nobody else may send it weights
+    assert server.state().startswith("it is running still")
+    ServerEngine(
+        Address(server.name, socket=server.socket),
+        model(tmp_path),
+        EngineConfig(engine="vllm_server"),
+        weights=server.folder / "weights",
+        state=server.state,
+    )
+    server.stop()
+    assert all_gone(processes) and not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "message"),
+    [
+        (
+            "dies",
+            r"(?s)did not start: it ended with status 3\n  ValueError: this model has 16 heads of nothing.*vllm.log",
+        ),
+        ("is killed", r"did not start: it was killed, as happens when memory runs out \(give it less: kv_cache_gib"),
+        ("never answers", r"(?s)did not answer within 1 s; raise rollouts.start_timeout_seconds, .*loading, loading"),
+    ],
+)
+def test_never_healthy(behaviour: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    with pytest.raises(StageError, match=message):
+        start(tmp_path, behaviour, monkeypatch, start_timeout_seconds=1.0 if behaviour == "never answers" else 60.0)
+    assert {process.pid for process in psutil.Process().children(recursive=True)} <= before
+
+
+def test_an_interpreter_without_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True)
+    monkeypatch.setenv(PYTHON_VARIABLE, str(bare / "bin/python"))
+    with pytest.raises(StageError, match=r"bare/bin/python has no vLLM; pip install .*launch.vllm_python"):
+        VllmServer(model(tmp_path), EngineConfig(engine="vllm_server"), tmp_path / "vllm.log")
+
+
+def test_a_server_that_dies_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = start(tmp_path, "works", monkeypatch)
+    guard, one, *rest = family(psutil.Process(server._process.pid))
+    one.kill()
+    assert server.state().startswith("it was killed, as happens when memory runs out")
+    assert all_gone([guard, one, *rest])  # the guard ends what the server has left
+    server.stop()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_nothing_stays_of_a_server_whose_trainer_is_killed(number: int, tmp_path: Path) -> None:
+    program = (
+        "import pathlib, time; from tests.rollouts.test_vllm_server import model, FAKE, EngineConfig, VllmServer\n"
+        f"folder = pathlib.Path({str(tmp_path)!r})\n"
+        "server = VllmServer(model(folder), EngineConfig(engine='vllm_server'), folder / 'vllm.log', FAKE)\n"
+        "(server.folder / 'weights').write_bytes(b'0' * 100)\n"
+        "print(server.folder, flush=True); time.sleep(600)"
+    )
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env={**os.environ, "FAKE_VLLM": "works"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert trainer.stdout is not None
+    folder = Path(trainer.stdout.readline().strip())
+    (guard,) = psutil.Process(trainer.pid).children()
+    processes = family(guard)
+    os.kill(trainer.pid, number)
+    trainer.wait()
+    assert all_gone(processes) and not folder.exists()

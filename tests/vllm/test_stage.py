@@ -1,0 +1,80 @@
+"""Stages whose completions vLLM samples: in process and by a server that the stage starts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from accelerate.state import AcceleratorState
+
+from stages.context import local_context
+from tests.stages.small_models import output, read_lines, rows_of, save_dataset
+from tests.vllm.models import save_model
+
+PROMPTS = [{"prompt": prompt, "completion": ""} for prompt in ("abc", "da", "hgf", "cab")]
+SETTINGS: dict[str, dict[str, Any]] = {
+    "rl": {"num_generations": 4, "temperature": 0.9},
+    "ppo": {"num_ppo_epochs": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("inputs")
+    save_model(folder / "policy", 1, tied=True)
+    return {"model": folder / "policy", "dataset": save_dataset(folder / "rows", "prompt_completion", PROMPTS)}
+
+
+def trained(
+    stage: str, inputs: dict[str, Path], folder: Path, engine: dict[str, Any], **more: Any
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(rows of metrics, rollouts) of a run whose every sync is proved."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    settings = {
+        "rewards": ["tests.stages.small_models:letters"],
+        "max_completion_length": 6,
+        "learning_rate": 1e-2,
+        "train_batch_size": 16,
+        "max_steps": 3,
+        "rollouts": {"kv_cache_gib": 0.05, "proof_interval": 1, **engine},
+        **SETTINGS[stage],
+        **more,
+    }
+    context = local_context(stage, settings, folder=folder, inputs=dict(inputs))
+    with context.resources:
+        context.stage.run(context)
+    return read_lines(output(context, "model") / "metrics.jsonl"), rows_of(output(context, "rollouts"))
+
+
+@pytest.mark.parametrize(("stage", "lora_r"), [("rl", None), ("rl", 4), ("ppo", None)])
+def test_in_process(stage: str, lora_r: int | None, inputs: dict[str, Path], tmp_path: Path) -> None:
+    metrics, rollouts = trained(stage, inputs, tmp_path, {"engine": "vllm"}, lora_r=lora_r)
+    assert all(row["sampling/sampling_logp_difference/mean"] < 1e-4 for row in metrics)
+    updates = [row["weight_version"] for row in rollouts[::16]]
+    assert updates == ([0, 1, 2] if stage == "rl" else [0, 2])
+    assert all(row["weight_versions"] == [row["weight_version"]] * len(row["token_ids"]) for row in rollouts)
+
+
+def test_a_server_trains_what_in_process_does(inputs: dict[str, Path], tmp_path: Path) -> None:
+    here, made_here = trained("rl", inputs, tmp_path / "here", {"engine": "vllm"})
+    there, made_there = trained("rl", inputs, tmp_path / "there", {"engine": "vllm_server"})
+    assert [row["token_ids"] for row in made_there] == [row["token_ids"] for row in made_here]
+    assert [row["loss"] for row in there] == pytest.approx([row["loss"] for row in here], abs=1e-5)
+    assert not servers(tmp_path)
+
+
+def servers(folder: Path) -> list[psutil.Process]:
+    """Processes with an argument or a working directory inside the folder."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and (
+                any(str(folder) in part for part in process.cmdline()) or process.cwd().startswith(str(folder))
+            ):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
