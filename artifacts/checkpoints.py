@@ -50,7 +50,7 @@ class Checkpoints:
         self._files = files
         self._key = f"work/{fingerprint}/checkpoints"
         self._keep = keep
-        self._cache = cache / self._key
+        self._cache = cache
         self._damaged: set[str] = set()
 
     def save(self, step: int, folder: Path) -> None:
@@ -174,7 +174,7 @@ class Checkpoints:
     def _localized(self, saved: _Saved) -> Path:
         key = f"{self._key}/{saved.name}"
         if self._files.local_root is None:
-            return fetched(self._files, key, saved.files, self._cache / saved.name, ignore=(DONE,))
+            return fetched(self._files, key, saved.files, self._cache, key, ignore=(DONE,))
         folder = self._files.local_root / key
         problems = check_folder(folder, saved.files, ignore=(DONE,))
         if problems:

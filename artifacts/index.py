@@ -6,10 +6,11 @@ import logging
 import os
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from artifacts.digest import is_sha256
+from artifacts.digest import canonical_json, is_sha256, sha256_bytes
 from artifacts.errors import DamagedError, RequestError
 from artifacts.files import Files
 from artifacts.folder import in_parallel
@@ -68,10 +69,22 @@ def records(files: Files, stage: str, fingerprint: str) -> list[Record]:
     return _read(files, [f"{folder}/{name}" for name in files.children(folder)], stage)
 
 
-def stage_records(files: Files, stage: str) -> list[Record]:
-    """Records of every fingerprint of a stage, newest first."""
+def stage_records(files: Files, stage: str, newest: int | None = None) -> list[Record]:
+    """Records of every fingerprint of a stage, or of so many that had one last, newest first."""
     folder = _folder(stage)
-    return _read(files, [f"{folder}/{path}" for path in files.tree(folder)], stage)
+    if newest is None:
+        return _read(files, [f"{folder}/{path}" for path in files.tree(folder)], stage)
+    changed = files.changed(folder)
+    last = sorted(changed, key=lambda fingerprint: (changed[fingerprint], fingerprint), reverse=True)[:newest]
+    keys = [
+        f"{folder}/{name}/{record}" for name in last if is_sha256(name) for record in files.children(f"{folder}/{name}")
+    ]
+    return _read(files, keys, stage)
+
+
+def fingerprint_of(producer: Mapping[str, Any]) -> str:
+    """Under which the work of a manifest's producer was recorded: what a manifest names is the identity."""
+    return sha256_bytes(canonical_json(producer))
 
 
 def _read(files: Files, keys: list[str], stage: str) -> list[Record]:

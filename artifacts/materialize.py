@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from artifacts.cache import make_room, use
 from artifacts.digest import FileEntry
 from artifacts.disk import READ_ONLY, temporary_name
 from artifacts.errors import DamagedError, MissingError
@@ -55,17 +56,20 @@ def _problem(files: Files, place: str, entry: FileEntry, take: Callable[[bytes],
 
 
 def fetched(
-    files: Files, place: str, expected: tuple[FileEntry, ...], target: Path, ignore: tuple[str, ...] = ()
+    files: Files, place: str, expected: tuple[FileEntry, ...], cache: Path, key: str, ignore: tuple[str, ...] = ()
 ) -> Path:
-    """`target`, a folder of the cache with just these files, every byte checked; what the cache already holds
-    is not fetched again. `ignore`: files of the store that are no payload. Raises DamagedError naming what is
-    wrong in the store."""
+    """`cache/key`, a folder with just these files, every byte checked; what the cache already holds is not fetched
+    again. Copies that nobody uses make room for it. `ignore`: files of the store that are no payload. Raises
+    DamagedError naming what is wrong in the store."""
+    target = cache / key
+    use(cache, key)
     with reported("read the cache in", target):
         if target.exists() and not check_folder(target, expected):
             return target
     found = {path: stored.size for path, stored in files.tree(place).items() if path not in ignore}
     _raise_if_any(differences(found, expected), f"{files.url}/{place}")
     needed = sum(entry.size for entry in expected)
+    make_room(cache, needed)
     with reported("fetch into", target, needed=needed):
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target.parent)

@@ -6,7 +6,9 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -20,6 +22,8 @@ from artifacts.retry import Patience, call
 
 R = TypeVar("R")
 PIECE = 16 * 2**20
+AHEAD = 4
+"""Pieces of a file that are fetched at once: with the files at once, at most 256 MiB in memory."""
 THREADS = 4
 _one_process = threading.Lock()
 
@@ -173,8 +177,22 @@ class RemoteFiles:
                 raise OSError(f"the store took {entry.size} bytes of {place}, and then it {have}")
 
     def stream(self, key: str, size: int) -> Iterator[bytes]:
-        for start in range(0, size, PIECE):
-            yield self._call("read", key, partial(self._piece, key, start, min(start + PIECE, size)))
+        """In order; the next pieces are on their way while one is used."""
+
+        def piece(start: int) -> bytes:
+            return self._call("read", key, partial(self._piece, key, start, min(start + PIECE, size)))
+
+        starts = range(0, size, PIECE)
+        if len(starts) < 2:
+            yield from map(piece, starts)
+            return
+        with ThreadPoolExecutor(AHEAD) as pool:
+            coming = deque(pool.submit(piece, start) for start in starts[:AHEAD])
+            for start in (*starts[AHEAD:], *(None,) * min(AHEAD, len(starts))):
+                arrived = coming.popleft().result()
+                if start is not None:
+                    coming.append(pool.submit(piece, start))
+                yield arrived
 
     def _piece(self, key: str, start: int, end: int) -> bytes:
         try:
@@ -217,7 +235,7 @@ class RemoteFiles:
         source = publication.folder / entry.path
 
         def put() -> None:
-            self._send(source, key)
+            self._send(source, key, len(publication.entries))
 
         if not source.is_file() or source.stat().st_size != entry.size:
             raise StoreError(f"{source} changed while it was stored; wait for its writer")
@@ -233,9 +251,9 @@ class RemoteFiles:
     def _make_parent(self, key: str) -> None:
         self.fs.makedirs(self.path(key).rsplit("/", 1)[0], exist_ok=True)
 
-    def _send(self, source: Path, key: str) -> None:
-        """One file, seen whole or not at all. fsspec's own put_file opens the target and fills it while others
-        look; a store in memory holds the file in memory anyway."""
+    def _send(self, source: Path, key: str, files: int) -> None:
+        """One file of so many, seen whole or not at all. fsspec's own put_file opens the target and fills it while
+        others look; a store in memory holds the file in memory anyway."""
         self._pipe(key, source.read_bytes())
 
     def _call(self, operation: str, key: str, function: Callable[[], R]) -> R:

@@ -18,6 +18,7 @@ from artifacts.retry import Patience, status_of
 CONNECT_SECONDS = 4
 READ_SECONDS = 60
 PART = 32 * 2**20
+PARTS_AT_ONCE = 8
 LOST_RACE = (409, 412)
 
 
@@ -115,9 +116,10 @@ class S3Files(RemoteFiles):
     def _make_parent(self, key: str) -> None:
         """S3 has no folders, and s3fs would create a missing bucket."""
 
-    def _send(self, source: Path, key: str) -> None:
-        # two parts of 32 MiB a file and 4 files at once: at most 256 MiB in memory
-        self.fs.put_file(str(source), self.path(key), chunksize=PART, max_concurrency=2)
+    def _send(self, source: Path, key: str, files: int) -> None:
+        # parts of 32 MiB: at most 256 MiB in memory, whether of one large file or of several at once
+        at_once = PARTS_AT_ONCE // min(THREADS, files)
+        self.fs.put_file(str(source), self.path(key), chunksize=PART, max_concurrency=at_once)
 
     def _drop_folder(self, key: str) -> None:
         """S3 has no folders."""

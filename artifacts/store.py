@@ -157,7 +157,7 @@ class Store:
                         "run the recipe again: the stage that made it will run"
                     )
                 return self.files.local_root / artifact.key / PAYLOAD
-            return fetched(self.files, f"{artifact.key}/{PAYLOAD}", manifest.files, self._cache / artifact.key)
+            return fetched(self.files, f"{artifact.key}/{PAYLOAD}", manifest.files, self._cache, artifact.key)
         except DamagedError as error:
             self._mark_damaged(artifact, str(error))
             raise
@@ -218,6 +218,13 @@ class Store:
         self.manifest(artifact)
         aliases.write(self.files, name, artifact)
 
+    def alias(self, name: str) -> Artifact | None:
+        """What a name means, if anything; a damaged one means nothing."""
+        try:
+            return aliases.read(self.files, name)
+        except DamagedError:
+            return None
+
     def aliases(self) -> dict[str, Artifact]:
         return aliases.read_all(self.files)
 
@@ -235,9 +242,18 @@ class Store:
         """Records of a fingerprint, newest first, whether or not their artifacts are still whole."""
         return index.records(self.files, stage, fingerprint)
 
-    def stage_records(self, stage: str) -> list[Record]:
-        """Records of every fingerprint of a stage, newest first."""
-        return index.stage_records(self.files, stage)
+    def stage_records(self, stage: str, newest: int | None = None) -> list[Record]:
+        """Records of every fingerprint of a stage, or of so many that had one last, newest first."""
+        return index.stage_records(self.files, stage, newest)
+
+    def records_behind(self, artifact: Artifact) -> list[Record]:
+        """Records of the work that made an artifact first, newest first; none where its manifest cannot be read."""
+        try:
+            producer = dict(self.manifest(artifact).producer)
+        except (DamagedError, MissingError):
+            return []
+        stage = str(producer.get("stage"))
+        return self.records(stage, index.fingerprint_of(producer)) if index.STAGE.fullmatch(stage) else []
 
     def lookup(self, stage: str, fingerprint: str) -> Record | None:
         """The newest record whose outputs are all whole (by size), or None. Storage errors raise."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artifacts import index
-from artifacts.digest import canonical_json, sha256_bytes
 from artifacts.disk import temporary_name
 from artifacts.errors import DamagedError, RequestError
 from artifacts.index import Record
@@ -85,7 +84,7 @@ def _copy(source: Store, target: Store, manifest: Manifest) -> None:
 
 def _copy_records(source: Store, target: Store, manifest: Manifest) -> int:
     """Records of the work that made it, under the names that they have: twice the same is once."""
-    stage, fingerprint = manifest.producer.get("stage"), sha256_bytes(canonical_json(manifest.producer))
+    stage, fingerprint = manifest.producer.get("stage"), index.fingerprint_of(manifest.producer)
     if not isinstance(stage, str) or not index.STAGE.fullmatch(stage):
         return 0
     key, count = f"index/{stage}/{fingerprint}", 0

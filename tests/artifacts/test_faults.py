@@ -128,7 +128,7 @@ def test_a_file_that_vanishes_after_it_was_taken_is_an_error(fill, tmp_path, mon
     base, clock = f"/{tmp_path.name}", Clock()
     files = RemoteFiles(f"memory:/{base}", base, MemoryFileSystem, clock.patience())
     store, folder = Store(files, tmp_path / "cache"), fill(FILES)
-    monkeypatch.setattr(RemoteFiles, "_send", lambda self, source, key: None)
+    monkeypatch.setattr(RemoteFiles, "_send", lambda self, source, key, files: None)
     with pytest.raises(StoreError, match="and then it is not there"):
         store.put("model", folder, producer={})
     assert list(store.artifacts()) == []
