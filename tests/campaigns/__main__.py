@@ -25,6 +25,8 @@ CAMPAIGNS = {
     "process_kills": ("process_kills:campaign", "kills", 200, "SIGKILL of the processes of real runs"),
     "cancels": ("cancels:campaign", "cancels", 500, "cancel a stage whose processes resist"),
     "faults": ("storage_faults:campaign", "step", 1, "every fault at every call (every STEPth, the first by the seed)"),
+    "races": ("races:campaign", "artifacts", 1000, "eight writers, readers that rehash, and a collector"),
+    "races_s3": ("races:s3_campaign", "artifacts", 1000, "the same on a real S3 server, without a collector"),
     "random_faults": ("storage_faults:random_campaign", "runs", 1000, "one call in ten to the store fails"),
     "mutations": ("mutations:campaign", "mutations", 200_000, "spoiled recipes, rows, manifests, headers, templates"),
     "corruption": ("corruption:campaign", "flips", 2000, "damage of every kind in a store"),
