@@ -5,6 +5,7 @@ How a step is cut does not change its gradient, so nothing but the budget of a f
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -120,6 +121,14 @@ class TokenBudget:
             self.context.log(text)
         else:  # only the first process has events
             logging.warning("%s", text)
+
+
+def trim_heap() -> None:
+    """Give the system what a CPU's heap keeps for later, where its library can. Between two kinds of work: what one
+    leaves free in the heap does not fit the other, which would take more beside it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def free_memory() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from stages.context import Context
 from stages.training.batch import Branch, Group
 from stages.training.objective import Window
+from stages.training.out_of_memory import trim_heap
 from stages.training.policy_known import Rollouts
 from stages.training.rollout_drawing import Draws
 from stages.training.rollout_metrics import rollout_metrics
@@ -57,7 +58,9 @@ class RolloutWindows:
         """The groups of a step. Those without signal count in the denominator, but are not computed."""
         generation, use = divmod(step, self.plan.steps_per_batch)
         if use == 0:
+            trim_heap()
             self._sample(generation, step)
+            trim_heap()
         part = use % self.plan.steps_per_generation
         size = self.plan.prompts_per_step
         groups = self.groups[part * size : (part + 1) * size]
