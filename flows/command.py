@@ -129,8 +129,8 @@ def stage_variables(threads: int) -> dict[str, str]:
         "MALLOC_TRIM_THRESHOLD_": str(2**46),
         "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-        # oneDNN keeps a way to compute for every shape it has met, with the memory that it needs: 1024 of them, as is the
-        # default, come to some 200 MiB where every pass has another number of tokens.
+        # oneDNN keeps a way to compute for every shape it has met, with the memory that it needs: 1024 of them, as is
+        # the default, come to some 200 MiB where every pass has another number of tokens.
         "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
         "TOKENIZERS_PARALLELISM": "false",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
