@@ -28,8 +28,8 @@ class Change:
         """version, field, seed, code, data or input."""
         if self.kind != "config":
             return self.kind
-        if _is_external(self.new) or _is_external(self.old):
-            value = self.new if _is_external(self.new) else self.old
+        if is_external(self.new) or is_external(self.old):
+            value = self.new if is_external(self.new) else self.old
             return "code" if set(value) == _CODE else "data"
         return "seed" if self.name.rpartition(".")[2].endswith("seed") else "field"
 
@@ -44,7 +44,7 @@ class Change:
             return f"stage version {self.old} -> {self.new}"
         if self.kind == "input":
             return f"input {self.name}: {short_digest(self.old)} -> {short_digest(self.new)}"
-        if _is_external(self.old) and _is_external(self.new):
+        if is_external(self.old) and is_external(self.new):
             what = "code" if set(self.new) == _CODE else "data"
             same = self.old.get("function") == self.new.get("function")
             if same and set(self.old) == set(self.new):
@@ -91,13 +91,14 @@ def _differences(kind: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> l
     return [Change(kind, name, before, after) for name, before, after in pairs if before != after]
 
 
-def _is_external(value: Any) -> bool:
+def is_external(value: Any) -> bool:
+    """Whether a value of an identity stands for a file, a function or a Hub name, by content."""
     return isinstance(value, dict) and (set(value) == _CODE or set(value) in _DATA)
 
 
 def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted name and value of everything in nested JSON; what stands for a file, a function or a Hub name is whole."""
-    if isinstance(value, dict) and value and not _is_external(value):
+    if isinstance(value, dict) and value and not is_external(value):
         for key, inner in value.items():
             yield from leaves(inner, f"{name}.{key}" if name else key)
     elif isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
@@ -112,7 +113,7 @@ def _value(value: Any) -> str:
         return "(not there)"
     if isinstance(value, str):
         text = value
-    elif _is_external(value):
+    elif is_external(value):
         text = str(value.get("function") or value.get("hub") or f"content {value['sha256'][:8]}")
     else:
         text = json.dumps(value, ensure_ascii=False)

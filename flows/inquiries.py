@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable
+from pathlib import Path
 
 from flows.request import open_named, plan_named, print_json
 
@@ -45,4 +46,81 @@ def diff(options: Namespace) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[Namespace], int]] = {command.__name__: command for command in (why, diff)}
+def lineage(options: Namespace) -> int:
+    """`posttrain lineage`"""
+    from flows.ancestry import Ancestry
+
+    store = open_named(options)
+    artifact, ancestry = store.find(options.artifact), Ancestry(store)
+    down, up = ancestry.down(artifact), ancestry.up(artifact)
+    if options.json:
+        print_json({"made_of": down.to_json(), "used_by": up.to_json("used_by")["used_by"]})
+    else:
+        from flows.tables import show
+        from flows.trace_tables import lineage_tables
+
+        show(*lineage_tables(down, up))
+    return 0
+
+
+def trace(options: Namespace) -> int:
+    """`posttrain trace`"""
+    from flows.trace import Wanted
+    from flows.trace import trace as trace_score
+
+    store = open_named(options)
+    wanted = Wanted(options.wrong, options.right, options.row, options.limit, options.rows)
+    found = trace_score(store, store.find(options.evaluation), options.metric, wanted)
+    if options.json:
+        print_json(found.to_json())
+    else:
+        from flows.tables import show
+        from flows.trace_tables import trace_tables
+
+        show(*trace_tables(found))
+    return 1 if found.agrees is False else 0
+
+
+def ledger(options: Namespace) -> int:
+    """`posttrain ledger`"""
+    from flows.costs import bill
+
+    found = bill(open_named(options), options.of)
+    if options.json:
+        print_json(found.to_json())
+    else:
+        from flows.cost_table import cost_tables
+        from flows.tables import show
+
+        show(*cost_tables(found))
+    return 0
+
+
+def reproduce(options: Namespace) -> int:
+    """`posttrain reproduce`"""
+    import shutil
+
+    from flows.recipe import SHIPPED
+    from flows.reproduce import reproduce as run_again
+    from flows.reproduce_terminal import following, reproduction_tables
+    from flows.run import new_run_id
+
+    store = open_named(options)
+    artifact = store.find(options.artifact)
+    folder = options.folder or store.scratch / f"reproduce-{artifact.digest[:8]}-{new_run_id()}"
+    with following(artifact) as on_event:
+        found = run_again(store, artifact, folder, files=[*(options.files or [Path.cwd()]), SHIPPED], on_event=on_event)
+    if found.same and options.folder is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    if options.json:
+        print_json(found.to_json())
+    else:
+        from flows.tables import show
+
+        show(*reproduction_tables(found))
+    return 0 if found.same else 1
+
+
+COMMANDS: dict[str, Callable[[Namespace], int]] = {
+    command.__name__: command for command in (why, diff, reproduce, lineage, trace, ledger)
+}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 RUN = "the id of a run or its beginning, `latest`, or `latest~1`: the one before"
@@ -18,3 +19,36 @@ def add_inquiries(add: Callable[..., argparse.ArgumentParser], changed: Any, ref
     diff = add("diff", "what two runs differ in, and what followed from it")
     diff.add_argument("run", help=RUN)
     diff.add_argument("other", metavar="run", help="the other one")
+    again = add("reproduce", "run again what made an artifact, from its manifest, and compare bit for bit")
+    again.add_argument("artifact", help=reference)
+    again.add_argument(
+        "--files",
+        action="append",
+        type=Path,
+        metavar="FOLDER",
+        help="where source data and code lie; they are found by content (repeatable; default: the working folder)",
+    )
+    again.add_argument(
+        "--folder", type=Path, metavar="DIR", help="work here, and keep it (default: the store's scratch)"
+    )
+    lineage = add("lineage", "what an artifact was made of, down to the files, and what was made of it")
+    lineage.add_argument("artifact", help=reference)
+    trace = add("trace", "a score's samples, their source rows, and the rows behind the model")
+    trace.add_argument("evaluation", help=reference)
+    trace.add_argument("metric", nargs="?", help="of the evaluation (default: its main one)")
+    verdict = trace.add_mutually_exclusive_group()
+    verdict.add_argument("--wrong", action="store_true", help="only samples that are wrong")
+    verdict.add_argument("--right", action="store_true", help="only samples that are right")
+    trace.add_argument("--row", metavar="ID", help="only samples of rows whose id begins so")
+    trace.add_argument(
+        "--limit", type=_count, default=10, metavar="N", help="of samples and rows (default: 10; 0: all)"
+    )
+    trace.add_argument("--rows", action="store_true", help="list the rows that trained the model")
+    ledger = add("ledger", "what a run or an artifact took, stage by stage, and what the cache saved")
+    ledger.add_argument("of", nargs="?", default="latest", metavar="run", help=f"{RUN} (the default); or {reference}")
+
+
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, found {text}")
+    return int(text)

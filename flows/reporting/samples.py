@@ -17,8 +17,8 @@ MAX_SCANNED = 20_000
 """Lines of one samples.jsonl that are searched for the rows of the cards."""
 
 _TEXTS = ("prompt", "completion", "completions", "chosen", "rejected")
-_EXPECTED = ("answer", "reference", "expected", "solution", "target")
-_HIDDEN = frozenset({"row_id", "correct", "index", "sample", "sample_index", *_TEXTS, *_EXPECTED})
+EXPECTED = ("answer", "reference", "expected", "solution", "target")
+_HIDDEN = frozenset({"row_id", "correct", "index", "sample", "sample_index", *_TEXTS, *EXPECTED})
 _SHOWN = frozenset({"reward", "score", "margin", "loss", "chosen_score", "rejected_score"})
 """Values that stand under an answer; the others appear on hovering."""
 
@@ -121,7 +121,7 @@ def _card(row_id: str, columns: Sequence[Sequence[dict[str, Any]]]) -> Card:
     verdicts = [tuple(answer.correct for answer in column) for column in answers if column]
     judged = any(verdict is not None for verdict in sum(verdicts, ()))
     compared = verdicts if judged else [tuple(answer.turns or answer.values for answer in c) for c in answers if c]
-    expected = next((first[name] for name in _EXPECTED if first.get(name) is not None), "")
+    expected = next((first[name] for name in EXPECTED if first.get(name) is not None), "")
     said = " ".join(text for _, text in turns(expected))
     return Card(
         row_id=row_id,

@@ -6,6 +6,7 @@ import ctypes
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from stages.nvml import Gpu, gpus
 from stages.training import utilization
 from stages.training.utilization import Utilization, peak_flops
 
+ROOT = Path(__file__).parents[2]
 WORK = "import time\nwhile time.process_time() < 0.3: pass"
 
 
@@ -33,6 +35,25 @@ def test_processor_time_counts_children_that_ended_and_children_that_live():
     assert 0.5 < used["cpu_seconds"] < 6
     assert used["peak_memory_gb"] > 0.01
     assert "gpu_seconds" not in used
+
+
+LAUNCHER = """
+import subprocess, sys
+work = "import time\\nwhile time.process_time() < 0.3: pass\\n"
+ended = subprocess.Popen([sys.executable, "-c", work])
+ended.wait()
+living = subprocess.Popen([sys.executable, "-c", work + "print(1, flush=True); input()"], stdin=-1, stdout=-1)
+living.stdout.readline()
+rank = work + "from stages.usage import launched_cpu_seconds; print(launched_cpu_seconds())"
+print(subprocess.run([sys.executable, "-c", rank], stdout=-1, text=True).stdout)
+living.communicate(b"1")
+"""
+
+
+def test_processes_of_one_launcher_are_counted_together():
+    """Three processes of 0.3 s below one launcher: one that ended, one that lives, and the one that asks."""
+    done = subprocess.run([sys.executable, "-c", LAUNCHER], stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
+    assert 0.8 < float(done.stdout) < 8
 
 
 def test_energy_is_the_difference_of_the_used_gpus_counters(monkeypatch):

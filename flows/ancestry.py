@@ -1,0 +1,178 @@
+"""What an artifact was made of, down to the files, and what was made of it: manifests and records of a store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from artifacts import Artifact, Record, Store
+from artifacts.digest import is_sha256
+from artifacts.errors import DamagedError, MissingError, PosttrainError
+from flows.reporting.reading import Reader
+from flows.reporting.wiring import read_wiring
+from stages import stage as registry
+
+
+@dataclass(frozen=True)
+class Node:
+    """One artifact, or something from outside (`identifier` is then a folder's digest or a Hub name, `kind` empty).
+
+    `role`: the input of the node above that it is; upwards, the input that it took the node above as. `below`: what it
+    was made of, or upwards, what was made of it; empty where `repeated`, for that stands further up.
+    """
+
+    role: str
+    identifier: str
+    kind: str = ""
+    name: str = ""
+    """An alias."""
+    uses: str = ""
+    stage: str = ""
+    """As a recipe calls it."""
+    run: str = ""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """The main one."""
+    sources: tuple[Mapping[str, Any], ...] = ()
+    """Files with `file`, `sha256` and `rows`, of a dataset that came from outside."""
+    note: str = ""
+    repeated: bool = False
+    below: tuple[Node, ...] = ()
+
+    def walk(self) -> Iterator[Node]:
+        """This node and all below it."""
+        yield self
+        for node in self.below:
+            yield from node.walk()
+
+    def to_json(self, below: str = "inputs") -> dict[str, Any]:
+        """For `posttrain lineage --json`; what is empty is left out."""
+        own = {name: value for name, value in vars(self).items() if value and name != "below"}
+        return {**own, below: [node.to_json(below) for node in self.below]}
+
+
+class Ancestry:
+    """Reads the records of a store once."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.reader = Reader(store)
+        self._runs: dict[str, Mapping[str, Any]] = {}
+
+    def down(self, artifact: Artifact) -> Node:
+        """All that it was made of."""
+        return self._down("", artifact, set())
+
+    def up(self, artifact: Artifact) -> Node:
+        """All that was made of it, whichever stage of whichever recipe made it."""
+        return self._up("", artifact, set())
+
+    def record_of(self, artifact: Artifact) -> Record | None:
+        """The first record that wrote it; None: there is none (any more)."""
+        return next(iter(self._made.get(artifact.digest, ())), None)
+
+    def _down(self, role: str, artifact: Artifact, seen: set[str]) -> Node:
+        try:
+            producer = self.store.manifest(artifact).producer
+        except (MissingError, DamagedError) as error:
+            return Node(role, artifact.id, artifact.kind, self._names.get(artifact, ""), note=str(error))
+        inputs = producer.get("inputs") or {}
+        if artifact.id in seen and inputs:
+            return self._node(role, artifact, repeated=True)
+        seen.add(artifact.id)
+        below = [
+            self._input(name, str(digest), seen)
+            for name, digests in inputs.items()
+            for digest in (digests if isinstance(digests, list) else [digests])
+        ]
+        sources = () if below or artifact.kind != "dataset" else tuple(self.sources(artifact))
+        return self._node(role, artifact, below=tuple(below), sources=sources)
+
+    def _input(self, role: str, digest: str, seen: set[str]) -> Node:
+        bare = digest.removeprefix("sha256:")
+        found = next(iter(self.store.artifacts(bare)), None) if is_sha256(bare) else None
+        return self._down(role, found, seen) if found is not None else Node(role, digest, note="from outside the store")
+
+    def _up(self, role: str, artifact: Artifact, seen: set[str]) -> Node:
+        users = self._used.get(artifact.digest, ())
+        if artifact.id in seen and users:
+            return self._node(role, artifact, repeated=True)
+        seen.add(artifact.id)
+        made = {(output.id, name): output for record, name in users for output in record.outputs.values()}
+        # a stage may have written the bytes that it had read
+        below = [self._up(name, output, seen) for (_, name), output in made.items() if output != artifact]
+        return self._node(role, artifact, below=tuple(below))
+
+    def _node(self, role: str, artifact: Artifact, **fields: Any) -> Node:
+        record = self.record_of(artifact)
+        known: dict[str, Any] = {}
+        if record is not None:
+            main = registry.load_stage(record.stage).main_metric
+            known = {
+                "uses": record.stage,
+                "stage": str(record.provenance.get("stage_name", "")),
+                "run": str(record.provenance.get("run", "")),
+                "metrics": {main: record.metrics[main]} if main in record.metrics else {},
+            }
+        return Node(role, artifact.id, artifact.kind, self._names.get(artifact, ""), **known, **fields)
+
+    def sources(self, dataset: Artifact) -> Iterator[Mapping[str, Any]]:
+        """The files that a dataset was read from: `file` as the recipe has it, `sha256`, `rows`."""
+        described = self.reader.json(dataset, "dataset.json", "dataset").get("source")
+        parts = described.get("parts") if isinstance(described, Mapping) else None
+        written = self._written_source(dataset)
+        for part in parts if isinstance(parts, list) else ():
+            name = str(part.get("name") or "")
+            file = f"{written.rstrip('/')}/{name}" if written and name else written or name
+            yield {"file": file, "sha256": part["sha256"], "rows": part["rows"]}
+
+    def _written_source(self, dataset: Artifact) -> str:
+        """How the recipe names the source: manifests hold no path. Empty where no run tells."""
+        for record in self._made.get(dataset.digest, ()):
+            run, stage = record.provenance.get("run"), record.provenance.get("stage_name")
+            settings = self._settings(str(run)).get(str(stage), {}).get("with") or {}
+            source = settings.get("source") if isinstance(settings, Mapping) else None
+            if isinstance(source, Mapping):
+                return str(source.get("path") or source.get("function") or "").split("*", 1)[0]
+        return ""
+
+    def _settings(self, run: str) -> Mapping[str, Any]:
+        if run not in self._runs:
+            try:
+                self._runs[run] = read_wiring({"stages": {}, **self.store.read_run(run)}).settings
+            except PosttrainError:  # the run is gone, or was never kept: names are missing then, nothing else
+                self._runs[run] = {}
+        return self._runs[run]
+
+    @cached_property
+    def _records(self) -> list[Record]:
+        return [record for stage in registry.STAGES for record in self.store.stage_records(stage)]
+
+    @cached_property
+    def _made(self) -> dict[str, list[Record]]:
+        """Digest -> records that wrote it, the first before others."""
+        found: dict[str, list[Record]] = {}
+        for record in reversed(self._records):
+            for output in record.outputs.values():
+                found.setdefault(output.digest, []).append(record)
+        return found
+
+    @cached_property
+    def _used(self) -> dict[str, list[tuple[Record, str]]]:
+        """Digest -> records that read it, each with the name of the input."""
+        found: dict[str, list[tuple[Record, str]]] = {}
+        for record in reversed(self._records):
+            for name, digests in record.identity.get("inputs", {}).items():
+                for digest in digests if isinstance(digests, list) else [digests]:
+                    found.setdefault(str(digest), []).append((record, name))
+        return found
+
+    @cached_property
+    def _names(self) -> dict[Artifact, str]:
+        """Artifact -> its shortest alias."""
+        found: dict[Artifact, str] = {}
+        for name, artifact in self.store.aliases().items():
+            if artifact not in found or len(name) < len(found[artifact]):
+                found[artifact] = name
+        return found
