@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from stages.rollouts.requests import SamplingConfig
-from stages.rollouts.reward_spec import Reward
 from stages.stage import MODELS, Input, Stage
 from stages.training.config import policy_outputs
 from stages.training.memory import Phase, Request, same_shape
@@ -15,13 +13,15 @@ from stages.training.memory_head import HeadUse
 from stages.training.memory_online import longest_prompt, online_phases
 from stages.training.memory_sampling import Sampled
 from stages.training.preference_config import PairLossConfig, loss_problems, names_of
-from stages.training.rollout_settings import RolloutConfig, reward_problems
+from stages.training.rollout_settings import JudgedRolloutConfig, dropout_problems, reward_problems
 
 if TYPE_CHECKING:
     from stages.context import Context
 
+Alpha = Annotated[float, Field(ge=0)]
 
-class Config(RolloutConfig, SamplingConfig, PairLossConfig):
+
+class Config(JudgedRolloutConfig, PairLossConfig):
     """Settings of on-line preference optimization. An item of train_batch_size is a prompt's pair."""
 
     learning_rate: float = Field(5e-7, gt=0)
@@ -31,23 +31,21 @@ class Config(RolloutConfig, SamplingConfig, PairLossConfig):
     dynamic_sampling_rounds: int = Field(0, ge=0)
     """Times a step that prompts whose completions are all worth the same are replaced by the next ones (DAPO,
     arXiv:2503.14476); such pairs teach nothing. 0: never."""
-    rewards: tuple[Reward, ...] = ()
-    """Reward functions: built-in names, or `file.py:name` of your own; input reward_model adds one more."""
-    reward_weights: tuple[float, ...] | None = None
-    """One weight a reward, the reward model's last; null: all 1."""
-    missing_eos_penalty: float | None = Field(None, gt=0)
-    """Taken off the reward of completions that ended at max_completion_length."""
-    temperature: float = Field(0.9, gt=0)
-    """Sampling temperature; the loss is of the model without it, as in TRL."""
-    max_completion_length: int = Field(64, gt=0)
-    """Most tokens of a completion."""
-    max_length: int = Field(512, gt=1)
-    """Longest prompt in tokens; longer ones are dropped and counted in the ledger."""
+    xpo_alpha: Alpha | Annotated[tuple[Alpha, ...], Field(min_length=1)] = 0.0
+    """XPO: one of two completions is the reference's, and so many times its log-probability is added to the loss, which
+    leads the policy away from it (TRL's alpha). Several: one for each pass over the prompts, then the last. 0: both
+    completions are the policy's."""
+
+    @property
+    def explores(self) -> bool:
+        """Whether this is XPO."""
+        return self.xpo_alpha != 0.0
 
 
 def check(config: Config, wired: frozenset[str]) -> list[str]:
     """What is wrong with the configuration and the inputs together."""
     problems = reward_problems(config.rewards, config.reward_weights, wired) + loss_problems(config)
+    problems += dropout_problems(config) + _exploration_problems(config)
     other = [loss for loss in config.losses if loss.gold or loss.couples_rows]
     if other:
         problems.append(
@@ -55,6 +53,23 @@ def check(config: Config, wired: frozenset[str]) -> list[str]:
         )
     if "reference" in wired and not config.needs_reference:
         problems.append(f"input reference is wired in, but {names_of(config.losses)} has no reference")
+    return problems
+
+
+def _exploration_problems(config: Config) -> list[str]:
+    """Of XPO."""
+    if not config.explores:
+        return []
+    problems = []
+    if config.num_generations != 2:
+        problems.append(
+            f"num_generations is {config.num_generations}, but with xpo_alpha there are two completions of a prompt: "
+            "the policy's and the reference's"
+        )
+    if not config.needs_reference:
+        problems.append(f"xpo_alpha is of losses with a reference; {names_of(config.losses)} has none")
+    if config.sync_ref_model:
+        problems.append("xpo_alpha explores away from a reference that stays; sync_ref_model moves it; choose one")
     return problems
 
 
@@ -67,15 +82,16 @@ def run(context: Context) -> None:
     from stages.training.generation import room_for_prompts
     from stages.training.initial import reference_of
     from stages.training.objective import Windows
-    from stages.training.online_pairs import OnlinePairs, ReferencedPairs, pair_rollouts
+    from stages.training.online_loss import OnlinePairLoss
+    from stages.training.online_pairs import ReferencedPairs, online_pairs
     from stages.training.pair_losses import following_reference, pair_loss, pair_settings
-    from stages.training.preference import PreferenceLoss
     from stages.training.rollout_export import write_rollouts
     from stages.training.start import start
 
     config: Config = context.config
     settings = pair_settings(config)
-    trainer, tokenizer = start(context, config, PreferenceLoss(pair_loss(config), settings))
+    objective = OnlinePairLoss(pair_loss(config), settings, referenced=config.needs_reference, explores=config.explores)
+    trainer, tokenizer = start(context, config, objective)
     ledger = RowLedger()
     prompts = tokenize_prompts(
         read_dataset(context.input("dataset")),
@@ -83,12 +99,15 @@ def run(context: Context) -> None:
         max_length=room_for_prompts(trainer.scorer, config.max_length, config.max_completion_length),
         ledger=ledger,
     )
-    rollouts = pair_rollouts(context, prompts, trainer, tokenizer)
-    windows: Windows = OnlinePairs(rollouts)
+    stays = config.needs_reference and not config.sync_ref_model
+    reference = reference_of(context, trainer) if stays else None
+    pairs = online_pairs(context, prompts, trainer, tokenizer, reference)
+    windows: Windows = pairs
     if config.sync_ref_model:
-        windows = following_reference(context, trainer, windows, settings)
-    elif config.needs_reference:
-        windows = ReferencedPairs(windows, trainer, settings, reference_of(context, trainer))
+        windows = following_reference(context, trainer, pairs, settings)
+    elif reference is not None:
+        windows = ReferencedPairs(pairs, trainer, settings, reference)
+    rollouts = pairs.rollouts
     context.counts["prompts"] = len(prompts)
     trained = trainer.run(windows, ledger.states)
     rollouts.drawing.note_unused(ledger)
@@ -118,7 +137,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="online_dpo",
-    version=1,
+    version=2,
     config=Config,
     inputs={
         "model": Input(MODELS),
@@ -129,7 +148,7 @@ STAGE = Stage(
     outputs={"model": "model", "adapter": "adapter", "rollouts": "dataset"},
     active_outputs=lambda config: policy_outputs(config, "rollouts"),
     run=run,
-    summary="on-line DPO: pairs of the model's own completions, judged as they come",
+    summary="on-line DPO and XPO: pairs of the model's own completions, judged as they come",
     check=check,
     main_metric="reward",
     memory=memory,

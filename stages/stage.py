@@ -33,6 +33,8 @@ STAGES = (
     "rl",
     "ppo",
     "online_dpo",
+    "nash_md",
+    "a2po",
     "rescore",
     "distill",
     "average",

@@ -147,6 +147,27 @@ EVERY_STAGE: dict[str, Any] = {
         "inputs": {"model": "sft", "dataset": "rows", "reward_model": "judge"},
         "with": {**TRAINING, "max_steps": 2, "rewards": ["task.py:length"], "max_completion_length": 6},
     },
+    "explored": {
+        "uses": "online_dpo",
+        "inputs": {"model": "sft", "dataset": "rows", "reference": "base"},
+        "with": {
+            **TRAINING,
+            "max_steps": 2,
+            "rewards": ["task.py:length"],
+            "max_completion_length": 6,
+            "xpo_alpha": 0.1,
+        },
+    },
+    "contest": {
+        "uses": "nash_md",
+        "inputs": {"model": "sft", "dataset": "rows", "reference": "base", "reward_model": "judge"},
+        "with": {**TRAINING, "max_steps": 2, "rewards": ["task.py:length"], "max_completion_length": 6},
+    },
+    "regressed": {
+        "uses": "a2po",
+        "inputs": {"model": "sft", "dataset": "rows", "samples": "drawn.completions"},
+        "with": {**TRAINING, "max_steps": 2, "rewards": ["task.py:length"], "max_completion_length": 6, "beta2": 0.1},
+    },
     "small": {
         "uses": "distill",
         "inputs": {"model": "student", "teacher": "grpo", "dataset": "rows"},

@@ -53,7 +53,7 @@ def ipo(pairs: PairLogprobs, *, beta: float) -> Tensor:
     """IPO: (r_c/|c| - r_r/|r| - 1/(2 beta))^2 with r the log-ratio to the reference. Returns [B].
 
     Azar et al., arXiv:2310.12036, eq. 17. Length-normalized: log-ratios are means over completion tokens, as
-    in TRL (confirmed there with the authors); OpenRLHF sums them. `beta` is the paper's tau.
+    in TRL (confirmed there with the authors); OpenRLHF and TRL's on-line trainer sum them. `beta` is the paper's tau.
     """
     return (pairs.margins_per_token() - 1 / (2 * beta)).square()
 

@@ -6,8 +6,8 @@ making, S slots for them, T tokens of a completion, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -70,17 +70,20 @@ class EmbeddedSampler:
         self._model.eval()
         try:
             if waiting:
-                self.unshared = why_not_shared(self._model)
-                with self._attention():
-                    self._run(waiting, self._engine(waiting), settings, results, on_progress)
+                with self._engine(waiting) as engine:
+                    self._run(waiting, engine, settings, results, on_progress)
         finally:
             self._model.train(was_training)
         return results
 
-    def _attention(self) -> AbstractContextManager[None]:
-        return sampling_attention(self._model) if self.unshared is None else nullcontext()
+    @contextmanager
+    def _engine(self, waiting: Collection[Row]) -> Iterator[Rows]:
+        """What rows are run on, with the attention that it needs."""
+        self.unshared = why_not_shared(self._model)
+        with sampling_attention(self._model) if self.unshared is None else nullcontext():
+            yield self._rows(waiting)
 
-    def _engine(self, waiting: Collection[Row]) -> Rows:
+    def _rows(self, waiting: Collection[Row]) -> Rows:
         prompt, completion = (max(len(row.prompt_ids) for row in waiting), max(row.limit for row in waiting))
         if self.unshared is not None:
             return PaddedRows(

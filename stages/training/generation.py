@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
@@ -72,20 +72,26 @@ class Sampling:
         """For every prompt one completion a seed."""
         together = self.accelerator
         rank, world = (0, 1) if together is None else (together.process_index, together.num_processes)
-        model = self.scorer.transformers_model
-        pad = self.tokenizer.pad_token_id
-        sampler: Sampler = self.engine or EmbeddedSampler(
-            model,
-            eos_token_ids=end_token_ids(model, self.tokenizer),
-            pad_token_id=pad if pad is not None else self.tokenizer.eos_token_id,
-            decode=self._decode,
-        )
+        sampler: Sampler = self.engine or self.sampler()
         mine = range(rank, len(prompts), world)
         requests = [SampleRequest(prompts[i].prompt_ids, seeds[i], prompts[i].row_id) for i in mine]
         found = list(zip(mine, sampler.sample(requests, self.settings), strict=True))
         if world > 1:
             found = sorted(gather_object(found), key=lambda entry: entry[0])
         return [completions for _, completions in found]
+
+    def sampler(self) -> EmbeddedSampler:
+        """Of the present weights."""
+        return EmbeddedSampler(self.scorer.transformers_model, **self.endings())
+
+    def endings(self) -> dict[str, Any]:
+        """How a sampler knows the end of a completion."""
+        pad = self.tokenizer.pad_token_id
+        return {
+            "eos_token_ids": end_token_ids(self.scorer.transformers_model, self.tokenizer),
+            "pad_token_id": pad if pad is not None else self.tokenizer.eos_token_id,
+            "decode": self._decode,
+        }
 
     def text(self, completion: Completion) -> str:
         """What the completion says, without special tokens, up to a stop string."""
@@ -95,11 +101,23 @@ class Sampling:
         return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
 
 
+class Completing(Protocol):
+    """What completes prompts: `Sampling`, or one of several authors."""
+
+    def __call__(self, prompts: Sequence[TokenizedPrompt], seeds: Sequence[tuple[int, ...]]) -> list[list[Completion]]:
+        """For every prompt one completion a seed."""
+        ...
+
+    def text(self, completion: Completion) -> str:
+        """What a completion says."""
+        ...
+
+
 @dataclass(frozen=True)
 class Generation:
     """Sampling and rewards together: the `Generate` of rollout windows."""
 
-    sampling: Sampling
+    sampling: Completing
     rewards: RewardSet
     context: Context
 

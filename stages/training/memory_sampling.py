@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from stages.rollouts.room import PROMPT_TOKENS_AT_ONCE, padded_rows, room_for
+from stages.rollouts.room import BATCH_TOKENS, PROMPT_TOKENS_AT_ONCE, padded_rows, room_for
 from stages.training.memory import Phase, phase
 from stages.training.memory_activations import Layers, passing_bytes
 from stages.training.memory_allocator import ALLOCATOR_SHARE
@@ -32,16 +32,23 @@ class Sampled:
     per_prompt: int = 1
     sorts: bool = False
     """top_p below 1."""
+    beside: ModelShape | None = None
+    """A second model whose logits are mixed in; both share the tokens that may be held."""
 
 
 def sampling(shape: ModelShape, setup: Setup, asked: Sampled, *, number: int, resident: Mapping[str, float]) -> Phase:
     """Sampling with a model that is `resident`, with all that stays beside it. `number`: bytes of one in the cache."""
+    models = [shape] if asked.beside is None else [shape, asked.beside]
     room = room_for(
-        completions=asked.completions, per_prompt=asked.per_prompt, prompt=asked.prompt, completion=asked.completion
+        completions=asked.completions,
+        per_prompt=asked.per_prompt,
+        prompt=asked.prompt,
+        completion=asked.completion,
+        most_tokens=BATCH_TOKENS // len(models),
     )
-    cache = room.tokens * shape.layers * 2 * shape.keys * number
-    rows = padded_rows(room.rows)
-    logits = rows * shape.vocabulary * (_FLOAT * _LOGITS_AT_ONCE + (_SORTED_BYTES if asked.sorts else 0))
+    cache = sum(room.tokens * one.layers * 2 * one.keys * number for one in models)
+    rows, at_once = padded_rows(room.rows), _LOGITS_AT_ONCE + len(models) - 1
+    logits = rows * shape.vocabulary * (_FLOAT * at_once + (_SORTED_BYTES if asked.sorts else 0))
     together = min(room.prompts * room.prompt_tokens, max(room.prompt_tokens, PROMPT_TOKENS_AT_ONCE))
     passing = passing_bytes(Layers(shape, number, setup.device), max(rows, together))
     slack = 1 + ALLOCATOR_SHARE[setup.device]

@@ -28,6 +28,14 @@ class PairWindows(ScoredWindows):
         super().__init__(windows, trainer)
         self.settings = settings
 
+    def referenced(self, scorer: Scorer, groups: Sequence[Group]) -> list[Reference]:
+        """The data of every pair, with its sums under a reference."""
+        sums = self.sums(scorer, groups).tolist()
+        return [
+            replace(group.data, chosen=chosen, rejected=rejected)
+            for group, (chosen, rejected) in zip(groups, sums, strict=True)
+        ]
+
     def sums(self, scorer: Scorer, groups: Sequence[Group]) -> Tensor:
         """[B, 2] sums of chosen and rejected, in float64, on every process."""
 
@@ -50,7 +58,7 @@ class FollowingReference(PairWindows):
     def data(self, step: int, groups: Sequence[Group]) -> list[Reference]:
         """The sums of every pair under the reference as it is before the step."""
         self.follower.before(step)
-        return [Reference(*row) for row in self.sums(self.scorer, groups).tolist()]
+        return self.referenced(self.scorer, groups)
 
     def tensors(self) -> dict[str, Tensor]:
         """The reference's weights too."""

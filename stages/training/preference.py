@@ -70,15 +70,18 @@ class PreferenceLoss:
         Without TRL's `logits/*`: adding a number to all logits changes none of the model's probabilities. `logps/*` are
         of whole completions under every loss; TRL's are of a token where the loss is (simpo, alphapo, orpo, tpo_l).
         """
-        weighted = self.settings.use_weighting
-        readout = token_logprobs(batch, with_entropy=True, with_squares=weighted)
+        readout = token_logprobs(batch, with_entropy=True, with_squares=self.settings.use_weighting)
         scores: TokenScores = forward(batch, readout)
         pairs = pair_logprobs(batch, scores.logprobs_N, self.settings)
         coupled = isinstance(batch.groups[0].data, Coupled)
-        losses_B = coupled_losses(batch, pairs) if coupled else self.loss(pairs)
-        if weighted:
-            losses_B = losses_B * on_policy_weights(batch, scores)
+        losses_B = self.losses(batch, pairs, scores)
         return losses_B.sum(), self._metrics(batch, pairs, scores, with_parts=not coupled)
+
+    def losses(self, batch: TokenBatch, pairs: PairLogprobs, scores: TokenScores) -> Tensor:
+        """[B]."""
+        coupled = isinstance(batch.groups[0].data, Coupled)
+        losses_B = coupled_losses(batch, pairs) if coupled else self.loss(pairs)
+        return losses_B * on_policy_weights(batch, scores) if self.settings.use_weighting else losses_B
 
     @torch.no_grad()
     def _metrics(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 from typing import Any
 
+from pydantic import Field
+
 from stages.rollouts.engine_settings import EngineChoice
 from stages.rollouts.requests import SamplingConfig
 from stages.rollouts.reward_spec import Reward, unknown_rewards
@@ -17,6 +19,23 @@ class RolloutConfig(Config):
 
     log_completions_steps: int | None = operational(None, gt=0)
     """Show a table of sample completions in the log and in Prefect every so many steps; null: ten times a run."""
+
+
+class JudgedRolloutConfig(RolloutConfig, SamplingConfig):
+    """How completions are sampled and judged; the names and defaults of TRL's on-line trainers."""
+
+    rewards: tuple[Reward, ...] = ()
+    """Reward functions: built-in names, or `file.py:name` of your own; input reward_model adds one more."""
+    reward_weights: tuple[float, ...] | None = None
+    """One weight a reward, the reward model's last; null: all 1."""
+    missing_eos_penalty: float | None = Field(None, gt=0)
+    """Taken off the reward of completions that ended at max_completion_length."""
+    temperature: float = Field(0.9, gt=0)
+    """Sampling temperature; the loss is of the model without it, as in TRL."""
+    max_completion_length: int = Field(64, gt=0)
+    """Most tokens of a completion."""
+    max_length: int = Field(512, gt=1)
+    """Longest prompt in tokens; longer ones are dropped and counted in the ledger."""
 
 
 def reward_problems(rewards: Sequence[Reward], weights: Sequence[float] | None, wired: Set[str]) -> list[str]:

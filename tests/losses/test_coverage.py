@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from stages.losses import reward
+from stages.losses import online, reward
 from stages.losses.advantages import ADVANTAGES
 from stages.losses.f_divergence import F_DIVERGENCES
 from stages.losses.policy import POLICY_LOSSES
@@ -24,6 +24,7 @@ from stages.losses.unpaired import UNPAIRED_LOSSES
 from tests.losses import (
     test_advantages,
     test_f_divergence,
+    test_online,
     test_policy,
     test_policy_ratios,
     test_preference,
@@ -38,6 +39,11 @@ from tests.training import test_preference as test_steps
 Test = Callable[..., Any]
 REWARD_LOSSES = [
     name for name, one in vars(reward).items() if inspect.isfunction(one) and one.__module__ == reward.__name__
+]
+ONLINE_LOSSES = [
+    name
+    for name, one in vars(online).items()
+    if inspect.isfunction(one) and inspect.signature(one).return_annotation == "Tensor"
 ]
 
 OBJECTIVES: dict[str, tuple[Iterable[str], list[Test], list[Test], list[Test]]] = {
@@ -68,6 +74,12 @@ OBJECTIVES: dict[str, tuple[Iterable[str], list[Test], list[Test], list[Test]]] 
         [test_reward.test_values],
         [test_reward.test_gradients],
         [test_reward.test_rows_do_not_see_each_other],
+    ),
+    "on line": (
+        ONLINE_LOSSES,
+        [test_online.test_values],
+        [test_online.test_gradients],
+        [test_online.test_rows_do_not_see_each_other],
     ),
     "policy": (
         POLICY_LOSSES,
@@ -123,6 +135,7 @@ MOVING_REFERENCE = (
 OF_NUMBERS: dict[str, tuple[Iterable[str], list[Test]]] = {
     # what has no gradient of its own: names, tests of values by hand
     "advantage": (ADVANTAGES, [test_advantages.test_values]),
+    "preference": (online.PREFERENCES, [test_online.test_preferences]),
     "ratio": (LOG_RATIOS, [test_policy_ratios.test_log_ratios]),
     "correction": (MODES, [test_policy_ratios.test_corrections]),
     "way through the objective, on policy and off it": (POLICY_LOSSES, [test_policy_steps.test_losses]),
@@ -139,3 +152,4 @@ def test_every_number_is_tried(kind: str) -> None:
 
 def test_reward_losses_are_found() -> None:
     assert set(REWARD_LOSSES) == {"bradley_terry", "step_cross_entropy"}
+    assert set(ONLINE_LOSSES) == {"explored", "nash_md", "advantage_regression"}

@@ -18,8 +18,9 @@ from stages.losses.policy_tokens import LOG_RATIOS
 from stages.losses.preference import PREFERENCE_LOSSES
 from stages.losses.supervised import SUPERVISED_LOSSES
 from stages.losses.unpaired import UNPAIRED_LOSSES
-from tests.losses.test_coverage import REWARD_LOSSES
+from tests.losses.test_coverage import ONLINE_LOSSES, REWARD_LOSSES
 from tests.oracles import (
+    test_trl_online,
     test_trl_policy,
     test_trl_preference,
     test_trl_reference_free,
@@ -34,6 +35,10 @@ NOT_IN_TRL = {
     "bco": "its trainer was removed before 1.16; the step is checked against plain tensors in tests/training",
     "step_cross_entropy": "the trainer of process reward models was removed before 1.16; the step is checked against "
     "transformers' own loss in tests/stages/test_process_reward_model.py",
+    "explored": "the trainer of XPO was removed before 1.16; the step is checked against plain tensors in "
+    "tests/stages/test_online_dpo.py",
+    "nash_md": "its trainer was removed before 1.16; the step is checked against plain tensors in "
+    "tests/stages/test_nash_md.py",
     "gspo_token": "its trainer was removed before 1.16; in value it is gspo, and its gradient is checked by hand",
 }
 BESIDE_THE_TABLE = {
@@ -41,6 +46,7 @@ BESIDE_THE_TABLE = {
     "sft": test_trl_preference.test_likelihood_term_differs_by_lengths,
     "orpo": test_trl_reference_free.test_orpo,
     "bradley_terry": test_trl_supervised.test_reward_model,
+    "advantage_regression": test_trl_online.test_a2po,
 }
 
 
@@ -63,7 +69,7 @@ def compared() -> set[str]:
 
 
 def test_every_loss_has_its_oracle_or_a_reason() -> None:
-    known = {*PREFERENCE_LOSSES, *UNPAIRED_LOSSES, *SUPERVISED_LOSSES, *REWARD_LOSSES, *POLICY_LOSSES}
+    known = {*PREFERENCE_LOSSES, *UNPAIRED_LOSSES, *SUPERVISED_LOSSES, *REWARD_LOSSES, *POLICY_LOSSES, *ONLINE_LOSSES}
     assert compared() | set(BESIDE_THE_TABLE) | set(NOT_IN_TRL) == known
     assert not set(NOT_IN_TRL) & (compared() | set(BESIDE_THE_TABLE))
 

@@ -42,12 +42,12 @@ def trained(made: dict[str, Any], folder: Path, **changes: Any) -> tuple[list[di
     return online_runs.trained("online_dpo", made, folder, SETTINGS | changes, other_reference=other)
 
 
-def forced(model: Any, rollout: dict[str, Any]) -> float:
-    """transformers' own log-probability of a completion, at temperature 1."""
+def forced(model: Any, rollout: dict[str, Any], temperature: float = 1.0) -> float:
+    """transformers' own log-probability of a completion."""
     prompt = ids(rollout["prompt"])
     tokens = [*prompt, *rollout["token_ids"]]
     with torch.no_grad():
-        logprobs = model(input_ids=torch.tensor([tokens])).logits[0].double().log_softmax(-1)
+        logprobs = (model(input_ids=torch.tensor([tokens])).logits[0].double() / temperature).log_softmax(-1)
     return sum(float(logprobs[place - 1, tokens[place]]) for place in range(len(prompt), len(tokens)))
 
 
@@ -86,8 +86,77 @@ def test_the_first_step_by_hand(made: dict[str, Any], tmp_path: Path) -> None:
         "objective/scores": sum(one["reward"] for one in rollouts) / 16,
         "objective/scores_margin": sum(best["reward"] - worst["reward"] for best, worst in pairs) / 4,
         "val/contain_eos_token": sum(one["finished"] for one in rollouts) / 16,
+        **objective(made, pairs, ratios),
     }
     assert {name: row[name] for name in expected} == pytest.approx(expected, abs=1e-4)
+
+
+def objective(
+    made: dict[str, Any], pairs: list[tuple[dict[str, Any], dict[str, Any]]], ratios: list[list[float]]
+) -> dict[str, float]:
+    """TRL's `objective/...`, of the completions of these pairs with these log-ratios."""
+    count, kl = 2 * len(pairs), sum(map(sum, ratios))
+    reward = sum(one["reward"] for pair in pairs for one in pair)
+    return {
+        "objective/kl": kl / count,
+        "objective/entropy": -sum(forced(made["policy"], one) for pair in pairs for one in pair) / count,
+        "objective/non_score_reward": -BETA * kl / count,
+        "objective/rlhf_reward": (reward - BETA * kl) / count,
+    }
+
+
+def test_xpo_by_hand(made: dict[str, Any], tmp_path: Path) -> None:
+    """DPO of the policy's completion against the reference's, and alpha times the policy's view of the latter.
+
+    The second completion of a prompt was drawn from the reference, at the temperature that is asked for. Where both are
+    worth the same there is no pair, and the exploration alone remains.
+    """
+    changes = {"num_generations": 2, "xpo_alpha": 0.05, "train_batch_size": 8, "temperature": 0.8}
+    (row,), rollouts = trained(made, tmp_path, other_reference=True, **changes)
+    rows = [(rollouts[place], rollouts[place + 1]) for place in range(0, len(rollouts), 2)]
+    assert len(rows) == 8 and all(own["prompt"] == other["prompt"] for own, other in rows)
+    for own, other in rows:
+        for rollout, author in ((own, "policy"), (other, "reference")):
+            assert sum(rollout["logprobs"]) == pytest.approx(forced(made[author], rollout, 0.8), abs=1e-4)
+    dpo, xpo, pairs, ratios = [], [], [], []
+    for own, other in rows:
+        pair = (other, own) if other["reward"] > own["reward"] else (own, other)
+        pairs.append(pair)
+        ratios.append([forced(made["policy"], one) - forced(made["reference"], one) for one in pair])
+        margin = ratios[-1][0] - ratios[-1][1]
+        dpo.append(math.log1p(math.exp(-BETA * margin)) if own["reward"] != other["reward"] else 0.0)
+        xpo.append(0.05 * forced(made["policy"], other))
+    assert 0 < dpo.count(0.0) < 8 and any(pair[0] is other for pair, (_, other) in zip(pairs, rows, strict=True))
+    expected = {
+        "loss": (sum(dpo) + sum(xpo)) / 8,
+        "loss/dpo": sum(dpo) / 8,
+        "loss/xpo": sum(xpo) / 8,
+        "alpha": 0.05,
+        "objective/model_scores": sum(own["reward"] for own, _ in rows) / 8,
+        "objective/ref_scores": sum(other["reward"] for _, other in rows) / 8,
+        "objective/scores_margin": sum(own["reward"] - other["reward"] for own, other in rows) / 8,
+        "val/model_contain_eos_token": sum(own["finished"] for own, _ in rows) / 8,
+        "val/ref_contain_eos_token": sum(other["finished"] for _, other in rows) / 8,
+        **objective(made, pairs, ratios),
+    }
+    assert {name: row[name] for name in expected} == pytest.approx(expected, abs=1e-4)
+
+
+def test_exploration_may_end(made: dict[str, Any], tmp_path: Path) -> None:
+    """A step is a pass over the four prompts; in the third the last alpha stays."""
+    changes = {"num_generations": 2, "xpo_alpha": [0.05, 0.0], "max_steps": 3}
+    rows, _ = trained(made, tmp_path, **changes)
+    assert [row["alpha"] for row in rows] == [0.05, 0.0, 0.0]
+    assert rows[0]["loss/xpo"] < 0 and rows[1]["loss/xpo"] == rows[2]["loss/xpo"] == 0.0
+
+
+def test_adapters_explore_away_from_the_model_without_them(made: dict[str, Any], tmp_path: Path) -> None:
+    """One model in memory: the second completion is of the weights without adapters, after the adapters moved too."""
+    changes = {"num_generations": 2, "xpo_alpha": 0.05, "max_steps": 2, "lora_r": 2, "learning_rate": 0.1}
+    _, rollouts = trained(made, tmp_path, **changes)
+    policies = [sum(one["logprobs"]) - forced(made["policy"], one, 0.9) for one in rollouts[8::2]]
+    references = [sum(one["logprobs"]) - forced(made["policy"], one, 0.9) for one in rollouts[9::2]]
+    assert max(map(abs, references)) < 1e-4 and min(map(abs, policies)) > 1e-3
 
 
 def test_against_itself_every_pair_starts_at_log_2(made: dict[str, Any], tmp_path: Path) -> None:
@@ -171,6 +240,10 @@ def test_it_raises_its_reward(made: dict[str, Any], tmp_path: Path) -> None:
         ({"loss_type": "aot"}, set(), "aot takes more than one pair at a time"),
         ({"loss_type": "simpo"}, {"reference"}, "simpo has no reference"),
         ({"label_smoothing": 0.1, "loss_type": "ipo"}, set(), "label_smoothing is of loss_type"),
+        ({"lora_r": 4, "lora_dropout": 0.1}, set(), "lora_dropout is 0.1, but completions are sampled without"),
+        ({"xpo_alpha": 0.1, "num_generations": 4}, set(), "there are two completions of a prompt"),
+        ({"xpo_alpha": 0.1, "loss_type": "simpo"}, set(), "xpo_alpha is of losses with a reference"),
+        ({"xpo_alpha": [0.1], "sync_ref_model": True}, set(), "sync_ref_model moves it"),
     ],
 )
 def test_what_does_not_go_together(changes: dict[str, Any], wired: set[str], problem: str) -> None:

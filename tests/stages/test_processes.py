@@ -20,6 +20,17 @@ STAGES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"loss_type": "aot", "sync_ref_model": True, "ref_model_sync_steps": 2, "learning_rate": 1e-3},
     ),
     "kto": ("unpaired_preference", "pairs", {"loss_type": "kto", "learning_rate": 1e-3}),
+    # completions of the policy and of its mixture with the reference, sampled by all processes together
+    "nash_md": (
+        "nash_md",
+        "rows",
+        {
+            "rewards": [{"name": "repetition_penalty", "parameters": {"ngram_size": 1}}],
+            "max_completion_length": 6,
+            "learning_rate": 1e-3,
+            "mixture_coef": 0.4,
+        },
+    ),
 }
 
 

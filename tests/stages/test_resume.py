@@ -166,6 +166,37 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "ref_model_sync_steps": 3,
         },
     ),
+    "xpo": (
+        "online_dpo",
+        "prompt_completion",
+        {
+            "rewards": ["tests.stages.small_models:letters"],
+            "train_batch_size": 2,
+            "max_completion_length": 4,
+            "xpo_alpha": [0.1, 0.05, 0.0],
+        },
+    ),
+    "nash-md with adapters": (
+        "nash_md",
+        "prompt_completion",
+        {
+            "rewards": ["tests.stages.small_models:letters"],
+            "train_batch_size": 2,
+            "max_completion_length": 4,
+            "mixture_coef": [0.0, 0.5, 0.3],
+            "lora_r": 2,
+        },
+    ),
+    "a*-po": (
+        "a2po",
+        "prompt_completion",
+        {
+            "rewards": ["tests.stages.small_models:letters"],
+            "train_batch_size": 2,
+            "max_completion_length": 4,
+            "beta2": 0.1,
+        },
+    ),
     "self-distillation": ("distill", "privileged_context", {"beta": 0.4, "max_completion_length": 4}),
     "self-distillation from a teacher that follows": (
         "distill",
@@ -182,15 +213,23 @@ def _fresh_process() -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A model and the rows of every type."""
+    """A model, the rows of every type, and rewarded completions of the prompts."""
     folder = tmp_path_factory.mktemp("made")
     save_model(folder / "model", seed=1)
-    return {"model": folder / "model"} | {kind: save_dataset(folder / kind, kind, rows) for kind, rows in ROWS.items()}
+    rewards = {"prompt_row_id": "r0", "reward": 1.0}, {"prompt_row_id": "r1", "reward": 2.0}
+    samples = [{"prompt": "", "completion": "a", **one} for one in (*rewards, {"prompt_row_id": "r3", "reward": 0.5})]
+    return {
+        "model": folder / "model",
+        "samples": save_dataset(folder / "samples", "prompt_completion", samples),
+        **{kind: save_dataset(folder / kind, kind, rows) for kind, rows in ROWS.items()},
+    }
 
 
 def context_of(case: str, folder: Path, made: dict[str, Path]) -> Context:
     stage, rows, settings = CASES[case]
     inputs: dict[str, Any] = {"model": made["model"], "dataset": made[rows]}
+    if stage == "a2po":
+        inputs["samples"] = made["samples"]
     AcceleratorState._reset_state(reset_partial_state=True)
     return local_context(stage, TRAINING | settings, folder=folder, inputs=inputs)
 

@@ -17,10 +17,14 @@ from stages.losses.pair_logprobs import PairLogprobs
 from stages.losses.preference import PREFERENCE_LOSSES, weighted
 from stages.losses.supervised import SUPERVISED_LOSSES
 from stages.losses.unpaired import UNPAIRED_LOSSES
+from stages.training.a2po import AdvantageRegression, Regressed
 from stages.training.batch import Branch, Group
 from stages.training.language_modeling import RowSettings, TokenLoss
 from stages.training.model import Scorer
+from stages.training.nash_md import NashMdLoss
+from stages.training.online_loss import JudgedPair, OnlinePairLoss
 from stages.training.pairs import Reference, RewardLoss
+from stages.training.policy_known import Rollouts
 from stages.training.preference import PairSettings, PreferenceLoss
 from stages.training.steps import StepLabels, StepLoss
 from stages.training.unpaired import Judged, UnpairedLoss
@@ -56,7 +60,35 @@ def step_rows() -> list[Group]:
     return rows
 
 
+def explored_pairs() -> Case:
+    """Every third is told apart; of the others only the exploration counts."""
+
+    def data(index: int) -> JudgedPair:
+        exploration = (0.0, 0.1) if index % 2 else (0.1, 0.0)
+        return JudgedPair(-9.0 - index, -8.0, rewards=(1.0, float(index % 3 > 0)), exploration=exploration)
+
+    loss = OnlinePairLoss(weighted(["sigmoid"], [1.0], FIELDS), PairSettings(0.3), explores=True)
+    return loss, groups_of(2, data)
+
+
+def of_nash_md() -> Case:
+    """Every token with a log-probability of the reference."""
+
+    def rows() -> list[Group]:
+        groups = random_groups(ROWS, 1, seed=2)
+        references = [[-1.0 - 0.5 * place for place in range(len(group.branches[0].token_ids))] for group in groups]
+        return [
+            replace(group, data=Rollouts((0.3 - 0.2 * index,), ([],), reference_logprobs=(reference,)))
+            for index, (group, reference) in enumerate(zip(groups, references, strict=True))
+        ]
+
+    return NashMdLoss(0.3), rows
+
+
 CASES: dict[str, Case] = {
+    "explored pairs": explored_pairs(),
+    "nash_md": of_nash_md(),
+    "advantage_regression": (AdvantageRegression(0.2), groups_of(1, lambda index: Regressed(0.4 - index, -8.0))),
     **{name: of_pairs(name) for name, loss in PREFERENCE_LOSSES.items() if not loss.couples_rows},
     **{
         f"sigmoid under {kind}": of_pairs("sigmoid", divergence=f_divergence_of(kind, 0.5), ld_alpha=0.25)

@@ -1,0 +1,116 @@
+"""Nash-MD: the policy against its own mixture with the reference, towards a policy that none is preferred to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from stages.losses.online import PREFERENCES
+from stages.stage import MODELS, Input, Stage
+from stages.training.config import PolicyConfig, policy_outputs
+from stages.training.memory import Phase, Request, same_shape
+from stages.training.memory_head import HeadUse
+from stages.training.memory_online import longest_prompt, online_phases
+from stages.training.memory_sampling import Sampled
+from stages.training.rollout_settings import JudgedRolloutConfig, dropout_problems, reward_problems
+
+if TYPE_CHECKING:
+    from stages.context import Context
+
+    PreferenceName = str
+else:  # the table of preferences is what may be chosen
+    PreferenceName = Literal[tuple(PREFERENCES)]
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Config(JudgedRolloutConfig, PolicyConfig):
+    """Settings of Nash-MD, under TRL's names. An item of train_batch_size is a prompt: two completions, of which the
+    policy's is trained."""
+
+    learning_rate: float = Field(5e-7, gt=0)
+    """Peak learning rate of AdamW."""
+    beta: float = Field(0.1, gt=0)
+    """How strongly the policy is held to the reference."""
+    mixture_coef: Share | Annotated[tuple[Share, ...], Field(min_length=1)] = 0.5
+    """The reference's share in the opponent, whose next tokens are drawn from policy^(1 - mixture_coef)
+    reference^mixture_coef: 0 is the policy itself, 1 the reference. Several: one for each pass over the prompts, then
+    the last."""
+    preference: PreferenceName = "bradley_terry"
+    """How rewards say which completion is preferred: with probability sigmoid(their difference), or always the one with
+    the higher reward."""
+
+
+def check(config: Config, wired: frozenset[str]) -> list[str]:
+    """What is wrong with the configuration and the inputs together."""
+    return reward_problems(config.rewards, config.reward_weights, wired) + dropout_problems(config)
+
+
+def run(context: Context) -> None:
+    """Train input `model` on the prompts of input `dataset`, rewarded by functions and input `reward_model`."""
+    from stages.data.dataset import read_dataset
+    from stages.data.ledger import RowLedger
+    from stages.data.tokenize import tokenize_prompts
+    from stages.training.export import export
+    from stages.training.generation import room_for_prompts
+    from stages.training.initial import reference_of
+    from stages.training.nash_md import NashMdLoss, contest_windows
+    from stages.training.rollout_export import write_rollouts
+    from stages.training.start import start
+
+    config: Config = context.config
+    trainer, tokenizer = start(context, config, NashMdLoss(config.beta))
+    reference = reference_of(context, trainer)
+    ledger = RowLedger()
+    prompts = tokenize_prompts(
+        read_dataset(context.input("dataset")),
+        tokenizer,
+        max_length=room_for_prompts(trainer.scorer, config.max_length, config.max_completion_length),
+        ledger=ledger,
+    )
+    windows = contest_windows(context, prompts, trainer, tokenizer, reference)
+    context.counts["prompts"] = len(prompts)
+    trained = trainer.run(windows, ledger.states)
+    export(context, trained, ledger.to_json(), samples=windows.rollouts.samples)
+    if context.is_main:
+        write_rollouts(context, windows.rollouts.generations)
+
+
+def memory(request: Request) -> list[Phase]:
+    """Sampling with both models, the passes of reward model and reference, and the steps."""
+    config, prompt = request.config, longest_prompt(request)
+    row, rows = prompt + config.max_completion_length, config.train_batch_size
+    reference = request.models.get("reference", request.model)
+    work = request.passes(row=row, rows=rows)
+    judged = request.passes(row=row + config.max_completion_length, rows=rows)
+    share = -(-rows // request.setup.processes)
+    return online_phases(
+        request,
+        reference=reference,
+        asked=Sampled(share, prompt, config.max_completion_length, sorts=config.top_p < 1, beside=reference),
+        scored=[(reference, work), (request.models.get("reward_model"), judged)],
+        work=work,
+        use=HeadUse(),
+    )
+
+
+STAGE = Stage(
+    name="nash_md",
+    version=1,
+    config=Config,
+    inputs={
+        "model": Input(MODELS),
+        "dataset": Input(("dataset",)),
+        "reward_model": Input(("reward_model",), required=False),
+        "reference": Input(MODELS, required=False),
+    },
+    outputs={"model": "model", "adapter": "adapter", "rollouts": "dataset"},
+    active_outputs=lambda config: policy_outputs(config, "rollouts"),
+    run=run,
+    summary="Nash-MD: the policy against its mixture with the reference",
+    check=check,
+    main_metric="objective/model_scores",
+    memory=memory,
+    shapes=same_shape,
+)
