@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from artifacts import Record, Store
+from artifacts.digest import is_sha256
 from flows.causes import Cause, roots
 from flows.changes import Change, changes, nearest_identities
 from flows.inputs import StageOutput
 from flows.recipe import Recipe, RecipeStage
 
+RECENT = 200
+"""Of a kind of stage, so many that had a record last are looked at: a store may hold any number."""
 MOST_COMPARED = 8
 """Of records with equally few differences, how many are followed back, to find the one with the fewest causes."""
 
@@ -57,6 +60,7 @@ class History:
         self.steps = steps
         self.store = store
         self._records: dict[str, list[Record]] = {}
+        self._writers: dict[str, dict[str, Record]] = {}
         self._found: dict[tuple[str, str, str], tuple[Cause, ...]] = {}
 
     @classmethod
@@ -111,17 +115,44 @@ class History:
     def _candidates(self, step: Step, before: Record | None) -> tuple[list[Record], bool]:
         """Records to compare with, newest first: of this stage of the recipe, of its name, or of its kind."""
         records = self.records(step.uses)
-        if before is not None and before in records:
-            records = records[records.index(before) + 1 :]
+        if before is not None:
+            if before not in records:  # an old one
+                records = self._records[step.uses] = self.store.stage_records(step.uses)
+            records = records[records.index(before) + 1 :] if before in records else records
         named = [record for record in records if record.provenance.get("stage_name") == step.name]
-        here = [record for record in named if record.provenance.get("recipe") == self.recipe]
+        here = [record for record in named if self._is_ours(record)]
         return here or named or records, bool(here or named)
 
     def records(self, uses: str) -> list[Record]:
-        """Of every fingerprint of a kind of stage, newest first."""
+        """Of a kind of stage, newest first: the newest of all, and what the steps' names lead to."""
         if uses not in self._records:
-            self._records[uses] = list(self.store.stage_records(uses))
+            recent = self.store.stage_records(uses, newest=RECENT)
+            seen = {record.provenance.get("stage_name") for record in recent if self._is_ours(record)}
+            missing = [step for step in self.steps.values() if step.uses == uses and step.name not in seen]
+            self._records[uses] = recent + [record for step in missing for record in self._named(step)]
         return self._records[uses]
+
+    def _is_ours(self, record: Record) -> bool:
+        return bool(record.provenance.get("recipe") == self.recipe)
+
+    def _named(self, step: Step) -> list[Record]:
+        """Records behind the artifact that a stage of this recipe gave last."""
+        artifact = self.store.alias(f"{self.recipe}/{step.name}")
+        return [] if artifact is None else self.store.records_behind(artifact)
+
+    def _writer(self, uses: str, digest: str) -> Record | None:
+        """The newest record known with an output of that digest, or the one that its manifest leads to."""
+        if uses not in self._writers:
+            known = [(found.digest, record) for record in self.records(uses) for found in record.outputs.values()]
+            self._writers[uses] = dict(reversed(known))
+        writers = self._writers[uses]
+        if digest not in writers and is_sha256(digest):
+            behind = [
+                found for artifact in self.store.artifacts(digest) for found in self.store.records_behind(artifact)
+            ]
+            if behind:
+                writers[digest] = behind[0]
+        return writers.get(digest)
 
     def _cause(self, step: Step, change: Change) -> Cause:
         because = self._behind(step, change) if change.kind == "input" else ()
@@ -148,8 +179,7 @@ class History:
         return self._found[key]
 
     def _differences(self, producer: Step, before: str, after: str) -> Iterator[Cause]:
-        records = self.records(producer.uses)
-        old, new = writer(records, before), writer(records, after)
+        old, new = self._writer(producer.uses, before), self._writer(producer.uses, after)
         if old is None or new is None:
             return
         differences = changes(old.identity, new.identity)
@@ -157,14 +187,6 @@ class History:
             yield Cause(producer.name, "wrote other bytes from equal inputs")
         for change in differences:
             yield self._cause(producer, change)
-
-
-def writer(records: Sequence[Record], digest: str) -> Record | None:
-    """The newest record with an output of that digest."""
-    for record in records:
-        if any(found.digest == digest for found in record.outputs.values()):
-            return record
-    return None
 
 
 def _without(identity: Mapping[str, Any], inputs: frozenset[str]) -> dict[str, Any]:

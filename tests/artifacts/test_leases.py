@@ -2,14 +2,17 @@
 ages and the holder's clock are turned by hand."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
 from artifacts import RequestError, open_store, seal, unseal
 from artifacts.leases import Lease
+from artifacts.locks import exclusively
 from artifacts.owner import is_dead, owner_tag
 
 FINGERPRINT = "ab" * 32
@@ -143,3 +146,33 @@ def test_a_lease_needs_a_fingerprint_and_time(store):
         store.lease("x", "one")
     with pytest.raises(RequestError):
         store.lease(FINGERPRINT, "one", 0)
+
+
+def test_a_process_that_is_stopped_in_the_lock_holds_nobody_up(tmp_path):
+    path = tmp_path / "lock"
+    code = (
+        "import os, signal; from pathlib import Path; from artifacts.locks import exclusively\n"
+        f"with exclusively(Path({str(path)!r})):\n"
+        "    print('in', flush=True); os.kill(os.getpid(), signal.SIGSTOP)\n"
+    )
+    stopped = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert stopped.stdout is not None and stopped.stdout.readline() == "in\n"
+        with exclusively(path, patience_seconds=0.1):
+            inside = []
+            others = [threading.Thread(target=lambda: _enter(path, inside)) for _ in range(3)]
+            for other in others:
+                other.start()
+            time.sleep(0.05)
+            assert inside == [], "the new lock holds the others, and the old one nobody"
+        for other in others:
+            other.join()
+        assert len(inside) == 3
+    finally:
+        stopped.send_signal(signal.SIGCONT)
+        assert stopped.wait(20) == 0
+
+
+def _enter(path, inside):
+    with exclusively(path):
+        inside.append(1)

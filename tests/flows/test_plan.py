@@ -88,7 +88,7 @@ class World:
             folder = self.folder / "out" / decision.stage / output
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "content").write_text(output + self.content.get(decision.stage, decision.fingerprint))
-            outputs[output] = self.store.put(kind, folder, producer={"stage": stage.uses.name})
+            outputs[output] = self.store.put(kind, folder, producer=decision.identity)
         provenance = {"run": f"run-{self.runs}", "recipe": made.recipe.name, "stage_name": decision.stage}
         self.store.append_record(
             Record(stage.uses.name, decision.fingerprint, decision.identity, outputs, provenance=provenance)
@@ -295,3 +295,20 @@ def test_the_first_stage_of_a_name_is_compared_with_its_like(world):
     assert world.reasons("other", "other.beta=0.7") == (
         "first run of other; against the nearest, dpo: with.beta: 0.1 -> 0.7",
     )
+
+
+def test_what_was_done_long_ago_is_found_by_its_name(world, monkeypatch):
+    """Of a kind of stage the newest records are looked at; a recipe's own are reached through its aliases."""
+    monkeypatch.setattr("flows.history.RECENT", 2)
+    world.run()
+    for name, decision in world.plan().decisions.items():
+        world.store.set_alias(f"small/{name}", next(iter(decision.outputs.values())))
+    for number in range(3):
+        identity = {**world.plan().decisions["sft"].identity, "version": 100 + number}
+        provenance = {"recipe": "other", "stage_name": "other"}
+        world.store.append_record(Record("train", f"{number:064x}", identity, provenance=provenance))
+    assert world.reasons("sft", "sft.learning_rate=2e-3") == ("with.learning_rate: 0.001 -> 0.002",)
+    (world.folder / "rows.jsonl").write_text("{}\n{}\n")
+    world.content["sft"] = "other"
+    world.run(until=["sft"])
+    assert any(reason.startswith("input model changed (because") for reason in world.reasons("dpo"))
