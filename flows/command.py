@@ -16,6 +16,7 @@ import yaml
 
 from artifacts.errors import StageError
 from stages.names import nearest
+from stages.rollouts.engine_settings import PYTHON_VARIABLE
 from stages.sharding import Zero, sharding_of
 
 LAUNCHERS = Path(__file__).parent / "launchers"
@@ -33,6 +34,10 @@ class LaunchSettings(Protocol):
     @property
     def python(self) -> str | None:
         """The interpreter that has torch; None: this one."""
+
+    @property
+    def vllm_python(self) -> str | None:
+        """The interpreter that has vLLM; None: that of the stage."""
 
     @property
     def env(self) -> Mapping[str, str]: ...
@@ -56,6 +61,8 @@ def stage_command(launch: LaunchSettings, job: Path, *, threads: int) -> Command
     python = launch.python or sys.executable
     spec = str(job / "spec.json")
     variables = stage_variables(threads) | dict(launch.env)
+    if launch.vllm_python is not None:
+        variables[PYTHON_VARIABLE] = launch.vllm_python
     if launch.processes == 1 and launch.config is None:
         return Command([python, "-m", "stages", spec], variables)
     settings = launcher_settings(launch.config or "ddp")

@@ -19,6 +19,7 @@ from stages.names import nearest
 
 LAUNCHERS = ("cpu", "ddp", "fsdp2", "zero2", "zero3")
 
+_INTERPRETERS = ("python", "vllm_python")
 _SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
 
 
@@ -35,6 +36,8 @@ class Launch(BaseModel):
     """CPU threads of each process; null: the machine's cores divided by the processes."""
     python: str | None = None
     """The Python interpreter to run the stage with; null: the one that runs the flow."""
+    vllm_python: str | None = None
+    """The Python interpreter that has vLLM, for stages that start a server of it; null: the stage's own."""
     slots: dict[str, Annotated[int, Field(ge=1)]] = {}
     """Slots of Prefect's global concurrency limits that the stage holds while it works: {gpu: 2}."""
     retries: int = Field(2, ge=0)
@@ -56,8 +59,10 @@ def read_launch(
     wrong = dict(_wrong(launch, base))
     if launch.config and launch.config not in LAUNCHERS and "config" not in wrong:
         written["config"] = str(_file(launch.config, base))
-    if launch.python and "/" in launch.python and "python" not in wrong:
-        written["python"] = str(_file(launch.python, base))
+    for name in _INTERPRETERS:
+        given = getattr(launch, name)
+        if given and "/" in given and name not in wrong:
+            written[name] = str(_file(given, base))
     return written, [document.problem((*place, *name.split(".")), what) for name, what in wrong.items()]
 
 
@@ -73,13 +78,13 @@ def _file(text: str, base: Path) -> Path:
 
 
 def _wrong(launch: Launch, base: Path) -> Iterator[tuple[str, str]]:
-    config, python = launch.config, launch.python
+    config = launch.config
     if config is not None and config not in LAUNCHERS and (wrong := _wrong_file(config, base)):
         yield "config", wrong
-    if python is not None:
-        found = os.path.isfile(_file(python, base)) if "/" in python else shutil.which(python)
-        if not found:
-            yield "python", f"no such Python interpreter: {python!r}; give its path"
+    for name in _INTERPRETERS:
+        python = getattr(launch, name)
+        if python is not None and not _is_interpreter(python, base):
+            yield name, f"no such Python interpreter: {python!r}; give its path"
     for name in launch.env:
         if _SECRET.search(name):
             # a recipe is copied into run records and reports; the environment is not
@@ -87,6 +92,10 @@ def _wrong(launch: Launch, base: Path) -> Iterator[tuple[str, str]]:
                 f"env.{name}",
                 "looks like a credential; set it in the environment and leave it out of the recipe",
             )
+
+
+def _is_interpreter(python: str, base: Path) -> bool:
+    return os.path.isfile(_file(python, base)) if "/" in python else shutil.which(python) is not None
 
 
 def _wrong_file(config: str, base: Path) -> str | None:

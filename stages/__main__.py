@@ -23,8 +23,8 @@ from artifacts.errors import OutOfMemory, PosttrainError, StageError
 from stages.context import Context, Spec
 from stages.identity import operational_config
 from stages.leaving import leave
-from stages.usage import Meter, machine_facts
 from stages.scrubbing import scrubbed_output
+from stages.usage import Meter, machine_facts
 
 _PR_SET_PDEATHSIG = 1
 

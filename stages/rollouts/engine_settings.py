@@ -11,6 +11,8 @@ from stages.stage import Config, operational
 
 EngineName = Literal["embedded", "vllm", "vllm_server"]
 
+PYTHON_VARIABLE = "POSTTRAIN_VLLM_PYTHON"
+"""Environment variable with the interpreter that has vLLM, where the stage's has not (`launch.vllm_python`)."""
 _APART: tuple[EngineName, ...] = ("vllm", "vllm_server")
 _OWNERS: dict[str, tuple[EngineName, ...]] = {
     "dtype": _APART,

@@ -19,10 +19,8 @@ import httpx
 from artifacts.errors import StageError
 from stages.rollouts import server_guard
 from stages.rollouts.engine import ServedModel
-from stages.rollouts.engine_settings import EngineConfig
+from stages.rollouts.engine_settings import PYTHON_VARIABLE, EngineConfig
 
-PYTHON_VARIABLE = "POSTTRAIN_VLLM_PYTHON"
-"""Names the interpreter that has vLLM, where that is another one than the stage's (`launch.vllm_python`)."""
 SHARED_MEMORY = Path("/dev/shm")
 MODULE = "vllm.entrypoints.openai.api_server"
 

@@ -29,7 +29,7 @@ LIMIT_SECONDS = 10
 
 
 def launch(**settings: Any) -> SimpleNamespace:
-    given = {"processes": 1, "config": None, "python": None, "env": {"PYTHONPATH": FAKE}}
+    given = {"processes": 1, "config": None, "python": None, "vllm_python": None, "env": {"PYTHONPATH": FAKE}}
     return SimpleNamespace(**{**given, **settings})
 
 

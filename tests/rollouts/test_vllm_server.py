@@ -14,9 +14,9 @@ import pytest
 
 from artifacts.errors import StageError
 from stages.rollouts.engine import ServedModel
-from stages.rollouts.engine_settings import EngineConfig
+from stages.rollouts.engine_settings import PYTHON_VARIABLE, EngineConfig
 from stages.rollouts.vllm_client import Address, ServerEngine
-from stages.rollouts.vllm_server import PYTHON_VARIABLE, VllmServer
+from stages.rollouts.vllm_server import VllmServer
 
 ROOT = Path(__file__).parents[2]
 FAKE = "tests.rollouts.fake_vllm"
