@@ -21,6 +21,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from artifacts import RequestError, Store, scrub
 from artifacts.sealed import SHORTEST_SECRET
+from flows.cost_table import cost_rows
+from flows.costs import run_bill
 from flows.reporting import text
 from flows.reporting.charts import PLOT
 from flows.reporting.contamination import read_contamination
@@ -76,6 +78,7 @@ def render_report(store: Store, run_payload: Mapping[str, Any]) -> str:
         sections=read_sections(run, wiring, anchors, Reader(store)),
         curves=read_curves(run, Reader(store)),
         ledgers=read_ledgers(run, Reader(store)),
+        costs=cost_rows(run_bill(run)),
         comparisons=comparisons,
         comparison_notes=comparison_notes,
         samples=read_samples(run, wiring, Reader(store)),

@@ -226,3 +226,17 @@ def test_failed_stages_cost_what_they_took_and_skipped_ones_nothing():
     entry = {"timings": {}, "state": "failed", "seconds": 7.0}
     run = {"run": "r", "stages": {"a": entry, "b": {"timings": {"seconds": 9.0}, "state": "skipped", "seconds": 0.0}}}
     assert run_bill(run).spent == {"seconds": 7.0}
+
+
+def test_the_report_shows_the_ledger(asked: Asked, capsys, tmp_path: Path):
+    """Each stage's row and the sums, in the words of the command."""
+    page = tmp_path / "page.html"
+    assert asked.ask(capsys, "report", asked.runs[1]["run"], "-o", str(page))["report"] == str(page)
+    section = page.read_text().split('<section id="costs">')[1].split("</section>")[0]
+    bill = asked.ask(capsys, "ledger", asked.runs[1]["run"])
+    tokens = {cost["stage"]: f"{cost['tokens']:,}" for cost in bill["stages"] if "tokens" in cost}
+    for stage, count in tokens.items():
+        row = section.split(f'data-stage="{stage}"')[1].split("</tr>")[0]
+        assert f">{count}<" in row
+    saved = section.split('data-sum="saved by the cache"')[1].split("</tr>")[0]
+    assert f"{bill['saved']['cpu_seconds'] / 3600:.4f}" in saved
