@@ -13,10 +13,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from types import FrameType
 
-from artifacts.errors import StageError
+from artifacts.errors import RequestError, StageError
 from flows.command import Command, python_path
 from flows.holder import Holder, Place, hold
 from flows.launch import Supervisors
@@ -25,6 +26,7 @@ from flows.server import QUIET, ServerProcess, loopback_without_proxy
 POLL_SECONDS = 0.5
 
 SERVER = {
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     # leases of slots that a killed server held are found again and expire; in memory they would be taken for ever
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     "PREFECT_UI_ENABLED": "1",
@@ -51,6 +53,7 @@ def serve(what: Lasting, started: Callable[[Place, bool], None], say: Callable[[
 
     Raises RequestError for a port that is taken, StageError when server or worker end by themselves.
     """
+    _require_a_scheduler_that_works()
     with hold(what.home) as held:
         if isinstance(held, Place):
             started(held, True)
@@ -58,8 +61,17 @@ def serve(what: Lasting, started: Callable[[Place, bool], None], say: Callable[[
         with _told_to_end() as ending, loopback_without_proxy():
             reports = what.home / "reports"
             reports.mkdir(exist_ok=True)
-            with ServerProcess(what.home, SERVER, port=what.port, reports=reports) as server:
+            # Prefect would prepare its pages in its own package, where it may not write
+            settings = {**SERVER, "PREFECT_UI_STATIC_DIRECTORY": str(what.home / "pages")}
+            with ServerProcess(what.home, settings, port=what.port, reports=reports) as server:
                 _work(what, server, held, ending, started, say)
+
+
+def _require_a_scheduler_that_works() -> None:
+    """Prefect's scheduler fails on SQLAlchemy 2.1 at every run that it inserts, and only the server's log says so."""
+    version = metadata.version("sqlalchemy")
+    if tuple(map(int, version.split(".")[:2])) >= (2, 1):
+        raise RequestError(f"schedules start nothing with SQLAlchemy {version}: pip install 'sqlalchemy<2.1'")
 
 
 def _work(

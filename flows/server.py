@@ -106,6 +106,9 @@ class ServerProcess:
         self._log = home / f"server-{os.getpid()}.log"
         with _listen(port) as listener:
             self.address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            self.url = f"{self.address}/api"
+            # the pages ask at port 4200 unless they are told another address
+            own = {"PREFECT_HOME": str(home), "PREFECT_UI_API_URL": self.url}
             descriptor = str(listener.fileno())
             with open(self._log, "wb") as log:
                 self._process = subprocess.Popen(
@@ -117,14 +120,13 @@ class ServerProcess:
                         descriptor,
                         *([] if reports is None else [str(reports)]),
                     ],
-                    env={**os.environ, **QUIET, **settings, "PREFECT_HOME": str(home)},
+                    env={**os.environ, **QUIET, **settings, **own},
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,
                     pass_fds=(listener.fileno(),),
                     start_new_session=True,  # Ctrl-C is for the flow, which still has to report its end
                 )
-        self.url = f"{self.address}/api"
 
     def wait(self) -> str:
         """The address of the API once it answers. Raises StageError with the reason when it cannot start."""

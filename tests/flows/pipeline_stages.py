@@ -22,6 +22,8 @@ class MakeConfig(Config):
     """What is written."""
     fail: str = operational("")
     """Fail with this message."""
+    taken: str = operational("")
+    """Fail once, as if a port were taken; this file then says that it was."""
     until: str = operational("")
     """Wait for this file."""
     log: str = operational("")

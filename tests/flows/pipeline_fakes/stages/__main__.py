@@ -32,6 +32,9 @@ with open(config["log"], "a") as log:
 event(kind="progress", step=1, total=2, unit="step", values={"loss": 2.0})
 if config["fail"]:
     fail(config["fail"])
+if config["taken"] and not Path(config["taken"]).exists():
+    Path(config["taken"]).touch()
+    raise OSError(98, "Address already in use")
 while config["until"] and not Path(config["until"]).exists():
     time.sleep(0.02)
 out = job / "out" / "dataset"

@@ -1,0 +1,148 @@
+"""`posttrain ui` as a process, with a recipe that it runs, for the tests of a lasting Prefect."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import FlowRun
+
+from artifacts import open_store
+from flows.plan import Decision, plan
+from flows.prefect_api import api
+from flows.prefect_deploy import find
+from flows.recipe import Recipe
+from tests.tiny_recipe import BASE, TASK
+
+ROOT = Path(__file__).parents[2]
+LIMIT_SECONDS = 240
+"""For what happens in seconds on a machine that does nothing else."""
+
+Found = TypeVar("Found")
+
+
+def until(condition: Callable[[], Found | None], seconds: float = LIMIT_SECONDS) -> Found:
+    """What the condition gives once it gives something."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"not so within {seconds} s"
+        time.sleep(0.1)
+    return found
+
+
+class Ui:
+    """A recipe of rows, a model and its training, a store, and a `posttrain ui`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.home, self.store_folder = folder / "prefect", folder / "store"
+        self.recipe = folder / "recipe" / "tiny.yaml"
+        self.recipe.parent.mkdir()
+        (self.recipe.parent / "task.py").write_text(TASK)
+        training = {"learning_rate": 1e-3, "max_steps": "${steps}", "train_batch_size": 8, "checkpoint_steps": 20}
+        stages = {
+            "rows": BASE["rows"],
+            "base": BASE["base"],
+            "sft": {"uses": "sft", "inputs": {"model": "base", "dataset": "rows"}, "with": training},
+        }
+        values = {"name": "tiny", "parameters": {"steps": 30}, "launch": {"threads": 1}, "stages": stages}
+        self.recipe.write_text(json.dumps(values))
+        unset = ("PREFECT_API_URL", "PREFECT_PROFILE")
+        self.environment = {name: value for name, value in os.environ.items() if name not in unset} | {
+            "PREFECT_HOME": str(self.home),
+            "POSTTRAIN_CACHE": str(folder / "cache"),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+        }
+        self.process, said = self.start("--port", "0")
+        self.address, self.url = said["address"], said["api"]
+
+    def start(self, *options: str) -> tuple[subprocess.Popen[str], dict[str, Any]]:
+        """`posttrain ui` once it says where it is found."""
+        command = [sys.executable, "-m", "flows.cli", "ui", "--json", "--store", str(self.store_folder), *options]
+        log = self.folder / "ui.log"
+        with open(log, "a") as errors:
+            process = subprocess.Popen(
+                command, cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, stderr=errors, text=True
+            )
+        assert process.stdout is not None
+        text = ""
+        while not text.endswith("}\n"):
+            line = process.stdout.readline()
+            assert line, f"posttrain ui ended: {log.read_text()}"
+            text += line
+        return process, json.loads(text)
+
+    def command(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """A command beside it."""
+        command = [sys.executable, "-m", "flows.cli", *arguments, "--store", str(self.store_folder)]
+        return subprocess.run(
+            command, cwd=self.folder, env=self.environment | environment, capture_output=True, text=True
+        )
+
+    def client(self) -> Any:
+        """Of its API."""
+        return api(self.url)
+
+    def ask(self, **parameters: Any) -> FlowRun:
+        """A run of the deployment with other parameters."""
+        with self.client() as client:
+            deployment = find(client, "tiny")
+            assert deployment is not None
+            run: FlowRun = client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+            return run
+
+    def ended(self, run: FlowRun, client: SyncPrefectClient) -> FlowRun:
+        """The run once it is in a final state."""
+
+        def final() -> FlowRun | None:
+            found = client.read_flow_run(run.id)
+            return found if found.state is not None and found.state.is_final() else None
+
+        return until(final)
+
+    def tasks(self, run: FlowRun, client: SyncPrefectClient, count: int) -> dict[str, Any]:
+        """Task name -> state, once `count` of them are final: Prefect records them a moment later."""
+        mine = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
+
+        def final() -> dict[str, Any] | None:
+            found = client.read_task_runs(flow_run_filter=mine)
+            states = {task.name: task.state for task in found if task.state is not None and task.state.is_final()}
+            return states if len(states) >= count else None
+
+        return until(final)
+
+    def artifacts(self, run: FlowRun, client: SyncPrefectClient) -> dict[str, Any]:
+        """Key -> data, the newest of each key."""
+        mine = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
+        found = sorted(client.read_artifacts(artifact_filter=mine, limit=200), key=lambda artifact: artifact.created)
+        return {artifact.key: artifact.data for artifact in found}
+
+    def decision(self, stage: str, *overrides: str) -> Decision:
+        """What a run would do with a stage now."""
+        store = open_store(str(self.store_folder))
+        return plan(Recipe.load(str(self.recipe), overrides), store).decisions[stage]
+
+    def processes(self) -> list[psutil.Process]:
+        """Stages, their supervisors and the processes of runs, but neither server nor worker."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                mark = process.environ().get("POSTTRAIN_JOB", "")
+                mine = mark.startswith(str(self.store_folder)) or (
+                    mark.startswith(str(self.home)) and "PREFECT__FLOW_RUN_ID" in process.environ()
+                )
+                if mine and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
