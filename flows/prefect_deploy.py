@@ -105,7 +105,8 @@ class Deployable:
         titles = {"start": "from"}
         for position, (name, schema) in enumerate(properties.items()):
             schema.update(title=titles.get(name, name), position=position, default=values[name])
-        return {"title": "Parameters", "type": "object", "properties": properties, "required": ["recipe"]}
+        form = {"title": "Parameters", "type": "object", "properties": properties, "required": ["recipe"]}
+        return {**form, "additionalProperties": False}
 
 
 def deploy(
