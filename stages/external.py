@@ -57,7 +57,8 @@ def _require_function(path: Path, name: str) -> None:
         raise RequestError(f"{path}:{error.lineno}: not valid Python: {error.msg}") from error
     except (ValueError, RecursionError, MemoryError) as error:  # no text, or nested without end
         raise RequestError(f"{path}: not valid Python: {error}") from error
-    defined = [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    defined = [node.name for node in tree.body if isinstance(node, kinds)]
     if name not in defined:
         raise RequestError(
             f"{path} defines no function {name!r}{nearest(name, defined)}; it has: {', '.join(defined) or 'none'}"

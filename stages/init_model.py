@@ -61,6 +61,8 @@ class InitModelConfig(Config):
     """Use the embedding as the output head."""
     initializer_range: float = Field(default=0.02, gt=0)
     """Standard deviation of the random weights."""
+    added_tokens: tuple[str, ...] = ()
+    """Texts that are one token each wherever they stand, such as the marks of a chat template's tool calls."""
     chat_template: str | None = None
     """Jinja chat template with {% generation %} markers; null: one special token a turn, an end token after the
     assistant's."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from stages.rollouts.engine_settings import CorrectedEngineChoice, engine_problems
+from stages.rollouts.multi_turn.settings import MultiTurnConfig, multi_turn_problems
 from stages.rollouts.requests import SamplingConfig
 from stages.rollouts.reward_spec import Reward, unknown_rewards
 from stages.stage import MODELS, Input, Stage
@@ -32,6 +33,7 @@ class Config(
     AdvantageConfig,
     SelectionConfig,
     RolloutConfig,
+    MultiTurnConfig,
     SamplingConfig,
     PolicyConfig,
 ):
@@ -65,7 +67,7 @@ def check(config: Config, wired: frozenset[str]) -> list[str]:
     rewards = config.rewards, config.reward_weights, wired
     problems = unknown_rewards(config.rewards) if replayed else reward_problems(*rewards)
     problems += replay_problems(config, wired) + engine_problems(config, config)
-    problems += selection_problems(config, config.num_generations)
+    problems += selection_problems(config, config.num_generations) + multi_turn_problems(config, wired)
     if config.train_batch_size % _trained(config):
         name = "num_generations" if config.num_trained_generations is None else "num_trained_generations"
         problems.append(f"train_batch_size {config.train_batch_size} is no multiple of {name} {_trained(config)}")

@@ -9,10 +9,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
 import flows
+from artifacts import open_store
+from tests.in_process import run_here
 
 RECIPE = Path(flows.__file__).parent / "recipes" / "online.yaml"
 LEAST_GAIN = 0.10
@@ -41,3 +44,29 @@ def test_all_algorithms_learn(tmp_path: Path) -> None:
     found = accuracies(tmp_path, "sft", *algorithms)
     weak = [name for name in algorithms if found[name] < found["sft"] + LEAST_GAIN]
     assert not weak, found
+
+
+def rewards(store: Path, recipe: str, steps: int) -> list[float]:
+    """Mean reward of every step of stage `grpo`."""
+    payload = run_here(RECIPE.parent / recipe, store, [f"grpo.max_steps={steps}"])
+    opened = open_store(str(store))
+    model = opened.materialize(opened.find(payload["stages"]["grpo"]["outputs"]["model"]["id"]))
+    lines = (model / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["reward"] for line in lines]
+
+
+@pytest.mark.slow
+def test_an_environment_is_learnt(tmp_path: Path) -> None:
+    """The first third of the recipe's steps."""
+    found = rewards(tmp_path, "number_guessing.yaml", 20)
+    assert fmean(found[-4:]) >= fmean(found[:2]) + 0.05, found
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("recipe", "steps", "least"), [("number_guessing.yaml", 60, 0.8), ("calculator.yaml", 40, 0.8)]
+)
+def test_tools_and_environments_are_learnt(recipe: str, steps: int, least: float, tmp_path: Path) -> None:
+    found = rewards(tmp_path, recipe, steps)
+    assert fmean(found[:2]) < 0.65 and fmean(found[-4:]) >= least, found

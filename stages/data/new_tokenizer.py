@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from artifacts.errors import DataError
 from stages.data.dataset import read_dataset
-from stages.data.types import text_columns
+from stages.data.types import Message, text_columns
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -28,6 +29,7 @@ def build_tokenizer(
 
     Raises DataError when the texts hold nothing to train on.
     """
+    from tokenizers import AddedToken
     from transformers import PreTrainedTokenizerFast
 
     characters: Counter[str] = Counter()
@@ -51,6 +53,7 @@ def build_tokenizer(
         model_max_length=config.max_position_embeddings,
         **({"unk_token": UNKNOWN} if config.tokenizer == "characters" else {}),
     )
+    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in config.added_tokens])
     tokenizer.chat_template = chat_template
     return tokenizer, unknown
 
@@ -64,9 +67,16 @@ def _texts(folders: Sequence[Path]) -> Iterator[str]:
         for row in dataset:
             for column in text_columns(dataset.type, dataset.conversational):
                 if dataset.conversational:
-                    yield from (message["content"] for message in row[column])
+                    yield from (text for message in row[column] for text in message_texts(message))
                 else:
                     yield row[column]
+
+
+def message_texts(message: Message) -> Iterator[str]:
+    """What a message says, and what it calls tools with."""
+    yield message.get("content") or ""
+    if message.get("tool_calls"):
+        yield json.dumps([call["function"] for call in message["tool_calls"]], ensure_ascii=False)
 
 
 def _characters(counts: Counter[str], special: list[str], vocab_size: int) -> tuple[Tokenizer, int]:

@@ -6,7 +6,7 @@ Padding plays no part here, so a tokenizer whose pad token is its end token trai
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -112,11 +112,17 @@ def _check_masks(dataset: Dataset, assistant_only: bool, completion_only: bool |
 
 
 def tokenize_prompts(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None, ledger: RowLedger
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None,
+    ledger: RowLedger,
+    complete: Callable[[Row], Row] = lambda row: row,
 ) -> list[TokenizedPrompt]:
     """The prompts of any type that has one, and of conversations all but the last assistant turn.
 
-    A prompt longer than `max_length` is dropped, never cut: an answer to half a question teaches nothing.
+    A prompt longer than `max_length` is dropped, never cut: an answer to half a question teaches nothing. `complete`
+    gives rows what the stage adds to them, such as tools.
     """
     require_type(dataset, tuple(name for name, columns in TEXT_COLUMNS.items() if columns))
     if dataset.type == "language_modeling" and not dataset.conversational:
@@ -126,6 +132,7 @@ def tokenize_prompts(
     for rows in dataset.blocks(ROWS_PER_BLOCK):
         if dataset.type == "language_modeling":
             rows = [{**row, "prompt": row["messages"][:-1]} for row in rows]
+        rows = list(map(complete, rows))
         for row, prompt_ids in zip(rows, encode_prompts(encoder, dataset, rows), strict=True):
             if usable_prompt(row, prompt_ids, max_length, ledger):
                 note_unknown(ledger, row[ROW_ID], encoder, prompt_ids)

@@ -12,6 +12,7 @@ from stages.data.tokenize import TokenizedPrompt
 from stages.data.types import ROW_ID, Dataset, Row
 from stages.evaluation.rows import extra_columns
 from stages.names import nearest
+from stages.rollouts.multi_turn.episode import Episode
 from stages.rollouts.requests import Completion
 from stages.rollouts.rewards import RewardSet
 
@@ -126,9 +127,14 @@ def prompt_of(row: Row, prompts: Mapping[str, Row] | None = None) -> TokenizedPr
 
 def completion_of(row: Row) -> Completion:
     """What was sampled."""
-    return Completion(row["token_ids"], row["logprobs"], row["finished"])
+    completion = Completion(row["token_ids"], row["logprobs"], row["finished"])
+    if row.get("loss_mask") is None:
+        return completion
+    return replace(completion, loss_mask=row["loss_mask"], episode=Episode.of(row))
 
 
 def text_of(completion: Any) -> str:
-    """What was said: text as it stands, or the content of the assistant's turn."""
-    return completion if isinstance(completion, str) else str(completion[-1]["content"])
+    """What was said: text as it stands, or the content of the assistant's last turn."""
+    if isinstance(completion, str):
+        return completion
+    return str(completion[-1]["content"]) if completion else ""

@@ -8,6 +8,7 @@ from typing import Annotated, Protocol
 
 from pydantic import Field
 
+from stages.rollouts.multi_turn.episode import Episode
 from stages.stage import Config
 
 Progress = Callable[[int, int], None]
@@ -75,6 +76,11 @@ class Completion:
     always gives them; vLLM where they are `logprobs`, else its `plain_logprobs` does."""
     weight_versions: list[int] = field(default_factory=list)
     """Of each token: the optimizer steps behind the weights that made it; empty: those of the model in training."""
+    loss_mask: list[bool] | None = None
+    """Which tokens the model wrote; the others, answers of tools and environments, have 0 for a log-probability. None:
+    all."""
+    episode: Episode | None = None
+    """Of a completion of several turns (`multi_turn`)."""
 
 
 class Sampler(Protocol):

@@ -16,6 +16,7 @@ from stages.rollouts.formats import JsonSchema, RegularExpression, ThinkFormat
 from stages.rollouts.judge import Judge
 from stages.rollouts.lengths import CosineLength, RepetitionPenalty, SoftOverlong
 from stages.rollouts.math_answers import Math
+from stages.rollouts.multi_turn.reward import EnvironmentReward
 from stages.rollouts.reward_base import BuiltIn
 from stages.rollouts.verdicts import ExactMatch, NumericMatch
 from stages.stage import CodeRef, Config, operational
@@ -33,6 +34,7 @@ REWARDS: dict[str, type[BuiltIn]] = {
     "repetition_penalty": RepetitionPenalty,
     "code": Code,
     "judge": Judge,
+    "environment": EnvironmentReward,
 }
 """Built-in rewards by name."""
 

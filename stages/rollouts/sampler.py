@@ -142,12 +142,13 @@ class EmbeddedSampler:
             name, length = _name(number, request.row_id), len(request.prompt_ids)
             if length == 0:
                 raise StageError(f"{name} has no tokens; there is nothing to continue")
-            if limit is not None and length + settings.max_completion_length > limit:
+            most = max(request.limits or (settings.max_completion_length,))
+            if limit is not None and length + most > limit:
                 longest = limit - settings.max_completion_length
                 remedy = f", or drop prompts of more than {longest} tokens" if longest > 0 else ""
                 raise StageError(
-                    f"{name} has {length} tokens; with max_completion_length {settings.max_completion_length} that "
-                    f"is more than the {limit} the model takes; lower max_completion_length{remedy}"
+                    f"{name} has {length} tokens; with a completion of {most} (max_completion_length) that is "
+                    f"more than the {limit} the model takes; lower max_completion_length{remedy}"
                 )
             if request.limits is not None:
                 _check_limits(name, request.limits, len(request.seeds), settings.max_completion_length)

@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from artifacts.errors import PosttrainError, StageError
 from stages.context import Context
 from stages.data.tokenize import TokenizedPrompt
+from stages.rollouts.multi_turn.loop import MultiTurn
 from stages.rollouts.requests import Completion, Sampler, SampleRequest, SamplingConfig
 from stages.rollouts.rewards import ByFunction, RewardSet
 from stages.rollouts.sampler import EmbeddedSampler
@@ -22,6 +23,7 @@ from stages.training.batch import Group
 from stages.training.engine_sync import engine_of
 from stages.training.loop import Trainer
 from stages.training.model import Scorer
+from stages.training.multi_turn import opened, unless_broken
 from stages.training.out_of_memory import TokenBudget
 from stages.training.reference import branch_logprobs
 from stages.training.rollout_records import Sampled
@@ -62,6 +64,8 @@ class Sampling:
     """None: every process is given prompts of its own, and samples all of them."""
     engine: Sampler | None = field(default=None, kw_only=True)
     """What samples in the place of the model itself."""
+    multi_turn: MultiTurn | None = field(default=None, kw_only=True)
+    """What answers the model, so that completions have several turns."""
 
     @classmethod
     def of(cls, trainer: Trainer, tokenizer: Any, config: Any) -> Sampling:
@@ -72,13 +76,23 @@ class Sampling:
         """For every prompt one completion a seed."""
         together = self.accelerator
         rank, world = (0, 1) if together is None else (together.process_index, together.num_processes)
-        sampler: Sampler = self.engine or self.sampler()
         mine = range(rank, len(prompts), world)
-        requests = [SampleRequest(prompts[i].prompt_ids, seeds[i], prompts[i].row_id) for i in mine]
-        found = list(zip(mine, sampler.sample(requests, self.settings), strict=True))
+        made = self._completions([prompts[i] for i in mine], [seeds[i] for i in mine])
+        found = list(zip(mine, made, strict=True))
         if world > 1:
             found = sorted(gather_object(found), key=lambda entry: entry[0])
         return [completions for _, completions in found]
+
+    def _completions(
+        self, prompts: Sequence[TokenizedPrompt], seeds: Sequence[tuple[int, ...]]
+    ) -> list[list[Completion]]:
+        sampler = self.sampler() if self.engine is None else self.engine
+        if self.multi_turn is not None:
+            return self.multi_turn(sampler, prompts, seeds, self.settings)
+        requests = [
+            SampleRequest(prompt.prompt_ids, own, prompt.row_id) for prompt, own in zip(prompts, seeds, strict=True)
+        ]
+        return sampler.sample(requests, self.settings)
 
     def sampler(self) -> EmbeddedSampler:
         """Of the present weights."""
@@ -94,7 +108,9 @@ class Sampling:
         }
 
     def text(self, completion: Completion) -> str:
-        """What the completion says, without special tokens, up to a stop string."""
+        """What the completion says, without special tokens, up to a stop string; of several turns, the last."""
+        if completion.episode is not None:
+            return completion.episode.last_words
         return text_before(self._decode(completion.token_ids), self.settings.stop_strings)
 
     def _decode(self, token_ids: Sequence[int]) -> str:
@@ -122,7 +138,9 @@ class Generation:
     context: Context
 
     @classmethod
-    def of(cls, context: Context, trainer: Trainer, tokenizer: Any, config: Any) -> Generation:
+    def of(
+        cls, context: Context, trainer: Trainer, tokenizer: Any, config: Any, multi_turn: MultiTurn | None = None
+    ) -> Generation:
         """With the rewards of a stage's configuration and, where wired in, the reward model."""
         scorer = None
         if context.has("reward_model"):
@@ -138,7 +156,7 @@ class Generation:
         )
         ends = end_token_ids(trainer.scorer.transformers_model, tokenizer)
         sampling = replace(Sampling.of(trainer, tokenizer, config), engine=engine_of(trainer, ends, config))
-        return cls(sampling, rewards, context)
+        return cls(replace(sampling, multi_turn=multi_turn), rewards, context)
 
     def __call__(
         self, prompts: Sequence[TokenizedPrompt], seeds: Sequence[tuple[int, ...]], *, some_scored: bool = True
@@ -146,6 +164,7 @@ class Generation:
         """Sample, decode, score. Every process gets the same rewards: functions are called by the first for all."""
         sampled = self.sampling(prompts, seeds)
         texts = [[self.sampling.text(completion) for completion in group] for group in sampled]
+        prompts = [opened(prompt, group) for prompt, group in zip(prompts, sampled, strict=True)]
         scored = self.rewards.score(prompts, sampled, texts, some_scored=some_scored)
         return [
             Sampled(
@@ -153,7 +172,7 @@ class Generation:
                 completions,
                 group_texts,
                 {name: values[index] for name, values in scored.by_function.items()},
-                scored.totals[index],
+                unless_broken(scored.totals[index], completions),
             )
             for index, (prompt, completions, group_texts) in enumerate(zip(prompts, sampled, texts, strict=True))
         ]

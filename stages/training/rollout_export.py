@@ -10,7 +10,7 @@ from artifacts import Shards
 from stages.context import Context
 from stages.data.dataset import ROWS_PER_GROUP, Description, describe_dataset, parquet_writer
 from stages.data.ledger import RowLedger
-from stages.training.rollout_records import VERSIONS, record_types, saved_tables
+from stages.training.rollout_records import record_types, saved_tables
 
 if TYPE_CHECKING:
     import pyarrow
@@ -63,7 +63,7 @@ def _common_schema(shards: Shards, generations: int) -> pyarrow.Schema:
     if len(schemas) == 1:
         return schemas[0]
     rewards = [name.removeprefix("reward_") for name in schemas[0].names if name.startswith("reward_")]
-    types = record_types(not _is_text(schemas[0]), rewards, versions=VERSIONS in schemas[0].names)
+    types = record_types(not _is_text(schemas[0]), rewards, set(schemas[0].names))
     for table in saved_tables(shards, generations):
         for row in table.to_pylist():
             types.observe(f"row {row['row_id']}", {name: row[name] for name in ("prompt", "completion")})

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean, pstdev
 
+from stages.rollouts.multi_turn.metrics import own_length, turn_metrics
 from stages.training.rollout_records import Sampled
 
 
 def rollout_metrics(sampled: Sequence[Sampled]) -> dict[str, float]:
-    """Rewards and lengths of a generation, under TRL's names."""
-    lengths = [len(completion.token_ids) for entry in sampled for completion in entry.completions]
-    ended = [len(completion.token_ids) for entry in sampled for completion in entry.completions if completion.finished]
+    """Rewards and lengths of a generation, under TRL's names. Lengths are of what the model wrote."""
+    completions = [completion for entry in sampled for completion in entry.completions]
+    lengths = [own_length(completion) for completion in completions]
+    ended = [own_length(completion) for completion in completions if completion.finished]
     groups = [[value for value in entry.totals if value is not None] for entry in sampled]
     totals = [value for group in groups for value in group]
     metrics = {
@@ -20,6 +22,7 @@ def rollout_metrics(sampled: Sequence[Sampled]) -> dict[str, float]:
         "completions/max_length": float(max(lengths)),
         "completions/clipped_ratio": 1 - len(ended) / len(lengths),
         "completions/duplicate_ratio": fmean(_repeated(entry) for entry in sampled),
+        **turn_metrics(completions),
     }
     if ended:
         metrics["completions/mean_terminated_length"] = fmean(ended)

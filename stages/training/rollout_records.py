@@ -7,7 +7,7 @@ same bytes; the artifact joins the shards in order.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from stages.data.schema import ColumnTypes
 from stages.data.tokenize import TokenizedPrompt
 from stages.data.tools import stored
 from stages.data.types import Row
+from stages.rollouts.multi_turn.episode import RECORD_TYPES
 from stages.rollouts.requests import Completion
 from stages.training.rollout_table import log_completions
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 VERSIONS = "weight_versions"
 """Column of records that is there where completions say by which weights each of their tokens was made."""
+LOSS_MASK = "loss_mask"
+"""Column of records that is there where completions have several turns."""
 SAMPLES_KEPT_PER_STEP = 1
 """Groups of a generation whose texts go into samples.jsonl."""
 
@@ -113,15 +116,25 @@ def rollout_records(
                     "weight_version": step - 1 if entry.weight_version is None else entry.weight_version,
                     "group": group,
                     **({VERSIONS: completion.weight_versions} if completion.weight_versions else {}),
+                    **_of_episode(completion),
                 }
             )
             numbers[prompt.row_id] += 1
     return records
 
 
+def _of_episode(completion: Completion) -> dict[str, Any]:
+    """The columns of a completion of several turns: which tokens the model wrote, and what came of it."""
+    if completion.episode is None:
+        return {}
+    return {LOSS_MASK: completion.loss_mask, **completion.episode.record()}
+
+
 def _spoken(entry: Sampled, index: int) -> Any:
-    """As the dataset writes completions: text, or an assistant's turn."""
-    text = entry.texts[index]
+    """As the dataset writes completions: text, or an assistant's turn; of several turns, all."""
+    text, episode = entry.texts[index], entry.completions[index].episode
+    if episode is not None:
+        return episode.messages
     return text if isinstance(entry.prompt.row["prompt"], str) else [{"role": "assistant", "content": text}]
 
 
@@ -130,7 +143,7 @@ def to_parquet(records: Sequence[Row], rewards: Sequence[str]) -> bytes:
     import pyarrow
 
     conversational = not isinstance(records[0]["prompt"], str)
-    types = record_types(conversational, rewards, versions=any(VERSIONS in record for record in records))
+    types = record_types(conversational, rewards, set().union(*records))
     rows = [stored(record, ("prompt", "completion")) for record in records] if conversational else records
     if conversational:  # messages may have fields beside role and content
         for row in rows:
@@ -143,8 +156,10 @@ def to_parquet(records: Sequence[Row], rewards: Sequence[str]) -> bytes:
     return buffer.getvalue()
 
 
-def record_types(conversational: bool, rewards: Sequence[str], *, versions: bool) -> ColumnTypes:
-    """The columns of a record, with the rewards of these functions, and `versions` of weights token by token."""
+def record_types(conversational: bool, rewards: Sequence[str], names: Set[str]) -> ColumnTypes:
+    """The columns of a record, with the rewards of these functions, and those among `names` that not all runs have:
+    versions of weights token by token, and what is known of completions of several turns."""
+    further = {VERSIONS: ("list", "int"), LOSS_MASK: ("list", "bool"), **RECORD_TYPES}
     known = column_types("prompt_completion", conversational).known()
     return ColumnTypes(
         {
@@ -162,7 +177,7 @@ def record_types(conversational: bool, rewards: Sequence[str], *, versions: bool
             "step": "int",
             "weight_version": "int",
             "group": "int",
-            **({VERSIONS: ("list", "int")} if versions else {}),
+            **{name: kind for name, kind in further.items() if name in names},
         }
     )
 

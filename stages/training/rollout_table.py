@@ -48,4 +48,6 @@ def _cell(name: str, value: Any) -> str:
 
 def _text(value: Any) -> str:
     """Of messages, the last one's."""
-    return value if isinstance(value, str) else str(value[-1].get("content") or "")
+    if isinstance(value, str):
+        return value
+    return str(value[-1].get("content") or "") if value else ""

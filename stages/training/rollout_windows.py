@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress, repeat
 from statistics import fmean
 from typing import Any
 
 from torch import Tensor
 
 from stages.context import Context
+from stages.rollouts.requests import Completion
 from stages.training.batch import Branch, Group
 from stages.training.objective import Window
 from stages.training.out_of_memory import trim_heap
@@ -109,16 +111,21 @@ class RolloutWindows:
             self.metrics["replay/age"] = fmean(step - entry.step for entry in drawn)
 
     def _group(self, sampled: Sampled, advantages: Sequence[float]) -> Group:
-        masked = [self.plan.mask_truncated and not completion.finished for completion in sampled.completions]
         branches = tuple(
-            Branch(completion.token_ids, [False] * len(completion.token_ids) if hidden else None)
-            for completion, hidden in zip(sampled.completions, masked, strict=True)
+            Branch(completion.token_ids, self._loss_mask(completion)) for completion in sampled.completions
         )
         logprobs = tuple(
-            [] if hidden else list(completion.logprobs)
-            for completion, hidden in zip(sampled.completions, masked, strict=True)
+            list(compress(completion.logprobs, repeat(True) if branch.loss_mask is None else branch.loss_mask))
+            for completion, branch in zip(sampled.completions, branches, strict=True)
         )
         return Group(sampled.prompt.row_id, sampled.prompt.prompt_ids, branches, Rollouts(tuple(advantages), logprobs))
+
+    def _loss_mask(self, completion: Completion) -> list[bool] | None:
+        """What of it is trained; None: all. Nothing of an episode whose environment broke."""
+        broken = completion.episode is not None and completion.episode.error is not None
+        if broken or (self.plan.mask_truncated and not completion.finished):
+            return [False] * len(completion.token_ids)
+        return completion.loss_mask
 
     def state(self) -> dict[str, Any]:
         """The groups of steps still to come, what is chosen from, and the samples kept so far."""

@@ -21,7 +21,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "doubled": (1, "57b8fc15fe51e1aa", "2688d191cdef74aa", {}),
-    "base": (1, "77992e9ed0649125", "9c7df7a7d0529831", {"model/weights: norm": 12.902}),
+    "base": (1, "4fa1e718df803023", "9c7df7a7d0529831", {"model/weights: norm": 12.902}),
     "drawn": (
         1,
         "708a02208e7dee21",
@@ -407,7 +407,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "grpo": (
         4,
-        "fefb5fba4d9574dc",
+        "0ead71e4fcc50b31",
         "7d6ca38bd18cf71a",
         {
             "model/metrics: loss": -0.068777,
