@@ -113,7 +113,14 @@ class RemoteFiles:
             return True
 
     def touch(self, key: str) -> None:
-        self.write(key, self.read(key))
+        self.write(key, self._call("read", key, partial(self._read_whole, key)))
+
+    def _read_whole(self, key: str) -> bytes:
+        """What is written again must be all that is there."""
+        data = self.read(key)
+        if len(data) != self.fs.info(self.path(key))["size"]:
+            raise OSError(f"the store gives only {len(data)} bytes of it")
+        return data
 
     def age(self, key: str) -> float | None:
         def seconds() -> float:

@@ -28,8 +28,15 @@ CAMPAIGNS = {
     "races": ("races:campaign", "artifacts", 1000, "eight writers, readers that rehash, and a collector"),
     "races_s3": ("races:s3_campaign", "artifacts", 1000, "the same on a real S3 server, without a collector"),
     "random_faults": ("storage_faults:random_campaign", "runs", 1000, "one call in ten to the store fails"),
+    "compound": (
+        "compound:campaign",
+        "pairs",
+        500,
+        "a process dies or a store fails while the first trouble is mended",
+    ),
     "mutations": ("mutations:campaign", "mutations", 200_000, "spoiled recipes, rows, manifests, headers, templates"),
     "corruption": ("corruption:campaign", "flips", 2000, "damage of every kind in a store"),
+    "mutants": ("mutants:campaign", "bugs", 100, "planted bugs, each of which one of the others must find"),
 }
 
 

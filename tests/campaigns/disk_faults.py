@@ -28,10 +28,10 @@ def _full(disk: Any, name: str, _: Call, arguments: tuple) -> Any:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-FULL = Fault("no space", _full, ("mkdir", "create", "write", "rename"))
-NOT_SYNCED = Fault("input/output error on fsync", _raising(errno.EIO), ("fsync",))
-IO_ERROR = Fault("input/output error", _raising(errno.EIO), STEPS)
-READ_ONLY = Fault("read-only", _raising(errno.EROFS), ("mkdir", "create", "rename", "unlink"))
+FULL = Fault("no space", _full, ("mkdir", "create", "write", "rename"), passes=False)
+NOT_SYNCED = Fault("input/output error on fsync", _raising(errno.EIO), ("fsync",), passes=False)
+IO_ERROR = Fault("input/output error", _raising(errno.EIO), STEPS, passes=False)
+READ_ONLY = Fault("read-only", _raising(errno.EROFS), ("mkdir", "create", "rename", "unlink"), passes=False)
 DISK_FAULTS = (FULL, NOT_SYNCED, IO_ERROR, READ_ONLY)
 
 

@@ -20,10 +20,13 @@ class Killed(BaseException):
 
 
 class Fault:
-    """One way in which a call goes wrong. `meets`: whether this kind of call can go wrong so."""
+    """One way in which a call goes wrong. `meets`: the kinds of calls that can go wrong so; `passes`: the same call
+    may go well the next time."""
 
-    def __init__(self, name: str, act: Callable[[Interposed, str, Call, tuple], Any], meets: tuple[str, ...]) -> None:
-        self.name, self.act, self.meets = name, act, meets
+    def __init__(
+        self, name: str, act: Callable[[Any, str, Call, tuple], Any], meets: tuple[str, ...], passes: bool = True
+    ) -> None:
+        self.name, self.act, self.meets, self.passes = name, act, meets, passes
 
     def __repr__(self) -> str:
         return self.name
@@ -110,7 +113,7 @@ def _is_only(fs: Interposed, entry: str, newest: str) -> bool:
 WRITES = ("pipe_file", "put_file", "rm_file", "rm")
 TIMEOUT = Fault("timeout", _raising(lambda: TimeoutError("timed out")), CALLS)
 RESET = Fault("reset", _raising(lambda: ConnectionResetError(errno.ECONNRESET, "reset by peer")), CALLS)
-FORBIDDEN = Fault("403", _raising(lambda: PermissionError(errno.EACCES, "AccessDenied 403")), CALLS)
+FORBIDDEN = Fault("403", _raising(lambda: PermissionError(errno.EACCES, "AccessDenied 403")), CALLS, passes=False)
 BUSY = Fault("503", _raising(lambda: HttpError(503)), CALLS)
 NOT_YET = Fault("404", _raising(lambda: FileNotFoundError(errno.ENOENT, "404")), READS)
 TRUNCATED = Fault("truncated read", _truncated, ("cat_file",))

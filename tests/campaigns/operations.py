@@ -12,7 +12,17 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from artifacts import Artifact, DamagedError, MissingError, Record, RequestError, Store, digest_of, sha256_bytes
+from artifacts import (
+    Artifact,
+    DamagedError,
+    MissingError,
+    Record,
+    RequestError,
+    Store,
+    StoreError,
+    digest_of,
+    sha256_bytes,
+)
 from artifacts.digest import FileEntry
 from artifacts.keeping import Policy
 from artifacts.leases import _parsed
@@ -114,12 +124,15 @@ def run_state(store: Store) -> Value:
 
 
 def shard_state(store: Store) -> Value:
+    """The last version that was saved: while one replaces another both are there, and for a stage both are right."""
+    shards = store.shards(FINGERPRINT)
     try:
-        return int(store.shards(FINGERPRINT).load("piece"))
+        shards.load("piece")
     except MissingError:
         return 0
     except DamagedError:
         return HALF
+    return max(int(data) for data in shards.load_all())
 
 
 def rewards_state(store: Store) -> Value:
@@ -176,6 +189,13 @@ def _collect(bench: Bench, _: Value) -> None:
     sweep(bench.store, found, "gc")
 
 
+def _notice(bench: Bench, _: Value) -> None:
+    """Found it is, whether or not that can be written down; written down, it counts no more."""
+    bench.store.verify(FLIPPED)
+    if "damaged.json" not in bench.store.files.children(FLIPPED.key):
+        raise StoreError("not written down")
+
+
 def _record(bench: Bench, tags: Value) -> None:
     bench.store.append_record(Record("sft", FINGERPRINT, outputs={"model": BASE}, provenance={"tag": _tag(tags)}))
 
@@ -204,7 +224,8 @@ def _save_in_parts(bench: Bench, step: Value) -> None:
 
 def _lease(bench: Bench, _: Value) -> None:
     lease = bench.store.lease(FINGERPRINT, "me")
-    assert lease.acquire() and lease.renew()
+    if not (lease.acquire() and lease.renew()):
+        raise StoreError("the lease is not there")
     lease.release()
 
 
@@ -230,7 +251,7 @@ OPERATIONS = (
     Operation("put", "new", _put(2), lambda now: (WHOLE,)),
     Operation("put what is there", "base", _put(0), lambda now: (WHOLE,)),
     Operation("put over damage", "damaged", _put(3), lambda now: (WHOLE,)),
-    Operation("notice damage", "flipped", lambda bench, _: bench.store.verify(FLIPPED), lambda now: (UNCOUNTED,)),
+    Operation("notice damage", "flipped", _notice, lambda now: (UNCOUNTED,)),
     Operation("gc", "old", _collect, lambda now: (ABSENT,)),
     Operation("record", "record", _record, lambda tags: ((*tags, _tag(tags)),)),
     Operation("checkpoint", "checkpoint", _save, _counted),
@@ -246,7 +267,7 @@ OPERATIONS = (
     Operation(
         "shard", "shard", lambda bench, now: bench.store.shards(FINGERPRINT).save("piece", b"%d" % (now + 1)), _counted
     ),
-    Operation("clear shards", "shard", lambda bench, _: bench.store.shards(FINGERPRINT).clear(), lambda now: (0,)),
+    Operation("clear shards", "shard", lambda bench, _: bench.store.shards(FINGERPRINT).clear(), _cleared),
     Operation("rewards", "rewards", _reward, _counted),
     Operation("lease", "lease", _lease, _held_and_free),
 )

@@ -119,14 +119,17 @@ class Trial:
     def __init__(self, recipe: Recipe, place: Place, expected: dict[str, str]) -> None:
         self.recipe, self.place, self.expected = recipe, place, expected
 
-    def problems(self, decide: Decide, done_before: bool) -> list[str]:
-        """What went wrong beyond the failure itself. `done_before`: the store holds it all already."""
+    def problems(self, decide: Decide, done_before: bool, passes: bool = False) -> list[str]:
+        """What went wrong beyond the failure itself. `done_before`: the store holds it all already; `passes`: the
+        fault does, so that the run must end well."""
         self.place.clear()
         before = attempt(self.recipe, self.place.healthy()) if done_before else Attempt()
         with self.place.faulty(decide) as store:
             during = attempt(self.recipe, store)
         healthy = self.place.healthy()
         found = [f"gave up in other words: {error}" for error in during.errors if not ERROR.fullmatch(error)]
+        if passes:
+            found += [f"gave up for what passes: {error}" for error in during.errors]
         found += unsound(healthy)
         if during.well and during.outputs != self.expected:
             found.append(f"ended well with {during.outputs}")
@@ -151,19 +154,27 @@ def unsound(store: Store) -> list[str]:
     return found
 
 
-def systematic(trial: Trial, faults: tuple[Fault, ...], outcome: Outcome, first: int = 1, step: int = 1) -> None:
+def systematic(
+    trial: Trial,
+    faults: tuple[Fault, ...],
+    outcome: Outcome,
+    first: int = 1,
+    step: int = 1,
+    for_ever: tuple[bool, ...] = (False, True),
+) -> None:
     """Every call (from `first` on every `step`th), every fault that it can meet, once and for ever, on an empty store
     and on one that holds everything."""
-    ways = itertools.product(faults, (False, True), (False, True))
-    for fault, for_ever, done_before in ways:
+    ways = itertools.product(faults, for_ever, (False, True))
+    for fault, lasting, done_before in ways:
         for number in itertools.count(first, step):
-            found = trial.problems(at(number, fault, for_ever), done_before)
+            passes = fault.passes and not lasting
+            found = trial.problems(at(number, fault, lasting), done_before, passes)
             if trial.place.calls < number:
                 break
             if trial.place.met == 0:
                 continue  # no call of a kind that can fail so
             outcome.counts["faulty runs"] += 1
-            where = f"{type(trial.place).__name__}, {fault} {'from' if for_ever else 'at'} call {number}"
+            where = f"{type(trial.place).__name__}, {fault} {'from' if lasting else 'at'} call {number}"
             where += ", all done before" if done_before else ""
             outcome.anomalies += [f"{where}: {text}" for text in found]
 

@@ -1,0 +1,48 @@
+"""A few of everything that the campaigns try: `python -m tests.campaigns --help`."""
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from tests.campaigns import compound, corruption, mutants, storage_faults
+from tests.campaigns.outcome import Outcome
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    logging.disable(logging.ERROR)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def test_faults_at_some_calls() -> None:
+    outcome = storage_faults.campaign(60, seed=7)
+    assert outcome.anomalies == [] and outcome.counts["faulty runs"] > 80
+
+
+def test_faults_at_random() -> None:
+    outcome = storage_faults.random_campaign(20, seed=3)
+    assert outcome.anomalies == [] and outcome.counts["faults"] > 50
+
+
+def test_two_troubles_in_a_row() -> None:
+    outcome = compound.campaign(32, seed=2)
+    assert outcome.anomalies == [] and outcome.counts["pairs of troubles"] == 32
+
+
+def test_damage_of_every_kind() -> None:
+    outcome = corruption.campaign(20, seed=2, step=25, reads=400)
+    assert outcome.anomalies == [] and outcome.counts["bit flips"] >= 20 and outcome.counts["reruns"] > 5
+
+
+@pytest.mark.parametrize("mutant", mutants.MUTANTS, ids=lambda mutant: mutant.name)
+def test_planted_bugs_are_found(mutant: mutants.Mutant) -> None:
+    with mutant.plant():
+        assert mutants._found(mutant.hunt)
+
+
+def test_an_outcome_in_one_line() -> None:
+    outcome = Outcome(seed=3)
+    outcome.counts["kills"] += 12_000
+    assert outcome.line().startswith("12,000 kills, 0 anomalies, seed 3, commit ")
