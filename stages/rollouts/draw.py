@@ -84,24 +84,26 @@ def inverse_cdf(weights_BSS: Tensor, uniforms_B: Tensor) -> Tensor:
 
     First the block of S tokens, then the token in it: a running sum over S twice instead of once over S^2.
     """
-    block_B, inside_B = _choose(weights_BSS.sum(2), uniforms_B)
     side = weights_BSS.shape[2]
+    steps_BS = _steps(weights_BSS.sum(2))
+    cumulative_BS, target_B, block_B = _choose(steps_BS, uniforms_B)
+    # how far into the block's weight the number falls, in [0, 1): a uniform number again
+    chosen_B = _at(steps_BS, block_B)
+    before_B = _at(cumulative_BS, block_B) - chosen_B
+    inside_B = (target_B - before_B) / chosen_B.double()
     weights_BS = weights_BSS.gather(1, block_B[:, None, None].expand(-1, 1, side))[:, 0]
-    token_B, _ = _choose(weights_BS, inside_B)
+    *_, token_B = _choose(_steps(weights_BS), inside_B)
     return block_B * side + token_B
 
 
-def _choose(weights_BS: Tensor, uniforms_B: Tensor) -> tuple[Tensor, Tensor]:
-    """([B] index chosen, [B] how far into that weight the number falls, in [0, 1): a uniform number again)."""
-    steps_BS = _steps(weights_BS)
+def _choose(steps_BS: Tensor, uniforms_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(running sums [B, S], [B] where the number falls among them, [B] index chosen)."""
     cumulative_BS = steps_BS.cumsum(1)
-    target_B = (uniforms_B * cumulative_BS[:, -1]).long().minimum(cumulative_BS[:, -1] - 1)
+    total_B = cumulative_BS[:, -1]
+    target_B = (uniforms_B * total_B).long().minimum(total_B - 1)
     # NaN logits give no index in range; the caller finds them by their log-probability
     index_B = torch.searchsorted(cumulative_BS, target_B[:, None], right=True)[:, 0]
-    index_B = index_B.clamp(0, weights_BS.shape[1] - 1)
-    chosen_B = _at(steps_BS, index_B)
-    before_B = _at(cumulative_BS, index_B) - chosen_B
-    return index_B, (target_B - before_B) / chosen_B.double()
+    return cumulative_BS, target_B, index_B.clamp_(0, steps_BS.shape[1] - 1)
 
 
 def _steps(weights_BS: Tensor) -> Tensor:

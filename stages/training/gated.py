@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.functional import silu
 
 from stages.losses.head import parts_of
 
@@ -27,6 +28,8 @@ _silu_backward_out = torch.ops.aten.silu_backward.grad_input
 
 def gated(gate_RF: Tensor, up_RF: Tensor) -> Tensor:
     """[R, F] silu(gate) * up."""
+    if gate_RF.nbytes <= BLOCK_BYTES:
+        return silu(gate_RF).mul_(up_RF)
     product_RF = torch.empty_like(gate_RF)
     for part in _blocks(gate_RF):
         _silu_out(gate_RF[part], out=product_RF[part]).mul_(up_RF[part])
@@ -72,8 +75,12 @@ class _Forward:
             return plain
         gate, up = part.gate_proj(hidden), part.up_proj(hidden)
         rows = gate.flatten(0, -2), up.flatten(0, -2)
+        result: Tensor
+        if not torch.is_grad_enabled():
+            result = part.down_proj(gated(*rows).view(gate.shape))
+            return result
         product: Tensor = _Gated.apply(*rows)
-        result: Tensor = _without_keeping(part.down_proj, product.view(gate.shape), *rows)
+        result = _without_keeping(part.down_proj, product.view(gate.shape), *rows)
         return result
 
 
@@ -81,7 +88,7 @@ def _without_keeping(down: nn.Module, product: Tensor, gate_RF: Tensor, up_RF: T
     """down(product), of which autograd keeps gate and up in the product's place."""
     outer = torch._C._autograd._top_saved_tensors_default_hooks(True)
     pack_other, unpack_other = outer or (_same, _same)
-    if not torch.is_grad_enabled() or pack_other.__module__ == "torch.utils.checkpoint":  # nothing is kept anyway
+    if pack_other.__module__ == "torch.utils.checkpoint":  # nothing is kept anyway
         return down(product)
     gate_RF, up_RF, place, size = gate_RF.detach(), up_RF.detach(), product.data_ptr(), product.numel()
 

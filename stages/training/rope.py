@@ -51,8 +51,8 @@ def rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _halves(states: Tensor) -> tuple[Tensor, Tensor]:
-    middle = states.shape[-1] // 2
-    return states[..., :middle], states[..., middle:]
+    first, second = states.chunk(2, -1)
+    return first, second
 
 
 class _Apply:
