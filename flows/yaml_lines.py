@@ -29,6 +29,8 @@ _CORE = (
     ("merge", r"<<", "<"),
 )
 _MOST_VALUES = 100_000
+_MOST_CHARACTERS = 1_000_000
+"""Of all texts together; writing a recipe down again takes a second for so many."""
 
 
 class _CoreLoader(yaml.SafeLoader):
@@ -137,6 +139,7 @@ class _Reader:
         self.origins: dict[Place, str] = {}
         self.problems: list[Problem] = []
         self._values = 0
+        self._characters = 0
 
     def read(self, text: str) -> Any:
         try:
@@ -171,6 +174,12 @@ class _Reader:
             if self._values == _MOST_VALUES + 1:
                 self._fail(node, place, f"more than {_MOST_VALUES} values, aliases expanded")
             return None
+        if isinstance(node, yaml.ScalarNode):
+            self._characters += len(node.value)
+            if self._characters > _MOST_CHARACTERS:
+                if self._characters - len(node.value) <= _MOST_CHARACTERS:
+                    self._fail(node, place, f"more than {_MOST_CHARACTERS} characters, aliases expanded")
+                return None
         self.origins.setdefault(place, self._line(node))
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, place, (*above, node))
