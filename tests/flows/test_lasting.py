@@ -1,29 +1,38 @@
-"""A lasting Prefect as its users have it: a real server with a real worker and its API."""
+"""A lasting Prefect as its users have it: a real server with a real worker, its API, and its pages in a browser."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shutil
 import signal
+import socket
+import subprocess
+import time
 import urllib.request
 from collections.abc import Iterator
-from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+from prefect.states import Cancelling, Pending, Running
 
 from artifacts import open_store
+from artifacts.errors import RequestError
+from flows.prefect_flow import posttrain
+from flows.prefect_upkeep import AUTOMATION, prepare
 from tests.flows.lasting_ui import Ui, until
 from tests.tiny_recipe import TASK
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        metadata.version("sqlalchemy") >= "2.1" and os.environ.get("CI") != "true",
-        reason="this SQLAlchemy is not the one that pyproject.toml asks for (pip install 'sqlalchemy<2.1')",
-    ),
-]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+LEFT_SECONDS = 10
+"""After this nothing of a cancelled run may be left."""
+MANY = 1_000_000
+"""Steps of a training that does not end during the tests."""
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +103,115 @@ def test_what_is_deployed_is_listed(ui: Ui, scheduled: Any) -> None:
     ):
         refused = ui.command(*arguments)
         assert refused.returncode == 2 and words in refused.stderr, refused.stderr
+
+
+def test_the_form_chooses_stages_and_is_checked(ui: Ui, scheduled: Any) -> None:
+    for wrong in ({"only": ["rwos"]}, {"parameters": {"stps": 1}}, {"parameters": {"steps": "many"}}, {"wrong": 1}):
+        with pytest.raises(RequestError, match="refused: HTTP 4"):
+            ui.ask(**wrong)
+    run = ui.ask(only=["rows"], force=["rows"])
+    with ui.client() as client:
+        assert ui.ended(run, client).state_name == "Completed"
+        states = ui.tasks(run, client, 1)
+    assert {name: state.name for name, state in states.items()} == {"rows": "Completed"}  # and not Cached
+
+
+def test_cancelled_in_training_then_resumed_then_crashed(ui: Ui, scheduled: Any) -> None:
+    run = ui.ask(parameters={"steps": MANY})
+    until(lambda: (ui.decision("sft", f"steps={MANY}").step or 0) > 0)
+    with ui.client() as client:
+        cancelled_at = time.monotonic()
+        client.set_flow_run_state(run.id, Cancelling())
+        until(lambda: not ui.processes(), LEFT_SECONDS - (time.monotonic() - cancelled_at))
+        assert ui.ended(run, client).state_name == "Cancelled"
+        states = ui.tasks(run, client, 3)
+        assert {name: state.name for name, state in states.items()} == {
+            "rows": "Cached",
+            "base": "Cached",
+            "sft": "Cancelled",
+        }
+        step = ui.decision("sft", f"steps={MANY}").step
+        again = ui.ask(parameters={"steps": MANY})
+        mine = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[again.id]))
+        until(lambda: [log for log in client.read_logs(mine) if log.message == f"resumed at step {step}"])
+        flow_process = next(found for found in ui.processes() if "prefect.engine" in found.cmdline())
+        flow_process.kill()
+        until(lambda: not ui.processes(), LEFT_SECONDS)
+        assert ui.ended(again, client).state_name == "Crashed"
+        assert ui.tasks(again, client, 3)["sft"].name == "Crashed"
+
+
+def test_another_ui_finds_the_first_and_runs_report_to_it(ui: Ui) -> None:
+    second, said = ui.start("--port", "0")
+    assert second.wait(60) == 0
+    assert (said["state"], said["address"], said["pid"]) == ("running before", ui.address, ui.process.pid)
+    done = ui.command("run", str(ui.recipe), "--only", "rows", "--json")
+    payload = json.loads(done.stdout)
+    with ui.client() as client:
+        names = [run.name for run in client.read_flow_runs()]
+    assert f"tiny {payload['run'].rpartition('-')[2]}" in names
+
+
+def test_a_port_that_is_taken_is_said(ui: Ui, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused = ui.command("ui", "--port", str(port), PREFECT_HOME=str(tmp_path))
+    assert refused.returncode == 2
+    assert f"port {port} of 127.0.0.1 is taken by another program; give another --port" in refused.stderr
+
+
+def test_what_the_last_ui_left_is_put_right(ui: Ui) -> None:
+    """Runs of a pool whose worker is gone: begun, about to begin, and missed."""
+    with ui.client() as client:
+        prepare(client, "left", {"left-gpu": 2})
+        assert client.read_global_concurrency_limit_by_name("left-gpu").limit == 2
+        flow = client.create_flow(posttrain)
+        deployment = client.create_deployment(flow, "left", work_pool_name="left")
+
+        def left(state: Any) -> Any:
+            run = client.create_flow_run_from_deployment(deployment)
+            client.set_flow_run_state(run.id, state, force=True)
+            return run.id
+
+        begun, about = left(Running()), left(Pending())
+        said = prepare(client, "left", {"left-gpu": 3})
+        assert client.read_flow_run(begun).state_name == "Crashed"
+        assert client.read_flow_run(about).state_name == "Scheduled"
+        assert len(said) == 2 and any("goes on from its last checkpoint" in line for line in said)
+        assert client.read_global_concurrency_limit_by_name("left-gpu").limit == 3
+        assert len(client.read_automations_by_name(AUTOMATION)) == 1
+        assert prepare(client, "left", {}) == []
+        client.delete_deployment(deployment)
+
+
+def dom(page: str, folder: Path, *flags: str) -> str:
+    """A page of the server once its scripts have asked the API and drawn."""
+    assert CHROMIUM is not None, "CI=true asks for chromium"
+    quiet = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+    command = [CHROMIUM, *quiet, f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=20000", *flags, page]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout
+
+
+@pytest.mark.skipif(
+    CHROMIUM is None and os.environ.get("CI") != "true", reason="no chromium is installed (apt-get install chromium)"
+)
+def test_the_pages_of_a_run_and_of_its_form_in_a_browser(ui: Ui, scheduled: Any, tmp_path: Path) -> None:
+    def shown(path: str, *words: str) -> str | None:
+        text = dom(f"{ui.address}{path}", tmp_path, "--dump-dom", "--window-size=1400,1400")
+        return text if all(word in text for word in words) else None
+
+    run = until(
+        lambda: shown(f"/runs/flow-run/{scheduled.id}", scheduled.name, "Completed", "3 Task runs", "storing model")
+    )
+    # what the page says when it does not reach its API
+    assert "Can't connect" not in run and "Something went wrong" not in run
+    until(
+        lambda: shown(
+            f"/deployments/deployment/{scheduled.deployment_id}/run", "The recipe's parameters.", ">steps", ">force"
+        )
+    )
+    picture, blank = tmp_path / "run.png", tmp_path / "blank.png"
+    for file, page in ((picture, f"{ui.address}/runs/flow-run/{scheduled.id}"), (blank, "about:blank")):
+        dom(page, tmp_path, f"--screenshot={file}", "--window-size=1400,1400")
+    assert picture.stat().st_size > 5 * blank.stat().st_size
