@@ -1,6 +1,6 @@
 """On-line algorithms learn: each raises the held-out accuracy of the same model by ten points. Seeds are fixed.
 
-Not among the tests that always run are all six of them (some four minutes on two cores): `pytest -m nightly`.
+Not among the tests that always run are all eight of them (minutes, on two cores): `pytest -m nightly`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def test_one_algorithm_learns(tmp_path: Path) -> None:
 @pytest.mark.nightly
 @pytest.mark.timeout(1800)
 def test_all_algorithms_learn(tmp_path: Path) -> None:
-    algorithms = ("grpo", "rloo", "dapo", "gspo", "ppo", "online_dpo")
+    algorithms = ("grpo", "rloo", "dapo", "gspo", "ppo", "online_dpo", "nash_md", "a2po")
     found = accuracies(tmp_path, "sft", *algorithms)
     weak = [name for name in algorithms if found[name] < found["sft"] + LEAST_GAIN]
     assert not weak, found
