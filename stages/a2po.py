@@ -48,12 +48,9 @@ def run(context: Context) -> None:
     """
     from stages.data.dataset import read_dataset
     from stages.data.ledger import RowLedger
-    from stages.data.tokenize import tokenize_prompts
     from stages.training.a2po import AdvantageRegression, optimal_values, regressed_windows, with_values
-    from stages.training.export import export
-    from stages.training.generation import room_for_prompts
     from stages.training.initial import reference_of
-    from stages.training.rollout_export import write_rollouts
+    from stages.training.online_run import read_prompts, train_on_rollouts
     from stages.training.start import start
 
     config: Config = context.config
@@ -61,19 +58,10 @@ def run(context: Context) -> None:
     trainer, tokenizer = start(context, config, AdvantageRegression(config.beta2))
     reference = reference_of(context, trainer)
     ledger = RowLedger()
-    prompts = tokenize_prompts(
-        read_dataset(context.input("dataset")),
-        tokenizer,
-        max_length=room_for_prompts(trainer.scorer, config.max_length, config.max_completion_length),
-        ledger=ledger,
-    )
+    prompts = read_prompts(context, trainer, tokenizer, ledger)
     prompts = with_values(prompts, values, ledger, filter_all_incorrect=config.filter_all_incorrect)
     rollouts, windows = regressed_windows(context, prompts, values, trainer, tokenizer, reference)
-    context.counts["prompts"] = len(prompts)
-    trained = trainer.run(windows, ledger.states)
-    export(context, trained, ledger.to_json(), samples=rollouts.samples)
-    if context.is_main:
-        write_rollouts(context, rollouts.generations)
+    train_on_rollouts(context, trainer, windows, rollouts, ledger)
 
 
 def memory(request: Request) -> list[Phase]:

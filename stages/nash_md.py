@@ -49,32 +49,19 @@ def check(config: Config, wired: frozenset[str]) -> list[str]:
 
 def run(context: Context) -> None:
     """Train input `model` on the prompts of input `dataset`, rewarded by functions and input `reward_model`."""
-    from stages.data.dataset import read_dataset
     from stages.data.ledger import RowLedger
-    from stages.data.tokenize import tokenize_prompts
-    from stages.training.export import export
-    from stages.training.generation import room_for_prompts
     from stages.training.initial import reference_of
     from stages.training.nash_md import NashMdLoss, contest_windows
-    from stages.training.rollout_export import write_rollouts
+    from stages.training.online_run import read_prompts, train_on_rollouts
     from stages.training.start import start
 
     config: Config = context.config
     trainer, tokenizer = start(context, config, NashMdLoss(config.beta))
     reference = reference_of(context, trainer)
     ledger = RowLedger()
-    prompts = tokenize_prompts(
-        read_dataset(context.input("dataset")),
-        tokenizer,
-        max_length=room_for_prompts(trainer.scorer, config.max_length, config.max_completion_length),
-        ledger=ledger,
-    )
+    prompts = read_prompts(context, trainer, tokenizer, ledger)
     windows = contest_windows(context, prompts, trainer, tokenizer, reference)
-    context.counts["prompts"] = len(prompts)
-    trained = trainer.run(windows, ledger.states)
-    export(context, trained, ledger.to_json(), samples=windows.rollouts.samples)
-    if context.is_main:
-        write_rollouts(context, windows.rollouts.generations)
+    train_on_rollouts(context, trainer, windows, windows.rollouts, ledger)
 
 
 def memory(request: Request) -> list[Phase]:

@@ -75,17 +75,13 @@ def _exploration_problems(config: Config) -> list[str]:
 
 def run(context: Context) -> None:
     """Train input `model` on the prompts of input `dataset`, rewarded by functions and input `reward_model`."""
-    from stages.data.dataset import read_dataset
     from stages.data.ledger import RowLedger
-    from stages.data.tokenize import tokenize_prompts
-    from stages.training.export import export
-    from stages.training.generation import room_for_prompts
     from stages.training.initial import reference_of
     from stages.training.objective import Windows
     from stages.training.online_loss import OnlinePairLoss
     from stages.training.online_pairs import ReferencedPairs, online_pairs
+    from stages.training.online_run import read_prompts, train_on_rollouts
     from stages.training.pair_losses import following_reference, pair_loss, pair_settings
-    from stages.training.rollout_export import write_rollouts
     from stages.training.start import start
 
     config: Config = context.config
@@ -93,12 +89,7 @@ def run(context: Context) -> None:
     objective = OnlinePairLoss(pair_loss(config), settings, referenced=config.needs_reference, explores=config.explores)
     trainer, tokenizer = start(context, config, objective)
     ledger = RowLedger()
-    prompts = tokenize_prompts(
-        read_dataset(context.input("dataset")),
-        tokenizer,
-        max_length=room_for_prompts(trainer.scorer, config.max_length, config.max_completion_length),
-        ledger=ledger,
-    )
+    prompts = read_prompts(context, trainer, tokenizer, ledger)
     stays = config.needs_reference and not config.sync_ref_model
     reference = reference_of(context, trainer) if stays else None
     pairs = online_pairs(context, prompts, trainer, tokenizer, reference)
@@ -107,13 +98,7 @@ def run(context: Context) -> None:
         windows = following_reference(context, trainer, pairs, settings)
     elif reference is not None:
         windows = ReferencedPairs(pairs, trainer, settings, reference)
-    rollouts = pairs.rollouts
-    context.counts["prompts"] = len(prompts)
-    trained = trainer.run(windows, ledger.states)
-    rollouts.drawing.note_unused(ledger)
-    export(context, trained, ledger.to_json(), samples=rollouts.samples)
-    if context.is_main:
-        write_rollouts(context, rollouts.generations)
+    train_on_rollouts(context, trainer, windows, pairs.rollouts, ledger)
 
 
 def memory(request: Request) -> list[Phase]:

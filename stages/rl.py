@@ -86,13 +86,12 @@ def run(context: Context) -> None:
     input `rollouts` recorded."""
     from stages.data.ledger import RowLedger
     from stages.training.advantages import RewardPenalty, advantages_of, penalized
-    from stages.training.export import export
     from stages.training.generation import measure_groups
     from stages.training.initial import reference_of
+    from stages.training.online_run import train_on_rollouts
     from stages.training.policy import PolicyLoss
     from stages.training.policy_step import step_of
     from stages.training.replaying import drawing_of, of_old_weights
-    from stages.training.rollout_export import write_rollouts
     from stages.training.rollout_windows import Learning, RolloutWindows
     from stages.training.start import start
 
@@ -127,12 +126,7 @@ def run(context: Context) -> None:
             of_step=step_of(trainer, objective, config),
         ),
     )
-    context.counts["prompts"] = len(drawing)
-    trained = trainer.run(windows, ledger.states)
-    drawing.note_unused(ledger)
-    export(context, trained, ledger.to_json(), samples=windows.samples)
-    if context.is_main:
-        write_rollouts(context, windows.generations)
+    train_on_rollouts(context, trainer, windows, windows, ledger)
 
 
 def _plan(config: Config) -> Plan:

@@ -27,7 +27,7 @@ from stages.training.metrics import Mean
 from stages.training.model import token_logprobs
 from stages.training.objective import Forward, Window, Windows
 from stages.training.rollout_drawing import Drawing
-from stages.training.rollout_plan import Plan
+from stages.training.rollout_plan import one_step_plan
 from stages.training.rollout_records import Sampled
 from stages.training.rollout_settings import sampler_tolerance
 from stages.training.rollout_windows import Learning, RolloutWindows
@@ -182,16 +182,7 @@ def regressed_windows(
 ) -> tuple[RolloutWindows, RegressedWindows]:
     """(the rollouts of a stage's configuration, one completion of every prompt; what is trained of them)."""
     config: Any = context.config
-    plan = Plan(
-        prompts_per_step=config.train_batch_size,
-        num_generations=1,
-        steps_per_generation=1,
-        num_iterations=1,
-        mask_truncated=False,
-        seed=config.seed,
-        epochs=config.num_train_epochs,
-        max_steps=config.max_steps,
-    )
+    plan = one_step_plan(config, num_generations=1)
     check = SamplerCheck(trainer, temperature=config.temperature, tolerance=sampler_tolerance(config))
     learning = Learning(OptimalAdvantage(values), check, lambda _: 1.0, skippable=False)
     generate = penalized(Generation.of(context, trainer, tokenizer, config), config.missing_eos_penalty)

@@ -26,7 +26,7 @@ from stages.training.out_of_memory import TokenBudget
 from stages.training.policy_known import Rollouts, token_values
 from stages.training.reference import branch_logprobs
 from stages.training.rollout_drawing import Drawing
-from stages.training.rollout_plan import Plan
+from stages.training.rollout_plan import one_step_plan
 from stages.training.rollout_records import Sampled
 from stages.training.rollout_settings import sampler_tolerance
 from stages.training.rollout_windows import Learning, RolloutWindows
@@ -153,16 +153,7 @@ def contest_windows(
 ) -> ContestWindows:
     """Of a stage's configuration."""
     config: Any = context.config
-    plan = Plan(
-        prompts_per_step=config.train_batch_size,
-        num_generations=2,
-        steps_per_generation=1,
-        num_iterations=1,
-        mask_truncated=False,
-        seed=config.seed,
-        epochs=config.num_train_epochs,
-        max_steps=config.max_steps,
-    )
+    plan = one_step_plan(config, num_generations=2)
     contest = Contest(Sampling.of(trainer, tokenizer, config), reference)
     generation = replace(Generation.of(context, trainer, tokenizer, config), sampling=contest)
     preference = Preference(config.preference)

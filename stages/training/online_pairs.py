@@ -23,7 +23,7 @@ from stages.training.pair_windows import PairWindows
 from stages.training.pairs import Reference
 from stages.training.preference import PairSettings
 from stages.training.rollout_drawing import Drawing
-from stages.training.rollout_plan import Plan
+from stages.training.rollout_plan import one_step_plan
 from stages.training.rollout_records import Sampled
 from stages.training.rollout_selection import Selection
 from stages.training.rollout_settings import sampler_tolerance
@@ -123,15 +123,9 @@ def online_pairs(
     """Of a stage's configuration: two completions of every prompt are kept, those furthest apart. With xpo_alpha there
     are two, one of them the `reference`'s."""
     config: Any = context.config
-    plan = Plan(
-        prompts_per_step=config.train_batch_size,
+    plan = one_step_plan(
+        config,
         num_generations=config.num_generations,
-        steps_per_generation=1,
-        num_iterations=1,
-        mask_truncated=False,
-        seed=config.seed,
-        epochs=config.num_train_epochs,
-        max_steps=config.max_steps,
         selection=Selection(trained=2, dynamic_sampling_rounds=config.dynamic_sampling_rounds),
     )
     generation, own, exploration = Generation.of(context, trainer, tokenizer, config), None, None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from stages.training.rollout_selection import Selection
 
@@ -36,3 +37,18 @@ class Plan:
         """Optimizer steps of the run: whole generations, so every step is full."""
         generations = math.ceil(num_prompts * self.epochs / self.prompts_per_generation)
         return self.max_steps if self.max_steps is not None else generations * self.steps_per_batch
+
+
+def one_step_plan(config: Any, *, num_generations: int, selection: Selection | None = None) -> Plan:
+    """Of a stage's configuration with a prompt an item: every generation is trained on in one step, once."""
+    return Plan(
+        prompts_per_step=config.train_batch_size,
+        num_generations=num_generations,
+        steps_per_generation=1,
+        num_iterations=1,
+        mask_truncated=False,
+        seed=config.seed,
+        epochs=config.num_train_epochs,
+        max_steps=config.max_steps,
+        selection=selection or Selection(),
+    )

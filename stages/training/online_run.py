@@ -1,0 +1,40 @@
+"""How stages that learn from one's own completions take their prompts, train on them and write what they made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stages.context import Context
+from stages.data.dataset import read_dataset
+from stages.data.ledger import RowLedger
+from stages.data.tokenize import TokenizedPrompt, tokenize_prompts
+from stages.training.export import export
+from stages.training.generation import room_for_prompts
+from stages.training.loop import Trainer
+from stages.training.objective import Windows
+from stages.training.rollout_export import write_rollouts
+from stages.training.rollout_windows import RolloutWindows
+
+
+def read_prompts(context: Context, trainer: Trainer, tokenizer: Any, ledger: RowLedger) -> list[TokenizedPrompt]:
+    """Those of input `dataset` that leave room for a completion; the ledger says which do not."""
+    config: Any = context.config
+    return tokenize_prompts(
+        read_dataset(context.input("dataset")),
+        tokenizer,
+        max_length=room_for_prompts(trainer.scorer, config.max_length, config.max_completion_length),
+        ledger=ledger,
+    )
+
+
+def train_on_rollouts(
+    context: Context, trainer: Trainer, windows: Windows, rollouts: RolloutWindows, ledger: RowLedger
+) -> None:
+    """Train on `windows`, which are made of `rollouts`, and write the outputs of the stage: the model and the
+    rollouts."""
+    context.counts["prompts"] = len(rollouts.drawing)
+    trained = trainer.run(windows, ledger.states)
+    rollouts.drawing.note_unused(ledger)
+    export(context, trained, ledger.to_json(), samples=rollouts.samples)
+    if context.is_main:
+        write_rollouts(context, rollouts.generations)
