@@ -63,6 +63,8 @@ class Run:
         """Prefect's id of the run, once it has one."""
         self._started = time.monotonic()
         self._final: dict[str, Any] | None = None
+        self._cut_short = False
+        """It ended before every stage had its turn, so it is not ok though none failed."""
 
     def pending(self) -> list[str]:
         """The stages that this run is about, in order; the others are entered as skipped at once."""
@@ -121,7 +123,7 @@ class Run:
         return {
             "run": self.id,
             "recipe": self.recipe.name,
-            "state": "ok" if done and not failed else "failed",
+            "state": "ok" if done and not failed and not self._cut_short else "failed",
             "seconds": round(time.monotonic() - self._started, 3),
             "started_at": self.started_at,
             "recipe_yaml": self.recipe.text,
@@ -135,6 +137,7 @@ class Run:
         self.supervisors.stop()
         for name, decision in self.plan.decisions.items():
             if name not in self.entries:
+                self._cut_short = True
                 self._end(name, skipped_entry(self._stage(name), decision, "the run ended before"))
         self._final = payload = self.payload()
         try:

@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 
 from flows.launch import StageFailed, Supervisors, run_stage_process
+from flows.launch_settings import Launch
 from tests.campaigns.outcome import Outcome
 
 SECONDS_UNTIL_GONE = 10.0
@@ -105,7 +105,7 @@ class Cancelled:
 
     def _work(self) -> None:
         spec = {"name": "tree", "job": str(self.job), "threads": 1, "config": {"ready": str(self.ready)}}
-        launch = SimpleNamespace(processes=1, config=None, python=None, env={"PYTHONPATH": str(TREE)})
+        launch = Launch(env={"PYTHONPATH": str(TREE)})
         try:
             run_stage_process(spec, launch, lambda event: None, supervisors=self.supervisors)
         except BaseException as error:

@@ -132,6 +132,7 @@ def test_people_see_the_end_of_a_run_that_the_store_cannot_keep(tmp_path: Path) 
             run.finish()
     (payload,) = run.listener.finished.call_args.args
     assert states(payload) == dict.fromkeys(("rows", "pairs", "base"), "skipped")
+    assert payload["state"] == "failed"  # no stage failed, and none had its turn
 
 
 def test_a_store_that_does_not_answer(

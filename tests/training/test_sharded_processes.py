@@ -6,7 +6,6 @@ import json
 import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from artifacts import open_store
 from flows.command import stage_command, stage_environment
+from flows.launch_settings import Launch
 from stages.context import Context
 from tests.training import training_process
 from tests.training.conftest import tiny_model
@@ -42,7 +42,7 @@ def run_together(folder: Path, store: Path, config: Path | str, kill_before: int
     spec = replace(made.spec, processes=2)
     settings = {"spec": asdict(spec), "kill_before": kill_before, "kill_rank": kill_rank}
     (folder / "settings.json").write_text(json.dumps(settings))
-    launch = SimpleNamespace(processes=2, config=str(config), python=None, env={})
+    launch = Launch(processes=2, config=str(config))
     command = stage_command(launch, Path(spec.job), threads=1)
     arguments = [*command.arguments[:-3], str(SCRIPT), str(folder / "settings.json")]
     environment = stage_environment(command) | {"PYTHONPATH": str(ROOT)}
