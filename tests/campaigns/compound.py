@@ -17,8 +17,9 @@ from tests.campaigns.disk_faults import DISK_FAULTS, FaultyDisk
 from tests.campaigns.interposed import FAULTS, Fault, Interposed, Killed, at, death
 from tests.campaigns.operations import OPERATIONS, Bench, Expected, Operation, Value, reset
 from tests.campaigns.outcome import Outcome
+from tests.campaigns.places import Clock
 from tests.campaigns.small_recipe import attempt
-from tests.campaigns.storage_faults import Clock, Trial, trials, unsound
+from tests.campaigns.storage_faults import Trial, trials, unsound
 from tests.campaigns.store_kills import MOST_RECORDS, Local, Memory, Victim, every_holder_is_dead
 
 MOST_CALLS = 30

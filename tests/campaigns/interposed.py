@@ -13,6 +13,8 @@ READS = ("cat_file", "info", "modified", "call_s3")
 LISTS = ("ls", "find")
 
 Call = Callable[[], Any]
+Decide = Callable[[int, str], "Fault | None"]
+"""(number of the call from 1, its name) -> what it meets."""
 
 
 class Killed(BaseException):
@@ -35,7 +37,7 @@ class Fault:
 class Interposed:
     """`decide(number, name)` says which fault, if any, the call of this number meets; calls are numbered from 1."""
 
-    def __init__(self, inner: Any, decide: Callable[[int, str], Fault | None]) -> None:
+    def __init__(self, inner: Any, decide: Decide) -> None:
         self.inner, self.decide = inner, decide
         self.calls, self.met = 0, 0
         self.last_written = ""
@@ -127,7 +129,7 @@ DEATH = Fault("death", _raising(Killed), CALLS)
 DEATH_AFTER = Fault("death after", _raising(Killed, applied=True), CALLS)
 
 
-def at(number: int, fault: Fault, for_ever: bool = False) -> Callable[[int, str], Fault | None]:
+def at(number: int, fault: Fault, for_ever: bool = False) -> Decide:
     """The call `number` meets the fault, if it can, and with `for_ever` every later one that can."""
 
     def decide(now: int, name: str) -> Fault | None:
@@ -137,7 +139,21 @@ def at(number: int, fault: Fault, for_ever: bool = False) -> Callable[[int, str]
     return decide
 
 
-def death(number: int, after: bool) -> Callable[[int, str], Fault | None]:
+def nth(number: int, fault: Fault, for_ever: bool = False) -> Decide:
+    """The same, but of the calls that can meet the fault only they are counted."""
+    met = 0
+
+    def decide(_: int, name: str) -> Fault | None:
+        nonlocal met
+        if name not in fault.meets:
+            return None
+        met += 1
+        return fault if (met >= number if for_ever else met == number) else None
+
+    return decide
+
+
+def death(number: int, after: bool) -> Decide:
     """The process ends before or after the call `number`; nothing that it still tries reaches the store."""
 
     def decide(now: int, name: str) -> Fault | None:

@@ -21,7 +21,8 @@ from artifacts.files import Publication
 from artifacts.folder import differences, hash_folder, scan, sizes
 from artifacts.local import LocalFiles
 from artifacts.remote import RemoteFiles
-from tests.campaigns import corruption, interposed, power_loss, storage_faults, store_kills
+from flows import supervise
+from tests.campaigns import cancels, corruption, interposed, power_loss, resuming, storage_faults, store_kills
 from tests.campaigns.interposed import Fault
 from tests.campaigns.operations import NAMED
 from tests.campaigns.outcome import Outcome
@@ -89,7 +90,12 @@ def changed_bytes() -> list[str]:
     return outcome.anomalies
 
 
-# the bugs
+def cancelled() -> list[str]:
+    """Cancels of processes that resist."""
+    return cancels.campaign(2, seed=0).anomalies
+
+
+# the bugs; those of what a checkpoint holds are beside what looks for them
 
 
 def _no_payload_sync() -> AbstractContextManager[Any]:
@@ -157,6 +163,10 @@ def _failed_calls_are_not_repeated() -> AbstractContextManager[Any]:
     return mock.patch("artifacts.retry._may_pass", lambda error: False)
 
 
+def _writes_not_read_back() -> AbstractContextManager[Any]:
+    return mock.patch.object(RemoteFiles, "_pipe_and_check", RemoteFiles._pipe)
+
+
 def _contents_not_hashed() -> AbstractContextManager[Any]:
     def by_size(folder: Path, expected: Any, ignore: tuple[str, ...] = ()) -> list[str]:
         return differences({path: sizes(status) for path, status in scan(folder).items()}, expected)
@@ -175,6 +185,20 @@ def _seals_not_checked() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _only_the_group_is_ended() -> Iterator[None]:
+    """A supervisor, in a file of its own, that ends the launcher's group and looks for nothing else."""
+    source = Path(supervise.__file__).read_text(encoding="utf-8")
+    line = "    killed, late_status = _kill_descendants(launcher.pid)\n"
+    assert line in source
+    with tempfile.TemporaryDirectory() as folder:
+        changed = Path(folder) / "supervise.py"
+        group = "    killed, late_status = 0, None\n    os.killpg(launcher.pid, signal.SIGKILL)\n"
+        changed.write_text(source.replace(line, group), encoding="utf-8")
+        with mock.patch.object(supervise, "__file__", str(changed)):
+            yield
+
+
 MUTANTS = (
     Mutant("contents are not synced", _no_payload_sync, power_cuts("put")),
     Mutant("folders are not synced", _no_folder_sync, power_cuts("put", "record")),
@@ -185,8 +209,13 @@ MUTANTS = (
     Mutant("a refusal is taken as a miss", _refusal_taken_as_a_miss, failures(interposed.FORBIDDEN)),
     Mutant("a miss that comes too early is believed", _early_miss_believed, failures(interposed.NOT_YET, 2)),
     Mutant("failed calls are not repeated", _failed_calls_are_not_repeated, failures(interposed.RESET, 20)),
+    Mutant("small writes are not read back", _writes_not_read_back, failures(interposed.SHORT)),
     Mutant("contents are not hashed", _contents_not_hashed, damages),
     Mutant("seals are not checked", _seals_not_checked, changed_bytes),
+    Mutant("the optimizer's state is dropped", resuming.moments_dropped, resuming.noise),
+    Mutant("a random state is dropped", resuming.noise_dropped, resuming.noise),
+    Mutant("the place in a stream of prompts is dropped", resuming.place_dropped, resuming.prompts),
+    Mutant("only the launcher's group is ended", _only_the_group_is_ended, cancelled),
 )
 
 

@@ -1,7 +1,8 @@
 """SIGKILL of real processes in a real run: nothing is left running, and the rest of the work gives the same bits.
 
-The recipe has every kind of stage of the quickstart, one of them in two processes. A stage is killed again and
-again, at a step of its progress or some time after its start, and taken up by the next run.
+The recipe has every kind of stage of the quickstart, one of them in two processes. In run after run whatever stage
+starts is killed, at a step of its progress or some time after its start, until it has been killed a few times; the next
+run takes it up. Flows are killed at any time, also while they start.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -29,8 +31,14 @@ from tests.tiny_recipe import write_recipe
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS_UNTIL_GONE = 10.0
 _PATIENCE_SECONDS = 240.0
-ROUNDS_OF_KILLS = 2
-"""How often every stage is killed before it may end."""
+MOST_KILLS = 2
+"""Of one stage on one store; then it may end."""
+FLOW_SHARE = 0.4
+"""Of the runs whose flow is killed."""
+FLOW_SECONDS = 20.0
+"""After its start, at most."""
+MOST_RUNS = 40
+"""With kills, on one store; so many are needed only where stages are killed before they get anywhere."""
 
 TRAINING = {"learning_rate": 1e-3, "train_batch_size": 8, "max_length": 48, "max_steps": 120, "checkpoint_steps": 5}
 GENERATING = {"rewards": ["task.py:length"], "max_completion_length": 5}
@@ -80,7 +88,7 @@ TRAINS = ("sft", "dpo", "two_ranks", "reward", "grpo", "student")
 @dataclass(frozen=True)
 class Kill:
     """Kill `victim` (flow, supervisor, stage, rank) of a stage once it has reported `step` steps of progress and
-    has been there for `seconds`."""
+    has been there for `seconds`. A flow without a stage is killed so many seconds after its own start."""
 
     stage: str
     victim: str
@@ -104,18 +112,24 @@ def finish(process: subprocess.Popen[bytes]) -> dict[str, Any] | None:
 
 
 def processes_of(folder: Path) -> Iterator[psutil.Process]:
-    """Every living process of the stages below a folder, by the mark in its environment or its command line."""
+    """Every living process that works in a folder, by the marks in its environment or its command line: of stages, and
+    where it is the folder of the whole run also the flow and Prefect's server."""
     for process in psutil.process_iter():
         try:
-            mark = process.environ().get("POSTTRAIN_JOB", "") + " ".join(process.cmdline())
-            if str(folder) in mark and process.status() != psutil.STATUS_ZOMBIE and process.pid != os.getpid():
+            environment = process.environ()
+            marks = (environment.get("POSTTRAIN_JOB", ""), environment.get("PREFECT_HOME", ""), *process.cmdline())
+            if (
+                any(mark == str(folder) or mark.startswith(f"{folder}/") for mark in marks)
+                and process.status() != psutil.STATUS_ZOMBIE
+                and process.pid != os.getpid()
+            ):
                 yield process
         except psutil.Error:
             continue
 
 
 def left_after(folder: Path) -> list[str]:
-    """What still lives of the processes below a folder after ten seconds, in words."""
+    """What still lives of the processes that work in a folder after ten seconds, in words."""
     deadline = time.monotonic() + SECONDS_UNTIL_GONE
     while living := list(processes_of(folder)):
         if time.monotonic() > deadline:
@@ -135,20 +149,33 @@ class Striker(threading.Thread):
         self.start()
 
     def run(self) -> None:
+        if not self.kill.stage:
+            if _ended_within(self.flow, self.kill.seconds):
+                return
+            self._strike(self.flow.pid, self.store.parent)
         seen: float | None = None
-        while self.flow.poll() is None:
+        while not self.struck and self.flow.poll() is None:
             jobs = [job for job in _jobs(self.store, self.kill.stage) if job not in self.known]
             if jobs:
                 seen = seen or time.monotonic()
                 due = time.monotonic() - seen >= self.kill.seconds and _steps(jobs[0]) >= self.kill.step
                 if due and (victim := _victim(self.flow, jobs[0], self.kill.victim)) is not None:
-                    os.kill(victim, signal.SIGKILL)
-                    self.struck = True
-                    self.left = left_after(self.store if self.kill.victim == "flow" else jobs[0])
-                    return
+                    self._strike(victim, self.store.parent if self.kill.victim == "flow" else jobs[0])
                 if (jobs[0] / "result.json").exists():
                     return
-            time.sleep(0.05)
+            time.sleep(0.1)
+
+    def _strike(self, victim: int, folder: Path) -> None:
+        os.kill(victim, signal.SIGKILL)
+        self.struck = True
+        self.left = left_after(folder)
+
+
+def _ended_within(flow: subprocess.Popen[bytes], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and flow.poll() is None:
+        time.sleep(0.1)
+    return flow.poll() is not None
 
 
 def _jobs(store: Path, stage: str) -> list[Path]:
@@ -193,6 +220,8 @@ class Site:
     def __post_init__(self) -> None:
         self.recipe = write_recipe(self.folder / "recipe", self.stages)
         self.store = self.folder / "store"
+        self.struck = Counter[str]()
+        """How often each stage was."""
 
     def run(self, kills: Iterable[Kill] = ()) -> tuple[dict[str, Any] | None, list[Striker]]:
         """One run in spite of the kills; (its payload or None, the kills)."""
@@ -206,17 +235,21 @@ class Site:
         return payload, strikers
 
     def run_with(self, rounds: Iterable[Iterable[Kill]], outcome: Outcome) -> dict[str, Any] | None:
-        """Run after run with kills, and one without; the payload of that."""
+        """Run after run with kills, and one without unless all has ended well before; the last payload."""
         for kills in rounds:
             payload, strikers = self.run(kills)
-            for striker in strikers:
-                outcome.counts["SIGKILLs"] += striker.struck
+            for striker in filter(lambda striker: striker.struck, strikers):
+                outcome.counts["SIGKILLs"] += 1
+                outcome.counts[f"of a {striker.kill.victim}"] += 1
+                self.struck[striker.kill.stage] += 1
                 outcome.anomalies += [f"{striker.kill}: {text}" for text in striker.left]
-                if striker.struck and payload is not None and striker.kill.victim != "flow":
+                if payload is not None and striker.kill.victim != "flow":
                     state = payload["stages"][striker.kill.stage]["state"]
                     # what was struck while it left had published everything
                     if state not in ("failed", "ran"):
                         outcome.anomalies.append(f"{striker.kill}: the stage is entered as {state}")
+            if payload is not None and payload["state"] == "ok":
+                return payload
         payload, _ = self.run()
         return payload
 
@@ -230,27 +263,17 @@ def outputs(payload: dict[str, Any] | None) -> dict[str, Any]:
     }
 
 
-GROUPS = (("rows", "pairs", "base"), ("sft", "two_ranks"), ("samples", "reference", "student", "eval"))
-GROUPS += (("dpo", "reward"), ("grpo",))
-"""Stages that do not wait for each other, in order: what follows from a killed one never starts in that run."""
-
-
-def drawn(draws: random.Random, seconds: Mapping[str, float]) -> list[list[Kill]]:
-    """Kills for the runs of one store: every stage again and again, and flows in the middle of it all. `seconds`:
-    how long each stage takes."""
-    rounds = []
-    for group in GROUPS:
-        for number in range(ROUNDS_OF_KILLS):
-            kills = [_drawn_kill(stage, draws, seconds[stage]) for stage in group]
-            if number % 2:
-                last = kills[-1].stage
-                kills[-1] = Kill(last, "flow", seconds=draws.uniform(0, seconds[last]))
-            rounds.append(kills)
-    return rounds
+def drawn(draws: random.Random, seconds: Mapping[str, float], struck: Mapping[str, int]) -> Iterator[list[Kill]]:
+    """Kills for the runs of one store. `seconds`: how long each stage takes; `struck`: how often each one was."""
+    for _ in range(MOST_RUNS):
+        kills = [_drawn_kill(stage, draws, seconds[stage]) for stage in seconds if struck.get(stage, 0) < MOST_KILLS]
+        if draws.random() < FLOW_SHARE:
+            kills.append(Kill("", "flow", seconds=draws.uniform(0, FLOW_SECONDS)))
+        yield kills
 
 
 def _drawn_kill(stage: str, draws: random.Random, seconds: float) -> Kill:
-    victims = ["stage", "stage", "supervisor", *(["rank"] * 3 if stage == "two_ranks" else [])]
+    victims = ["stage", "stage", "supervisor", *(["rank"] * 6 if stage == "two_ranks" else [])]
     victim = draws.choice(victims)
     if stage in TRAINS and draws.random() < 0.6:
         return Kill(stage, victim, step=draws.randrange(1, 100))
@@ -265,7 +288,7 @@ def campaign(kills: int, seed: int, clean: Path | None = None) -> Outcome:
         seconds = {name: entry["seconds"] for name, entry in expected["stages"].items()}
         while outcome.counts["SIGKILLs"] < kills:
             site = Site(Path(temporary) / f"{outcome.counts['SIGKILLs']}")
-            found, wanted = outputs(site.run_with(drawn(draws, seconds), outcome)), outputs(expected)
+            found, wanted = outputs(site.run_with(drawn(draws, seconds, site.struck), outcome)), outputs(expected)
             outcome.anomalies += [f"{name}: {found[name]}" for name in wanted if found[name] != wanted[name]]
             print(outcome.line(), flush=True)
     return outcome

@@ -1,5 +1,5 @@
-"""A store that fails: call k of a small recipe, once and for ever, for every k and every kind of fault, on a remote
-store and on a local disk; then one call in ten at random.
+"""A store that fails: call k of a miniature recipe of real stages, once and for ever, for every k and every kind of
+fault, on a remote store and on a local disk; then one call in ten at random.
 
 Nothing wrong and nothing partial is ever seen; what was acknowledged is not done again, unless that is said; where a
 run gives up, it names operation, object, attempts and next step, and the next run ends with the right artifacts.
@@ -12,105 +12,28 @@ import itertools
 import os
 import random
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from unittest import mock
-
-from fsspec.implementations.memory import MemoryFileSystem
 
 from artifacts import Store
 from artifacts.disk import UNSYNCED
-from artifacts.local import LocalFiles
 from artifacts.manifest import library_versions
 from artifacts.materialize import problems_of
-from artifacts.remote import RemoteFiles
-from artifacts.retry import Patience
 from flows.recipe import Recipe
-from tests.campaigns.disk_faults import DISK_FAULTS, FaultyDisk
-from tests.campaigns.interposed import FAULTS, Fault, Interposed, at
+from tests.campaigns.disk_faults import DISK_FAULTS
+from tests.campaigns.interposed import FAULTS, Decide, Fault, nth
 from tests.campaigns.outcome import Outcome
+from tests.campaigns.places import Local, Place, Remote
+from tests.campaigns.real_recipe import miniature
 from tests.campaigns.small_recipe import Attempt, attempt, installed
 
 ERROR = re.compile(r"cannot [a-z ]+ (memory://|/)\S*.* after \d+ attempts?( in \d+ s)?: .+; .+")
 """What a surrender says: operation, object, attempts, cause, next step."""
 SHARE = 0.1
 """Of the calls that fail at random."""
-Decide = Callable[[int, str], Fault | None]
-
-
-class Clock:
-    """Time that passes only by sleeping."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-
-    def patience(self) -> Patience:
-        return Patience(deadline=60, sleep=self.sleep, clock=lambda: self.now)
-
-
-@dataclass
-class Remote:
-    """A store in memory. `calls`: how many the last faulty attempt made; `met`: how many of them failed."""
-
-    folder: Path
-    number: int = 0
-    calls: int = 0
-    met: int = 0
-
-    def healthy(self) -> Store:
-        return self._store(lambda: MemoryFileSystem(skip_instance_cache=True), Patience())
-
-    @contextlib.contextmanager
-    def faulty(self, decide: Decide) -> Iterator[Store]:
-        fs = Interposed(MemoryFileSystem(skip_instance_cache=True), decide)
-        yield self._store(lambda: fs, Clock().patience())
-        self.calls, self.met = fs.calls, fs.met
-
-    def _store(self, make: Callable[[], Any], patience: Patience) -> Store:
-        base = f"/{self.folder.name}-{self.number}"
-        return Store(RemoteFiles(f"memory:/{base}", base, make, patience), self.folder / "cache")
-
-    def clear(self) -> None:
-        """The next attempt meets an empty store."""
-        with contextlib.suppress(FileNotFoundError):
-            MemoryFileSystem(skip_instance_cache=True).rm(f"/{self.folder.name}-{self.number}", recursive=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.number += 1
-
-
-@dataclass
-class Local:
-    """A store on a local disk."""
-
-    folder: Path
-    number: int = 0
-    calls: int = 0
-    met: int = 0
-
-    def healthy(self) -> Store:
-        return Store(LocalFiles(self.folder / "store"), self.folder / "cache")
-
-    @contextlib.contextmanager
-    def faulty(self, decide: Decide) -> Iterator[Store]:
-        disk = FaultyDisk(decide)
-        files = LocalFiles(self.folder / "store")
-        files._disk = disk
-        yield Store(files, self.folder / "cache")
-        self.calls, self.met = disk.calls, disk.met
-
-    def clear(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.number += 1
-
-
-Place = Remote | Local
+RecipeOf = Callable[[], contextlib.AbstractContextManager[Recipe]]
 
 
 class Trial:
@@ -118,12 +41,13 @@ class Trial:
 
     def __init__(self, recipe: Recipe, place: Place, expected: dict[str, str]) -> None:
         self.recipe, self.place, self.expected = recipe, place, expected
+        self._done: Attempt | None = None
 
     def problems(self, decide: Decide, done_before: bool, passes: bool = False) -> list[str]:
         """What went wrong beyond the failure itself. `done_before`: the store holds it all already; `passes`: the
         fault does, so that the run must end well."""
         self.place.clear()
-        before = attempt(self.recipe, self.place.healthy()) if done_before else Attempt()
+        before = self._all_done() if done_before else Attempt()
         with self.place.faulty(decide) as store:
             during = attempt(self.recipe, store)
         healthy = self.place.healthy()
@@ -144,6 +68,15 @@ class Trial:
             acknowledged = acknowledged | tried.acknowledged
         return found
 
+    def _all_done(self) -> Attempt:
+        """Fills the store with all that the recipe makes."""
+        if self._done is None:
+            self._done = attempt(self.recipe, self.place.healthy())
+            self.place.keep()
+        else:
+            self.place.bring_back()
+        return self._done
+
 
 def unsound(store: Store) -> list[str]:
     """What counts and is not right."""
@@ -162,19 +95,15 @@ def systematic(
     step: int = 1,
     for_ever: tuple[bool, ...] = (False, True),
 ) -> None:
-    """Every call (from `first` on every `step`th), every fault that it can meet, once and for ever, on an empty store
-    and on one that holds everything."""
-    ways = itertools.product(faults, for_ever, (False, True))
-    for fault, lasting, done_before in ways:
+    """Every fault at every call that can fail so (from the one of number `first` on every `step`th), once and for
+    ever, on an empty store and on one that holds everything."""
+    for fault, lasting, done_before in itertools.product(faults, for_ever, (False, True)):
         for number in itertools.count(first, step):
-            passes = fault.passes and not lasting
-            found = trial.problems(at(number, fault, lasting), done_before, passes)
-            if trial.place.calls < number:
-                break
+            found = trial.problems(nth(number, fault, lasting), done_before, fault.passes and not lasting)
             if trial.place.met == 0:
-                continue  # no call of a kind that can fail so
+                break  # there are not so many
             outcome.counts["faulty runs"] += 1
-            where = f"{type(trial.place).__name__}, {fault} {'from' if lasting else 'at'} call {number}"
+            where = f"{type(trial.place).__name__}, {fault} {'from' if lasting else 'at'} its call {number}"
             where += ", all done before" if done_before else ""
             outcome.anomalies += [f"{where}: {text}" for text in found]
 
@@ -195,12 +124,12 @@ def at_random(trial: Trial, seeds: range, faults: tuple[Fault, ...], outcome: Ou
 
 
 @contextlib.contextmanager
-def trials() -> Iterator[list[tuple[Trial, tuple[Fault, ...]]]]:
-    """The recipe on both kinds of store, with the faults that each may meet."""
+def trials(recipe_of: RecipeOf = installed) -> Iterator[list[tuple[Trial, tuple[Fault, ...]]]]:
+    """A recipe on both kinds of store, with the faults that each may meet."""
     memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
     with (
         tempfile.TemporaryDirectory(dir=memory) as temporary,
-        installed() as recipe,
+        recipe_of() as recipe,
         mock.patch.dict(os.environ, {UNSYNCED: "1"}),
         mock.patch("artifacts.leases.is_dead", lambda tag: True),
     ):
@@ -216,19 +145,19 @@ def trials() -> Iterator[list[tuple[Trial, tuple[Fault, ...]]]]:
         yield found
 
 
-def campaign(count: int, seed: int) -> Outcome:
+def campaign(count: int, seed: int, recipe_of: RecipeOf = miniature) -> Outcome:
     """Every fault at every call; with `count` > 1 only at every so manieth call, the first one by the seed."""
     outcome = Outcome(seed)
-    with trials() as both:
+    with trials(recipe_of) as both:
         for trial, faults in both:
             systematic(trial, faults, outcome, first=1 + seed % count, step=count)
     return outcome
 
 
-def random_campaign(count: int, seed: int) -> Outcome:
+def random_campaign(count: int, seed: int, recipe_of: RecipeOf = miniature) -> Outcome:
     """So many runs with faults at random, three of four on the remote store."""
     outcome = Outcome(seed)
-    with trials() as both:
+    with trials(recipe_of) as both:
         for number in range(seed * count, seed * count + count):
             trial, faults = both[number % 4 == 3]
             at_random(trial, range(number, number + 1), faults, outcome)

@@ -7,6 +7,7 @@ import pytest
 
 from tests.campaigns import compound, corruption, mutants, storage_faults
 from tests.campaigns.outcome import Outcome
+from tests.campaigns.small_recipe import installed
 
 
 @pytest.fixture(autouse=True)
@@ -17,12 +18,17 @@ def _quiet() -> Iterator[None]:
 
 
 def test_faults_at_some_calls() -> None:
-    outcome = storage_faults.campaign(60, seed=7)
+    outcome = storage_faults.campaign(50, seed=7, recipe_of=installed)
     assert outcome.anomalies == [] and outcome.counts["faulty runs"] > 80
 
 
+def test_faults_at_some_calls_of_real_stages() -> None:
+    outcome = storage_faults.campaign(250, seed=200)
+    assert outcome.anomalies == [] and outcome.counts["faulty runs"] >= 10
+
+
 def test_faults_at_random() -> None:
-    outcome = storage_faults.random_campaign(20, seed=3)
+    outcome = storage_faults.random_campaign(20, seed=3, recipe_of=installed)
     assert outcome.anomalies == [] and outcome.counts["faults"] > 50
 
 
