@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +24,18 @@ class Cause:
         return self.change is not None and self.change.kind == "input"
 
     def line(self) -> str:
-        """In one line: `input model changed (because sft: with.learning_rate: 0.001 -> 0.002)`."""
-        if not self.is_input or not self.because or self.change is None:
+        """In one line: `input sft changed`, and where it begins if that is further back: `(rows did)`."""
+        if not self.is_input or not self.because:
             return self.text
-        return f"input {self.change.name} changed (because {_deepest(self.because)})"
+        sources = dict.fromkeys(cause.stage for cause in self.because)
+        begin = [stage for stage in dict.fromkeys(_beginning(self.because)) if stage not in sources]
+        return input_line(sources, "changed", f"{', '.join(begin)} did" if begin else "")
+
+
+def input_line(stages: Iterable[str], what: str, behind: str = "") -> str:
+    """`input sft may change (rows will run)`"""
+    listed = list(stages)
+    return f"input{'s' * (len(listed) > 1)} {', '.join(listed)} {what}{f' ({behind})' if behind else ''}"
 
 
 def roots(causes: Sequence[Cause]) -> tuple[Cause, ...]:
@@ -62,11 +70,14 @@ def to_json(causes: Sequence[Cause], seen: set[int] | None = None) -> list[dict[
     return found
 
 
-def _deepest(causes: Sequence[Cause]) -> str:
-    """The reasons of the first stage that has some of its own, on the way back through changed inputs."""
-    stage = causes[0].stage
-    here = [cause for cause in causes if cause.stage == stage]
-    own = [cause.text for cause in here if not cause.is_input]
+def _beginning(causes: Sequence[Cause]) -> Iterator[str]:
+    """Stages with reasons of their own, the first on each way back through changed inputs."""
+    own = [cause.stage for cause in causes if not cause.is_input]
     if own:
-        return f"{stage}: {'; '.join(own)}"
-    return _deepest(here[0].because) if here[0].because else f"{stage}: {here[0].text}"
+        yield from own
+        return
+    for cause in causes:
+        if cause.because:
+            yield from _beginning(cause.because)
+        else:
+            yield cause.stage

@@ -1,7 +1,11 @@
-"""Earlier records of a recipe's stages: what changed since the nearest one, followed back to its cause."""
+"""Earlier records of a recipe's stages: what changed since a stage's last one, followed back to its cause.
+
+A stage is compared with what it was itself: records of its name in its recipe, never those of others like it.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -15,8 +19,12 @@ from flows.recipe import Recipe, RecipeStage
 
 RECENT = 200
 """Of a kind of stage, so many that had a record last are looked at: a store may hold any number."""
+PARTS = ("version", "config", "inputs")
+"""Of an identity."""
 MOST_COMPARED = 8
 """Of records with equally few differences, how many are followed back, to find the one with the fewest causes."""
+MOST_NAMED = 3
+"""Of what changed, in a plan and in the log; `posttrain why` has all."""
 
 
 @dataclass(frozen=True)
@@ -40,20 +48,16 @@ class Step:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What differs from the nearest earlier record; `record` None: there is nothing to compare with.
-
-    `elsewhere`: the name of the stage that the record is of, where it is another one.
-    """
+    """What differs from the nearest earlier record; `record` None: there is nothing to compare with."""
 
     record: Record | None
     causes: tuple[Cause, ...]
-    elsewhere: str | None = None
 
 
 class History:
     """Reads the records of each kind of stage once."""
 
-    FIRST: ClassVar[str] = "first run: nothing like it in the store"
+    FIRST: ClassVar[str] = "first run"
 
     def __init__(self, recipe: str, steps: Mapping[str, Step], store: Store) -> None:
         self.recipe = recipe
@@ -71,7 +75,7 @@ class History:
     def why(self, name: str, identity: Mapping[str, Any], fingerprint: str) -> tuple[str, ...]:
         """Why no record of this fingerprint counts."""
         damaged = self.damaged(name, fingerprint)
-        return (damaged,) if damaged else self._lines(name, self.compare(name, identity))
+        return (damaged,) if damaged else self._lines(self.compare(name, identity))
 
     def damaged(self, name: str, fingerprint: str) -> str | None:
         """What became of the outputs of a record that does not count; None: there is no record."""
@@ -85,14 +89,18 @@ class History:
 
         `known` is the identity with the inputs that are known.
         """
-        return self._lines(name, self.compare(name, known))
+        step = self.steps[name]
+        unknown, plain = _unknown(step, known), json.loads(json.dumps(known))
+        if any(_without(record.identity, unknown) == plain for record in self.records(step.uses)):
+            return ()  # it was done with some inputs, whoever did it: perhaps with those that are to come
+        return self._lines(self.compare(name, known))
 
     def compare(self, name: str, identity: Mapping[str, Any], before: Record | None = None) -> Comparison:
         """An identity, perhaps without inputs that are not known yet, against the nearest record, or the nearest of
         those older than `before`."""
         step = self.steps[name]
-        unknown = frozenset(step.sources) - frozenset(identity["inputs"])
-        candidates, same_place = self._candidates(step, before)
+        unknown = _unknown(step, identity)
+        candidates = self._candidates(step, before)
         found = nearest_identities(identity, [_without(record.identity, unknown) for record in candidates])
         compared = [
             (candidates[index], tuple(self._cause(step, change) for change in differences))
@@ -100,45 +108,41 @@ class History:
         ]
         if not compared:
             return Comparison(None, ())
-        record, causes = min(compared, key=lambda pair: len(roots(pair[1])))
-        elsewhere = None if same_place else str(record.provenance.get("stage_name", record.stage))
-        return Comparison(record, causes, elsewhere)
+        return Comparison(*min(compared, key=lambda pair: len(roots(pair[1]))))
 
-    def _lines(self, name: str, found: Comparison) -> tuple[str, ...]:
+    def _lines(self, found: Comparison) -> tuple[str, ...]:
         if found.record is None:
             return (self.FIRST,)
-        lines = tuple(cause.line() for cause in found.causes)
-        if found.elsewhere is None or not lines:
-            return lines
-        return (f"first run of {name}; against the nearest, {found.elsewhere}: {'; '.join(lines)}",)
+        lines = tuple(dict.fromkeys(cause.line() for cause in found.causes))
+        more = len(lines) - MOST_NAMED
+        return lines if more <= 0 else (*lines[:MOST_NAMED], f"and {more} more")
 
-    def _candidates(self, step: Step, before: Record | None) -> tuple[list[Record], bool]:
-        """Records to compare with, newest first: of this stage of the recipe, of its name, or of its kind."""
+    def _candidates(self, step: Step, before: Record | None) -> list[Record]:
+        """Records to compare with, newest first: of this stage of this recipe, or of the one that wrote `before`."""
         records = self.records(step.uses)
+        place = (self.recipe, step.name)
         if before is not None:
             if before not in records:  # an old one
-                records = self._records[step.uses] = self.store.stage_records(step.uses)
+                records = self._records[step.uses] = _comparable(self.store.stage_records(step.uses))
             records = records[records.index(before) + 1 :] if before in records else records
-        named = [record for record in records if record.provenance.get("stage_name") == step.name]
-        here = [record for record in named if self._is_ours(record)]
-        return here or named or records, bool(here or named)
+            place = _place(before)
+        return [record for record in records if _place(record) == place]
 
     def records(self, uses: str) -> list[Record]:
         """Of a kind of stage, newest first: the newest of all, and what the steps' names lead to."""
         if uses not in self._records:
-            recent = self.store.stage_records(uses, newest=RECENT)
-            seen = {record.provenance.get("stage_name") for record in recent if self._is_ours(record)}
-            missing = [step for step in self.steps.values() if step.uses == uses and step.name not in seen]
+            recent = _comparable(self.store.stage_records(uses, newest=RECENT))
+            seen = {_place(record) for record in recent}
+            missing = [
+                step for step in self.steps.values() if step.uses == uses and (self.recipe, step.name) not in seen
+            ]
             self._records[uses] = recent + [record for step in missing for record in self._named(step)]
         return self._records[uses]
-
-    def _is_ours(self, record: Record) -> bool:
-        return bool(record.provenance.get("recipe") == self.recipe)
 
     def _named(self, step: Step) -> list[Record]:
         """Records behind the artifact that a stage of this recipe gave last."""
         artifact = self.store.alias(f"{self.recipe}/{step.name}")
-        return [] if artifact is None else self.store.records_behind(artifact)
+        return [] if artifact is None else _comparable(self.store.records_behind(artifact))
 
     def _writer(self, uses: str, digest: str) -> Record | None:
         """The newest record known with an output of that digest, or the one that its manifest leads to."""
@@ -148,7 +152,9 @@ class History:
         writers = self._writers[uses]
         if digest not in writers and is_sha256(digest):
             behind = [
-                found for artifact in self.store.artifacts(digest) for found in self.store.records_behind(artifact)
+                found
+                for artifact in self.store.artifacts(digest)
+                for found in _comparable(self.store.records_behind(artifact))
             ]
             if behind:
                 writers[digest] = behind[0]
@@ -187,6 +193,21 @@ class History:
             yield Cause(producer.name, "wrote other bytes from equal inputs")
         for change in differences:
             yield self._cause(producer, change)
+
+
+def _place(record: Record) -> tuple[str, str]:
+    """The recipe and the name of the stage that a record is of."""
+    return str(record.provenance.get("recipe")), str(record.provenance.get("stage_name"))
+
+
+def _unknown(step: Step, identity: Mapping[str, Any]) -> frozenset[str]:
+    """Inputs of the stage that an identity does not have yet."""
+    return frozenset(step.sources) - frozenset(identity["inputs"])
+
+
+def _comparable(records: list[Record]) -> list[Record]:
+    """Those that say what they are of: a store may have been written by somebody else."""
+    return [record for record in records if all(record.identity.get(part) is not None for part in PARTS)]
 
 
 def _without(identity: Mapping[str, Any], inputs: frozenset[str]) -> dict[str, Any]:

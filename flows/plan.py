@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from artifacts import Artifact, Record, Store
 from artifacts.errors import Problem, RequestError
+from flows.causes import input_line
 from flows.history import History
 from flows.inputs import External, ResolvedInput, StageOutput, input_digests, resolve_external
 from flows.recipe import Recipe, RecipeStage
@@ -120,8 +121,8 @@ class _Planner:
         self.selection = selection
         self.externals = externals
         self.history = History.of(recipe, store)
-        self.causes: dict[str, str] = {}
-        """Stage -> why it will or may run, followed back to the stage where it begins."""
+        self.begins: dict[str, str] = {}
+        """Stage that will or may run -> the stage where that begins, perhaps itself."""
 
     def resolve_externals(self) -> None:
         """Look up aliases, folders and Hub names of the stages that count."""
@@ -160,7 +161,7 @@ class _Planner:
             except RequestError as error:  # data or code that cannot be read
                 problems.append(Problem(self.recipe.where("stages", name), str(error)))
                 decisions[name] = Decision(name, "run", (str(error),))
-                self.causes[name] = f"{name} will run"
+                self.begins[name] = name
         problems += self._not_there(decisions)
         if problems:
             raise RequestError(problems)
@@ -190,9 +191,8 @@ class _Planner:
         return Decision(name, "run", reasons, key, what, inputs)
 
     def _decide_known(self, stage: RecipeStage, decisions: Mapping[str, Decision]) -> Decision:
-        decision = self.decide(stage.name, {need: decisions[need].outputs for need in stage.needs})
-        self.causes[stage.name] = f"{stage.name} will {decision.state}: {'; '.join(decision.reasons)}"
-        return decision
+        self.begins[stage.name] = stage.name
+        return self.decide(stage.name, {need: decisions[need].outputs for need in stage.needs})
 
     def _decide_unknown(self, stage: RecipeStage, decisions: Mapping[str, Decision], unknown: list[str]) -> Decision:
         """For a stage that reads from one that will or may run: it may run, or will for its own reasons."""
@@ -206,16 +206,14 @@ class _Planner:
         }
         what = identity(stage.uses, stage.config, input_digests(known, _many(stage)))
         own = ("forced",) if stage.name in self.selection.forced else self.history.own_changes(stage.name, what)
-        cause = self.causes[unknown[0]]
-        changing = dict.fromkeys(
-            f"input {input_name} may change (because {self.causes[reference.stage]})"
-            for input_name, entries in stage.inputs.items()
-            for reference in entries
-            if isinstance(reference, StageOutput) and reference.stage in unknown
-        )
-        self.causes[stage.name] = f"{stage.name} will run: {'; '.join(own)}" if own else cause
+        changing = [self._may_change(need) for need in unknown]
+        self.begins[stage.name] = stage.name if own else self.begins[unknown[0]]
         first = own and own == (History.FIRST,)
         return Decision(stage.name, "run" if own else "may_run", own if first else (*own, *changing), inputs=known)
+
+    def _may_change(self, need: str) -> str:
+        begin = self.begins[need]
+        return input_line([need], "may change", f"{begin} will run" if begin != need else "")
 
     def _resolved(self, reference: Any, outputs: Outputs) -> ResolvedInput:
         if isinstance(reference, StageOutput):

@@ -60,7 +60,7 @@ def why_in_plan(plan: Plan, name: str) -> Why:
     record = decision.record
     if record is not None:
         found = explainer.history.compare(name, record.identity, before=record)
-        causes, words = _named(name, found), _done(record)
+        causes, words = _causes(name, found), _done(record)
     else:
         found, causes = explainer.compare(name), explainer.causes(name)
         words = f"at step {decision.step}" if decision.step is not None else ""
@@ -90,7 +90,7 @@ def why_in_run(store: Store, run: Mapping[str, Any], name: str) -> Why:
     history = History(str(run["recipe"]), steps, store)
     record = record_of(store, run, entry)
     found = Comparison(None, ()) if record is None else history.compare(name, record.identity, before=record)
-    causes = _named(name, found)
+    causes = _causes(name, found)
     known = record is None or (found.record is not None and not found.causes)
     if known or "forced" in entry["reasons"]:  # what differs from older records is not why
         causes = tuple(Cause(name, text) for text in entry["reasons"]) if entry["state"] != "cached" else ()
@@ -140,9 +140,11 @@ class _OfPlan:
         elif decision.fingerprint is not None and (damaged := self.history.damaged(name, decision.fingerprint)):
             own = (Cause(name, damaged),)
         else:
-            own = _named(name, self.compare(name))
+            own = () if decision.state == "may_run" else _causes(name, self.compare(name))
         if decision.state == "resume":
             own = (*own, Cause(name, decision.reasons[-1]))
+        if History.FIRST in decision.reasons:  # whatever its inputs turn out to be
+            return own
         waits = {
             (input_name, reference.stage): None
             for input_name, entries in stage.inputs.items()
@@ -157,13 +159,8 @@ class _OfPlan:
         return Cause(name, f"input {input_name} may change", because=(behind,))
 
 
-def _named(name: str, found: Comparison) -> tuple[Cause, ...]:
-    if found.record is None:
-        return (Cause(name, History.FIRST),)
-    if found.elsewhere is None or not found.causes:
-        return found.causes
-    first = f"first run of {name}; against the nearest, {found.elsewhere}"
-    return (Cause(name, first, because=found.causes),)
+def _causes(name: str, found: Comparison) -> tuple[Cause, ...]:
+    return (Cause(name, History.FIRST),) if found.record is None else found.causes
 
 
 def _done(record: Record) -> str:

@@ -100,7 +100,7 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
-FIRST = ("first run: nothing like it in the store",)
+FIRST = ("first run",)
 
 
 def test_an_empty_store_runs_everything(world):
@@ -142,9 +142,10 @@ def test_stages_after_one_that_runs_may_run_and_name_the_root(world):
     assert {name: decision.state for name, decision in found.items()} == {
         "data": "cached", "sft": "run", "reference": "may_run", "dpo": "may_run",
     }  # fmt: skip
-    cause = "(because sft will run: with.learning_rate: 0.001 -> 0.002)"
-    assert found["reference"].reasons == (f"input model may change {cause}",)
-    assert found["dpo"].reasons == (f"input model may change {cause}", f"input reference may change {cause}")
+    assert found["sft"].reasons == ("with.learning_rate: 0.001 -> 0.002",)
+    # no dependent says again what the row of sft says
+    assert found["reference"].reasons == ("input sft may change",)
+    assert found["dpo"].reasons == ("input sft may change", "input reference may change (sft will run)")
     assert found["dpo"].fingerprint is None
     both = world.plan("sft.learning_rate=2e-3", "dpo.beta=0.2").decisions["dpo"]
     assert both.state == "run"  # whatever sft writes, beta is new
@@ -174,9 +175,7 @@ def test_going_back_finds_everything_cached(world):
 def test_changed_inputs_are_followed_to_their_cause(world, tmp_path):
     world.run()
     world.run("sft.learning_rate=2e-3", until=["sft"])
-    assert world.reasons("reference", "sft.learning_rate=2e-3") == (
-        "input model changed (because sft: with.learning_rate: 0.001 -> 0.002)",
-    )
+    assert world.reasons("reference", "sft.learning_rate=2e-3") == ("input sft changed",)
     (tmp_path / "base" / "config.json").write_text('{"architectures": ["OtherForCausalLM"]}')
     (reason,) = world.reasons("sft")
     assert reason.startswith("input model: ")
@@ -186,7 +185,7 @@ def test_changed_data_and_code_are_named(world, tmp_path):
     world.run()
     (tmp_path / "rows.jsonl").write_text("{}\n{}\n")
     assert world.reasons("data") == ("data of rows.jsonl changed",)
-    assert world.reasons("sft")[0] == "input dataset may change (because data will run: data of rows.jsonl changed)"
+    assert world.reasons("sft") == ("input data may change",)
     (tmp_path / "rows.jsonl").write_text("{}\n")
     (tmp_path / "rewards.py").write_text("def check(prompts, completions):\n    return [0.0]\n")
     assert world.reasons("sft") == ("code of rewards.py:check changed",)
@@ -214,7 +213,7 @@ def test_force_reruns_and_what_follows_may(world):
     found = world.plan(force=["sft"]).decisions
     assert (found["sft"].state, found["sft"].reasons) == ("run", ("forced",))
     assert found["dpo"].state == "may_run"
-    assert found["dpo"].reasons[0] == "input model may change (because sft will run: forced)"
+    assert found["dpo"].reasons == ("input sft may change", "input reference may change (sft will run)")
     assert world.run(force=["sft"]) == ["sft"]  # the same bytes again
 
 
@@ -289,12 +288,39 @@ def test_references_to_the_store(world):
     )
 
 
-def test_the_first_stage_of_a_name_is_compared_with_its_like(world):
+def test_a_first_run_is_compared_with_nothing(world):
+    """Another stage of the kind, of this recipe or of another one, has nothing to do with it."""
     world.run()
     (world.folder / "recipe.yaml").write_text(RECIPE.replace("  dpo:\n", "  other:\n"))
-    assert world.reasons("other", "other.beta=0.7") == (
-        "first run of other; against the nearest, dpo: with.beta: 0.1 -> 0.7",
+    assert world.reasons("other", "other.beta=0.7") == FIRST
+    assert world.reasons("sft", "name=copy", "sft.learning_rate=2e-3") == FIRST
+    # the inputs of this one are not known yet, but no input can make it one that was done
+    other = world.plan("sft.learning_rate=2e-3", "other.beta=0.7").decisions["other"]
+    assert (other.state, other.reasons) == ("run", FIRST)
+    # this one was done with some inputs, under another name: with those that come it may be cached
+    renamed = world.plan("sft.learning_rate=2e-3").decisions["other"]
+    assert (renamed.state, renamed.reasons[0]) == ("may_run", "input sft may change")
+
+
+def test_of_many_changes_a_few_are_named(world):
+    world.run()
+    changed = ("dpo.beta=0.2", "dpo.num_train_epochs=2", "dpo.learning_rate=1e-4", "dpo.max_grad_norm=2")
+    reasons = world.reasons("dpo", *changed, "sft.learning_rate=2e-3")
+    assert reasons == (
+        "with.learning_rate: 2e-05 -> 0.0001",
+        "with.num_train_epochs: 1 -> 2",
+        "with.max_grad_norm: 1.0 -> 2.0",
+        "and 1 more",
+        "input sft may change",
+        "input reference may change (sft will run)",
     )
+
+
+def test_a_change_further_back_names_the_stage_where_it_begins(world):
+    """data changes, and sft with it; both have run, so of reference the input alone is other."""
+    world.run()
+    world.run("data.split=0.25", until=["sft"])
+    assert set(world.reasons("reference", "data.split=0.25")) == {"input sft changed (data did)", "input data changed"}
 
 
 def test_what_was_done_long_ago_is_found_by_its_name(world, monkeypatch):
@@ -311,4 +337,4 @@ def test_what_was_done_long_ago_is_found_by_its_name(world, monkeypatch):
     (world.folder / "rows.jsonl").write_text("{}\n{}\n")
     world.content["sft"] = "other"
     world.run(until=["sft"])
-    assert any(reason.startswith("input model changed (because") for reason in world.reasons("dpo"))
+    assert "input sft changed (data did)" in world.reasons("dpo")

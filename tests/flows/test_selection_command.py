@@ -80,9 +80,9 @@ THERE = "there are: data, sft, scores, dpo, beside"
             ("--from", "scores", "--until", "scores"),
             "posttrain: 2 mistakes, nothing was started\n"
             "  --from scores --until scores: scores reads from sft, which is not selected and whose result is not in "
-            "the store (first run: nothing like it in the store); run with --until sft first, or without --from\n"
+            "the store (first run); run with --until sft first, or without --from\n"
             "  --from scores --until scores: scores reads from data, which is not selected and whose result is not in "
-            "the store (first run: nothing like it in the store); run with --until data first, or without --from",
+            "the store (first run); run with --until data first, or without --from",
         ),
         (
             ("--only", "a", "--force", "b"),
