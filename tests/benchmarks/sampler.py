@@ -1,7 +1,9 @@
 """The embedded sampler against transformers' `generate`: `python -m tests.benchmarks.sampler --rounds 5`.
 
-Same weights, prompts and lengths of completions: both stop every completion at its given length. Each contestant runs
-in a fresh process, in turn, round after round; the first call of a process is not timed.
+With `--contestants ours,vllm,generate` also vLLM in process, as the stages open it, in the interpreter that
+POSTTRAIN_VLLM_PYTHON names where this one has no vLLM. Same weights, prompts and lengths of completions: all stop every
+completion at its given length. Each contestant runs in a fresh process, in turn, round after round; the first call of a
+process is not timed.
 """
 
 from __future__ import annotations
@@ -23,11 +25,13 @@ from typing import Any
 from rich.console import Console
 
 from flows.command import stage_variables
+from stages.rollouts.engine_settings import PYTHON_VARIABLE
 from stages.seeds import generator
 from tests.benchmarks.cases import MODELS, Case
 from tests.benchmarks.folder import CaseFolder
 from tests.benchmarks.report import append_section, commit, machine, markdown_table, terminal_table
-from tests.benchmarks.rows import FIRST_TOKEN, PAD
+from tests.benchmarks.rows import FIRST_TOKEN
+from tests.benchmarks.sampler_contestants import CONTESTANTS, LABELS
 
 ROOT = Path(__file__).parents[2]
 CALLS = 3
@@ -63,6 +67,7 @@ SHAPES = (
     Shape("8 prompts of 16, 1 completion of 128", 8, 1, (16, 16), 128, 128),
     Shape("4 prompts of 1024, 8 completions of 16", 4, 8, (1024, 1024), 16, 16),
     Shape("64 prompts of 32, 1 completion of 1", 64, 1, (32, 32), 1, 1),
+    Shape("8 prompts of 16, 16 completions of 16 (at most 48)", 8, 16, (16, 16), 16, 48),
 )
 
 
@@ -80,70 +85,6 @@ def asked(shape: Shape, vocabulary: int) -> tuple[list[list[int]], list[list[int
         quantiles = draws.permutation(total)
         drawn = [min(shape.most, max(1, round(-mean * math.log1p(-(place + 0.5) / total)))) for place in quantiles]
     return prompts, [drawn[start : start + shape.completions] for start in range(0, total, shape.completions)]
-
-
-def ours(folder: CaseFolder, prompts: list[list[int]], lengths: list[list[int]]) -> Callable[[], int]:
-    """A call of the embedded sampler on a model as the stages prepare it; returns its tokens."""
-    from stages.rollouts.requests import SampleRequest, SamplingConfig
-    from stages.rollouts.sampler import EmbeddedSampler
-    from stages.training.model import Scorer
-    from stages.training.probes import settle_layout
-    from tests.benchmarks.models import load
-
-    scorer = Scorer(load(folder.model)).eval().requires_grad_(False)
-    settle_layout(scorer)
-    most = max(max(group) for group in lengths)
-    requests = [
-        SampleRequest(prompt, tuple(range(1000 * number, 1000 * number + len(group))), limits=tuple(group))
-        for number, (prompt, group) in enumerate(zip(prompts, lengths, strict=True))
-    ]
-
-    def call() -> int:
-        sampler = EmbeddedSampler(scorer.transformers_model, eos_token_ids=(), pad_token_id=PAD)
-        found = sampler.sample(requests, SamplingConfig(max_completion_length=most))
-        assert sampler.unshared is None
-        assert [[len(one.token_ids) for one in group] for group in found] == lengths
-        return sum(map(sum, lengths))
-
-    return call
-
-
-def generate(folder: CaseFolder, prompts: list[list[int]], lengths: list[list[int]]) -> Callable[[], int]:
-    """A call of transformers' generate on the rows padded on the left; returns its tokens."""
-    import torch
-    from transformers import StoppingCriteria, StoppingCriteriaList
-
-    from tests.benchmarks.models import load
-
-    model = load(folder.model).eval().requires_grad_(False)
-    model.generation_config.eos_token_id = None
-    width = max(map(len, prompts))
-    ids = torch.tensor([[PAD] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
-    limits = torch.tensor([length for group in lengths for length in group], device=model.device)
-
-    class AtLength(StoppingCriteria):
-        def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-            return input_ids.shape[1] - width >= limits
-
-    def call() -> int:
-        found = model.generate(
-            ids,
-            attention_mask=mask,
-            max_new_tokens=int(limits.max()),
-            do_sample=True,
-            top_k=0,
-            num_return_sequences=len(lengths[0]),
-            pad_token_id=PAD,
-            stopping_criteria=StoppingCriteriaList([AtLength()]),
-        )
-        assert found.shape == (len(limits), width + int(limits.max()))
-        return sum(map(sum, lengths))
-
-    return call
-
-
-CONTESTANTS = {"ours": ours, "generate": generate}
 
 
 def contest(spec: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -165,9 +106,10 @@ def run(contestant: str, shape: Shape, folder: Path, vocabulary: int, threads: i
     spec, result = folder / "spec.json", folder / "result.json"
     spec.write_text(json.dumps({"contestant": contestant, "shape": asdict(shape), "vocabulary": vocabulary}))
     result.unlink(missing_ok=True)
-    variables = stage_variables(threads) if contestant == "ours" else {}
+    variables = {} if contestant == "generate" else stage_variables(threads)
+    python = os.environ.get(PYTHON_VARIABLE) if contestant == "vllm" else None
     done = subprocess.run(
-        [sys.executable, "-m", "tests.benchmarks.sampler", "--spec", str(spec)],
+        [python or sys.executable, "-m", "tests.benchmarks.sampler", "--spec", str(spec)],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", **variables},
         stdout=subprocess.DEVNULL,
@@ -182,29 +124,53 @@ def run(contestant: str, shape: Shape, folder: Path, vocabulary: int, threads: i
 
 def measure(shape: Shape, folder: Path, arguments: argparse.Namespace, say: Callable[[str], None]) -> list[str]:
     """A line of the table: medians over the rounds."""
-    seconds: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
-    memory: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
+    names: list[str] = arguments.contestants
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    memory: dict[str, list[float]] = {name: [] for name in names}
     tokens = 0.0
     for turn in range(arguments.rounds):
-        for name in CONTESTANTS:
+        for name in names:
             result = run(name, shape, folder, arguments.vocabulary, arguments.threads)
             seconds[name].append(median(result["seconds"]))
             memory[name].append(result["working_memory"] / 2**20)
             tokens = result["values"][0]["tokens"][0]
             say(f"{shape.name}: round {turn + 1} of {arguments.rounds}, {name}: {seconds[name][-1]:.3f} s")
-    ratios = [theirs / own for own, theirs in zip(seconds["ours"], seconds["generate"], strict=True)]
-    own, theirs = (median(seconds[name]) for name in CONTESTANTS)
     return [
         shape.name,
-        f"{tokens / own:.0f}",
-        f"{tokens / theirs:.0f}",
-        f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+        *(f"{tokens / median(seconds[name]):.0f}" for name in names),
+        *(times(seconds["ours"], seconds[name]) for name in names if name != "ours"),
         f"{shape.goal:.0f}",
-        *(f"{median(memory[name]):.0f}" for name in CONTESTANTS),
+        *(f"{median(memory[name]):.0f}" for name in names),
     ]
 
 
-COLUMNS = ("shape", "tokens/s", "of generate", "times generate", "goal", "working memory, MiB", "of generate")
+def times(own: Sequence[float], theirs: Sequence[float]) -> str:
+    """How many times as fast: the median, least and most of the rounds."""
+    ratios = [other / mine for mine, other in zip(own, theirs, strict=True)]
+    return f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+def columns(names: Sequence[str]) -> list[str]:
+    """Of the table."""
+    others = [name for name in names if name != "ours"]
+    memory = ["working memory, MiB" if name == "ours" else LABELS[name] for name in names]
+    return ["shape", *(LABELS[name] for name in names), *(f"times {name}" for name in others), "goal", *memory]
+
+
+def numbers(text: str) -> list[int]:
+    """Of shapes."""
+    found = [int(part) for part in text.split(",")]
+    if not all(1 <= number <= len(SHAPES) for number in found):
+        raise argparse.ArgumentTypeError(f"shapes are counted from 1 to {len(SHAPES)}")
+    return found
+
+
+def contestants(text: str) -> list[str]:
+    """By name, ours among them."""
+    found = text.split(",")
+    if "ours" not in found or not set(found) <= CONTESTANTS.keys():
+        raise argparse.ArgumentTypeError(f"known are {', '.join(CONTESTANTS)}, and ours is always among them")
+    return found
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -214,7 +180,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--vocabulary", type=int, default=32_000)
     parser.add_argument("--model", choices=MODELS, default="S")
-    parser.add_argument("--shapes", type=int, default=len(SHAPES), help="only so many, from the first on")
+    parser.add_argument(
+        "--shapes", type=numbers, default=list(range(1, len(SHAPES) + 1)), help="only these, counted from 1: 1,3,11"
+    )
+    parser.add_argument("--contestants", type=contestants, default=["ours", "generate"], help=", ".join(CONTESTANTS))
     parser.add_argument("--results", type=Path, metavar="FILE", help="append a dated section to this Markdown file")
     parser.add_argument("--spec", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
@@ -243,9 +212,10 @@ def main(given: Sequence[str]) -> None:
         save_models(case, CaseFolder(Path(name)))
         lines = [
             measure(shape, Path(name), arguments, lambda text: console.print(text, style="dim", markup=False))
-            for shape in SHAPES[: arguments.shapes]
+            for shape in (SHAPES[number - 1] for number in arguments.shapes)
         ]
-    console.print(terminal_table(COLUMNS, lines))
+    titles = columns(arguments.contestants)
+    console.print(terminal_table(titles, lines))
     if arguments.results:
         facts = [
             machine(),
@@ -253,9 +223,9 @@ def main(given: Sequence[str]) -> None:
             f"Qwen3 of size {arguments.model}, {arguments.vocabulary} tokens, float32, {arguments.threads} threads, "
             f"{arguments.rounds} rounds of {CALLS} calls; load average {os.getloadavg()[0]:.1f} at {time.ctime()}",
         ]
-        append_section(
-            arguments.results, "python -m tests.benchmarks.sampler", "", facts, [markdown_table(COLUMNS, lines)]
-        )
+        options = f"--rounds {arguments.rounds} --shapes {','.join(map(str, arguments.shapes))}"
+        command = f"python -m tests.benchmarks.sampler {options} --contestants {','.join(arguments.contestants)}"
+        append_section(arguments.results, command, "", facts, [markdown_table(titles, lines)])
 
 
 if __name__ == "__main__":
