@@ -83,7 +83,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="a2po",
-    version=1,
+    version=2,
     config=Config,
     inputs={
         "model": Input(MODELS),

@@ -91,7 +91,9 @@ def run(context: Context) -> None:
     config: Config = context.config
     dataset = read_dataset(context.input("dataset"))
     teacher_input = _teacher_input(context, dataset.type)
-    teacher = frozen_scorer(context, teacher_input)
+    # one that follows the student stays in float32: small moves would be rounded away
+    bf16 = config.bf16 and config.teacher_update_rate is None
+    teacher = frozen_scorer(context, teacher_input, bf16=bf16)
     objective = DistillationLoss(teacher, divergence_of(config.beta), config.temperature)
     trainer, tokenizer = start(context, config, objective)
     require_same_vocabulary(tokenizer, tokenizer_of(context, teacher_input))
@@ -139,7 +141,10 @@ def memory(request: Request) -> list[Phase]:
     teacher = request.models.get("teacher", request.model)
     own = config.max_completion_length if config.lmbda > 0 else 0
     row = min(request.longest + own, request.model.context)
-    others = 4.0 * teacher.parameters + (training.policy_copy() if own else 0)
+    followed = config.teacher_update_rate is not None
+    others = (4.0 * teacher.parameters if followed else request.frozen(teacher)) + (
+        training.policy_copy() if own else 0
+    )
     work = request.passes(row=row, rows=config.train_batch_size)
     phases = [training_step(training, work, HeadUse(teacher=teacher), reference=others)]
     if own:
@@ -152,7 +157,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="distill",
-    version=2,
+    version=3,
     config=Config,
     inputs={"model": Input(MODELS), "teacher": Input(MODELS, required=False), "dataset": Input(("dataset",))},
     outputs={"model": "model", "adapter": "adapter"},

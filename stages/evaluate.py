@@ -80,7 +80,7 @@ def run(context: Context) -> None:
     from stages.training.reporting import peak_memory_gb
 
     config: Config = context.config
-    accelerator = prepare_process(context, config.bf16)
+    accelerator = prepare_process(context)
     dataset, left_out = draw_rows(read_dataset(context.input("dataset")), config.limit, config.seed)
     is_reward_model = holds_reward_model(context.input("model"))
     tasks = permitted_tasks(context, dataset, is_reward_model)
@@ -153,17 +153,16 @@ def _subject(context: Context, accelerator: Any, dataset: Dataset, is_reward_mod
     from stages.evaluation.measuring import Subject
     from stages.training.classifiers import load_reward_model
     from stages.training.model import Scorer
-    from stages.training.start import frozen_scorer, settle_packing, tokenizer_of
+    from stages.training.start import freeze, frozen_scorer, tokenizer_of
 
     context.phase("loading the model")
     if is_reward_model:
         for name in ("reference_logprobs", "reference"):
             if context.has(name):
                 raise StageError(f"input {name} is wired in, but the model is a reward model, which needs none")
-        scorer = Scorer(load_reward_model(context.input("model"))).eval().requires_grad_(False)
-        settle_packing(context, scorer)
+        scorer = freeze(context, Scorer(load_reward_model(context.input("model"))), context.config.bf16)
     else:
-        scorer = frozen_scorer(context, "model")
+        scorer = frozen_scorer(context, "model", bf16=context.config.bf16)
     scorer.to(accelerator.device)
     require_vocabulary(dataset, scorer.vocabulary)
     return Subject(context, accelerator, scorer, tokenizer_of(context, "model"), dataset, is_reward_model)
@@ -216,7 +215,7 @@ def memory(request: Request) -> list[Phase]:
     config = request.config
     answers = {"accuracy", "reward"} & set(config.tasks) or (not config.tasks and config.rewards)
     phases = answering_phases(request) if answers and not request.model.classifier else []
-    weights = {"weights": 4.0 * request.model.parameters}
+    weights = {"weights": request.frozen(request.model)}
     work = request.passes(row=2 * request.longest, rows=_ROWS_AT_ONCE)
     phases.append(scoring(request.model, request.setup, work, bf16=config.bf16))
     if (reference := request.models.get("reference")) is not None:
@@ -226,7 +225,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="evaluate",
-    version=1,
+    version=2,
     config=Config,
     inputs={
         "model": Input((*MODELS, "reward_model")),

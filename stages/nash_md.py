@@ -84,7 +84,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="nash_md",
-    version=1,
+    version=2,
     config=Config,
     inputs={
         "model": Input(MODELS),

@@ -122,7 +122,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="online_dpo",
-    version=2,
+    version=3,
     config=Config,
     inputs={
         "model": Input(MODELS),

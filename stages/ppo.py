@@ -101,7 +101,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="ppo",
-    version=1,
+    version=2,
     config=Config,
     inputs={
         "model": Input(MODELS),

@@ -114,13 +114,13 @@ def memory(request: Request) -> list[Phase]:
         scored = request.passes(row=2 * request.longest, rows=config.shard_rows)
         weights = {"weights": request.training.state()["weights"]}
         own = None if request.reference_is_policy else "reference"
-        phases.append(scoring(reference, request.setup, scored, resident=weights, own=own))
+        phases.append(scoring(reference, request.setup, scored, resident=weights, own=own, bf16=config.bf16))
     return phases
 
 
 STAGE = Stage(
     name="preference",
-    version=4,
+    version=5,
     config=Config,
     inputs={
         "model": Input(MODELS),

@@ -49,21 +49,13 @@ def run(context: Context) -> None:
     from stages.training.start import frozen_scorer
 
     config: Config = context.config
-    accelerator = prepare_process(context, config.bf16)
+    accelerator = prepare_process(context)
     context.phase("loading the model")
-    scorer = frozen_scorer(context, "model").to(accelerator.device)
+    scorer = frozen_scorer(context, "model", bf16=config.bf16).to(accelerator.device)
     dataset, ledger = read_dataset(context.input("dataset")), RowLedger()
     require_vocabulary(dataset, scorer.vocabulary)
     groups, names = _groups(context, dataset, min(config.max_length, scorer.context_length), ledger)
-    with accelerator.autocast():
-        scored = score_rows(
-            context,
-            accelerator,
-            scorer,
-            groups,
-            config=config,
-            per_token=config.per_token,
-        )
+    scored = score_rows(context, accelerator, scorer, groups, config=config, per_token=config.per_token)
     if context.is_main:
         _write(context.output("logprobs"), scored, groups, names, ledger.to_json())
         context.counts["rows"] = len(scored)
@@ -129,7 +121,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="reference_logprobs",
-    version=2,
+    version=3,
     config=Config,
     inputs={"model": Input(MODELS), "dataset": Input(("dataset",))},
     outputs={"logprobs": "logprobs"},

@@ -181,7 +181,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="rl",
-    version=4,
+    version=5,
     config=Config,
     inputs={
         "model": Input(MODELS),

@@ -72,10 +72,10 @@ def run(context: Context) -> None:
     from stages.training.start import frozen_scorer, tokenizer_of
 
     config: Config = context.config
-    accelerator = prepare_process(context, config.bf16)
+    accelerator = prepare_process(context)
     dataset, left_out = draw_rows(read_dataset(context.input("dataset")), config.limit, config.seed)
     context.phase("loading the model")
-    scorer = frozen_scorer(context, "model").to(accelerator.device)
+    scorer = frozen_scorer(context, "model", bf16=config.bf16).to(accelerator.device)
     tokenizer = tokenizer_of(context, "model")
     judge = reward_model_of(context, accelerator, tokenizer)
     scorings = {}
@@ -156,7 +156,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="sample",
-    version=1,
+    version=2,
     config=Config,
     inputs={
         "model": Input(MODELS),

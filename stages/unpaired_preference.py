@@ -181,13 +181,13 @@ def memory(request: Request) -> list[Phase]:
         weights = {"weights": request.training.state()["weights"]}
         own = None if request.reference_is_policy else "reference"
         reference = request.models.get("reference", request.model)
-        phases.append(scoring(reference, request.setup, scored, resident=weights, own=own))
+        phases.append(scoring(reference, request.setup, scored, resident=weights, own=own, bf16=config.bf16))
     return phases
 
 
 STAGE = Stage(
     name="unpaired_preference",
-    version=3,
+    version=4,
     config=Config,
     inputs={
         "model": Input(MODELS),

@@ -53,7 +53,8 @@ def reward_model_of(context: Context, accelerator: Accelerator, tokenizer: Any) 
     """Input `reward_model`, where it is wired in."""
     if not context.has("reward_model"):
         return None
-    return RewardModelScorer(context, tokenizer, accelerator.device, context.config.micro_batch_tokens)
+    config = context.config
+    return RewardModelScorer(context, tokenizer, accelerator.device, config.micro_batch_tokens, bf16=config.bf16)
 
 
 def answer_prompts(
@@ -102,6 +103,5 @@ def answer_prompts(
 
     size = max(1, _SHARD_COMPLETIONS // config.num_generations)
     context.phase("answering prompts")
-    with accelerator.autocast():
-        rows = in_shards(context, accelerator, "answers", prompts, compute, size=size)
+    rows = in_shards(context, accelerator, "answers", prompts, compute, size=size)
     return [[Answer(**answer) for answer in row["answers"]] for row in rows]

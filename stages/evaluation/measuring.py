@@ -127,7 +127,7 @@ def _references(subject: Subject, groups: Sequence[Group]) -> list[Reference] | 
     if not context.has("reference"):
         return None
     context.phase("log-probabilities of the reference")
-    scorer = frozen_scorer(context, "reference").to(accelerator.device)
+    scorer = frozen_scorer(context, "reference", bf16=context.config.bf16).to(accelerator.device)
     logps = pair_logprobs(context, accelerator, scorer, groups, "reference-pairs")
     return [Reference(chosen, rejected) for chosen, rejected in logps]
 

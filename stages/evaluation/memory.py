@@ -13,7 +13,7 @@ def answering_phases(request: Request) -> list[Phase]:
     """Sampling, and the passes of a reward model over what was sampled."""
     config, setup = request.config, request.setup
     judge = request.models.get("reward_model")
-    resident = {"weights": 4.0 * request.model.parameters, "reference": 4.0 * judge.parameters if judge else 0.0}
+    resident = {"weights": request.frozen(request.model), "reference": request.frozen(judge)}
     prompt = max(1, min(request.longest, request.model.context - config.max_completion_length))
     at_once = max(config.num_generations, _COMPLETIONS_AT_ONCE // config.num_generations * config.num_generations)
     asked = Sampled(at_once, prompt, config.max_completion_length, config.num_generations, sorts=config.top_p < 1)

@@ -75,6 +75,5 @@ def _scores(
                 )
         return [{"scores": values} for values in rows]
 
-    with accelerator.autocast():
-        rows = in_shards(context, accelerator, name, groups, compute, size=_SHARD_ROWS)
+    rows = in_shards(context, accelerator, name, groups, compute, size=_SHARD_ROWS)
     return [row["scores"] for row in rows]

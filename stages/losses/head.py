@@ -90,12 +90,19 @@ def parts_of(positions: int, longest: int) -> list[slice]:
     return [slice(start, stop) for start, stop in pairwise(bounds)]
 
 
+def fixed_parts(positions: int, longest: int) -> list[slice]:
+    """Consecutive slices of this length, and a last one with the rest."""
+    return [slice(start, min(start + longest, positions)) for start in range(0, positions, longest)]
+
+
 class ChunkedHead:
     """A head at work on one chunk after another. Sums are of the head's `sum_type`."""
 
     def __init__(self, head: Head, positions: int, longest: int) -> None:
         self.head = head.detached()
-        self.parts = parts_of(positions, longest)
+        # on a GPU of one length, for its host is slow at products of new shapes; on a CPU of about equal lengths
+        fixed = head.weight_VH.is_cuda
+        self.parts = fixed_parts(positions, longest) if fixed else parts_of(positions, longest)
         self.weight_VH = self.head.weight_VH.to(head.product_type)
         # what the product is multiplied by before a softcap, or altogether; it costs least on the hidden states
         self.factor = head.slope if head.softcap is None else head.scale / head.softcap

@@ -1,8 +1,8 @@
 """Attention over a packed row of prefix trees, registered with transformers under the name `prefix_tree`.
 
 B = 1 row, h heads, T tokens, d head size. Three ways that give the same numbers: fused kernels over the parts of the
-plan (CPU), torch's variable-length kernel (CUDA, half precision), and plain matrix products a segment at a time for
-what neither can do (soft-capped scores, dropout, other devices and types).
+plan (CPU), kernels for rows of different lengths (CUDA), and plain matrix products a segment at a time for what
+neither can do (soft-capped scores, dropout, other devices and types).
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stages.training.attention_blocks import BlockAttention
+from stages.training.attention_kernels import kernel_for
 from stages.training.attention_plan import Part, Stack, is_windowed, plan_attention
 from stages.training.attention_reads import plan_reads
+from stages.training.attention_varlen import Call, VarlenAttention, plan_calls
 from stages.training.prefix_tree import Segment, ancestors
 
 NAME = "prefix_tree"
@@ -32,18 +33,6 @@ class UnsupportedAttentionError(Exception):
     """The model asks of its attention what packed rows cannot give."""
 
 
-@dataclass(frozen=True)
-class KeyGather:
-    """For a kernel that takes rows of different lengths: every segment's queries, and all keys on its path."""
-
-    key_index: Tensor
-    query_starts: Tensor
-    """[S + 1] int32, cumulative."""
-    key_starts: Tensor
-    most_queries: int
-    most_keys: int
-
-
 class PackedAttention:
     """The segments of one packed row, and the plans made from them: one for every window that a layer has."""
 
@@ -54,7 +43,7 @@ class PackedAttention:
         self.windows: set[int | None] = set()
         """The sliding windows that layers have asked for."""
         self._parts: dict[int | None, list[Part]] = {}
-        self._gather: KeyGather | None = None
+        self._calls: dict[int | None, list[Call]] = {}
 
     def parts(self, window: int | None) -> list[Part]:
         """The plan for layers with this sliding window."""
@@ -72,23 +61,15 @@ class PackedAttention:
         """The same row for a layer whose output is read at these tokens only."""
         restricted = PackedAttention(self.segments, self.device, reads_R)
         restricted.windows = self.windows
-        restricted._gather = self._gather  # the kernel that it is for computes all tokens
+        restricted._calls = self._calls  # the kernels that these are for compute all tokens
         return restricted
 
-    def gather(self) -> KeyGather:
-        """Queries and keys for `varlen_attn`."""
-        if self._gather is None:
-            paths = [[*ancestors(self.segments, i), segment] for i, segment in enumerate(self.segments)]
-            index = torch.cat([torch.arange(above.start, above.stop) for path in paths for above in path])
-            queries = [segment.tokens for segment in self.segments]
-            keys = [sum(above.tokens for above in path) for path in paths]
-            self._gather = KeyGather(
-                index.to(self.device), self._starts(queries), self._starts(keys), max(queries), max(keys)
-            )
-        return self._gather
-
-    def _starts(self, lengths: list[int]) -> Tensor:
-        return torch.tensor([0, *lengths]).cumsum(0).to(self.device, torch.int32)
+    def calls(self, window: int | None) -> list[Call]:
+        """The same for kernels that take rows of different lengths."""
+        window = window if is_windowed(self.segments, window) else None
+        if window not in self._calls:
+            self._calls[window] = [call.to(self.device) for call in plan_calls(self.segments, window)]
+        return self._calls[window]
 
 
 def register() -> None:
@@ -142,44 +123,17 @@ def attend(  # noqa: PLR0913 - the signature is transformers'
         raise UnsupportedAttentionError(f"its attention takes {', '.join(unknown)}")
     packed.windows.add(sliding_window)
     scale = scaling if scaling is not None else query_1hTd.shape[-1] ** -0.5
-    if softcap is not None or dropout or not _has_kernel(query_1hTd):
+    kernel = kernel_for(query_1hTd, is_windowed=is_windowed(packed.segments, sliding_window))
+    if softcap is not None or dropout or (kernel is None and query_1hTd.device.type != "cpu"):
         out_1hTd = segment_by_segment(
             query_1hTd, key_1kTd, value_1kTd, packed.segments, sliding_window, scale, softcap, dropout
         )
         return out_1hTd.transpose(1, 2), None
-    if query_1hTd.is_cuda:
-        return _varlen(query_1hTd, key_1kTd, value_1kTd, packed.gather(), sliding_window, scale), None
+    if kernel is not None:
+        calls = packed.calls(sliding_window)
+        return VarlenAttention.apply(query_1hTd, key_1kTd, value_1kTd, calls, scale, kernel), None
     parts, is_whole = packed.parts(sliding_window), packed.is_whole(sliding_window)
     return BlockAttention.apply(query_1hTd, key_1kTd, value_1kTd, parts, scale, is_whole), None
-
-
-def _has_kernel(query: Tensor) -> bool:
-    if query.is_cuda:
-        return query.dtype in (torch.bfloat16, torch.float16)
-    return query.device.type == "cpu"
-
-
-def _varlen(
-    query_1hTd: Tensor, key_1kTd: Tensor, value_1kTd: Tensor, gather: KeyGather, window: int | None, scale: float
-) -> Tensor:
-    """[1, T, h, d]. Causality is aligned at the end of queries and keys, which is what a path of segments needs."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    query_Thd, key_Tkd, value_Tkd = (states[0].transpose(0, 1) for states in (query_1hTd, key_1kTd, value_1kTd))
-    out_Thd = varlen_attn(
-        query_Thd.contiguous(),
-        key_Tkd.index_select(0, gather.key_index),
-        value_Tkd.index_select(0, gather.key_index),
-        gather.query_starts,
-        gather.key_starts,
-        gather.most_queries,
-        gather.most_keys,
-        scale=scale,
-        window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=query_Thd.shape[1] != key_Tkd.shape[1],
-    )
-    assert isinstance(out_Thd, Tensor)
-    return out_Thd[None]
 
 
 def segment_by_segment(  # noqa: PLR0913 - what attention can have

@@ -100,24 +100,28 @@ class TokenBatch:
         return torch.bincount(self.branch_N, minlength=self.num_branches)
 
 
-def layout(groups: Sequence[Group], *, share_prefixes: bool = True) -> TokenBatch:
+def layout(groups: Sequence[Group], *, share_prefixes: bool = True, multiple: int = 1) -> TokenBatch:
     """Lay groups out for one forward pass.
 
     With `share_prefixes` all groups stand in one row, and tokens that the branches of a group begin with are computed
-    once; the result is that of separate rows. Without, every branch is a row of its own with its copy of the prefix.
+    once; the result is that of separate rows. Such a row ends with tokens that nobody sees, up to a `multiple`.
+    Without, every branch is a row of its own with its copy of the prefix.
     """
-    return _packed(groups) if share_prefixes else _padded(groups)
+    return _packed(groups, multiple) if share_prefixes else _padded(groups)
 
 
-def _packed(groups: Sequence[Group]) -> TokenBatch:
+def _packed(groups: Sequence[Group], multiple: int) -> TokenBatch:
     row = PackedRow()
     places = [row.add_sequences(group.prefix_ids, [branch.token_ids for branch in group.branches]) for group in groups]
+    num_tokens = row.num_tokens
+    if missing := -num_tokens % multiple:
+        row.add_sequences((), [[0] * missing])
     return TokenBatch(
         groups=tuple(groups),
         input_ids_BT=torch.from_numpy(row.token_ids())[None],
         position_ids_BT=torch.from_numpy(row.position_ids())[None],
         packed=PackedAttention(row.segments, torch.device("cpu")),
-        num_tokens=row.num_tokens,
+        num_tokens=num_tokens,
         **_asked_for(groups, [place for group in places for place in group]),
     )
 

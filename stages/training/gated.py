@@ -1,4 +1,4 @@
-"""The gated feed-forward part in fewer passes over memory, and keeping less, for models in float32 on a CPU.
+"""The gated feed-forward part in fewer passes over memory, and keeping less.
 
 Shazeer, arXiv:2002.05202: down(silu(gate(x)) * up(x)). Autograd keeps the gate, its activation, up and their product.
 Here gate and up are kept; the others are computed again when the way back needs them, a few rows at a time, so that
@@ -58,6 +58,8 @@ class _Gated(torch.autograd.Function):
 
 
 def _blocks(states_RF: Tensor) -> list[slice]:
+    if states_RF.is_cuda:
+        return [slice(None)]
     rows = max(1, BLOCK_BYTES // (states_RF.itemsize * states_RF.shape[1]))
     return parts_of(len(states_RF), rows)
 
@@ -70,7 +72,8 @@ class _Forward:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         part: Any = self.part
-        if hidden.device.type != "cpu" or hidden.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        fits = hidden.is_cuda or (hidden.device.type == "cpu" and hidden.dtype == torch.float32)
+        if not fits or torch.is_autocast_enabled(hidden.device.type):
             plain: Tensor = self.plain_forward(hidden)
             return plain
         gate, up = part.gate_proj(hidden), part.up_proj(hidden)

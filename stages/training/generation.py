@@ -146,7 +146,8 @@ class Generation:
         if context.has("reward_model"):
             from stages.training.reward_scoring import RewardModelScorer
 
-            scorer = RewardModelScorer(context, tokenizer, trainer.accelerator.device, config.micro_batch_tokens)
+            device, bf16 = trainer.accelerator.device, trainer.config.bf16
+            scorer = RewardModelScorer(context, tokenizer, device, config.micro_batch_tokens, bf16=bf16)
         rewards = RewardSet(
             config.rewards,
             config.reward_weights,

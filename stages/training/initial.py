@@ -28,7 +28,8 @@ def reference_of(context: Context, trainer: Trainer) -> Reference:
     if not wired and trainer.is_whole and is_adapted(trainer.scorer.model):
         fresh = model_source(context, "model").adapter is None
         return switched_off(trainer.scorer) if fresh else put_back(trainer.scorer)
-    frozen = frozen_scorer(context, "reference" if wired else "model", trainer.scorer).to(trainer.processes.device)
+    name, bf16 = "reference" if wired else "model", trainer.config.bf16
+    frozen = frozen_scorer(context, name, trainer.scorer, bf16=bf16).to(trainer.processes.device)
     return lambda: nullcontext(frozen)
 
 

@@ -88,9 +88,10 @@ class Request:
         goes_on = self.reference_is_policy and self.model.adapters is not None
         return float(self.training.trained * self.training.weight) if goes_on else 0.0
 
-    def frozen(self, *names: str) -> float:
-        """Bytes of the models behind those of these inputs that are wired: they stay in float32, whole."""
-        return sum(self.models[name].parameters * _FLOAT for name in names if name in self.models)
+    def frozen(self, *shapes: ModelShape | None) -> float:
+        """Bytes of these models' weights, which are not trained."""
+        bf16 = bool(getattr(self.config, "bf16", False))
+        return sum(frozen_bytes(shape, self.setup.device, bf16=bf16) for shape in shapes if shape is not None)
 
 
 @dataclass(frozen=True)
@@ -181,13 +182,13 @@ def scoring(
     own: str | None = "weights",
     bf16: bool = False,
 ) -> Phase:
-    """A pass without gradients beside what is `resident`. `own`: the part that the model's own float32 weights go to;
-    None: they are among what is resident."""
+    """A pass without gradients beside what is `resident`. `own`: the part that the model's own weights go to; None:
+    they are among what is resident."""
     layers = Layers(shape, 2 if bf16 else _FLOAT, setup.device)
     beside = 1 + ALLOCATOR_SHARE[setup.device]
     held = dict(resident or {})
     if own is not None:
-        held[own] = held.get(own, 0) + shape.parameters * _FLOAT
+        held[own] = held.get(own, 0) + frozen_bytes(shape, setup.device, bf16=bf16)
     inside = _activation_slack(shape, setup.device, work.tokens) * passing_bytes(layers, work.tokens)
     # the head comes after the layers, with their last states still there
     states = beside * layers.compute * shape.hidden * (work.tokens + work.read)
@@ -198,6 +199,12 @@ def scoring(
     else:
         most = {"activations": inside} if inside >= states + head else {"activations": states, "head": head}
     return phase("scoring", {**held, **most}, setup)
+
+
+def frozen_bytes(shape: ModelShape, device: Device, *, bf16: bool) -> float:
+    """Of weights that are not trained. They are rounded where they were loaded, so in a CPU's memory there were once
+    those in float32."""
+    return float(shape.parameters * (2 if bf16 and device == "cuda" else _FLOAT))
 
 
 def phase(name: str, parts: Mapping[str, float], setup: Setup) -> Phase:

@@ -35,17 +35,17 @@ class Layers:
     @property
     def fused_norms(self) -> bool:
         """Norms that keep their input and one number a token (`rms_norm`)."""
-        return self.device == "cpu" and self.compute == _FLOAT and not self.shape.family.wide_norms
+        return (self.device == "cuda" or self.compute == _FLOAT) and not self.shape.family.wide_norms
 
     @property
     def fused_gate(self) -> bool:
         """Feed-forward parts that keep their gate and up projections, and compute what follows again (`gated`)."""
-        return self.device == "cpu" and self.compute == _FLOAT and self.shape.silu and not self.shape.experts
+        return (self.device == "cuda" or self.compute == _FLOAT) and self.shape.silu and not self.shape.experts
 
     @property
     def scores_kept(self) -> bool:
         """Attention without a fused kernel: it keeps its scores and probabilities."""
-        return self.shape.softcapped_attention or (self.device == "cuda" and self.compute == _FLOAT)
+        return self.shape.softcapped_attention
 
 
 def norm_bytes(layers: Layers, width: int) -> int:
@@ -53,7 +53,8 @@ def norm_bytes(layers: Layers, width: int) -> int:
     trained, and the root."""
     normed = _FLOAT if layers.shape.family.wide_norms else layers.compute
     keeps_normed = layers.all_trained and not layers.fused_norms
-    return _FLOAT * width + (normed * width if keeps_normed else 0) + _FLOAT
+    given = layers.compute if layers.fused_norms else _FLOAT
+    return given * width + (normed * width if keeps_normed else 0) + _FLOAT
 
 
 def attention_bytes(layers: Layers, longest: int) -> int:

@@ -30,12 +30,16 @@ def online_phases(
     setup, training = request.setup, request.training
     judge = request.models.get("reward_model")
     apart = [judge] if request.reference_is_policy else [reference, judge]
-    others = training.policy_copy() + sum(4.0 * shape.parameters for shape in apart if shape is not None)
+    others = training.policy_copy() + request.frozen(*apart)
     others += request.kept_adapters if reference is not None else 0
     state = training.state()
     resident = {"weights": state["weights"], "optimizer": state["optimizer"], "reference": others}
     return [
         sampling(request.model, setup, asked, number=training.weight, resident=resident),
-        *(scoring(shape, setup, passes, resident=resident, own=None) for shape, passes in scored if shape is not None),
+        *(
+            scoring(shape, setup, passes, resident=resident, own=None, bf16=training.bf16)
+            for shape, passes in scored
+            if shape is not None
+        ),
         training_step(training, work, use, reference=others),
     ]

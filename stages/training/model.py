@@ -21,6 +21,9 @@ from stages.training.model_check import check_loaded, check_no_code, load_checke
 from stages.training.objective import Readout
 from stages.training.tied import TiedEmbedding
 
+_SHAPES_MULTIPLE = {"cuda": 256}
+"""Tokens of a row, and positions read in the last layer, by device: a matrix product of a shape that was not met
+before costs a GPU's host some 100 microseconds, so that lengths as they come would take longer than the computing."""
 _FEW = 0.8
 """Share of positions read above which choosing them before the last layer saves nothing."""
 
@@ -109,8 +112,12 @@ class Scorer(nn.Module):
 
     def layout(self, groups: list[Group]) -> TokenBatch:
         """The groups as tensors on the model's device."""
-        batch = layout(groups, share_prefixes=self.share_prefixes)
+        batch = layout(groups, share_prefixes=self.share_prefixes, multiple=self._multiple)
         return batch.to(self.device)
+
+    @property
+    def _multiple(self) -> int:
+        return _SHAPES_MULTIPLE.get(self.device.type, 1)
 
     def forward(self, batch: TokenBatch, readout: Readout) -> Any:
         """Run the layers, and read what the readout asks for out of the hidden states at its positions."""
@@ -118,7 +125,8 @@ class Scorer(nn.Module):
         extra: dict[str, Any] = {} if batch.packed is None else {"packed": batch.packed}
         few = self.reads_few and bool(extra) and len(readout.positions_R) < _FEW * batch.num_tokens
         if few:
-            extra["reads"] = readout.positions_R
+            missing = -len(readout.positions_R) % self._multiple
+            extra["reads"] = torch.nn.functional.pad(readout.positions_R, (0, missing))
         inputs = {"input_ids": batch.input_ids_BT, "position_ids": batch.position_ids_BT, "use_cache": False, **extra}
         noise = nullcontext() if batch.noise is None else self._embedding_noise(batch.noise)
         with noise, packed_pass() if extra else nullcontext():
@@ -129,6 +137,8 @@ class Scorer(nn.Module):
                 self._head_of_pass = (head_VH,)
         hidden_PH = output.last_hidden_state.flatten(0, 1)
         hidden_RH = hidden_PH if few else hidden_PH.index_select(0, readout.positions_R)
+        if len(hidden_RH) > len(readout.positions_R):
+            hidden_RH = hidden_RH[: len(readout.positions_R)]
         try:
             return readout.read(widened(hidden_RH, self.transformers_model.get_output_embeddings()), self)
         finally:

@@ -49,6 +49,7 @@ def following_reference(context: Context, trainer: Trainer, windows: Windows, se
     assert isinstance(config, PairLossConfig)
     if is_adapted(trainer.scorer.model):
         raise StageError("sync_ref_model needs the whole model trained, and input model is an adapter; merge it first")
+    # in float32 whatever the policy computes in: small moves would be rounded away
     scorer = frozen_scorer(context, "reference" if context.has("reference") else "model", trainer.scorer)
     following = Following(config.ref_model_mixup_alpha, config.ref_model_sync_steps)
     return FollowingReference(windows, trainer, settings, scorer.to(trainer.accelerator.device), following)

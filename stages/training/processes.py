@@ -47,11 +47,8 @@ class Processes:
         return values[0]
 
 
-def prepare_process(context: Context, bf16: bool = False) -> Accelerator:
-    """Deterministic algorithms, a fixed number of threads, and the process group.
-
-    `bf16` is for passes without gradients under the accelerator's autocast; training keeps bfloat16 weights of its own.
-    """
+def prepare_process(context: Context) -> Accelerator:
+    """Deterministic algorithms, a fixed number of threads, and the process group."""
     sharding = launched_sharding()
     if context.threads is not None:
         torch.set_num_threads(context.threads)
@@ -62,7 +59,7 @@ def prepare_process(context: Context, bf16: bool = False) -> Accelerator:
     if not torch.cuda.is_available():  # several libraries import DeepSpeed where it is installed, and it asks aloud
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     accelerator = Accelerator(
-        mixed_precision="bf16" if bf16 else "no",
+        mixed_precision="no",  # weights are in the type that is computed in
         cpu=not torch.cuda.is_available(),
         gradient_accumulation_steps=1,
     )

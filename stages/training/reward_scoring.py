@@ -17,7 +17,7 @@ from stages.training.classifiers import load_reward_model
 from stages.training.model import Scorer, branch_rewards, load_tokenizer
 from stages.training.out_of_memory import TokenBudget
 from stages.training.passes import without_gradients
-from stages.training.start import settle_packing
+from stages.training.start import freeze
 
 
 class RewardModelScorer:
@@ -27,16 +27,16 @@ class RewardModelScorer:
     one, or one that meets completions whose tokenizer is not known (None), the text.
     """
 
-    def __init__(self, context: Context, tokenizer: Any, device: torch.device, budget_tokens: int) -> None:
+    def __init__(
+        self, context: Context, tokenizer: Any, device: torch.device, budget_tokens: int, *, bf16: bool = False
+    ) -> None:
         folder = context.input("reward_model")
         own = load_tokenizer(folder)
         same = tokenizer is not None and tokenizer.get_vocab() == own.get_vocab()
         self.retokenize = None if same else Retokenizer(own)
         if not same and tokenizer is not None:
             context.log("the reward model has a tokenizer of its own: completions are tokenized anew for it")
-        self.scorer = Scorer(load_reward_model(folder)).eval().requires_grad_(False)
-        settle_packing(context, self.scorer)
-        self.scorer.to(device)
+        self.scorer = freeze(context, Scorer(load_reward_model(folder)), bf16).to(device)
         self.budget = TokenBudget(context, budget_tokens)
 
     def __call__(

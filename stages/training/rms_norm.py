@@ -1,4 +1,5 @@
-"""Root-mean-square norms in fewer passes over memory than autograd's, for models in float32 on a CPU.
+"""Root-mean-square norms in fewer passes over memory than autograd's: torch's kernel on a GPU, and our formula in
+float32 on a CPU.
 
 Zhang and Sennrich, arXiv:1910.07467: y = w x / sqrt(mean(x^2) + eps). R rows, H features.
 """
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import rms_norm
 
 _TOLERANCE = 1e-5
 
@@ -49,6 +51,9 @@ class _Forward:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         norm: Any = self.norm
+        if hidden.is_cuda and hidden.dtype == norm.weight.dtype:
+            kernel: Tensor = rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
+            return kernel
         if hidden.device.type != "cpu" or hidden.dtype != norm.weight.dtype or hidden.dtype != torch.float32:
             plain: Tensor = self.plain_forward(hidden)
             return plain

@@ -1,4 +1,4 @@
-"""Rotary position embeddings in fewer passes over memory than autograd's, for models in float32 on a CPU.
+"""Rotary position embeddings in fewer passes over memory than autograd's.
 
 Su et al., arXiv:2104.09864, in the half-split layout of transformers: with x = (x1, x2) along the head, and cosines
 and sines likewise, y1 = x1 cos1 - x2 sin1 and y2 = x2 cos2 + x1 sin2.
@@ -64,7 +64,8 @@ class _Apply:
     def __call__(
         self, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
     ) -> tuple[Tensor, Tensor]:
-        ours = query.device.type == "cpu" and query.dtype == key.dtype == cos.dtype == sin.dtype == torch.float32
+        ours = query.dtype == key.dtype == cos.dtype == sin.dtype
+        ours = ours and (query.is_cuda or (query.device.type == "cpu" and query.dtype == torch.float32))
         # angles for a part of the head: what becomes of the rest is the model's own affair
         whole = query.shape[-1] == key.shape[-1] == cos.shape[-1]
         if not (ours and whole) or cos.requires_grad:

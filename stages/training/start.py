@@ -14,6 +14,7 @@ from stages.training.config import PolicyConfig, TrainingConfig
 from stages.training.loop import Trainer
 from stages.training.model import Scorer, load_causal_lm, load_tokenizer
 from stages.training.objective import Objective
+from stages.training.parallel import use_bfloat16
 from stages.training.probes import check_head, settle_layout
 from stages.training.processes import prepare_process
 from stages.training.quantization import quantized, require_quantization
@@ -79,17 +80,29 @@ def start_classifier(
     return Trainer(context, config, accelerator, scorer, objective, build), tokenizer
 
 
-def frozen_scorer(context: Context, name: str, like: Scorer | None = None) -> Scorer:
-    """A model that is not trained (reference, teacher), in evaluation mode; adapters are merged into it."""
+def frozen_scorer(context: Context, name: str, like: Scorer | None = None, *, bf16: bool = False) -> Scorer:
+    """A model that is not trained (reference, teacher), in evaluation mode; adapters are merged into it.
+
+    `bf16`: its weights are rounded to bfloat16, which takes half the memory.
+    """
     source = model_source(context, name)
     model = load_causal_lm(source.folder)
     if source.adapter is not None:
         model = load_adapter(model, source.adapter).merge_and_unload()
-    scorer = Scorer(model).eval().requires_grad_(False)
+    scorer = Scorer(model)
     check_head(scorer)
-    settle_packing(context, scorer)
+    freeze(context, scorer, bf16)
     if like is not None:
         like.share_prefixes = scorer.share_prefixes = like.share_prefixes and scorer.share_prefixes
+    return scorer
+
+
+def freeze(context: Context, scorer: Scorer, bf16: bool) -> Scorer:
+    """Without gradients, in evaluation mode, with packed rows where it can, its weights in bfloat16 or as they are."""
+    scorer.eval().requires_grad_(False)
+    settle_packing(context, scorer)
+    if bf16:
+        use_bfloat16(scorer)
     return scorer
 
 

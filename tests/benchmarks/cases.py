@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 WARMUP_STEPS = 2
 """Steps of a run that are not timed: first allocations, first calls into libraries."""
@@ -11,7 +12,7 @@ WARMUP_STEPS = 2
 
 @dataclass(frozen=True)
 class Architecture:
-    """A Qwen3 decoder with tied embeddings; sizes as in transformers' Qwen3Config."""
+    """A Qwen3 decoder; sizes as in transformers' Qwen3Config."""
 
     layers: int
     hidden: int
@@ -19,16 +20,22 @@ class Architecture:
     heads: int
     kv_heads: int
     head_dim: int
+    tied: bool = True
+    """Whether the head has the embedding's weight."""
 
     def deeper(self, layers: int) -> Architecture:
         """The same with another number of layers."""
-        return Architecture(layers, self.hidden, self.intermediate, self.heads, self.kv_heads, self.head_dim)
+        return replace(self, layers=layers)
 
 
 MODELS = {
     "XS": Architecture(2, 128, 384, 2, 1, 64),
     "S": Architecture(4, 256, 768, 4, 2, 64),
     "M": Architecture(5, 512, 1536, 8, 4, 64),  # 32 million parameters with a vocabulary of 32,000
+    # for a GPU: the sizes of Qwen3's models, with a vocabulary of 151,936
+    "0.6B": Architecture(28, 1024, 3072, 16, 8, 128),
+    "4B": Architecture(36, 2560, 9728, 32, 8, 128),
+    "8B": Architecture(36, 4096, 12288, 32, 8, 128, tied=False),
 }
 
 
@@ -82,6 +89,12 @@ class Case:
     """Lengths are drawn around their means; otherwise all are equal to them."""
     steps: int = 10
     seed: int = 0
+    bf16: bool = False
+    """Passes in bfloat16; what is trained stays float32, as everybody does who mixes the two."""
+    lora_r: int | None = None
+    """Rank of the adapters that are trained in place of the weights."""
+    checkpointing: bool = False
+    """Activations are computed again in the backward pass."""
 
     @property
     def shape(self) -> str:
@@ -92,7 +105,10 @@ class Case:
     def name(self) -> str:
         """One line that tells cases apart."""
         group = f" G{self.completions}" if STEPS[self.stage].completions > 2 else ""
-        return f"{self.stage} {self.shape}{group} V{self.vocabulary}"
+        how = [f"LoRA {self.lora_r}"] if self.lora_r else []
+        how += ["bf16"] if self.bf16 else []
+        how += ["checkpointing"] if self.checkpointing else []
+        return " ".join([f"{self.stage} {self.shape}{group} V{self.vocabulary}", *how])
 
 
 def case_of(
@@ -103,8 +119,10 @@ def case_of(
     model: str = "S",
     group_size: int | None = None,
     steps: int = 10,
+    **precision: Any,
 ) -> Case:
-    """The case that names mean. Raises ValueError for names that mean nothing."""
+    """The case that names mean; `precision`: bf16, lora_r, checkpointing. Raises ValueError for names that mean
+    nothing."""
     found = re.fullmatch(r"P(\d+)C(\d+)", shape)
     if found is None:
         raise ValueError(f"shape {shape!r}: expected mean lengths of prompt and completion, such as P384C32")
@@ -126,6 +144,7 @@ def case_of(
         vocabulary=vocabulary,
         architecture=MODELS[model],
         steps=steps,
+        **precision,
     )
 
 

@@ -81,7 +81,7 @@ ONEDNN = "oneDNN "
 
 
 def measure_rate(case: Case, clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
-    """Matrix shape -> floating-point operations a second in float32, the median over repeated products.
+    """Matrix shape -> floating-point operations a second in the case's type, the median over repeated products.
 
     The shapes are a layer's widest product and a chunk of the head; by torch.mm and, on a CPU, by oneDNN too, which
     torch carries but does not call for them.
@@ -92,9 +92,10 @@ def measure_rate(case: Case, clock: Callable[[], float] = time.perf_counter) -> 
 
     hidden = case.architecture.hidden
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    times, kind = (8, torch.bfloat16) if case.bf16 else (1, torch.float32)
     rates = {}
-    for m, k, n in [(2048, hidden, case.architecture.intermediate), (256, hidden, case.vocabulary)]:
-        left, right, out = (torch.rand(*shape, device=device) for shape in ((m, k), (k, n), (m, n)))
+    for m, k, n in [(2048 * times, hidden, case.architecture.intermediate), (256 * times, hidden, case.vocabulary)]:
+        left, right, out = (torch.rand(*shape, device=device, dtype=kind) for shape in ((m, k), (k, n), (m, n)))
         shape, flops = f"[{m}, {k}] x [{k}, {n}]", 2.0 * m * k * n
         rates[shape] = flops / _seconds(partial(torch.mm, left, right, out=out), device, clock)
         if device == "cpu" and torch.backends.mkldnn.is_available():

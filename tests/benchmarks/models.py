@@ -37,10 +37,9 @@ def save_models(case: Case, folder: CaseFolder) -> None:
 
     torch.manual_seed(case.seed)
     kind: Any = Qwen3ForSequenceClassification if case.stage == "reward" else Qwen3ForCausalLM
-    _save(kind(qwen3_config(case.architecture, case.vocabulary)), folder.model, case.vocabulary)
+    _save(kind, case.architecture, folder.model, case)
     if case.stage == "distill":
-        teacher = Qwen3ForCausalLM(qwen3_config(teacher_of(case.architecture), case.vocabulary))
-        _save(teacher, folder.teacher, case.vocabulary)
+        _save(Qwen3ForCausalLM, teacher_of(case.architecture), folder.teacher, case)
 
 
 def qwen3_config(architecture: Architecture, vocabulary: int) -> Any:
@@ -57,7 +56,7 @@ def qwen3_config(architecture: Architecture, vocabulary: int) -> Any:
         head_dim=architecture.head_dim,
         max_position_embeddings=LONGEST_ROW,
         initializer_range=INITIAL_DEVIATION,
-        tie_word_embeddings=True,
+        tie_word_embeddings=architecture.tied,
         pad_token_id=PAD,
         bos_token_id=BOS,
         eos_token_id=EOS,
@@ -65,9 +64,12 @@ def qwen3_config(architecture: Architecture, vocabulary: int) -> Any:
     )
 
 
-def _save(model: Any, folder: Path, vocabulary: int) -> None:
-    model.save_pretrained(folder)
-    _tokenizer(vocabulary).save_pretrained(folder)
+def _save(kind: Any, architecture: Architecture, folder: Path, case: Case) -> None:
+    """Large ones are drawn where that is quick, and take half the room."""
+    with torch.device("cuda" if case.bf16 and torch.cuda.is_available() else "cpu"):
+        model = kind(qwen3_config(architecture, case.vocabulary))
+    (model.bfloat16() if case.bf16 else model).save_pretrained(folder)
+    _tokenizer(case.vocabulary).save_pretrained(folder)
 
 
 def _tokenizer(vocabulary: int) -> Any:
@@ -90,10 +92,10 @@ def _tokenizer(vocabulary: int) -> Any:
     )
 
 
-def load(folder: Path, *, classifier: bool = False) -> Any:
-    """The saved model in float32 with torch's attention, on the GPU where there is one."""
+def load(folder: Path, *, classifier: bool = False, dtype: torch.dtype = torch.float32) -> Any:
+    """The saved model with torch's attention, on the GPU where there is one."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     kind: Any = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
-    model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True)
+    model = kind.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True)
     return model.to("cuda" if torch.cuda.is_available() else "cpu")

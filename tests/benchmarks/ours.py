@@ -66,7 +66,7 @@ def _sft(case: Case, folder: CaseFolder) -> StepOf:
 def _reference(case: Case, folder: CaseFolder) -> StepOf:
     context = _context("reference_logprobs", case, folder)
     accelerator = prepare_process(context)
-    scorer = frozen_scorer(context, "model").to(accelerator.device)
+    scorer = frozen_scorer(context, "model", bf16=case.bf16).to(accelerator.device)
     budget = TokenBudget(context, context.config.micro_batch_tokens)
 
     def score(rows: Sequence[Row]) -> dict[str, Any]:
@@ -86,11 +86,15 @@ def _dpo(case: Case, folder: CaseFolder) -> StepOf:
 def _reward(case: Case, folder: CaseFolder) -> StepOf:
     context = _context("reward_model", case, folder)
     accelerator = prepare_process(context)
-    model = load_reward_model(context.input("model"))
-    model.config.pad_token_id = PAD
-    scorer = Scorer(model)
+
+    def build() -> Scorer:
+        model = load_reward_model(context.input("model"))
+        model.config.pad_token_id = PAD
+        return Scorer(model)
+
+    scorer = build()
     settle_packing(context, scorer)
-    trainer = Trainer(context, context.config, accelerator, scorer, RewardLoss(0.0))
+    trainer = Trainer(context, context.config, accelerator, scorer, RewardLoss(0.0), build)
     return Training(trainer, case, _branches)
 
 
@@ -107,7 +111,7 @@ def _grpo(case: Case, folder: CaseFolder) -> StepOf:
 
 def _distill(case: Case, folder: CaseFolder) -> StepOf:
     context = _context("distill", case, folder, teacher=folder.teacher)
-    teacher = frozen_scorer(context, "teacher")
+    teacher = frozen_scorer(context, "teacher", bf16=case.bf16)
     trainer = _trainer(context, DistillationLoss(teacher, divergence_of(1.0), 1.0))
     share = trainer.scorer.share_prefixes and teacher.share_prefixes
     trainer.scorer.share_prefixes = teacher.share_prefixes = share
@@ -128,9 +132,10 @@ STAGES: dict[str, Callable[[Case, CaseFolder], StepOf]] = {
 
 def _context(stage: str, case: Case, folder: CaseFolder, **inputs: Path) -> Context:
     """A context outside any recipe."""
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = {"bf16": case.bf16}
     if case.stage != "reference":
-        settings = {**SETTINGS, "max_steps": case.steps, "train_batch_size": case.prompts * case.completions}
+        settings |= {**SETTINGS, "max_steps": case.steps, "train_batch_size": case.prompts * case.completions}
+        settings |= {"lora_r": case.lora_r, "gradient_checkpointing": case.checkpointing}
     return local_context(stage, settings, folder=folder.scratch / "ours", inputs={"model": folder.model, **inputs})
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-TOLERANCE = 1e-4
-"""Largest relative difference."""
+TOLERANCE, BF16_TOLERANCE = 1e-4, 0.03
+"""Largest relative difference, of passes in float32 and in bfloat16."""
 
 Values = Sequence[Mapping[str, Sequence[float]]]
 """A run's steps: name -> numbers."""
@@ -20,13 +20,13 @@ def difference(left: Values, right: Values) -> float:
     return max((_relative(a, b) for _, a, b in _compared(left, right)), default=0.0)
 
 
-def require_parity(name: str, left: Values, other: str, right: Values) -> None:
+def require_parity(name: str, left: Values, other: str, right: Values, tolerance: float = TOLERANCE) -> None:
     """Raises ParityError, with the first step that differs and all losses side by side."""
     for place, a, b in _compared(left, right):
-        if not _relative(a, b) <= TOLERANCE:  # so that NaN is a difference
+        if not _relative(a, b) <= tolerance:  # so that NaN is a difference
             lines = [f"{at}: {name} {x:.8g}, {other} {y:.8g}" for at, x, y in _compared(left, right)][:40]
             raise ParityError(
-                f"{name} and {other} differ by {_relative(a, b):.2g} at {place}, more than {TOLERANCE:g}:\n"
+                f"{name} and {other} differ by {_relative(a, b):.2g} at {place}, more than {tolerance:g}:\n"
                 + "\n".join(lines)
             )
 

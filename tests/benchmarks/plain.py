@@ -84,9 +84,18 @@ class PlainLoop:
     """A model, its optimizer, and the steps of all stages on them."""
 
     def __init__(self, case: Case, folder: CaseFolder) -> None:
-        self.model = load(folder.model, classifier=case.stage == "reward").train()
+        # weights that are not trained need not be rounded in every pass
+        frozen = torch.bfloat16 if case.bf16 else torch.float32
+        trained = frozen if case.lora_r or case.stage == "reference" else torch.float32
+        self.model = load(folder.model, classifier=case.stage == "reward", dtype=trained).train()
+        if case.checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        if case.lora_r:
+            self.model = with_adapters(self.model, case.lora_r)
         self.device = next(self.model.parameters()).device
-        self.teacher = load(folder.teacher).eval().requires_grad_(False) if case.stage == "distill" else None
+        self.teacher = None
+        if case.stage == "distill":
+            self.teacher = load(folder.teacher, dtype=frozen).eval().requires_grad_(False)
         self.references = folder.references() if case.stage == "dpo" else {}
         self.optimizer = build_optimizer(self.model)
 
@@ -155,9 +164,19 @@ class PlainLoop:
         return self.update([divergence])
 
 
+def with_adapters(model: Any, rank: int) -> Any:
+    """As stages put them on: every linear layer but the head, alpha 32, in float32."""
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=32, target_modules="all-linear"))
+    if adapted.get_base_model().supports_gradient_checkpointing:
+        adapted.enable_input_require_grads()
+    return adapted
+
+
 def build_optimizer(model: Any) -> torch.optim.AdamW:
     """Weight decay on matrices only."""
-    parameters = list(model.parameters())
+    parameters = [one for one in model.parameters() if one.requires_grad]
     return torch.optim.AdamW(
         [
             {"params": [one for one in parameters if one.ndim >= 2], "weight_decay": SETTINGS["weight_decay"]},
@@ -186,12 +205,13 @@ def run(case: Case, steps: Sequence[Sequence[Row]], folder: CaseFolder, recorder
     stage = STAGES[case.stage]
     recorder.begin()
     for rows in steps:
-        recorder.done(stage(loop, rows))
+        with torch.autocast(loop.device.type, torch.bfloat16, enabled=case.bf16):
+            recorder.done(stage(loop, rows))
 
 
-def reference_sums(folder: CaseFolder, rows: Sequence[Row]) -> dict[str, list[float]]:
+def reference_sums(folder: CaseFolder, rows: Sequence[Row], *, bf16: bool) -> dict[str, list[float]]:
     """Row id -> summed log-probability of every completion, a row at a time."""
-    model = load(folder.model).eval()
+    model = load(folder.model, dtype=torch.bfloat16 if bf16 else torch.float32).eval()
     device = next(model.parameters()).device
     with torch.no_grad():
         return {row.row_id: token_logprobs(model, pad(sequences([row]), device)).sum(1).tolist() for row in rows}

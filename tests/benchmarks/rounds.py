@@ -16,7 +16,7 @@ from typing import Any
 from flows.command import stage_variables
 from tests.benchmarks.cases import WARMUP_STEPS, Case
 from tests.benchmarks.floor import ONEDNN, step_flops
-from tests.benchmarks.parity import difference, require_parity
+from tests.benchmarks.parity import BF16_TOLERANCE, TOLERANCE, difference, require_parity
 from tests.benchmarks.rows import batches, make_rows
 from tests.benchmarks.worker import CONTESTANTS, case_to_json
 
@@ -152,7 +152,8 @@ def _gate(measured: Measured) -> None:
     for name in SAME_NUMBERS:
         if (runs := measured.runs.get(name)) is not None:
             theirs = runs.results[-1]["values"]
-            require_parity("ours", own, name, theirs)
+            tolerance = BF16_TOLERANCE if measured.case.bf16 else TOLERANCE
+            require_parity("ours", own, name, theirs, tolerance)
             runs.parity = max(runs.parity or 0.0, difference(own, theirs))
 
 

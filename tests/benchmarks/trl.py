@@ -38,9 +38,9 @@ from tests.benchmarks.rows import PAD, Row
 from tests.benchmarks.trl_run import Run
 
 ROWS_PER_PASS = 8
-BEST: dict[str, Any] = {"bf16": False, "gradient_checkpointing": False, "logging_steps": 10_000}
-"""Over the defaults, which compute in bfloat16 with checkpointing. Packing and padding-free batches are left off:
-without a flash-attention kernel they pay for the whole batch as one row."""
+BEST: dict[str, Any] = {"logging_steps": 10_000}
+"""Over the defaults, which compute in bfloat16 with checkpointing whatever the case says. Packing and padding-free
+batches are left off: without a flash-attention kernel they pay for the whole batch as one row."""
 
 
 def run_default(case: Case, steps: Sequence[Sequence[Row]], folder: CaseFolder, recorder: Recorder) -> None:
@@ -51,7 +51,8 @@ def run_default(case: Case, steps: Sequence[Sequence[Row]], folder: CaseFolder, 
 def run_best(case: Case, steps: Sequence[Sequence[Row]], folder: CaseFolder, recorder: Recorder) -> None:
     """Every step in turn, at TRL's best settings."""
     of_stage = {"precompute_ref_log_probs": True} if case.stage == "dpo" else {}
-    STAGES[case.stage](Run(case, steps, folder, recorder, BEST, of_stage))
+    best = {**BEST, "bf16": case.bf16, "gradient_checkpointing": case.checkpointing}
+    STAGES[case.stage](Run(case, steps, folder, recorder, best, of_stage))
 
 
 def _sft(run: Run) -> None:

@@ -56,6 +56,11 @@ class Run:
     def start(self, trainer_class: Any, config: Any, rows: Any, **keywords: Any) -> Any:
         """A trainer on the case's model that tells the recorder of every step."""
         tokenizer = AutoTokenizer.from_pretrained(self.folder.model)
+        if self.case.lora_r:
+            from peft import LoraConfig
+
+            config.model_init_kwargs = {"dtype": "bfloat16"}
+            keywords["peft_config"] = LoraConfig(r=self.case.lora_r, lora_alpha=32, target_modules="all-linear")
         return recording(trainer_class)(
             model=str(self.folder.model),
             args=config,

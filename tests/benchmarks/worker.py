@@ -43,7 +43,7 @@ def prepare(case: Case, folder: CaseFolder, _: str = "wall") -> dict[str, Any]:
 
     save_models(case, folder)
     if case.stage == "dpo":
-        folder.save_references(reference_sums(folder, make_rows(case)))
+        folder.save_references(reference_sums(folder, make_rows(case), bf16=case.bf16))
     return {"versions": versions()}
 
 

@@ -23,7 +23,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     "doubled": (1, "57b8fc15fe51e1aa", "2688d191cdef74aa", {}),
     "base": (1, "4fa1e718df803023", "9c7df7a7d0529831", {"model/weights: norm": 12.902}),
     "drawn": (
-        1,
+        2,
         "708a02208e7dee21",
         "6e2c6ff2bf94e853",
         {
@@ -62,7 +62,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "adapter_dpo": (
-        4,
+        5,
         "f7a47b1039db92a3",
         "20165d69215aaff6",
         {
@@ -115,7 +115,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         {},
     ),
     "kto": (
-        3,
+        4,
         "3452c4b079fc4567",
         "ee945ab9b573ffe3",
         {
@@ -134,13 +134,13 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "reference": (
-        2,
+        3,
         "245d2dce77120e3b",
         "51c110d288663d75",
         {"logprobs/logprobs: chosen_logps": -10.953, "logprobs/logprobs: rejected_logps": -11.283},
     ),
     "dpo": (
-        4,
+        5,
         "7e4ef5fecdbb9e80",
         "f740cad78ac245e1",
         {
@@ -175,7 +175,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "ppo": (
-        1,
+        2,
         "7019ad06910dbb39",
         "5561237511ce33c7",
         {
@@ -224,7 +224,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "online": (
-        2,
+        3,
         "d9230cdcadcdfcc8",
         "f377b3216609cbf7",
         {
@@ -272,7 +272,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "explored": (
-        2,
+        3,
         "6d4e3ee60ffa0f02",
         "cdf7f9f2bd7a5ff5",
         {
@@ -323,7 +323,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "contest": (
-        1,
+        2,
         "506704d24578464b",
         "be8f75d663f40b72",
         {
@@ -373,7 +373,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "regressed": (
-        1,
+        2,
         "41de3be717b2bf59",
         "47b5945285034d2f",
         {
@@ -406,7 +406,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "grpo": (
-        4,
+        5,
         "0ead71e4fcc50b31",
         "7d6ca38bd18cf71a",
         {
@@ -462,7 +462,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "small": (
-        2,
+        3,
         "4853f37301e9f604",
         "06cbbe8ba1b07f8c",
         {
@@ -478,7 +478,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "scores": (
-        1,
+        2,
         "9f90b0b38e1a458f",
         "c066fe00544a0072",
         {

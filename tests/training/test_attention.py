@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +14,7 @@ from stages.training.attention import PackedAttention, segment_by_segment
 from stages.training.attention_blocks import BlockAttention
 from stages.training.attention_plan import Stack, plan_attention
 from stages.training.attention_reads import plan_reads
+from stages.training.attention_varlen import Call, States, VarlenAttention, plan_calls
 from stages.training.prefix_tree import Segment, ancestors
 
 trees = st.lists(st.tuples(st.integers(1, 12), st.floats(0, 1)), min_size=1, max_size=9)
@@ -111,29 +115,73 @@ def test_unread_queries_are_not_computed() -> None:
     assert {length for _, length in [*spans, *alone]} == {1}
 
 
-def test_the_last_layer_makes_no_second_plan_for_the_variable_length_kernel() -> None:
-    """Which computes all tokens, read or not: its plan is copied to the GPU once a row."""
+def test_the_last_layer_makes_no_second_plan_for_kernels_of_varied_lengths() -> None:
+    """Which compute all tokens, read or not: the plan is copied to the GPU once a row."""
     packed = PackedAttention(segments_of([(5, 0.0), (3, 1.0)]), torch.device("cpu"))
-    gather = packed.gather()
-    assert packed.reading(torch.tensor([7])).gather() is gather
+    calls = packed.calls(None)
+    assert packed.reading(torch.tensor([7])).calls(None) is calls
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(trees, st.sampled_from([None, 3]))
-def test_keys_for_the_variable_length_kernel(drawn: list[tuple[int, float]], window: int | None) -> None:
-    """What the CUDA kernel is given, worked off by its documented rule: causal, aligned at the end, window left."""
+class ByDefinition:
+    """What a kernel for rows of different lengths documents, sequence by sequence: causal from the end, window left."""
+
+    def forward(self, states: States, call: Call, scale: float) -> tuple[Tensor, Tensor]:
+        out, sums = [], []
+        for query, key, value, seen in self._sequences(states, call):
+            scores = (query @ key.transpose(-1, -2) * scale).masked_fill(~seen, -torch.inf)
+            out.append((scores.softmax(-1) @ value).transpose(0, 1))
+            sums.append(scores.logsumexp(-1).t())
+        return torch.cat(out), torch.cat(sums)
+
+    def backward(self, grad: Tensor, states: States, out: Tensor, sums: Tensor, call: Call, scale: float) -> States:
+        """By the formula: p = exp(score - sum), d score = p (grad . value - grad . out), with what is given."""
+        found, start = [], 0
+        for query, key, value, seen in self._sequences(states, call):
+            rows = slice(start, start := start + query.shape[1])
+            grad_hQd, out_hQd, sums_hQ1 = (
+                grad[rows].transpose(0, 1),
+                out[rows].transpose(0, 1),
+                sums[rows].t()[..., None],
+            )
+            weights = ((query @ key.transpose(-1, -2) * scale) - sums_hQ1).exp().masked_fill(~seen, 0.0)
+            slopes = weights * (grad_hQd @ value.transpose(-1, -2) - (grad_hQd * out_hQd).sum(-1, keepdim=True)) * scale
+            few = (2, 2, key.shape[1], key.shape[2])
+            grads = (
+                (slopes.transpose(-1, -2) @ query).view(few).sum(1),
+                (weights.transpose(-1, -2) @ grad_hQd).view(few).sum(1),
+            )
+            found.append([slopes @ key, *grads])
+        return States(*(torch.cat([one.transpose(0, 1) for one in side]) for side in zip(*found, strict=True)))
+
+    def _sequences(self, states: States, call: Call) -> Iterator[tuple[Tensor, ...]]:
+        starts = call.queries.starts.tolist(), call.keys.starts.tolist()
+        assert call.queries.longest == max(b - a for a, b in pairwise(starts[0]))
+        assert call.keys.longest == max(b - a for a, b in pairwise(starts[1]))
+        for (a, b), (c, d) in zip(pairwise(starts[0]), pairwise(starts[1]), strict=True):
+            distance = torch.arange(d - c - (b - a), d - c)[:, None] - torch.arange(d - c)
+            seen = torch.ones_like(distance, dtype=torch.bool) if not call.causal else distance >= 0
+            if call.window is not None:
+                seen &= distance < call.window
+            keys = (one[c:d].repeat_interleave(2, 1).transpose(0, 1) for one in states[1:])
+            yield states.query_Rhd[a:b].transpose(0, 1), *keys, seen
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(trees, st.sampled_from([None, 1, 3, 7]))
+def test_calls_of_a_kernel_for_varied_lengths_equal_a_dense_mask(
+    drawn: list[tuple[int, float]], window: int | None
+) -> None:
     segments = segments_of(drawn)
-    gather = PackedAttention(segments, torch.device("cpu")).gather()
-    seen = torch.zeros(segments[-1].stop, segments[-1].stop, dtype=torch.bool)
-    for row in range(len(segments)):
-        queries = range(int(gather.query_starts[row]), int(gather.query_starts[row + 1]))
-        keys = gather.key_index[int(gather.key_starts[row]) : int(gather.key_starts[row + 1])]
-        for number, query in enumerate(queries):
-            last = len(keys) - len(queries) + number
-            first = 0 if window is None else max(0, last - window + 1)
-            seen[query, keys[first : last + 1]] = True
-    assert torch.equal(seen, visible(segments, window))
-    assert gather.most_keys == int(gather.key_starts.diff().max())
+    generator = torch.Generator().manual_seed(len(drawn))
+    shapes = [(1, 4, segments[-1].stop, 8), (1, 2, segments[-1].stop, 8), (1, 2, segments[-1].stop, 8)]
+    states = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+    weights = torch.randn(shapes[0], generator=generator, dtype=torch.float64)
+    expected = dense(*states, visible(segments, window), 0.3)
+    found = VarlenAttention.apply(*states, plan_calls(segments, window), 0.3, ByDefinition()).transpose(1, 2)
+    torch.testing.assert_close(found, expected)
+    right = torch.autograd.grad((expected * weights).sum(), states)
+    for gradient, wanted in zip(torch.autograd.grad((found * weights).sum(), states), right, strict=True):
+        torch.testing.assert_close(gradient, wanted)
 
 
 def test_padding_of_a_stack_reaches_no_gradient() -> None:

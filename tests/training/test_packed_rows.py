@@ -26,7 +26,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 def weighted_loss(logprobs_N: Tensor) -> Tensor:
     """Every token another weight, so that a gradient at the wrong place shows."""
-    return (logprobs_N * torch.linspace(0.5, 1.5, len(logprobs_N))).sum()
+    return (logprobs_N * torch.linspace(0.5, 1.5, len(logprobs_N), device=logprobs_N.device)).sum()
 
 
 def separate_rows(model: nn.Module, groups: list[Group]) -> tuple[float, dict[str, Tensor]]:
