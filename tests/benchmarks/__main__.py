@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
-from tests.benchmarks.cases import MATRIX, MODELS, STEPS, Case, case_of
+from tests.benchmarks.cases import GPU_MATRIX, MATRIX, MODELS, STEPS, Case, case_of
 from tests.benchmarks.growth import SERIES, slope
 from tests.benchmarks.parity import ParityError
 from tests.benchmarks.recorder import CLOCKS
@@ -46,10 +46,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--stage", choices=STEPS)
     what.add_argument("--all", action="store_true", help="the published matrix, with its goals")
+    what.add_argument("--gpu", action="store_true", help="the matrix of real sizes, on one GPU of 140 GB")
     what.add_argument("--growth", choices=SERIES, help="how time and memory follow one size")
     parser.add_argument("--shape", default="P128C128", help="mean tokens of prompt and completion (default P128C128)")
     parser.add_argument("--vocabulary", type=int, default=32_000)
     parser.add_argument("--model", choices=MODELS, default="S")
+    parser.add_argument("--bf16", action="store_true", help="passes in bfloat16; what is trained stays float32")
+    parser.add_argument("--lora-r", type=int, help="train adapters of this rank in place of the weights")
+    parser.add_argument("--checkpointing", action="store_true", help="compute activations again in the backward pass")
     parser.add_argument("--group-size", type=int, help="completions of a prompt (grpo; default 8)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10, help="steps of a run; the first 2 are not timed (default 10)")
@@ -71,6 +75,8 @@ def cases_of(arguments: argparse.Namespace) -> list[Case]:
     """What the command line asks to measure."""
     if arguments.all:
         return [goal.case for goal in MATRIX]
+    if arguments.gpu:
+        return list(GPU_MATRIX)
     if arguments.growth:
         return [case for _, case in SERIES[arguments.growth](arguments.steps)]
     return [
@@ -81,6 +87,9 @@ def cases_of(arguments: argparse.Namespace) -> list[Case]:
             model=arguments.model,
             group_size=arguments.group_size,
             steps=arguments.steps,
+            bf16=arguments.bf16,
+            lora_r=arguments.lora_r,
+            checkpointing=arguments.checkpointing,
         )
     ]
 
@@ -171,10 +180,11 @@ def facts_of(arguments: argparse.Namespace, measured: Sequence[Measured]) -> lis
     stolen = max(runs.most_stolen() for one in measured for runs in one.runs.values())
     methods = {runs.results[0]["memory_method"] for one in measured for runs in one.runs.values()}
     rates = [f"{one.case.name}: {' and '.join(_rates(one))}" for one in measured]
+    kind = "bfloat16" if measured[0].case.bf16 else "float32"
     return [
         machine(),
         ", ".join([f"posttrain at {commit()}", *(f"{name} {version}" for name, version in versions.items())]),
-        f"float32, {arguments.threads} threads, {arguments.clock} clock, {arguments.rounds} rounds, "
+        f"{kind}, {arguments.threads} threads, {arguments.clock} clock, {arguments.rounds} rounds, "
         f"load average before a round {min(loads):.1f} to {max(loads):.1f}, "
         f"processor time that the host took from a run at most {stolen:.1%}",
         f"working memory: {'; '.join(sorted(methods))}, minus what was held before the first step",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 WARMUP_STEPS = 2
-"""Steps of a run that are not timed: first allocations, first calls into libraries."""
+"""Steps of a run on a CPU that are not timed: first allocations, first calls into libraries."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,11 @@ class Case:
     """Activations are computed again in the backward pass."""
 
     @property
+    def warmup_steps(self) -> int:
+        """Steps that are not timed. On a GPU all rows are met once: it loads its programs when a shape first comes."""
+        return -(-self.examples // self.prompts) if self.bf16 else WARMUP_STEPS
+
+    @property
     def shape(self) -> str:
         """As on the command line, `P384C32`."""
         return f"P{self.prompt_tokens}C{self.completion_tokens}"
@@ -108,7 +113,8 @@ class Case:
         how = [f"LoRA {self.lora_r}"] if self.lora_r else []
         how += ["bf16"] if self.bf16 else []
         how += ["checkpointing"] if self.checkpointing else []
-        return " ".join([f"{self.stage} {self.shape}{group} V{self.vocabulary}", *how])
+        known = [name for name, one in MODELS.items() if one == self.architecture and name != "S"]
+        return " ".join([self.stage, *known, f"{self.shape}{group}", f"V{self.vocabulary}", *how])
 
 
 def case_of(
@@ -130,10 +136,8 @@ def case_of(
         raise ValueError(f"no stage {stage!r} to measure; there are {', '.join(STEPS)}")
     if model not in MODELS:
         raise ValueError(f"no model {model!r}; there are {', '.join(MODELS)}")
-    if steps <= WARMUP_STEPS:
-        raise ValueError(f"{steps} steps: the first {WARMUP_STEPS} are not timed, so give more")
     step = STEPS[stage]
-    return Case(
+    case = Case(
         stage=stage,
         prompt_tokens=int(found[1]),
         completion_tokens=int(found[2]),
@@ -146,6 +150,9 @@ def case_of(
         steps=steps,
         **precision,
     )
+    if steps <= case.warmup_steps:
+        raise ValueError(f"{steps} steps: the first {case.warmup_steps} are not timed, so give more")
+    return case
 
 
 @dataclass(frozen=True)
@@ -169,6 +176,20 @@ MATRIX = (
     Goal(case_of("grpo", "P384C32"), 8, 15, 0.3),
     Goal(case_of("distill", "P384C32"), 3, 5, 0.5),
 )
+
+_REAL: dict[str, Any] = {"vocabulary": 151_936, "steps": 24, "bf16": True}
+GPU_MATRIX = (
+    case_of("sft", "P512C512", model="0.6B", **_REAL),
+    case_of("reference", "P2048C128", model="0.6B", **_REAL),
+    case_of("dpo", "P2048C128", model="0.6B", **_REAL),
+    case_of("reward", "P2048C128", model="0.6B", **_REAL),
+    case_of("grpo", "P512C256", model="0.6B", **_REAL),
+    case_of("distill", "P512C512", model="0.6B", **_REAL),
+    case_of("sft", "P512C512", model="4B", checkpointing=True, **_REAL),
+    case_of("dpo", "P2048C128", model="8B", lora_r=16, **_REAL),
+)
+"""On one GPU of 140 GB, in bfloat16: whole small models, a middling one with its activations computed again, adapters
+on a large one."""
 
 FLOOR_GOAL = 1.5
 """A step takes at most so many times its arithmetic floor."""

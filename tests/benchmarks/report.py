@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.table import Table
 
+from stages.nvml import gpus
 from tests.benchmarks.cases import FLOOR_GOAL, Goal
 from tests.benchmarks.rounds import Measured, Runs
 
@@ -172,7 +173,8 @@ def machine() -> str:
     names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
     memory = psutil.virtual_memory().total / 2**30
     processor = names[0] if names else platform.processor()
-    return f"{processor}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB, {platform.system()}"
+    found = f"{processor}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB, {platform.system()}"
+    return ", ".join([found, *(gpu.name for gpu in gpus())])
 
 
 def _cpuinfo() -> list[str]:

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from flows.command import stage_variables
-from tests.benchmarks.cases import WARMUP_STEPS, Case
+from tests.benchmarks.cases import Case
 from tests.benchmarks.floor import ONEDNN, step_flops
 from tests.benchmarks.parity import BF16_TOLERANCE, TOLERANCE, difference, require_parity
 from tests.benchmarks.rows import batches, make_rows
@@ -36,13 +36,15 @@ class Runs:
     """One contestant's runs, one a round."""
 
     name: str
+    warmup: int
+    """First steps of a run that are not timed."""
     results: list[dict[str, Any]] = field(default_factory=list)
     parity: float | None = None
     """Largest relative difference of its numbers from ours; None where it computes something else, or is ours."""
 
     def step_seconds(self) -> list[float]:
         """The median step of every round, without the first steps."""
-        return [median(result["seconds"][WARMUP_STEPS:]) for result in self.results]
+        return [median(result["seconds"][self.warmup :]) for result in self.results]
 
     def most_stolen(self) -> float:
         """Share of the processors' time that the host took from the run that lost most."""
@@ -107,10 +109,10 @@ def measure(
     clock: str = "wall",
 ) -> Measured:
     """Raises ParityError where numbers differ that should not, BenchmarkError where a process fails."""
-    steps = batches(case, make_rows(case))[WARMUP_STEPS:]
+    steps = batches(case, make_rows(case))[case.warmup_steps :]
     measured = Measured(
         case=case,
-        runs={name: Runs(name) for name in contestants},
+        runs={name: Runs(name, case.warmup_steps) for name in contestants},
         rates={},
         flops=median(step_flops(case, rows) for rows in steps),
         tokens=sum(row.completion_tokens for rows in steps for row in rows) / len(steps),
@@ -127,7 +129,7 @@ def measure(
             for contestant in contestants:
                 result = _undisturbed(processes, contestant, say)
                 measured.runs[contestant].results.append(result)
-                timed = result["seconds"][WARMUP_STEPS:]
+                timed = result["seconds"][case.warmup_steps :]
                 say(f"{case.name}: round {turn + 1} of {rounds}, {contestant}: {median(timed):.3f} s a step")
             _gate(measured)
     return measured

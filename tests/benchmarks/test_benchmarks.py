@@ -170,8 +170,8 @@ def test_figures_by_hand() -> None:
     """Two warm-up steps that do not count; rounds whose median steps are 2 and 4 s, and 6 and 6 s for the other."""
     case = case_of("sft", "P128C128")
     runs = {
-        "ours": Runs("ours", [run([9, 9, 1, 2, 3], 100), run([9, 9, 4, 4, 4], 300)]),
-        "plain": Runs("plain", [run([9, 9, 6, 6, 6], 400), run([9, 9, 6, 7, 6], 400)]),
+        "ours": Runs("ours", 2, [run([9, 9, 1, 2, 3], 100), run([9, 9, 4, 4, 4], 300)]),
+        "plain": Runs("plain", 2, [run([9, 9, 6, 6, 6], 400), run([9, 9, 6, 7, 6], 400)]),
     }
     rates = {"slow": [10.0, 10.0], "fast": [20.0, 40.0], "oneDNN fast": [60.0, 60.0]}
     found = summary(Measured(case, runs, rates, flops=60.0, tokens=12.0, loads=[0.0, 0.0], versions={}))
