@@ -12,6 +12,7 @@ from artifacts.files import Files
 from artifacts.manifest import Artifact
 from artifacts.reading import read_sealed
 from artifacts.sealed import seal, unseal
+from artifacts.shapes import shown
 
 logger = logging.getLogger(__name__)
 PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
@@ -45,16 +46,18 @@ def read_all(files: Files) -> dict[str, Artifact]:
 
 def read(files: Files, name: str) -> Artifact | None:
     """What a name means; None: nothing. Raises DamagedError."""
-    where = f"{files.url}/{_key(name)}"
+    where = f"{files.url}/{shown(_key(name))}"
+    if not NAME.fullmatch(name):
+        raise DamagedError(f"{where} has a name that no alias has; delete it")
     try:
         value = unseal(read_sealed(files, _key(name)), where)
     except FileNotFoundError:
         return None
     try:
         if value["name"] != name:
-            raise DamagedError(f"{where} is the alias {value['name']!r}; set it again")
+            raise DamagedError(f"{where} is the alias {str(value['name'])[:100]!r}; set it again")
         return Artifact.from_json(value)
-    except (KeyError, AttributeError, RequestError):
+    except (KeyError, RequestError):
         raise DamagedError(f"{where} is not an alias; set it again") from None
 
 

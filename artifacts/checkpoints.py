@@ -146,7 +146,7 @@ class Checkpoints:
             data = read_sealed(self._files, key)
         except FileNotFoundError:
             return None
-        files = _entries(unseal(data, f"{self._files.url}/{key}"))
+        files = _entries(unseal(data, f"{self._files.url}/{key}"), f"{self._files.url}/{key}")
         marker = FileEntry(f"{part}/{PART}", len(data), sha256_bytes(data))
         return [marker, *(FileEntry(f"{part}/{entry.path}", entry.size, entry.sha256) for entry in files)]
 
@@ -162,14 +162,10 @@ class Checkpoints:
         except FileNotFoundError:
             return None
         value = unseal(data, f"{self._files.url}/{key}")
-        try:
-            files, step = _entries(value), value["step"]
-        except (KeyError, TypeError) as error:
-            raise DamagedError(f"{self._files.url}/{key} is no marker: {type(error).__name__}") from None
-        problems = file_list_problems(files)
-        if problems or step != _step(name):
-            raise DamagedError(f"{self._files.url}/{key} is no marker of this folder: {problems[:1]}")
-        return _Saved(name, step, files)
+        files = _entries(value, f"{self._files.url}/{key}")
+        if value.get("step") != _step(name):
+            raise DamagedError(f"{self._files.url}/{key} is the marker of another folder")
+        return _Saved(name, _step(name), files)
 
     def _localized(self, saved: _Saved) -> Path:
         key = f"{self._key}/{saved.name}"
@@ -226,5 +222,13 @@ def _marker(step: int, entries: Iterable[FileEntry]) -> bytes:
     return seal({"format": 1, "step": step, "files": rows})
 
 
-def _entries(marker: Mapping[str, Any]) -> tuple[FileEntry, ...]:
-    return tuple(FileEntry(row["path"], row["size"], row["sha256"]) for row in marker["files"])
+def _entries(marker: Mapping[str, Any], where: str) -> tuple[FileEntry, ...]:
+    """Raises DamagedError."""
+    try:
+        files = tuple(FileEntry(row["path"], row["size"], row["sha256"]) for row in marker["files"])
+    except (KeyError, TypeError) as error:
+        raise DamagedError(f"{where} is no marker: {type(error).__name__}") from None
+    problems = file_list_problems(files)
+    if problems:
+        raise DamagedError(f"{where} is no marker: {problems[0]}")
+    return files

@@ -22,6 +22,7 @@ from artifacts.manifest import Artifact
 from artifacts.owner import owner_tag
 from artifacts.reading import read_sealed
 from artifacts.sealed import seal, unseal
+from artifacts.shapes import shown
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,150}")
 CONDEMNED = "gc/condemned.json"
@@ -55,11 +56,14 @@ def read_all(files: Files) -> list[Claim]:
     """Every claim. Raises DamagedError: who cannot read a claim must not delete."""
     found = []
     for path, stored in sorted(files.tree("claims").items()):
-        where = f"{files.url}/claims/{path}"
+        where = f"{files.url}/claims/{shown(path)}"
         try:
             value = unseal(read_sealed(files, f"claims/{path}"), where)
             artifacts = tuple(Artifact.from_json(item) for item in value["artifacts"])
-            found.append(Claim(path.removesuffix(".json"), value["process"], artifacts, stored.modified))
+            name, process = path.removesuffix(".json"), value["process"]
+            if not NAME.fullmatch(name) or not isinstance(process, str):
+                raise TypeError
+            found.append(Claim(name, process, artifacts, stored.modified))
         except FileNotFoundError:
             continue  # taken back since it was listed
         except (KeyError, TypeError, RequestError):

@@ -68,7 +68,7 @@ def path_problem(path: object) -> str | None:
         return "not a name"
     if any(part in ("", ".", "..") for part in path.split("/")):
         return "not a plain relative path"
-    if "\\" in path or any(ord(letter) < 32 or ord(letter) == 127 for letter in path):
+    if "\\" in path or any(unicodedata.category(letter) == "Cc" for letter in path):
         return "a backslash or a control character in the name"
     if any(0xD800 <= ord(letter) <= 0xDFFF for letter in path):
         return "the name is not UTF-8"

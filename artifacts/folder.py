@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from artifacts.digest import FileEntry, collisions, path_problem
 from artifacts.errors import StoreError
+from artifacts.shapes import shown
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -30,16 +31,16 @@ def in_parallel(function: Callable[[T], R], items: Iterable[T], threads: int = T
 def scan(folder: Path) -> dict[str, os.stat_result]:
     """Relative path -> lstat of everything below a folder that is not a folder, links and pipes included."""
     found: dict[str, os.stat_result] = {}
-
-    def descend(path: Path, prefix: str) -> None:
-        with os.scandir(path) as items:
+    # no recursion: whoever made the folder chose its depth
+    folders = [""]
+    while folders:
+        prefix = folders.pop()
+        with os.scandir(folder / prefix if prefix else folder) as items:
             for item in sorted(items, key=lambda entry: entry.name):
                 if item.is_dir(follow_symlinks=False):
-                    descend(Path(item.path), f"{prefix}{item.name}/")
+                    folders.append(f"{prefix}{item.name}/")
                 else:
                     found[prefix + item.name] = item.stat(follow_symlinks=False)
-
-    descend(folder, "")
     return found
 
 
@@ -103,8 +104,7 @@ def differences(found: dict[str, int], expected: Iterable[FileEntry]) -> list[st
         elif found[path] != size:
             what = f"{found[path]} bytes instead of {size}" if found[path] >= 0 else "not a regular file"
             problems.append(f"{path}: {what}")
-    problems += [f"{path}: does not belong there" for path in sorted(set(found) - set(wanted))]
-    return problems
+    return problems + [f"{shown(path)}: does not belong there" for path in sorted(set(found) - set(wanted))]
 
 
 def check_folder(folder: Path, expected: tuple[FileEntry, ...], ignore: tuple[str, ...] = ()) -> list[str]:

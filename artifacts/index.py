@@ -17,6 +17,7 @@ from artifacts.folder import in_parallel
 from artifacts.manifest import Artifact
 from artifacts.reading import read_sealed
 from artifacts.sealed import seal, unseal
+from artifacts.shapes import mapping, origin
 
 logger = logging.getLogger(__name__)
 STAGE = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
@@ -47,10 +48,15 @@ class Record:
         """Raises DamagedError."""
         value = unseal(data, where)
         try:
-            outputs = {name: Artifact.from_json(item) for name, item in value["outputs"].items()}
-            names = ("stage", "fingerprint", "identity", "metrics", "counts", "timings", "provenance")
-            return cls(outputs=outputs, **{name: value[name] for name in names})
-        except (KeyError, TypeError, AttributeError, RequestError) as error:
+            outputs = {name: Artifact.from_json(item) for name, item in mapping(value, "outputs").items()}
+            return cls(
+                stage=value["stage"],
+                fingerprint=value["fingerprint"],
+                identity=origin(value, "identity"),
+                outputs=outputs,
+                **{name: mapping(value, name) for name in ("metrics", "counts", "timings", "provenance")},
+            )
+        except (KeyError, TypeError, RequestError) as error:
             raise DamagedError(f"{where} is not a record: {type(error).__name__}: {error}") from None
 
 

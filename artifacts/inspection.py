@@ -27,9 +27,7 @@ def inspect(store: Store) -> Iterator[Checked]:
     for artifact in store.artifacts():
         yield Checked("artifact", artifact.id, tuple(store.verify(artifact)))
     for stage in store.files.children("index"):
-        for path in sorted(store.files.tree(f"index/{stage}")):
-            key = f"index/{stage}/{path}"
-            yield _checked(store, "record", key, partial(_read_record, store, key, stage))
+        yield from _records(store, stage)
     for path in sorted(store.files.tree("aliases")):
         yield _checked(store, "alias", f"aliases/{path}", partial(_read_alias, store, path))
     for path in sorted(store.files.tree("runs")):
@@ -37,6 +35,17 @@ def inspect(store: Store) -> Iterator[Checked]:
     if store.files.children("claims"):
         yield _checked(store, "claim", "claims", partial(claims.read_all, store.files))
     yield from _work(store)
+
+
+def _records(store: Store, stage: str) -> Iterator[Checked]:
+    try:
+        found = sorted(store.files.tree(f"index/{stage}"))
+    except DamagedError as error:
+        yield Checked("record", f"index/{stage}", (str(error),))
+        return
+    for path in found:
+        key = f"index/{stage}/{path}"
+        yield _checked(store, "record", key, partial(_read_record, store, key, stage))
 
 
 def _checked(store: Store, what: str, name: str, read: Callable[[], object]) -> Checked:
@@ -69,9 +78,16 @@ def _work(store: Store) -> Iterator[Checked]:
     for fingerprint in store.files.children("work"):
         if not is_sha256(fingerprint):
             continue
-        for name, problems in store.checkpoints(fingerprint).verify().items():
-            yield Checked("checkpoint", f"work/{fingerprint}/checkpoints/{name}", tuple(problems))
-        shards = store.shards(fingerprint)
-        for name in sorted(shards.names()):
-            key = f"work/{fingerprint}/shards/{name}"
-            yield _checked(store, "shard", key, partial(shards.load, name))
+        try:
+            yield from _unfinished(store, fingerprint)
+        except DamagedError as error:  # a link, behind which nothing is looked at
+            yield Checked("checkpoint", f"work/{fingerprint}", (str(error),))
+
+
+def _unfinished(store: Store, fingerprint: str) -> Iterator[Checked]:
+    for name, problems in store.checkpoints(fingerprint).verify().items():
+        yield Checked("checkpoint", f"work/{fingerprint}/checkpoints/{name}", tuple(problems))
+    shards = store.shards(fingerprint)
+    for name in sorted(shards.names()):
+        key = f"work/{fingerprint}/shards/{name}"
+        yield _checked(store, "shard", key, partial(shards.load, name))

@@ -94,11 +94,11 @@ def _is_live(claim: claims.Claim, now: float, workers: set[str]) -> bool:
 
 def recent_runs(store: Store, policy: Policy, now: float) -> list[str]:
     """The newest runs, by number and by age, newest first."""
-    found = sorted(store.files.tree("runs").items(), key=lambda item: (item[1].modified, item[0]), reverse=True)
+    found = sorted(runs.written(store.files), reverse=True)
     return [
-        path.removesuffix(".json")
-        for position, (path, stored) in enumerate(found)
-        if path.endswith(".json") and (position < policy.keep_runs or now - stored.modified < policy.keep_days * DAY)
+        name
+        for position, (modified, name) in enumerate(found)
+        if position < policy.keep_runs or now - modified < policy.keep_days * DAY
     ]
 
 

@@ -27,7 +27,12 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "process": str,
     "free": bool,
 }
+LONGEST_TTL_SECONDS = 3600.0
+"""Nobody asks for more, so a lease that says so is none."""
+CLOCK_SECONDS = 60.0
+"""By which the store's clock may have been set back since a lease was written; one of later binds nobody."""
 HOLD_SHARE = 0.75
+LARGEST_NUMBER = 2**53
 ALLOWANCE_SHARE = 0.1
 """Of the time to live: what the taker waits longer, because stores round times to seconds."""
 
@@ -48,8 +53,11 @@ class Lease:
         ttl_seconds: float = 60,
         clock: Callable[[], float] = _boot_clock,
     ) -> None:
-        if not is_sha256(fingerprint) or ttl_seconds <= 0:
-            raise RequestError(f"not a fingerprint (64 hex digits) or ttl <= 0: {fingerprint!r}, {ttl_seconds}")
+        if not is_sha256(fingerprint) or not 0 < ttl_seconds <= LONGEST_TTL_SECONDS:
+            raise RequestError(
+                f"not a fingerprint (64 hex digits) or a ttl between 0 and {LONGEST_TTL_SECONDS:g} s: "
+                f"{fingerprint!r}, {ttl_seconds}"
+            )
         self._files = files
         self._key = f"work/{fingerprint}/lease.json"
         self._owner = owner
@@ -103,7 +111,7 @@ class Lease:
         if even_mine and body["nonce"] == self._nonce:
             return True
         age = self._files.age(self._key)
-        return age is None or age > body["ttl_seconds"] * (1 + ALLOWANCE_SHARE)
+        return age is None or not -CLOCK_SECONDS <= age <= body["ttl_seconds"] * (1 + ALLOWANCE_SHARE)
 
     def _write(self, expected: bytes | None, number: int) -> bool:
         body, before = self._body(number), self._clock()
@@ -120,6 +128,8 @@ class Lease:
             return self._files.read(self._key)
         except FileNotFoundError:
             return None
+        except DamagedError:
+            return b""  # no file of ours: it binds nobody
 
     def _body(self, number: int, free: bool = False) -> bytes:
         return seal(
@@ -142,15 +152,16 @@ def _parsed(data: bytes) -> dict[str, Any] | None:
         body = unseal(data, "lease")
     except DamagedError:
         return None
-    return body if all(isinstance(body.get(name), kind) for name, kind in FIELDS.items()) else None
+    if not all(isinstance(body.get(name), kind) for name, kind in FIELDS.items()):
+        return None
+    plausible = body["ttl_seconds"] <= LONGEST_TTL_SECONDS and 0 <= body["number"] < LARGEST_NUMBER
+    return body if plausible else None
 
 
 def _number(data: bytes) -> int:
     """The fencing number, also of a damaged lease if it can be read, so that numbers only grow."""
-    body = _parsed(data)
-    if body is not None:
-        return int(body["number"])
     try:
-        return int(json.loads(data)["number"])
-    except (ValueError, TypeError, KeyError):
+        number = json.loads(data)["number"]
+    except (ValueError, TypeError, KeyError, RecursionError):
         return 0
+    return number if isinstance(number, int) and 0 <= number < LARGEST_NUMBER else 0

@@ -6,8 +6,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from artifacts.digest import is_sha256
-from artifacts.errors import DamagedError, MissingError
+from artifacts.errors import DamagedError, MissingError, RequestError
 from artifacts.manifest import Artifact, Manifest
+
+LARGEST, DEEPEST = 5000, 100
+"""Of a tree, in artifacts: a few manifests that name each other twice would fill any memory."""
 
 
 def tree(
@@ -17,12 +20,17 @@ def tree(
 ) -> dict[str, Any]:
     """`{"artifact", "kind", "stage", "fingerprint", "inputs": {name: tree}}`; a list of inputs gives a list
     of trees. What is outside the store (a path, a Hub model) or no longer there is a leaf that says so."""
+    left = LARGEST
 
     def grow(node: Artifact, above: tuple[Artifact, ...]) -> dict[str, Any]:
+        nonlocal left
+        left -= 1
         leaf: dict[str, Any] = {"artifact": node.id, "kind": node.kind, "stage": None, "fingerprint": None}
         if node in above:
             # a stage that wrote the bytes it had read
             return {**leaf, "note": "the same content as further up", "inputs": {}}
+        if left <= 0 or len(above) >= DEEPEST:
+            return {**leaf, "note": "what it was made of is left out: the tree is too large", "inputs": {}}
         try:
             producer = manifest(node).producer
         except (MissingError, DamagedError) as error:
@@ -57,4 +65,9 @@ def _referred(value: Any, resolve: Callable[[str], Artifact | None]) -> Artifact
     digest = name.removeprefix("sha256:")
     if not is_sha256(digest):
         return None
-    return Artifact(value["kind"], digest) if "kind" in value else resolve(digest)
+    if "kind" not in value:
+        return resolve(digest)
+    try:
+        return Artifact.from_json({"kind": value["kind"], "id": digest})
+    except RequestError:
+        return None

@@ -21,6 +21,7 @@ from artifacts.folder import hash_folder, scan, sizes
 from artifacts.gather import Gathered
 from artifacts.local_errors import reported
 from artifacts.locks import exclusively
+from artifacts.no_links import is_folder, read_regular, require_no_links
 from artifacts.owner import is_dead, lives_here
 
 PIECE = 16 * 2**20
@@ -34,6 +35,9 @@ class LocalFiles:
         self.url = str(self.root)
         self.local_root: Path | None = self.root
         self._disk = disk or Disk()
+        with reported("open store", self.root, missing=read_only), contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(self.root):
+                require_no_links(self.root, name)
         if read_only:
             return
         with reported("open store", self.root):
@@ -41,15 +45,19 @@ class LocalFiles:
         self._sweep()
 
     def path(self, key: str) -> Path:
-        """Where a key lies."""
+        """Where a key lies. Raises DamagedError where the way there leads through a link."""
         assert key and not key.startswith("/") and ".." not in key.split("/"), key
+        require_no_links(self.root, key, itself=False)
+        return self.root / key
+
+    def folder(self, key: str) -> Path:
+        """`path` of a folder, which may not be a link itself."""
+        require_no_links(self.root, key)
         return self.root / key
 
     def read(self, key: str) -> bytes:
         with reported("read", self.path(key), missing=True):
-            descriptor = os.open(self.path(key), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            with open(descriptor, "rb") as stream:
-                return stream.read()
+            return read_regular(self.path(key))
 
     def write(self, key: str, data: bytes) -> None:
         path = self.path(key)
@@ -104,7 +112,7 @@ class LocalFiles:
     def children(self, key: str) -> list[str]:
         with reported("list", self.path(key)):
             try:
-                return sorted(os.listdir(self.path(key)))
+                return sorted(os.listdir(self.folder(key)))
             except (FileNotFoundError, NotADirectoryError):
                 return []
 
@@ -112,7 +120,7 @@ class LocalFiles:
         found: dict[str, float] = {}
         with reported("list", self.path(key)):
             try:
-                items = list(os.scandir(self.path(key)))
+                items = list(os.scandir(self.folder(key)))
             except (FileNotFoundError, NotADirectoryError):
                 return {}
             for item in items:
@@ -125,7 +133,7 @@ class LocalFiles:
         with reported("list", self.path(key)):
             for _ in range(5):
                 try:
-                    found = scan(self.path(key))
+                    found = scan(self.folder(key))
                     return {path: Stored(sizes(status), status.st_mtime) for path, status in found.items()}
                 except (FileNotFoundError, NotADirectoryError):
                     # deleted while it was listed, or never there
@@ -141,7 +149,7 @@ class LocalFiles:
         return hash_folder(folder, before=sync)
 
     def publish(self, publication: Publication) -> None:
-        target = self.path(publication.key)
+        target = self.folder(publication.key)
         needed = sum(entry.size for entry in publication.entries) + len(publication.marker[1])
         with reported("store", target, needed=needed):
             gathered = Gathered(self._disk, self.root / "tmp" / temporary_name())
@@ -166,7 +174,7 @@ class LocalFiles:
             self._disk.fsync_folder(self.path(key).parent)
 
     def remove(self, key: str, first: str | None = None) -> None:
-        path = self.path(key)
+        path = self.folder(key)
         with reported("delete", path):
             try:
                 if first is not None:
@@ -187,7 +195,7 @@ class LocalFiles:
             path = self.path(f"tmp/{name}")
             with contextlib.suppress(FileNotFoundError), reported("list", path, missing=True):
                 if not lives_here(name):
-                    parts = [os.lstat(path), *(scan(path).values() if path.is_dir() else ())]
+                    parts = [os.lstat(path), *(scan(path).values() if is_folder(path) else ())]
                     size = sum(sizes(part) for part in parts if sizes(part) > 0)
                     found[f"tmp/{name}"] = Stored(size, max(part.st_mtime for part in parts))
         return found
@@ -195,7 +203,7 @@ class LocalFiles:
     def abandon(self, name: str) -> None:
         path = self.path(name)
         with reported("delete", path), contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(path) if path.is_dir() else os.unlink(path)
+            shutil.rmtree(path) if is_folder(path) else os.unlink(path)
 
     def _make_visible(self, gathered: Path, target: Path, publication: Publication) -> None:
         try:
@@ -263,4 +271,4 @@ class LocalFiles:
         for path in sorted((self.root / "tmp").iterdir()):
             if is_dead(path.name):
                 with contextlib.suppress(OSError):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    shutil.rmtree(path) if is_folder(path) else path.unlink()

@@ -29,7 +29,7 @@ def _acquired(path: Path, patience_seconds: float) -> int:
     deadline = time.monotonic() + patience_seconds
     while True:
         with reported("lock", path):
-            descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+            descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
         try:
             while not _try(descriptor):
                 if time.monotonic() > deadline:

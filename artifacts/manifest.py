@@ -12,6 +12,7 @@ from typing import Any
 from artifacts.digest import FileEntry, collisions, digest_of, is_sha256, path_problem
 from artifacts.errors import DamagedError, RequestError
 from artifacts.sealed import seal, unseal
+from artifacts.shapes import mapping, origin
 
 FORMAT = 1
 NAMED_LIBRARIES = (
@@ -52,8 +53,12 @@ class Artifact:
         return {"kind": self.kind, "id": self.id}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, str]) -> Artifact:
-        return cls(kind=value["kind"], digest=value["id"].removeprefix("sha256:"))
+    def from_json(cls, value: Any) -> Artifact:
+        """Raises RequestError for anything but what `to_json` gives."""
+        kind, digest = (value.get(name) if isinstance(value, dict) else None for name in ("kind", "id"))
+        if not isinstance(kind, str) or not isinstance(digest, str):
+            raise RequestError(f"not an artifact: {str(value)[:80]!r}")
+        return cls(kind=kind, digest=digest.removeprefix("sha256:"))
 
     def __str__(self) -> str:
         return f"{self.kind} {self.id[:19]}"
@@ -110,15 +115,17 @@ class Manifest:
             manifest = cls(
                 kind=value["kind"],
                 files=files,
-                **{name: dict(value[name]) for name in ("producer", "metrics", "counts", "versions")},
+                producer=origin(value, "producer"),
+                **{name: mapping(value, name) for name in ("metrics", "counts", "versions")},
             )
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedError(f"{where} is not a manifest: {type(error).__name__}: {error}") from None
         problems = file_list_problems(files)
         if problems:
             raise DamagedError(f"{where} lists what no artifact may hold: {'; '.join(problems[:3])}")
-        if manifest.artifact != artifact:
-            raise DamagedError(f"{where} is the manifest of {manifest.artifact}, not of {artifact}")
+        if (manifest.kind, manifest.digest) != (artifact.kind, artifact.digest):
+            other = f"{str(manifest.kind)[:80]!r} sha256:{manifest.digest[:12]}"
+            raise DamagedError(f"{where} is the manifest of {other}, not of {artifact}")
         return manifest
 
 
@@ -129,8 +136,10 @@ def file_list_problems(files: tuple[FileEntry, ...]) -> list[str]:
         reason = path_problem(entry.path)
         if reason is not None:
             problems.append(f"{entry.path!r}: {reason}")
-        elif type(entry.size) is not int or entry.size < 0 or not is_sha256(entry.sha256):
-            problems.append(f"{entry.path!r}: size {entry.size!r} or sha256 {entry.sha256!r} is none")
+        elif type(entry.size) is not int or not 0 <= entry.size < 2**63 or not is_sha256(entry.sha256):
+            problems.append(f"{entry.path!r}: size {str(entry.size)[:40]} or sha256 {str(entry.sha256)[:80]!r} is none")
+    if not files:
+        problems.append("no file")
     if problems:
         return problems
     if list(files) != sorted(files) or len({entry.path for entry in files}) != len(files):

@@ -15,6 +15,7 @@ from artifacts.errors import DamagedError, MissingError
 from artifacts.files import Files
 from artifacts.folder import check_folder, differences, in_parallel
 from artifacts.local_errors import reported
+from artifacts.no_links import require_no_links
 from artifacts.owner import is_dead
 
 THREADS = 4
@@ -25,9 +26,11 @@ def problems_of(
 ) -> list[str]:
     """What of the stored files is not as expected, by content, one line each. `ignore`: files that are no payload."""
     if files.local_root is not None:
+        try:
+            require_no_links(files.local_root, key)
+        except DamagedError as error:
+            return [str(error)]
         folder = files.local_root / key / payload
-        if folder.parent.is_symlink():
-            return [f"{folder.parent}: a link"]
         with reported("read", folder):
             return check_folder(folder, expected, ignore)
     place = f"{key}/{payload}" if payload else key

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from artifacts.digest import FileEntry
-from artifacts.errors import StoreError
+from artifacts.errors import DamagedError, StoreError
 from artifacts.files import Publication, Stored
 from artifacts.folder import hash_folder, in_parallel
 from artifacts.retry import Patience, call
@@ -62,7 +62,8 @@ class RemoteFiles:
         """Nothing at the root: a new store, which is well."""
 
     def path(self, key: str) -> str:
-        assert key and not key.startswith("/") and ".." not in key.split("/"), key
+        if not key or key.startswith("/") or ".." in key.split("/"):
+            raise DamagedError(f"{self.url} holds {key!r}, a name that leads out of it; delete it")
         return f"{self._base}/{key}"
 
     def read(self, key: str) -> bytes:

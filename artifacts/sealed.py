@@ -13,9 +13,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from artifacts.digest import canonical_json, sha256_bytes
-from artifacts.errors import DamagedError
+from artifacts.errors import DamagedError, StoreError
 
 SEAL = "seal"
+LARGEST_BYTES = 64 * 2**20
+"""Of a sealed file: hundreds of thousands of names. Parsed, JSON takes many times its size in memory."""
 SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY|AUTH", re.IGNORECASE)
 SHORTEST_SECRET = 12
 USERINFO = re.compile(r"(?<=://)[^/@\s'\"]+@")
@@ -27,11 +29,16 @@ def seal(payload: Mapping[str, Any]) -> bytes:
     the environment and passwords in URLs become `***`."""
     body = publishable(payload)
     assert SEAL not in body
-    return _render({**body, SEAL: sha256_bytes(canonical_json(body))})
+    data = _render({**body, SEAL: sha256_bytes(canonical_json(body))})
+    if len(data) > LARGEST_BYTES:
+        raise StoreError(f"{len(data)} bytes of manifest or record are too many: {LARGEST_BYTES} can be read again")
+    return data
 
 
 def unseal(data: bytes, where: str) -> dict[str, Any]:
     """The payload of a sealed file. Raises DamagedError, naming `where`, if any byte is not as written."""
+    if len(data) > LARGEST_BYTES:
+        raise DamagedError(f"{where} is damaged ({len(data)} bytes; no manifest or record has so many)")
     try:
         value = json.loads(data.decode("utf-8"))
         body = {key: item for key, item in value.items() if key != SEAL}

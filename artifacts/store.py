@@ -205,8 +205,15 @@ class Store:
                 except RequestError:
                     logger.warning("%s/artifacts/%s/%s is nothing of ours", self.url, kind, digest)
                     continue
-                if MANIFEST in self.files.children(artifact.key):
+                if self._has_manifest(artifact):
                     yield artifact
+
+    def _has_manifest(self, artifact: Artifact) -> bool:
+        """Where that cannot be told, whoever reads the manifest is told why."""
+        try:
+            return MANIFEST in self.files.children(artifact.key)
+        except DamagedError:
+            return True
 
     def find(self, reference: str) -> Artifact:
         """The artifact of `@alias`, `alias`, `sha256:<prefix>` or `<prefix>` (8 hex digits or more), the last

@@ -11,6 +11,7 @@ from pathlib import Path
 from artifacts import index
 from artifacts.disk import temporary_name
 from artifacts.errors import DamagedError, RequestError
+from artifacts.folder import differences
 from artifacts.index import Record
 from artifacts.keeping import Lineage
 from artifacts.local import LocalFiles
@@ -67,6 +68,8 @@ def _copy(source: Store, target: Store, manifest: Manifest) -> None:
     """By way of the target's scratch folder, where the bytes that will be stored are hashed."""
     local = source.files.local_root
     folder = local / manifest.artifact.key / PAYLOAD if local is not None else source.materialize(manifest.artifact)
+    if local is not None:
+        _require_files(source, manifest)
     copy = target.scratch / f"copy-{temporary_name()}"
     try:
         with reported("copy to", copy, needed=manifest.size):
@@ -80,6 +83,15 @@ def _copy(source: Store, target: Store, manifest: Manifest) -> None:
         target.adopt(manifest, copy)
     finally:
         shutil.rmtree(copy, ignore_errors=True)
+
+
+def _require_files(source: Store, manifest: Manifest) -> None:
+    """Nothing is copied from a folder that holds links, pipes, devices, or more than the manifest says."""
+    place = f"{manifest.artifact.key}/{PAYLOAD}"
+    found = {path: stored.size for path, stored in source.files.tree(place).items()}
+    problems = differences(found, manifest.files)
+    if problems:
+        raise DamagedError(f"{source.url}/{place} is not what its manifest says: {'; '.join(problems[:5])}")
 
 
 def _copy_records(source: Store, target: Store, manifest: Manifest) -> int:

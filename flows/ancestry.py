@@ -14,6 +14,9 @@ from flows.reporting.reading import Reader
 from flows.reporting.wiring import read_wiring
 from stages import stage as registry
 
+DEEPEST = 100
+"""Generations that are shown at once."""
+
 
 @dataclass(frozen=True)
 class Node:
@@ -62,17 +65,17 @@ class Ancestry:
 
     def down(self, artifact: Artifact) -> Node:
         """All that it was made of."""
-        return self._down("", artifact, set())
+        return self._down("", artifact, set(), DEEPEST)
 
     def up(self, artifact: Artifact) -> Node:
         """All that was made of it, whichever stage of whichever recipe made it."""
-        return self._up("", artifact, set())
+        return self._up("", artifact, set(), DEEPEST)
 
     def record_of(self, artifact: Artifact) -> Record | None:
         """The first record that wrote it; None: there is none (any more)."""
         return next(iter(self._made.get(artifact.digest, ())), None)
 
-    def _down(self, role: str, artifact: Artifact, seen: set[str]) -> Node:
+    def _down(self, role: str, artifact: Artifact, seen: set[str], depth: int) -> Node:
         try:
             producer = self.store.manifest(artifact).producer
         except (MissingError, DamagedError) as error:
@@ -80,28 +83,34 @@ class Ancestry:
         inputs = producer.get("inputs") or {}
         if artifact.id in seen and inputs:
             return self._node(role, artifact, repeated=True)
+        if depth == 0 and inputs:
+            return self._node(role, artifact, note=f"goes on: posttrain lineage {artifact.id}")
         seen.add(artifact.id)
         below = [
-            self._input(name, str(digest), seen)
+            self._input(name, str(digest), seen, depth - 1)
             for name, digests in inputs.items()
             for digest in (digests if isinstance(digests, list) else [digests])
         ]
         sources = () if below or artifact.kind != "dataset" else tuple(self.sources(artifact))
         return self._node(role, artifact, below=tuple(below), sources=sources)
 
-    def _input(self, role: str, digest: str, seen: set[str]) -> Node:
+    def _input(self, role: str, digest: str, seen: set[str], depth: int) -> Node:
         bare = digest.removeprefix("sha256:")
         found = next(iter(self.store.artifacts(bare)), None) if is_sha256(bare) else None
-        return self._down(role, found, seen) if found is not None else Node(role, digest, note="from outside the store")
+        if found is None:
+            return Node(role, digest, note="from outside the store")
+        return self._down(role, found, seen, depth)
 
-    def _up(self, role: str, artifact: Artifact, seen: set[str]) -> Node:
+    def _up(self, role: str, artifact: Artifact, seen: set[str], depth: int) -> Node:
         users = self._used.get(artifact.digest, ())
         if artifact.id in seen and users:
             return self._node(role, artifact, repeated=True)
+        if depth == 0 and users:
+            return self._node(role, artifact, note=f"goes on: posttrain lineage {artifact.id}")
         seen.add(artifact.id)
         made = {(output.id, name): output for record, name in users for output in record.outputs.values()}
         # a stage may have written the bytes that it had read
-        below = [self._up(name, output, seen) for (_, name), output in made.items() if output != artifact]
+        below = [self._up(name, output, seen, depth - 1) for (_, name), output in made.items() if output != artifact]
         return self._node(role, artifact, below=tuple(below))
 
     def _node(self, role: str, artifact: Artifact, **fields: Any) -> Node:
@@ -123,9 +132,11 @@ class Ancestry:
         parts = described.get("parts") if isinstance(described, Mapping) else None
         written = self._written_source(dataset)
         for part in parts if isinstance(parts, list) else ():
+            if not isinstance(part, Mapping):
+                continue
             name = str(part.get("name") or "")
             file = f"{written.rstrip('/')}/{name}" if written and name else written or name
-            yield {"file": file, "sha256": part["sha256"], "rows": part["rows"]}
+            yield {"file": file, "sha256": str(part.get("sha256") or ""), "rows": part.get("rows")}
 
     def _written_source(self, dataset: Artifact) -> str:
         """How the recipe names the source: manifests hold no path. Empty where no run tells."""
