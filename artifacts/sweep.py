@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from artifacts import claims
+from artifacts import claims, collected
 from artifacts.errors import StoreError
 from artifacts.folder import in_parallel
 from artifacts.job_folders import job_folder
@@ -91,10 +91,17 @@ def _sweep_artifacts(store: Store, found: Survey, batch: Sequence[Item], lease: 
             return artifact not in needed and _delete_artifact(store, artifact, condemned[artifact])
 
         gone = in_parallel(delete, condemned, 1 if store.is_local else THREADS)
+        went = [found for (found, item), done in zip(condemned.items(), gone, strict=True) if _is_result(item, done)]
+        collected.note(store.files, went)
     finally:
         claims.acquit(store.files)
     for item, deleted in zip(condemned.values(), gone, strict=True):
         (swept.deleted if deleted else swept.spared).append(item)
+
+
+def _is_result(item: Item, deleted: bool) -> bool:
+    """Whether it was an artifact, not what a put or a sweep that was killed had left of one."""
+    return deleted and item.what == "artifact"
 
 
 def _needed_now(store: Store, found: Survey, condemned: list[Artifact]) -> set[Artifact]:

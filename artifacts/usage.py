@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from artifacts import collected
 from artifacts.errors import DamagedError, MissingError, StoreError
 from artifacts.folder import in_parallel
 from artifacts.job_folders import job_folders
@@ -110,7 +111,7 @@ def _others(store: Store, stock: Stock) -> dict[str, int]:
     for work in stock.work.values():
         found[work.what] += work.size
     found["fragments"] = _total(stock.fragments.values())
-    for name in ("index", "runs", "aliases", "claims"):
+    for name in ("index", "runs", "aliases", "claims", collected.FOLDER):
         found[name] = sum(stored.size for stored in store.files.tree(name).values())
     found["job folders"] = sum(folder.size for folder in job_folders(store.scratch)[1])
     found["temporary"] = sum(max(0, stored.size) for stored in store.files.unfinished().values())

@@ -137,8 +137,8 @@ class _OfPlan:
             return ()
         if "forced" in decision.reasons:
             own: tuple[Cause, ...] = (Cause(name, "forced by --force"),)
-        elif decision.fingerprint is not None and (damaged := self.history.damaged(name, decision.fingerprint)):
-            own = (Cause(name, damaged),)
+        elif decision.fingerprint is not None and (lost := self.history.lost(name, decision.fingerprint)):
+            own = (Cause(name, lost),)
         else:
             own = () if decision.state == "may_run" else _causes(name, self.compare(name))
         if decision.state == "resume":

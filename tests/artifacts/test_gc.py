@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from artifacts import Artifact, Record, Store, StoreError, claims, open_store
+from artifacts import Artifact, Record, Store, StoreError, claims, collected, open_store
 from artifacts.disk import UNSYNCED
 from artifacts.keeping import DAY, Policy
 from artifacts.local import LocalFiles
@@ -67,6 +67,9 @@ def test_names_runs_claims_and_what_they_were_made_from_stay(store, fill):
     swept = sweep(there, survey(there, Policy()), "me")
     assert {item.name for item in swept.deleted} == set(goes) and swept.spared == []
     assert set(store.artifacts()) == {data, model, tuned, ran, used}
+    noted = collected.read(store.files)
+    assert set(noted) == set(lost)
+    assert all(abs(when - store.files.now()) < 60 for when in noted.values()), "as the store's clock has it"
     assert all(store.verify(artifact) == [] for artifact in store.artifacts())
     assert set(store.files.tree("artifacts")) == {
         path for path in before if not path.startswith(tuple(f"{lost.kind}/{lost.digest}" for lost in lost))

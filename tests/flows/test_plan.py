@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from artifacts import Record, open_store
 from artifacts.errors import RequestError
+from artifacts.keeping import DAY, Policy
+from artifacts.survey import survey
+from artifacts.sweep import sweep
 from flows.plan import plan
 from flows.recipe import Recipe
 from tests.flows.recipe_stages import STAGES
@@ -90,6 +95,7 @@ class World:
             (folder / "content").write_text(output + self.content.get(decision.stage, decision.fingerprint))
             outputs[output] = self.store.put(kind, folder, producer=decision.identity)
         provenance = {"run": f"run-{self.runs}", "recipe": made.recipe.name, "stage_name": decision.stage}
+        provenance["finished_at"] = time.time()
         self.store.append_record(
             Record(stage.uses.name, decision.fingerprint, decision.identity, outputs, provenance=provenance)
         )
@@ -205,7 +211,24 @@ def test_damaged_output_reruns(world):
     (world.store.materialize(model) / "content").unlink()
     decision = world.plan().decisions["dpo"]
     assert decision.state == "run"
-    assert decision.reasons == (f"output damaged or gone: {model.id[:15]}",)
+    assert decision.reasons == (f"its result is damaged: model {model.id[:15]}",)
+
+
+def test_what_gc_deleted_is_told_from_what_is_lost(world):
+    world.run()
+    made = world.plan()
+    there = open_store(world.store.url)
+    there.files.now = lambda: world.store.files.now() + DAY  # older than the day that everything is spared
+    sweep(there, survey(there, Policy(keep_runs=0, keep_days=0, grace_hours=1)), "gc")
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    assert world.reasons("data") == (f"its result was deleted by gc on {today}",)  # once for both of its outputs
+    assert set(world.reasons("reference")) == {"input data may change", "input sft may change (data will run)"}
+    assert world.run() == ["data", "sft", "reference", "dpo"]
+    assert set(world.states().values()) == {"cached"}
+    # taken away by hand: gc is not named, though it once deleted the same artifact
+    (model,) = made.decisions["dpo"].outputs.values()
+    world.store.files.remove(model.key)
+    assert world.reasons("dpo") == (f"its result is gone from the store: model {model.id[:15]}",)
 
 
 def test_force_reruns_and_what_follows_may(world):
