@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from stages.rollouts.requests import Sampler
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ServedAdapter:
+    """The adapter that an engine applies, beside its weights."""
+
+    rank: int
+    """The largest of any layer."""
+    settings: Mapping[str, Any]
+    """As in adapter_config.json."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,8 @@ class ServedModel:
     end_token_ids: tuple[int, ...]
     """Tokens that end a completion."""
     seed: int
+    adapter: ServedAdapter | None = None
+    """Given, the weights of the folder are kept, and those of the adapter alone are sent."""
 
 
 class Engine(Sampler, Protocol):
@@ -34,7 +46,10 @@ class Engine(Sampler, Protocol):
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Take these weights, named as in a checkpoint, in the place of the present ones; what was computed with those
-        (prefix cache) is forgotten. The head of a model that ties it to its embedding has to be among them."""
+        (prefix cache) is forgotten. The head of a model that ties it to its embedding has to be among them.
+
+        Of a model with an `adapter` they are the adapter's, named as in its folder.
+        """
         ...
 
     def plain_logprobs(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:

