@@ -27,6 +27,7 @@ CAMPAIGNS = {
     "faults": ("storage_faults:campaign", "step", 1, "every fault at every call (every STEPth, the first by the seed)"),
     "races": ("races:campaign", "artifacts", 1000, "eight writers, readers that rehash, and a collector"),
     "races_s3": ("races:s3_campaign", "artifacts", 1000, "the same on a real S3 server, without a collector"),
+    "flow_races": ("flow_races:campaign", "races", 100, "eight flows want the same and different stages, local and S3"),
     "random_faults": ("storage_faults:random_campaign", "runs", 1000, "one call in ten to the store fails"),
     "compound": (
         "compound:campaign",

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SECONDS_UNTIL_GONE = 10.0
 _PATIENCE_SECONDS = 240.0
 MOST_KILLS = 2
-"""Of one stage on one store; then it may end."""
+"""Of each process of a stage on one store; then it may end."""
 FLOW_SHARE = 0.4
 """Of the runs whose flow is killed."""
 FLOW_SECONDS = 20.0
@@ -266,7 +266,11 @@ def outputs(payload: dict[str, Any] | None) -> dict[str, Any]:
 def drawn(draws: random.Random, seconds: Mapping[str, float], struck: Mapping[str, int]) -> Iterator[list[Kill]]:
     """Kills for the runs of one store. `seconds`: how long each stage takes; `struck`: how often each one was."""
     for _ in range(MOST_RUNS):
-        kills = [_drawn_kill(stage, draws, seconds[stage]) for stage in seconds if struck.get(stage, 0) < MOST_KILLS]
+        kills = [
+            _drawn_kill(stage, draws, seconds[stage])
+            for stage in seconds
+            if struck.get(stage, 0) < MOST_KILLS * (2 if stage == "two_ranks" else 1)
+        ]
         if draws.random() < FLOW_SHARE:
             kills.append(Kill("", "flow", seconds=draws.uniform(0, FLOW_SECONDS)))
         yield kills
@@ -276,8 +280,8 @@ def _drawn_kill(stage: str, draws: random.Random, seconds: float) -> Kill:
     victims = ["stage", "stage", "supervisor", *(["rank"] * 6 if stage == "two_ranks" else [])]
     victim = draws.choice(victims)
     if stage in TRAINS and draws.random() < 0.6:
-        return Kill(stage, victim, step=draws.randrange(1, 100))
-    return Kill(stage, victim, seconds=draws.uniform(0, seconds))
+        return Kill(stage, victim, step=draws.randrange(1, 80))
+    return Kill(stage, victim, seconds=draws.uniform(0, 0.8 * seconds))
 
 
 def campaign(kills: int, seed: int, clean: Path | None = None) -> Outcome:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from artifacts import Artifact, Record, Store, open_store
 from artifacts.errors import MissingError
@@ -21,6 +22,7 @@ from artifacts.materialize import problems_of
 from artifacts.survey import survey
 from artifacts.sweep import sweep
 from tests.campaigns.outcome import Outcome
+from tests.campaigns.s3 import s3_server
 
 FINGERPRINT = "ab" * 32
 WRITERS = 8
@@ -172,27 +174,10 @@ def campaign(count: int, seed: int) -> Outcome:
 
 
 def s3_campaign(count: int, seed: int) -> Outcome:
-    """On a real S3 server on the loopback address."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    os.environ |= {
-        "AWS_ACCESS_KEY_ID": "x",
-        "AWS_SECRET_ACCESS_KEY": "y",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-    }
-    try:
-        from artifacts.s3 import _file_system
-
-        _file_system().mkdir("races")
-        with tempfile.TemporaryDirectory() as folder:
-            os.environ["POSTTRAIN_CACHE"] = f"{folder}/cache"
+    """On a real S3 server, without a collector."""
+    with s3_server("races"), tempfile.TemporaryDirectory() as folder:
+        with mock.patch.dict(os.environ, {"POSTTRAIN_CACHE": f"{folder}/cache"}):
             found = race("s3://races/store", Path(folder) / "jobs", count, seed, collecting=False)
-    finally:
-        server.stop()
     outcome = Outcome(seed, anomalies=found)
     outcome.counts["artifacts stored on S3"] = WRITERS * count
     return outcome

@@ -11,7 +11,7 @@ import json
 import logging
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,8 +117,8 @@ class Attempt:
         return not self.errors
 
 
-def attempt(recipe: Recipe, store: Store) -> Attempt:
-    """Plan and run the recipe on a store, in this process."""
+def attempt(recipe: Recipe, store: Store, begun: Callable[[str], None] = lambda fingerprint: None) -> Attempt:
+    """Plan and run the recipe on a store, in this process. `begun` is told of each fingerprint that is worked on."""
     done = Attempt()
 
     def append_record(record: Any) -> None:
@@ -127,6 +127,7 @@ def attempt(recipe: Recipe, store: Store) -> Attempt:
 
     def run_stage(spec: dict[str, Any], *_: object, **__: object) -> StageResult:
         done.worked_on.append(spec["fingerprint"])
+        begun(spec["fingerprint"])
         Path(spec["job"]).mkdir(parents=True)
         stages.__main__.run_spec(Spec(**spec))
         result = json.loads((Path(spec["job"]) / "result.json").read_text())

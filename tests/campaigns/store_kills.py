@@ -27,6 +27,7 @@ from tests.artifacts.dying import DIED, DyingDisk, in_child
 from tests.campaigns.interposed import Interposed, Killed, death
 from tests.campaigns.operations import OPERATIONS, PLACES, Bench, Expected, Operation, Value, prepare, reset
 from tests.campaigns.outcome import Outcome
+from tests.campaigns.s3 import s3_server
 
 MOST_RECORDS = 40
 ALL_PLACES_EVERY = 20
@@ -110,30 +111,6 @@ class S3(Memory):
 
 
 @contextlib.contextmanager
-def s3_server() -> Iterator[Any]:
-    """A client of a real S3 server on the loopback address, with a bucket `kills`."""
-    from moto.server import ThreadedMotoServer
-
-    from artifacts import s3
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    environment = {
-        "AWS_ACCESS_KEY_ID": "x",
-        "AWS_SECRET_ACCESS_KEY": "y",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-    }
-    with mock.patch.dict(os.environ, environment):
-        client = s3._file_system()
-        if not client.exists("kills"):
-            client.mkdir("kills")
-        yield client
-    server.stop()
-
-
-@contextlib.contextmanager
 def every_holder_is_dead() -> Iterator[None]:
     """A killed holder of a lease is this process, which lives; so others may take over at once."""
     with mock.patch("artifacts.leases.is_dead", lambda tag: True), mock.patch.dict(os.environ, {UNSYNCED: "1"}):
@@ -183,7 +160,7 @@ def finished(victim: Victim, operation: Operation, expected: Expected) -> list[s
 def campaign(count: int, seed: int) -> Outcome:
     """At least so many kills, shared out among the three kinds of store; every point of every operation on each."""
     outcome, rng = Outcome(seed), random.Random(seed)
-    with tempfile.TemporaryDirectory() as temporary, every_holder_is_dead(), s3_server() as client:
+    with tempfile.TemporaryDirectory() as temporary, every_holder_is_dead(), s3_server("kills") as client:
         makers: dict[str, Callable[[Path], Victim]] = {
             "local": Local,
             "memory": Memory,

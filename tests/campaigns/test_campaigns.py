@@ -5,8 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.campaigns import compound, corruption, mutants, storage_faults
+from tests.campaigns import compound, corruption, disk_faults, interposed, mutants, storage_faults
 from tests.campaigns.outcome import Outcome
+from tests.campaigns.real_recipe import miniature
 from tests.campaigns.small_recipe import installed
 
 
@@ -23,7 +24,10 @@ def test_faults_at_some_calls() -> None:
 
 
 def test_faults_at_some_calls_of_real_stages() -> None:
-    outcome = storage_faults.campaign(250, seed=200)
+    outcome = Outcome(seed=0)
+    with storage_faults.trials(miniature) as ((remote, _), (local, _)):
+        storage_faults.systematic(remote, (interposed.RESET, interposed.SHORT), outcome, first=20, step=120)
+        storage_faults.systematic(local, (disk_faults.NOT_SYNCED,), outcome, first=20, step=60)
     assert outcome.anomalies == [] and outcome.counts["faulty runs"] >= 10
 
 
