@@ -1,0 +1,1 @@
+"""Stands for the stages of posttrain in the processes of a soak."""

@@ -1,0 +1,57 @@
+"""The judgement of `python -m tests.campaigns soak`, on series made by hand."""
+
+import random
+
+import pytest
+
+from tests.campaigns.flatness import MEMORY_SHARE, Series, grown, slope
+
+MEGABYTE = 1e6
+
+
+def memory(leak_a_cycle: float, cycles: int = 300, seed: int = 0) -> Series:
+    """A process that grows to 100 MB in its first 50 cycles, leaks so many bytes a cycle, and is measured within
+    100 kB: now and then (one sample in twenty) in the middle of something that takes 20 MB."""
+    draws = random.Random(seed)
+
+    def at(cycle: int) -> float:
+        begun = min(cycle, 50) / 50 * 40 * MEGABYTE
+        noise = draws.uniform(-1, 1) * 1e5 + (20 * MEGABYTE if draws.random() < 0.05 else 0)
+        return 60 * MEGABYTE + begun + leak_a_cycle * cycle + noise
+
+    return Series("memory", [(cycle, at(cycle)) for cycle in range(cycles)], MEMORY_SHARE)
+
+
+def test_the_slope_is_that_of_most_pairs() -> None:
+    # 2 a cycle, but for the third sample: of six slopes 2, 2, 2, and 49, 96, -43 with the outlier
+    assert slope([(0, 0.0), (1, 2.0), (2, 98.0), (4, 8.0)]) == 2.0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_thousandth_of_a_percent_a_cycle_is_flat_and_twice_the_limit_is_not(seed: int) -> None:
+    # 1 % of 100 MB in 1,000 cycles is 1,000 bytes a cycle
+    assert grown(memory(0, seed=seed)) is None
+    assert grown(memory(300, seed=seed)) is None
+    assert "memory: +" in str(grown(memory(2000, seed=seed)))
+
+
+@pytest.mark.parametrize(
+    ("counts", "flat"),
+    [
+        ([12] * 200, True),
+        ([12 + (cycle % 3) for cycle in range(200)], True),  # connections that come and go
+        ([5 + min(cycle, 60) // 10 for cycle in range(200)], True),  # a pool that fills during warm-up
+        ([12 + cycle // 50 for cycle in range(200)], False),  # one handle lost in 50 cycles
+        ([12 + (cycle % 3) + cycle // 50 for cycle in range(200)], False),
+        ([0] * 180 + list(range(20)), True),  # too late to tell from a bad moment: the next minutes show it
+        ([0] * 100 + list(range(100)), False),
+    ],
+)
+def test_a_lost_handle_in_fifty_cycles_is_found(counts: list[int], flat: bool) -> None:
+    found = grown(Series("handles", list(enumerate(counts))))
+    assert (found is None) == flat, found
+
+
+def test_too_few_cycles_are_not_judged() -> None:
+    with pytest.raises(ValueError, match="say nothing"):
+        grown(Series("handles", [(cycle, 1.0) for cycle in range(12)]))
