@@ -49,12 +49,28 @@ def linear_divergence(
         )
     head.check(hidden_NH, teacher_hidden_NH)
     teacher_head.check(teacher_hidden_NH, hidden_NH)
+    longest = chunk_tokens or chunk_length(head)
+    teacher = ChunkedHead(_finite(teacher_head.detached()), len(hidden_NH), longest)
+    teacher_NH = teacher_hidden_NH.detach()
+
+    def compare(part: slice, student_CV: Tensor) -> tuple[Tensor, Tensor]:
+        return _slopes(student_CV, teacher.logits(teacher_NH[part]), divergence.slope)
+
+    return compared(hidden_NH, head, compare, weights_N=weights_N, longest=longest)
+
+
+Compare = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
+"""(which positions, student's logits [C, V]) -> as `divergence_slopes` gives them, the slopes over the logits."""
+
+
+def compared(
+    hidden_NH: Tensor, head: Head, compare: Compare, *, weights_N: Tensor | None, longest: int
+) -> tuple[Tensor, Tensor]:
+    """As `linear_divergence`, from whatever `compare` compares with; it is called for at most `longest` positions."""
     settings = _Settings(
         form=partial(Head, scale=head.scale, softcap=head.softcap, temperature=head.temperature),
-        teacher=_finite(teacher_head.detached()),
-        teacher_hidden_NH=teacher_hidden_NH.detach(),
-        slope=divergence.slope,
-        longest=chunk_tokens or chunk_length(head),
+        compare=compare,
+        longest=longest,
         wanted=Wanted.of(hidden_NH, head, with_entropy=False),
     )
     if weights_N is None:
@@ -70,9 +86,7 @@ def linear_divergence(
 class _Settings:
     form: Callable[[Tensor, Tensor | None], Head]
     """The student's head, given weight and bias."""
-    teacher: Head
-    teacher_hidden_NH: Tensor
-    slope: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    compare: Compare
     longest: int
     wanted: Wanted
 
@@ -84,20 +98,18 @@ class _LinearDivergence(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         head, wanted = _finite(settings.form(weight_VH, bias_V)), settings.wanted
         room = ChunkedHead(head, len(hidden_NH), settings.longest)
-        teacher = ChunkedHead(settings.teacher, len(hidden_NH), settings.longest)
         divergences_N = hidden_NH.new_empty(len(hidden_NH), dtype=head.sum_type)
         grad_hidden_NH = torch.empty_like(hidden_NH) if wanted.hidden else None
         gradient = HeadGradient(head, weight=wanted.weight, bias=wanted.bias)
         for part in room.parts:
             slopes_CV = room.logits(hidden_NH[part])
-            teacher_CV = teacher.logits(settings.teacher_hidden_NH[part])
-            divergences_N[part], scales_C = _slopes(slopes_CV, teacher_CV, settings.slope)
+            divergences_N[part], scales_C = settings.compare(part, slopes_CV)
             room.apply_softcap_slope(slopes_CV)
             scales_C = scales_C * weights_N[part] * head.slope
             if grad_hidden_NH is not None:
                 grad_hidden_NH[part] = room.to_hidden(slopes_CV).mul_(scales_C[:, None])
             gradient.add(slopes_CV, scales_C, hidden_NH[part])
-            del slopes_CV, teacher_CV  # their memory is the next ones'
+            del slopes_CV  # its memory is the next one's
         ctx.formed = FormedGradient(grad_hidden_NH, gradient)
         ctx.mark_non_differentiable(divergences_N)
         return (divergences_N * weights_N).sum(), divergences_N
