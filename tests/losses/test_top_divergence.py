@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -84,7 +85,7 @@ def test_more_tokens_tell_more(beta: float) -> None:
     *_, student_NV = made(6, 2, 12, torch.float64)
     teacher_NV, divergence = torch.randn(6, 12, dtype=torch.float64), divergence_of(beta)
     values = [top_divergence(student_NV, top_tokens(teacher_NV, most), divergence) for most in (1, 3, 8, 12)]
-    assert all((less <= more + 1e-12).all() for less, more in zip(values, values[1:], strict=False))
+    assert all((less <= more + 1e-12).all() for less, more in pairwise(values))
     assert_close(values[-1], divergence.of_logits(student_NV, teacher_NV), atol=1e-12, rtol=0)
     few = top_tokens(teacher_NV, 3)
     turned = TopTokens(few.ids_NK.flip(1), few.logs_NK.flip(1))
