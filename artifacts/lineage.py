@@ -9,7 +9,7 @@ from artifacts.digest import is_sha256
 from artifacts.errors import DamagedError, MissingError, RequestError
 from artifacts.manifest import Artifact, Manifest
 
-LARGEST, DEEPEST = 5000, 100
+LARGEST, DEEPEST = 1000, 100
 """Of a tree, in artifacts: a few manifests that name each other twice would fill any memory."""
 
 

@@ -213,7 +213,7 @@ class Store:
         try:
             return MANIFEST in self.files.children(artifact.key)
         except DamagedError:
-            return True
+            return artifact.digest in self.files.children(f"artifacts/{artifact.kind}")
 
     def find(self, reference: str) -> Artifact:
         """The artifact of `@alias`, `alias`, `sha256:<prefix>` or `<prefix>` (8 hex digits or more), the last
