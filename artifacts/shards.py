@@ -21,6 +21,8 @@ class Shards:
             raise RequestError(f"not a fingerprint (64 hex digits): {fingerprint!r}")
         self._files = files
         self._key = f"work/{fingerprint}/shards"
+        self._saved: dict[str, str] = {}
+        """Name -> hash of what this object has saved: a store's list may not have it yet."""
 
     @staticmethod
     def name_of(file_name: str) -> str:
@@ -37,13 +39,16 @@ class Shards:
             raise RequestError(f"a shard's name has letters, digits, '.', '_' and '-' only, found {name!r}")
         sha256 = sha256_bytes(data)
         self._files.write(f"{self._key}/{name}.{sha256}", data)
+        self._saved[name] = sha256
         for other in self._versions().get(name, []):
             if other != sha256:
                 self._files.delete(f"{self._key}/{name}.{other}")
 
     def load(self, name: str) -> bytes:
         """Raises MissingError, or DamagedError; then compute the shard again and save it."""
-        versions = self._versions().get(name)
+        versions = self._versions().get(name, [])
+        if name in self._saved and self._saved[name] not in versions:
+            versions = [*versions, self._saved[name]]
         if not versions:
             raise MissingError(f"there is no shard {name!r} in {self._files.url}/{self._key}")
         for sha256 in versions:
@@ -60,6 +65,7 @@ class Shards:
 
     def clear(self) -> None:
         """Deletes all of them."""
+        self._saved.clear()
         self._files.remove(self._key)
 
     def _read(self, name: str, sha256: str) -> bytes | None:

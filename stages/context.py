@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +105,9 @@ class Context:
         """Saved training states of this fingerprint."""
         return self.store.checkpoints(self.fingerprint)
 
-    @property
+    @cached_property
     def shards(self) -> Shards:
-        """Finished pieces of sharded work of this fingerprint."""
+        """Finished pieces of sharded work of this fingerprint; it knows what this process has saved."""
         return self.store.shards(self.fingerprint)
 
     @property

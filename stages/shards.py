@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from artifacts import Shards
-from artifacts.errors import DamagedError
+from artifacts.errors import DamagedError, MissingError
 from stages.context import Context
 
 Item = TypeVar("Item")
@@ -54,6 +54,8 @@ def in_shards(
 def _intact(shards: Shards, name: str) -> bool:
     try:
         shards.load(name)
+    except MissingError:  # it was listed, and is not there any more
+        return False
     except DamagedError as error:
         logging.warning("%s", error)
         return False

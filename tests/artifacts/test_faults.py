@@ -10,11 +10,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from artifacts import Record, Store, StoreError, open_store
+from artifacts import MissingError, Record, Store, StoreError, open_store
 from artifacts.materialize import problems_of
 from artifacts.remote import RemoteFiles
 from artifacts.retry import Patience, call
 from artifacts.s3 import S3Files
+from tests.campaigns.interposed import STALE, Interposed, nth
 
 FINGERPRINT = "ab" * 32
 FILES = {"a": b"1" * 1000, "b": b"2"}
@@ -247,3 +248,14 @@ def test_a_store_that_says_nothing_is_reported_soon(monkeypatch, s3_environment)
         with pytest.raises(StoreError, match=r"no answer within 1 s"):
             open_store("s3://bucket/x", answer_seconds=1)
         assert time.monotonic() - start < 5
+
+
+def test_a_shard_is_there_for_who_saved_it_though_no_list_has_it_yet(tmp_path):
+    root = f"/{tmp_path.name}"
+    fs = Interposed(MemoryFileSystem(skip_instance_cache=True), nth(1, STALE, for_ever=True))
+    shards = Store(RemoteFiles(f"memory:/{root}", root, lambda: fs), tmp_path / "cache").shards(FINGERPRINT)
+    shards.save("a", b"1")
+    assert shards.load("a") == b"1"
+    shards.clear()
+    with pytest.raises(MissingError):
+        shards.load("a")

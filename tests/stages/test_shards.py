@@ -7,6 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from artifacts import Shards
 from stages.context import Context, local_context
 from stages.shards import in_shards
 from tests.stages.small_models import save_dataset, save_model
@@ -36,3 +39,13 @@ def test_processes_share_the_shards_and_all_get_all_rows(tmp_path: Path) -> None
         thread.join()
     assert results == [[{"square": number**2} for number in range(20)]] * 3
     assert worked == [[0, 1, 2, 9, 10, 11, 18, 19], [3, 4, 5, 12, 13, 14], [6, 7, 8, 15, 16, 17]]
+
+
+def test_a_shard_that_is_listed_and_gone_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_model(tmp_path / "model", seed=1)
+    data = save_dataset(tmp_path / "data", "prompt", [{"prompt": "a"}])
+    context = local_context("evaluate", {}, folder=tmp_path, inputs={"model": tmp_path / "model", "dataset": data})
+    monkeypatch.setattr(Shards, "names", lambda self: {"squares-000000"})
+    process: Any = SimpleNamespace(process_index=0, num_processes=1, wait_for_everyone=lambda: None)
+    rows = in_shards(context, process, "squares", [3], lambda part: [{"square": one**2} for one in part], size=1)
+    assert rows == [{"square": 9}] and context.resumed_from is None
