@@ -23,17 +23,22 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("inputs")
-    save_model(folder / "policy", 1, tied=True)
+    return saved(tmp_path_factory.mktemp("inputs"), tied=True)
+
+
+@pytest.fixture(scope="module")
+def untied(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return saved(tmp_path_factory.mktemp("untied"), tied=False)
+
+
+def saved(folder: Path, *, tied: bool) -> dict[str, Path]:
+    save_model(folder / "policy", 1, tied=tied)
     return {"model": folder / "policy", "dataset": save_dataset(folder / "rows", "prompt_completion", PROMPTS)}
 
 
-def trained(
-    stage: str, inputs: dict[str, Path], folder: Path, engine: dict[str, Any], **more: Any
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(rows of metrics, rollouts) of a run whose every sync is proved."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    settings = {
+def settings_of(stage: str, engine: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """Three steps of 16 completions; every sync is proved."""
+    return {
         "rewards": ["tests.stages.small_models:letters"],
         "max_completion_length": 6,
         "learning_rate": 1e-2,
@@ -43,16 +48,29 @@ def trained(
         **SETTINGS[stage],
         **more,
     }
-    context = local_context(stage, settings, folder=folder, inputs=dict(inputs))
+
+
+def trained(
+    stage: str, inputs: dict[str, Path], folder: Path, engine: dict[str, Any], **more: Any
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(rows of metrics, rollouts) of a run whose every sync is proved."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    context = local_context(stage, settings_of(stage, engine, **more), folder=folder, inputs=dict(inputs))
     with context.resources:
         context.stage.run(context)
     return read_lines(output(context, "model") / "metrics.jsonl"), rows_of(output(context, "rollouts"))
 
 
-@pytest.mark.parametrize(("stage", "lora_r"), [("rl", None), ("rl", 4), ("ppo", None)])
-def test_in_process(stage: str, lora_r: int | None, inputs: dict[str, Path], tmp_path: Path) -> None:
-    metrics, rollouts = trained(stage, inputs, tmp_path, {"engine": "vllm"}, lora_r=lora_r)
+@pytest.mark.parametrize(
+    ("stage", "model", "lora_r"),
+    [("rl", "inputs", None), ("rl", "inputs", 4), ("rl", "untied", None), ("rl", "untied", 4), ("ppo", "inputs", None)],
+)
+def test_in_process(stage: str, model: str, lora_r: int | None, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Every token's log-probability is the trainer's, at every step: of tied and untied heads, all weights and LoRA."""
+    metrics, rollouts = trained(stage, request.getfixturevalue(model), tmp_path, {"engine": "vllm"}, lora_r=lora_r)
     assert all(row["sampling/sampling_logp_difference/mean"] < 1e-4 for row in metrics)
+    if stage == "rl":  # the other one keeps the mean alone
+        assert all(row["sampling/sampling_logp_difference/max"] < 1e-3 for row in metrics)
     updates = [row["weight_version"] for row in rollouts[::16]]
     assert updates == ([0, 1, 2] if stage == "rl" else [0, 2])
     assert all(row["weight_versions"] == [row["weight_version"]] * len(row["token_ids"]) for row in rollouts)
