@@ -41,6 +41,7 @@ def main(arguments: list[str]) -> int:
 
 def _main(path: Path) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it would say a line a request
     try:
         spec = Spec.read(path)
     except StageError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import model_validator
 
@@ -23,11 +24,19 @@ _OWNERS: dict[str, tuple[EngineName, ...]] = {
     "sync_tolerance": _APART,
     "enable_sleep_mode": ("vllm",),
     "tensor_parallel_size": ("vllm_server",),
+    "servers": ("vllm_server",),
     "devices": ("vllm_server",),
+    "max_restarts": ("vllm_server",),
+    "urls": ("vllm_server",),
+    "weights_folder": ("vllm_server",),
+    "api_key_variable": ("vllm_server",),
     "start_timeout_seconds": ("vllm_server",),
     "request_timeout_seconds": ("vllm_server",),
 }
 """Fields that only some engines have."""
+
+_STARTED = ("servers", "devices", "max_restarts", "tensor_parallel_size", "gpu_memory_utilization", "kv_cache_gib")
+"""Fields of servers that the stage starts."""
 
 CORRECTION = "token_truncate"
 """importance_sampling_mode where an engine computes apart from the trainer and the recipe says nothing."""
@@ -37,8 +46,8 @@ class EngineConfig(Config):
     """What samples, and how its weights are kept the trainer's."""
 
     engine: EngineName = "embedded"
-    """embedded: the model in training itself; vllm: an engine of vLLM in the training process; vllm_server: a server of
-    vLLM that the stage starts and stops."""
+    """embedded: the model in training itself; vllm: an engine of vLLM in the training process; vllm_server: servers of
+    vLLM that the stage starts and stops, or that `urls` names."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """What vLLM computes in; null: as the stage does (`bf16`)."""
     gpu_memory_utilization: float = operational(0.3, gt=0, lt=1)
@@ -51,8 +60,18 @@ class EngineConfig(Config):
     """Neither compile the model nor capture CUDA graphs: starts sooner, samples more slowly on GPUs."""
     tensor_parallel_size: int = operational(1, ge=1)
     """GPUs that one server spreads the model over."""
-    devices: str | None = operational(None)
-    """The server's CUDA_VISIBLE_DEVICES, such as "2,3"; null: those of the stage."""
+    servers: int = operational(1, ge=1)
+    """How many servers the stage starts; all have the same weights and share the prompts."""
+    devices: str | tuple[str, ...] | None = operational(None)
+    """The server's CUDA_VISIBLE_DEVICES, such as "2,3", of several servers a list of them; null: those of the stage."""
+    max_restarts: int = operational(3, ge=0)
+    """How often each of these servers, should it end, is started again in one run of the stage."""
+    urls: tuple[str, ...] = operational(())
+    """Servers that somebody else runs, such as "http://127.0.0.1:8000", in the place of some that the stage starts."""
+    weights_folder: str | None = operational(None)
+    """Absolute path of a folder that those servers see as well; new weights reach them through files there."""
+    api_key_variable: str | None = operational(None)
+    """The environment variable with the key that those servers ask for; null: they ask for none."""
     proof_interval: int = operational(10, ge=1)
     """After the first sync of weights and then after every so many, the trainer computes the log-probabilities of fresh
     completions too, and stops where they differ."""
@@ -60,7 +79,7 @@ class EngineConfig(Config):
     """Largest difference of a token's log-probability that the proof lets pass, in nats; null: 1e-3 where both compute
     in float32, else 1."""
     start_timeout_seconds: float = operational(600.0, gt=0)
-    """How long a server may take to answer for the first time."""
+    """How long a server may take to answer for the first time, or after a restart."""
     request_timeout_seconds: float = operational(600.0, gt=0)
     """How long a server may take over one completion, waiting included, or over new weights."""
 
@@ -68,6 +87,10 @@ class EngineConfig(Config):
     def is_apart(self) -> bool:
         """Whether the engine has weights of its own."""
         return self.engine != "embedded"
+
+    def devices_of(self, server: int) -> str | None:
+        """The CUDA_VISIBLE_DEVICES of one of the servers, counted from 0."""
+        return self.devices[server] if isinstance(self.devices, tuple) else self.devices
 
     def computes_in(self, bf16: bool) -> str:
         """The engine's type, beside a trainer in bfloat16 or not."""
@@ -108,6 +131,8 @@ def engine_problems(config: EngineChoice, sampling: SamplingConfig | None) -> li
     ]
     if not rollouts.is_apart:
         return problems
+    if name == "vllm_server":
+        problems += server_problems(rollouts)
     if sampling is not None and sampling.min_p > 0 and sampling.top_p < 1:
         problems.append(
             f"min_p together with top_p: rollouts.engine {name} leaves out tokens by min_p first, the embedded engine "
@@ -118,3 +143,52 @@ def engine_problems(config: EngineChoice, sampling: SamplingConfig | None) -> li
             f"quantization with rollouts.engine {name}: weights of 4 bits are not sent; use the embedded engine"
         )
     return problems
+
+
+def server_problems(rollouts: EngineConfig) -> list[str]:
+    """What is wrong with the settings of servers."""
+    problems = []
+    devices, count = rollouts.devices, rollouts.servers
+    if isinstance(devices, tuple) and len(devices) != count:
+        problems.append(f"rollouts.devices lists {len(devices)} for rollouts.servers {count}; give each its own")
+    if isinstance(devices, str) and count > 1:
+        problems.append(f"rollouts.devices is one text for {count} servers; give a list with one for each")
+    if not rollouts.urls:
+        return problems + [
+            f"rollouts.{name} is for servers of rollouts.urls; there are none"
+            for name in ("weights_folder", "api_key_variable")
+            if getattr(rollouts, name) is not None
+        ]
+    problems += [
+        f"rollouts.{name} is for servers that the stage starts; those of rollouts.urls are somebody else's"
+        for name in _STARTED
+        if getattr(rollouts, name) != EngineConfig.model_fields[name].default
+    ]
+    problems += [
+        f"rollouts.urls has {url!r}; give the address alone, like http://127.0.0.1:8000 (a key comes from "
+        "rollouts.api_key_variable)"
+        for url in rollouts.urls
+        if not _is_plain(url)
+    ]
+    if len(set(rollouts.urls)) < len(rollouts.urls):
+        problems.append("rollouts.urls names a server twice")
+    if not (rollouts.weights_folder or "").startswith("/"):
+        problems.append(
+            "rollouts.urls needs rollouts.weights_folder, the absolute path of a folder that the stage and those "
+            "servers both see: it is how new weights reach them"
+        )
+    return problems
+
+
+def _is_plain(url: str) -> bool:
+    """Scheme, host and port, and maybe a path; no user, password or query, which may be secret."""
+    try:
+        parts = urlsplit(url)
+        return (
+            parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and (parts.port is None or parts.port > 0)
+            and not (parts.username or parts.password or parts.query or parts.fragment)
+        )
+    except ValueError:
+        return False

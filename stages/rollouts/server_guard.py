@@ -1,8 +1,9 @@
-"""Runs a server and leaves nothing of it behind: `python server_guard.py FOLDER COMMAND...`, stdin a pipe.
+"""Runs a server and leaves nothing of it behind: `python server_guard.py FOLDER [COMMAND...]`, stdin a pipe.
 
 The pipe's closing means that whoever started us is gone or wants the server stopped; SIGTERM means the same. Then, or
 when the server ends by itself, its whole process group is ended (SIGTERM, GRACE_SECONDS, SIGKILL) and FOLDER, which is
 the server's, is removed: weights in shared memory would stay in memory. Exit status: the server's, 128 + its signal.
+Without a command it keeps a folder alone.
 
 Run by its path, in any environment: it imports the standard library only.
 """
@@ -28,16 +29,19 @@ def main(arguments: list[str]) -> int:
     stopping: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda received, _: stopping.append(received))
+    server = None
     try:
-        server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
-        while server.poll() is None and not stopping:
+        if command:
+            server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+        while (server is None or server.poll() is None) and not stopping:
             with contextlib.suppress(InterruptedError):
                 if select.select([sys.stdin], [], [], _POLL_SECONDS)[0] and not os.read(sys.stdin.fileno(), 512):
                     break
-        _end(server)
+        if server is not None:
+            _end(server)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    code = server.returncode
+    code = 0 if server is None else server.returncode
     return code if code >= 0 else 128 - code
 
 

@@ -1,222 +1,238 @@
-"""An engine behind a vLLM server: completions over HTTP, weights by a folder that both can read."""
+"""An engine behind vLLM's servers: completions over HTTP, spread over them; weights by files that they read."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from contextlib import AsyncExitStack, suppress
+from itertools import groupby
+from typing import Any, Generic, Protocol, TypeVar
 
 import httpx
-from safetensors.torch import save_file
 from torch import Tensor
 
-from artifacts.errors import StageError
-from stages.context import require_disk
 from stages.rollouts.engine import ServedModel
 from stages.rollouts.engine_settings import EngineConfig
 from stages.rollouts.requests import Completion, Progress, SampleRequest, SamplingConfig
+from stages.rollouts.vllm_connection import Address, Connection, ServerFailure
 from stages.rollouts.vllm_requests import Answer, Asked, Reading, bundles, filled, parameters, stop_tokens, wanted
+from stages.rollouts.vllm_spread import Asking, Homes, Job, Round
 
 T = TypeVar("T")
 
-REQUESTS_AT_ONCE = 256
-"""More wait on this side; vLLM runs as many together by default."""
-_FILE_BYTES = 2**30
-"""Tensors are written so many bytes at a time, so that a whole model is never there once more in memory."""
+QUESTIONS_AT_ONCE = 256
+"""That one server has before it; more wait on this side, for the server that is ready first."""
+_CONNECTIONS = 768
+"""To all servers together; each is an open file."""
+_POLL_SECONDS = 0.2
 
 
-@dataclass(frozen=True)
-class Address:
-    """Where a server listens, and under which name it serves the model."""
+Likely = list[tuple[int, float]]
+"""Tokens that are likely in a place, with their log-probabilities."""
 
-    name: str
-    url: str = "http://vllm"
-    socket: Path | None = None
-    """A socket file in the place of the URL's host."""
+
+class Servers(Protocol):
+    """The servers of an engine."""
+
+    @property
+    def addresses(self) -> Sequence[Address]:
+        """Of each."""
+        ...
+
+    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Have all of them take these weights; none of them answers with others any more."""
+        ...
+
+    def absent(self) -> dict[int, str]:
+        """Those that do not serve the weights of the moment, and will not by themselves; each with the reason."""
+        ...
+
+    def broke_off(self, server: int, error: ServerFailure) -> str | None:
+        """Why this one will not serve again after a failure; None: it does, or is being started again."""
+        ...
+
+    def doubt(self, server: int) -> str | None:
+        """Why answers that this one gave since `absent` was asked are not of the weights of the moment; None: they
+        are."""
+        ...
+
+    def restarts(self) -> list[int]:
+        """How often each was started again."""
+        ...
 
 
 class ServerEngine:
-    """An `Engine` that asks a server. `state` says how the server is, for messages."""
+    """An `Engine` that asks servers. Requests carry seeds, so it makes no difference which one answers."""
 
-    def __init__(
-        self,
-        address: Address,
-        model: ServedModel,
-        settings: EngineConfig,
-        *,
-        weights: Path,
-        state: Callable[[], str],
-    ) -> None:
-        """`weights`: a folder for new weights, which the server can read. Raises StageError where it serves another
-        model."""
-        self._address, self._model, self._settings = address, model, settings
-        self._weights, self._state = weights, state
-        self._check_model()
+    def __init__(self, servers: Servers, model: ServedModel, settings: EngineConfig) -> None:
+        """Raises StageError where one serves another model."""
+        self._servers, self._model = servers, model
+        timeout = settings.request_timeout_seconds
+        self._connections = [Connection(address, timeout) for address in servers.addresses]
+        count = len(self._connections)
+        self._homes = Homes(count, min(QUESTIONS_AT_ONCE, _CONNECTIONS // count))
+        self._tokens = [0] * count
+        for connection in self._connections:
+            with suppress(ServerFailure):  # one that is being started again says its name with every answer
+                connection.check_name()
 
     def sample(
         self, requests: Sequence[SampleRequest], settings: SamplingConfig, on_progress: Progress | None = None
     ) -> list[list[Completion]]:
-        """For every request its completions, in the order of its seeds: a question a prompt, many at once."""
+        """For every request its completions, in the order of its seeds: a prompt's are one server's."""
         asked, stops = wanted(requests, settings.max_completion_length), stop_tokens(self._model, settings)
-        reading = Reading(self._model, settings, stops, "the vLLM server")
-        done = 0
+        prompts = [list(group) for _, group in groupby(asked, key=lambda one: one.request)]
+        readings = [Reading(self._model, settings, stops, one.label) for one in self._servers.addresses]
 
-        async def complete(client: httpx.AsyncClient, together: list[Asked]) -> list[Completion]:
-            nonlocal done
-            body = {"prompt": together[0].prompt_ids, "n": len(together), **parameters(together[0], settings, stops)}
-            choices = await self._choices(client, body)
-            done += len(together)
+        async def complete(server: int, client: httpx.AsyncClient, index: int) -> list[Completion]:
+            async def together(bundle: list[Asked]) -> list[Completion]:
+                body = {"prompt": bundle[0].prompt_ids, "n": len(bundle), **parameters(bundle[0], settings, stops)}
+                choices = await self._connections[server].choices(client, body)
+                read = readings[server].completion
+                return [read(one, _answer(choice)) for one, choice in zip(bundle, choices, strict=True)]
+
+            found = await asyncio.gather(*map(together, bundles(prompts[index])))
+            return [completion for bundle in found for completion in bundle]
+
+        done: dict[int, int] = {}
+
+        def answered(index: int) -> None:
+            done[index] = len(prompts[index])
             if on_progress is not None:
-                on_progress(done, len(asked))
-            return [reading.completion(one, _answer(choice)) for one, choice in zip(together, choices, strict=True)]
+                on_progress(sum(done.values()), len(asked))
 
-        found = self._all(complete, bundles(asked))
-        return filled(requests, asked, [completion for together in found for completion in together])
+        jobs = [
+            Job(group[0].name, len(group[0].prompt_ids), sum(one.limit for one in group), len(bundles(group)))
+            for group in prompts
+        ]
+        found = self._run(jobs, complete, answered)
+        return filled(requests, asked, [completion for group in found for completion in group])
 
     def plain_logprobs(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
         """One pass over each sequence as if it were a prompt."""
 
-        async def score(client: httpx.AsyncClient, sequence: tuple[Sequence[int], Sequence[int]]) -> list[float]:
-            prompt, completion = sequence
+        async def score(server: int, client: httpx.AsyncClient, index: int) -> list[float]:
+            prompt, completion = sequences[index]
             body = {"prompt": [*prompt, *completion], "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
-            (choice,) = await self._choices(client, body)
+            (choice,) = await self._connections[server].choices(client, body)
             try:
                 places = choice["prompt_logprobs"][len(prompt) :]
                 return [float(place[str(token)]["logprob"]) for place, token in zip(places, completion, strict=True)]
             except (KeyError, TypeError, ValueError) as error:
-                raise self._malformed(f"no log-probabilities of a prompt's tokens ({error!r})") from error
+                found = f"no log-probabilities of a prompt's tokens ({error!r})"
+                raise self._connections[server].malformed(found) from error
 
-        return self._all(score, sequences)
+        jobs = [Job(f"sequence {index}", len(prompt) + len(rest), 1) for index, (prompt, rest) in enumerate(sequences)]
+        return self._run(jobs, score, None)
+
+    def top_logprobs(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], most: int) -> list[list[Likely]]:
+        """Of (prompt, completion) pairs, for every place of the completion: the `most` likeliest tokens there and their
+        log-probabilities under the model's own distribution, the likeliest first."""
+
+        async def score(server: int, client: httpx.AsyncClient, index: int) -> list[Likely]:
+            prompt, completion = sequences[index]
+            body = {"prompt": [*prompt, *completion], "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": most}
+            (choice,) = await self._connections[server].choices(client, body)
+            try:
+                places = choice["prompt_logprobs"][len(prompt) :]
+                return [_likeliest(place, most) for place, _ in zip(places, completion, strict=True)]
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                found = f"no {most} likeliest tokens of each place of a prompt ({error!r})"
+                raise self._connections[server].malformed(found) from error
+
+        jobs = [Job(f"sequence {index}", len(prompt) + len(rest), 1) for index, (prompt, rest) in enumerate(sequences)]
+        return self._run(jobs, score, None)
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Through files, which are removed when the server has read them."""
-        self._weights.mkdir(exist_ok=True)
-        try:
-            for number, part in enumerate(_parts(weights)):
-                require_disk(self._weights, sum(one.nbytes for one in part.values()), "weights for the vLLM server")
-                save_file(part, self._weights / f"part-{number:05d}.safetensors")
-            body = {"method": "reload_weights", "kwargs": {"weights_path": str(self._weights)}}
-            self._post("/collective_rpc", body, "take new weights")
-        finally:
-            for path in self._weights.glob("*.safetensors"):
-                path.unlink()
-        if self._post("/reset_prefix_cache", None, "forget its prefix cache").get("success") is not True:
-            raise StageError(
-                "the vLLM server could not forget its prefix cache: it would go on from keys of old weights"
-            )
+        """Through files."""
+        self._homes.forget()
+        self._servers.load(weights)
 
     def rest(self) -> bool:
-        """It has memory of its own, and stays awake."""
+        """They have memory of their own, and stay awake."""
         return False
 
     def close(self) -> None:
-        """Whoever started the server stops it."""
+        """Whoever started the servers stops them."""
 
-    def _check_model(self) -> None:
-        served = self._read(lambda client: client.get("/v1/models"), "name its models").get("data")
-        names = [entry.get("id") for entry in served if isinstance(entry, dict)] if isinstance(served, list) else []
-        if self._address.name not in names:
-            raise StageError(
-                f"the vLLM server serves {', '.join(map(str, names)) or 'nothing'}, not {self._address.name}"
-            )
+    def figures(self) -> dict[str, float]:
+        """What each server did so far: completion tokens, most tokens outstanding at once, times started again."""
+        found: dict[str, float] = {}
+        rows = zip(self._tokens, self._homes.most_outstanding, self._servers.restarts(), strict=True)
+        for number, (tokens, outstanding, restarts) in enumerate(rows, start=1):
+            prefix = f"rollouts/server_{number}"
+            found |= {
+                f"{prefix}/tokens": float(tokens),
+                f"{prefix}/most_outstanding_tokens": float(outstanding),
+                f"{prefix}/restarts": float(restarts),
+            }
+        return found
 
-    def _all(self, ask: Callable[[httpx.AsyncClient, Any], Coroutine[Any, Any, T]], items: Sequence[Any]) -> list[T]:
-        """Of every item, in order. The first failure ends all."""
-
-        async def together() -> list[T]:
-            turn = asyncio.Semaphore(REQUESTS_AT_ONCE)
-            async with httpx.AsyncClient(
-                transport=httpx.AsyncHTTPTransport(
-                    uds=None if self._address.socket is None else str(self._address.socket),
-                    limits=httpx.Limits(max_connections=REQUESTS_AT_ONCE),
-                ),
-                base_url=self._address.url,
-                timeout=self._settings.request_timeout_seconds,
-            ) as client:
-
-                async def one(item: Any) -> T:
-                    async with turn:
-                        return await ask(client, item)
-
-                return await asyncio.gather(*map(one, items))
+    def _run(
+        self,
+        jobs: Sequence[Job],
+        ask: Callable[[int, httpx.AsyncClient, int], Coroutine[Any, Any, list[T]]],
+        on_answer: Callable[[int], None] | None,
+    ) -> list[list[T]]:
+        async def together() -> list[list[T]]:
+            async with AsyncExitStack() as stack:
+                clients = [
+                    await stack.enter_async_context(one.client(self._homes.questions_at_once))
+                    for one in self._connections
+                ]
+                asking: Asking[list[T]] = _Asking(self._servers, self._connections, clients, ask)
+                spread = Round(self._homes, jobs, asking, on_answer)
+                answers = await spread.run()
+                for index, server in spread.by.items():
+                    self._tokens[server] += _tokens_of(answers[index])
+                return answers
 
         return asyncio.run(together())
 
-    async def _choices(self, client: httpx.AsyncClient, body: dict[str, Any]) -> list[dict[str, Any]]:
-        """As many as were asked for, in order."""
-        forms = {"return_token_ids": True, "return_tokens_as_token_ids": True}
-        try:
-            response = await client.post("/v1/completions", json={"model": self._address.name, **forms, **body})
-        except httpx.HTTPError as error:
-            raise self._unreachable(error, "complete a prompt") from error
-        values = self._values(response, "complete a prompt")
-        if values.get("model") != self._address.name:
-            raise self._malformed(f"an answer of model {values.get('model')!r} in the place of {self._address.name!r}")
-        choices, count = values.get("choices"), body.get("n", 1)
-        if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
-            raise self._malformed("no list of completions")
-        if sorted(str(choice.get("index")) for choice in choices) != sorted(map(str, range(count))):
-            raise self._malformed(f"{len(choices)} completions where {count} were asked for")
-        return sorted(choices, key=lambda choice: int(choice["index"]))
 
-    def _post(self, path: str, body: dict[str, Any] | None, what: str) -> dict[str, Any]:
-        return self._read(lambda client: client.post(path, json=body), what)
+class _Asking(Generic[T]):
+    """The servers as a `Round` needs them."""
 
-    def _read(self, ask: Callable[[httpx.Client], httpx.Response], what: str) -> dict[str, Any]:
-        socket = None if self._address.socket is None else str(self._address.socket)
-        timeout = self._settings.request_timeout_seconds
-        with httpx.Client(
-            transport=httpx.HTTPTransport(uds=socket), base_url=self._address.url, timeout=timeout
-        ) as client:
-            try:
-                response = ask(client)
-            except httpx.HTTPError as error:
-                raise self._unreachable(error, what) from error
-        return self._values(response, what)
+    def __init__(
+        self,
+        servers: Servers,
+        connections: Sequence[Connection],
+        clients: Sequence[httpx.AsyncClient],
+        ask: Callable[[int, httpx.AsyncClient, int], Coroutine[Any, Any, list[T]]],
+    ) -> None:
+        self.labels = [address.label for address in servers.addresses]
+        self._servers, self._connections, self._clients, self._ask = servers, connections, clients, ask
 
-    def _values(self, response: httpx.Response, what: str) -> dict[str, Any]:
-        if response.status_code != httpx.codes.OK:
-            raise StageError(
-                f"the vLLM server would not {what}: status {response.status_code}, {response.text[:400]}; "
-                f"{self._state()}"
-            )
-        if not response.content:
-            return {}
-        try:
-            values = response.json()
-        except ValueError as error:
-            raise self._malformed(f"no JSON: {response.text[:200]!r}") from error
-        if not isinstance(values, dict):
-            raise self._malformed(f"JSON of another form: {response.text[:200]!r}")
-        return values
+    async def begin(self) -> dict[int, str]:
+        return await asyncio.to_thread(self._servers.absent)
 
-    def _malformed(self, found: str) -> StageError:
-        return StageError(f"the vLLM server gave {found}; is it vLLM, and of a version we know? {self._state()}")
+    async def ask(self, server: int, job: int) -> list[T]:
+        return await self._ask(server, self._clients[server], job)
 
-    def _unreachable(self, error: httpx.HTTPError, what: str) -> StageError:
-        if isinstance(error, httpx.TimeoutException):
-            limit = self._settings.request_timeout_seconds
-            return StageError(
-                f"the vLLM server did not {what} within {limit:g} s (rollouts.request_timeout_seconds); {self._state()}"
-            )
-        return StageError(f"the vLLM server broke off where it was to {what} ({error!r}): {self._state()}")
+    async def revived(self, server: int, error: ServerFailure) -> str | None:
+        while (reason := await asyncio.to_thread(self._servers.broke_off, server, error)) is None:
+            if await self._connections[server].is_well(self._clients[server]):
+                return None
+            await asyncio.sleep(_POLL_SECONDS)
+        return reason
+
+    async def doubt(self, server: int) -> str | None:
+        return await asyncio.to_thread(self._servers.doubt, server)
+
+
+def _likeliest(place: dict[str, Any], most: int) -> Likely:
+    """Of a place of a prompt, which names the prompt's own token as well."""
+    found = sorted((-float(values["logprob"]), int(token)) for token, values in place.items())
+    if len(found) < most:
+        raise ValueError(f"{len(found)} tokens")
+    return [(token, -negative) for negative, token in found[:most]]
+
+
+def _tokens_of(answer: Sequence[Any]) -> int:
+    return sum(len(one.token_ids) for one in answer if isinstance(one, Completion))
 
 
 def _answer(choice: dict[str, Any]) -> Answer:
     logprobs = choice.get("logprobs")
     values = logprobs.get("token_logprobs") if isinstance(logprobs, dict) else None
     return Answer(choice.get("token_ids"), values, choice.get("finish_reason"))
-
-
-def _parts(weights: Iterable[tuple[str, Tensor]]) -> Iterable[dict[str, Tensor]]:
-    part: dict[str, Tensor] = {}
-    for name, tensor in weights:
-        if part and sum(one.nbytes for one in part.values()) + tensor.nbytes > _FILE_BYTES:
-            yield part
-            part = {}
-        # tied weights are one memory under two names, which safetensors refuses
-        part[name] = tensor.detach().cpu().contiguous().clone()
-    if part:
-        yield part

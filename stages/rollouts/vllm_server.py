@@ -7,10 +7,8 @@ new weights would take any.
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -21,7 +19,6 @@ from stages.rollouts import server_guard
 from stages.rollouts.engine import ServedModel
 from stages.rollouts.engine_settings import PYTHON_VARIABLE, EngineConfig
 
-SHARED_MEMORY = Path("/dev/shm")
 MODULE = "vllm.entrypoints.openai.api_server"
 
 _SETTINGS = {
@@ -41,35 +38,79 @@ _LOG_LINES = 8
 
 
 class VllmServer:
-    """One server. `folder`: private, of the server's life; weights for it may be put there."""
+    """One server, being started. `folder`: its own, of its life; made here, in a private one."""
 
-    def __init__(self, model: ServedModel, settings: EngineConfig, log: Path, module: str = MODULE) -> None:
-        """Starts it and waits until it answers. Raises StageError, with the end of its log, where it never does."""
-        self.folder = Path(tempfile.mkdtemp(prefix="posttrain-vllm-", dir=_place(model.folder)))
-        self.name = self.folder.name
-        self.log = log
+    def __init__(
+        self,
+        model: ServedModel,
+        settings: EngineConfig,
+        log: Path,
+        *,
+        folder: Path,
+        name: str,
+        devices: str | None,
+        module: str = MODULE,
+    ) -> None:
+        """`name`: what it serves the model as; `devices`: its CUDA_VISIBLE_DEVICES, None for those of the stage."""
+        self.folder, self.log = folder, log
+        self.folder.mkdir(mode=0o700)
         self._timeout = settings.start_timeout_seconds
         self._python = os.environ.get(PYTHON_VARIABLE) or sys.executable
-        command = [self._python, "-m", module, *_arguments(model, settings, self.name, self.socket)]
+        self._log_start = log.stat().st_size if log.exists() else 0
+        command = [self._python, "-m", module, *_arguments(model, settings, name, self.unready_socket, devices)]
         with open(log, "ab") as file:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", server_guard.__file__, str(self.folder), *command],
                 stdin=subprocess.PIPE,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env=_environment(settings),
+                env=_environment(devices),
                 cwd=log.parent,
+                start_new_session=True,  # whoever kills our group would kill the guard, and the server stayed
             )
-        try:
-            self._await_answer()
-        except BaseException:
-            self.stop()
-            raise
+
+    @property
+    def unready_socket(self) -> Path:
+        """What it listens on until it is published."""
+        return self.folder / "unready"
 
     @property
     def socket(self) -> Path:
-        """What it listens on."""
+        """What it listens on from then on."""
         return self.folder / "socket"
+
+    def await_answer(self) -> None:
+        """Raises StageError, with the end of its log, where it never answers."""
+        deadline = time.monotonic() + self._timeout
+        while not self.is_well():
+            if self.has_ended():
+                raise StageError(f"did not start: {_ending(self._process.returncode)}{self._hint()}")
+            if time.monotonic() > deadline:
+                raise StageError(
+                    f"did not answer within {self._timeout:g} s; raise rollouts.start_timeout_seconds, or see why"
+                    f"{self._last_words()}"
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def publish(self) -> None:
+        """From now on whoever knows the folder reaches it: its weights are those that it shall serve."""
+        self.unready_socket.rename(self.socket)
+
+    def is_well(self) -> bool:
+        """Whether it answers, or at least takes its time to."""
+        socket = self.socket if self.socket.exists() else self.unready_socket
+        try:
+            transport = httpx.HTTPTransport(verify=False, uds=str(socket))  # a socket file needs none
+            with httpx.Client(transport=transport, base_url="http://vllm") as client:
+                return client.get("/health").status_code == httpx.codes.OK
+        except httpx.TimeoutException:
+            return self.socket.exists()
+        except httpx.TransportError:
+            return False
+
+    def has_ended(self) -> bool:
+        """Whether there is no process any more."""
+        return self._process.poll() is not None
 
     def stop(self) -> None:
         """End it and all that it started."""
@@ -89,26 +130,6 @@ class VllmServer:
             return f"it is running still; its log is {self.log}"
         return f"{_ending(code)}{self._last_words()}"
 
-    def _await_answer(self) -> None:
-        deadline = time.monotonic() + self._timeout
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(self.socket)), base_url="http://vllm") as client:
-            while True:
-                if self._process.poll() is not None:
-                    raise StageError(
-                        f"the vLLM server did not start: {_ending(self._process.returncode)}{self._hint()}"
-                    )
-                try:
-                    if client.get("/health").status_code == httpx.codes.OK:
-                        break
-                except httpx.TransportError:
-                    pass  # not there yet
-                if time.monotonic() > deadline:
-                    raise StageError(
-                        f"the vLLM server did not answer within {self._timeout:g} s; raise "
-                        f"rollouts.start_timeout_seconds, or see why{self._last_words()}"
-                    )
-                time.sleep(_POLL_SECONDS)
-
     def _hint(self) -> str:
         """What to do where that is plain, and its last words."""
         words = self._last_words()
@@ -120,21 +141,14 @@ class VllmServer:
         return words
 
     def _last_words(self) -> str:
-        lines = [line.rstrip() for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines()]
+        said = self.log.read_bytes()[self._log_start :].decode("utf-8", errors="replace")
+        lines = [line.rstrip() for line in said.splitlines()]
         told = [line for line in lines if "Error" in line][-2:]
         last = [line for line in lines[-_LOG_LINES:] if line and line not in told]
         return "".join(f"\n  {line[:400]}" for line in [*told, *last]) + f"\n(all of it: {self.log})"
 
 
-def _place(model: Path) -> Path:
-    """Shared memory where there is some with room for the weights twice over, else where temporary files go."""
-    needed = 2 * sum(path.stat().st_size for path in model.glob("*.safetensors"))
-    if SHARED_MEMORY.is_dir() and os.access(SHARED_MEMORY, os.W_OK) and shutil.disk_usage(SHARED_MEMORY).free > needed:
-        return SHARED_MEMORY
-    return Path(tempfile.gettempdir())
-
-
-def _arguments(model: ServedModel, settings: EngineConfig, name: str, socket: Path) -> list[str]:
+def _arguments(model: ServedModel, settings: EngineConfig, name: str, socket: Path, devices: str | None) -> list[str]:
     options = {
         "--model": model.folder,
         "--tokenizer": model.tokenizer,
@@ -145,25 +159,28 @@ def _arguments(model: ServedModel, settings: EngineConfig, name: str, socket: Pa
         "--gpu-memory-utilization": settings.gpu_memory_utilization,
         "--tensor-parallel-size": settings.tensor_parallel_size,
         "--logprobs-mode": "processed_logprobs",
+        "--max-logprobs": -1,  # as many as are asked for
         "--generation-config": "vllm",  # nothing but what a request says
     }
-    if not _has_gpu(settings):
-        options["--kv-cache-memory-bytes"] = int(settings.kv_cache_gib * 2**30)
     flags = ["--enforce-eager"] if settings.enforce_eager else []
+    if not _has_gpu(devices):
+        options["--kv-cache-memory-bytes"] = int(settings.kv_cache_gib * 2**30)
+        # of a prompt read in parts it sets the random numbers back, which generators of a CPU cannot
+        flags.append("--no-enable-chunked-prefill")
     flags.append("--disable-uvicorn-access-log")
     return [*(str(part) for pair in options.items() for part in pair), *flags]
 
 
-def _has_gpu(settings: EngineConfig) -> bool:
+def _has_gpu(devices: str | None) -> bool:
     import torch
 
-    return settings.devices != "" and torch.cuda.is_available()
+    return devices != "" and torch.cuda.is_available()
 
 
-def _environment(settings: EngineConfig) -> dict[str, str]:
+def _environment(devices: str | None) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if name not in _OF_TORCHRUN}
-    devices = {} if settings.devices is None else {"CUDA_VISIBLE_DEVICES": settings.devices}
-    return {**_DEFAULTS, **inherited, **_SETTINGS, **devices}
+    chosen = {} if devices is None else {"CUDA_VISIBLE_DEVICES": devices}
+    return {**_DEFAULTS, **inherited, **_SETTINGS, **chosen}
 
 
 def _ending(code: int) -> str:

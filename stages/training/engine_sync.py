@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from artifacts.errors import StageError
@@ -123,22 +122,9 @@ def _in_process(context: Context, processes: Processes, settings: EngineConfig, 
 
 
 def _served(context: Context, processes: Processes, settings: EngineConfig, model: ServedModel) -> Engine:
-    from stages.rollouts.vllm_client import Address, ServerEngine
-    from stages.rollouts.vllm_server import VllmServer
+    from stages.training.engine_servers import open_servers
 
-    state, told = _not_ours, None
-    if processes.rank == 0:
-        context.phase("starting a vLLM server")
-        server = VllmServer(model, settings, Path(context.spec.job) / "vllm.log")
-        context.resources.callback(server.stop)
-        state, told = server.state, str(server.folder)
-    folder = Path(str(processes.share(told)))
-    address = Address(folder.name, socket=folder / "socket")
-    return ServerEngine(address, model, settings, weights=folder / "weights", state=state)
-
-
-def _not_ours() -> str:
-    return "the first process started it, and has its log"
+    return open_servers(context, processes, settings, model)
 
 
 _ENGINES: dict[str, Callable[[Context, Processes, EngineConfig, ServedModel], Engine]] = {

@@ -13,6 +13,8 @@ from stages.training.rollout_settings import sampler_tolerance
 
 WIRED = frozenset({"model", "dataset"})
 VLLM: dict[str, Any] = {"engine": "vllm"}
+SERVERS: dict[str, Any] = {"engine": "vllm_server", "servers": 2}
+GIVEN: dict[str, Any] = {"engine": "vllm_server", "urls": ["http://a:8000/x", "https://b"], "weights_folder": "/w"}
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"rollouts": {"dtype": "float32"}}, r"rollouts.dtype is of engine vllm or vllm_server; embedded has none"),
     ({"rollouts": {"kv_cache_gib": 2.0}}, r"rollouts.kv_cache_gib is of engine vllm or vllm_server"),
@@ -20,6 +22,25 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (
         {"rollouts": {"engine": "vllm_server", "enable_sleep_mode": True}},
         r"rollouts.enable_sleep_mode is of engine vllm; vllm_server has none",
+    ),
+    ({"rollouts": {**SERVERS, "devices": ["0", "1", "2"]}}, r"lists 3 for rollouts.servers 2; give each its own"),
+    ({"rollouts": {**SERVERS, "devices": "0,1"}}, r"one text for 2 servers; give a list with one for each"),
+    (
+        {"rollouts": {**SERVERS, "weights_folder": "/w"}},
+        r"weights_folder is for servers of rollouts.urls; there are none",
+    ),
+    ({"rollouts": {**VLLM, "urls": ["http://a"]}}, r"rollouts.urls is of engine vllm_server; vllm has none"),
+    ({"rollouts": {**GIVEN, "servers": 2}}, r"servers is for servers that the stage starts; .* somebody else's"),
+    ({"rollouts": {**GIVEN, "urls": ["http://k:secret@a:1"]}}, r"give the address alone"),
+    ({"rollouts": {**GIVEN, "urls": ["a:8000"]}}, r"rollouts.urls has 'a:8000'; give the address alone"),
+    ({"rollouts": {**GIVEN, "urls": ["http://a", "http://a"]}}, r"names a server twice"),
+    (
+        {"rollouts": {**GIVEN, "weights_folder": None}},
+        r"rollouts.urls needs rollouts.weights_folder, the absolute path",
+    ),
+    (
+        {"rollouts": {**GIVEN, "weights_folder": "here"}},
+        r"rollouts.urls needs rollouts.weights_folder, the absolute path",
     ),
     ({"rollouts": VLLM, "min_p": 0.1, "top_p": 0.9}, r"min_p together with top_p: rollouts.engine vllm leaves out"),
     ({"rollouts": VLLM, "lora_r": 4, "quantization": "nf4"}, r"weights of 4 bits are not sent"),
@@ -33,7 +54,14 @@ def test_refused(settings: dict[str, Any], message: str) -> None:
 
 
 def test_taken() -> None:
-    for settings in (VLLM, {**VLLM, "enable_sleep_mode": True}, {"engine": "vllm_server", "devices": "2,3"}):
+    several = {**SERVERS, "devices": ["0", "1"]}
+    for settings in (
+        several,
+        VLLM,
+        {**VLLM, "enable_sleep_mode": True},
+        {"engine": "vllm_server", "devices": "2,3"},
+        GIVEN,
+    ):
         assert rl.check(rl.Config(rewards=["exact_match"], rollouts=settings), WIRED) == []
         assert ppo.check(ppo.Config(rewards=["exact_match"], rollouts=settings), WIRED) == []
 
@@ -55,6 +83,7 @@ def test_an_engine_apart_is_corrected_for_unless_told_otherwise() -> None:
 def test_only_what_changes_the_result_is_part_of_what_it_is() -> None:
     config = rl.Config(rollouts={"engine": "vllm_server", "devices": "1", "gpu_memory_utilization": 0.8})
     assert semantic_config(config)["rollouts"] == {"engine": "vllm_server", "dtype": None}
+    assert semantic_config(rl.Config(rollouts=GIVEN)) == semantic_config(rl.Config(rollouts=SERVERS))
 
 
 def test_tolerances() -> None:

@@ -15,8 +15,8 @@ import pytest
 from artifacts.errors import StageError
 from stages.rollouts.engine import ServedModel
 from stages.rollouts.engine_settings import PYTHON_VARIABLE, EngineConfig
-from stages.rollouts.vllm_client import Address, ServerEngine
-from stages.rollouts.vllm_server import VllmServer
+from stages.rollouts.vllm_connection import Address, Connection
+from stages.rollouts.vllm_server import MODULE, VllmServer
 
 ROOT = Path(__file__).parents[2]
 FAKE = "tests.rollouts.fake_vllm"
@@ -29,7 +29,19 @@ def _imports(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def start(tmp_path: Path, behaviour: str, monkeypatch: pytest.MonkeyPatch, **settings: float) -> VllmServer:
     monkeypatch.setenv("FAKE_VLLM", behaviour)
-    return VllmServer(model(tmp_path), EngineConfig(engine="vllm_server", **settings), tmp_path / "vllm.log", FAKE)
+    return begun(tmp_path, FAKE, **settings)
+
+
+def begun(tmp_path: Path, module: str, **settings: float) -> VllmServer:
+    return VllmServer(
+        model(tmp_path),
+        EngineConfig(engine="vllm_server", **settings),
+        tmp_path / "vllm.log",
+        folder=tmp_path / "of the server",
+        name="ours",
+        devices=None,
+        module=module,
+    )
 
 
 def model(tmp_path: Path) -> ServedModel:
@@ -52,16 +64,16 @@ def all_gone(processes: list[psutil.Process]) -> bool:
 
 def test_starts_is_asked_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = start(tmp_path, "works", monkeypatch)
+    server.await_answer()
     processes, folder = family(psutil.Process(server._process.pid)), server.folder
     assert folder.stat().st_mode & 0o077 == 0  # nobody else may send it weights
     assert server.state().startswith("it is running still")
-    ServerEngine(
-        Address(server.name, socket=server.socket),
-        model(tmp_path),
-        EngineConfig(engine="vllm_server"),
-        weights=server.folder / "weights",
-        state=server.state,
-    )
+    assert not server.socket.exists()  # it has no weights yet
+    server.publish()
+    Connection(Address("ours", socket=server.socket), 20.0).check_name()
+    with pytest.raises(StageError, match="serves ours, not theirs"):
+        Connection(Address("theirs", socket=server.socket), 20.0).check_name()
+    assert server.is_well()
     server.stop()
     assert all_gone(processes) and not folder.exists()
 
@@ -79,8 +91,13 @@ def test_starts_is_asked_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 )
 def test_never_healthy(behaviour: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {process.pid for process in psutil.Process().children(recursive=True)}
-    with pytest.raises(StageError, match=message):
-        start(tmp_path, behaviour, monkeypatch, start_timeout_seconds=1.0 if behaviour == "never answers" else 60.0)
+    (tmp_path / "vllm.log").write_text("ValueError: of a life before\n")
+    seconds = 1.0 if behaviour == "never answers" else 60.0
+    server = start(tmp_path, behaviour, monkeypatch, start_timeout_seconds=seconds)
+    with pytest.raises(StageError, match=message) as told:
+        server.await_answer()
+    server.stop()
+    assert "of a life before" not in str(told.value)
     assert {process.pid for process in psutil.Process().children(recursive=True)} <= before
 
 
@@ -88,12 +105,15 @@ def test_an_interpreter_without_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyP
     bare = tmp_path / "bare"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True)
     monkeypatch.setenv(PYTHON_VARIABLE, str(bare / "bin/python"))
+    server = begun(tmp_path, MODULE)
     with pytest.raises(StageError, match=r"bare/bin/python has no vLLM; pip install .*launch.vllm_python"):
-        VllmServer(model(tmp_path), EngineConfig(engine="vllm_server"), tmp_path / "vllm.log")
+        server.await_answer()
+    server.stop()
 
 
 def test_a_server_that_dies_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = start(tmp_path, "works", monkeypatch)
+    server.await_answer()
     guard, one, *rest = family(psutil.Process(server._process.pid))
     one.kill()
     assert server.state().startswith("it was killed, as happens when memory runs out")
@@ -101,13 +121,10 @@ def test_a_server_that_dies_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     server.stop()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_nothing_stays_of_a_server_whose_trainer_is_killed(number: int, tmp_path: Path) -> None:
+def test_nothing_stays_of_a_server_whose_trainer_is_asked_to_end(tmp_path: Path) -> None:
     program = (
-        "import pathlib, time; from tests.rollouts.test_vllm_server import model, FAKE, EngineConfig, VllmServer\n"
-        f"folder = pathlib.Path({str(tmp_path)!r})\n"
-        "server = VllmServer(model(folder), EngineConfig(engine='vllm_server'), folder / 'vllm.log', FAKE)\n"
-        "(server.folder / 'weights').write_bytes(b'0' * 100)\n"
+        "import pathlib, time; from tests.rollouts.test_vllm_server import *\n"
+        f"server = begun(pathlib.Path({str(tmp_path)!r}), FAKE); server.await_answer()\n"
         "print(server.folder, flush=True); time.sleep(600)"
     )
     trainer = subprocess.Popen(
@@ -120,6 +137,6 @@ def test_nothing_stays_of_a_server_whose_trainer_is_killed(number: int, tmp_path
     folder = Path(trainer.stdout.readline().strip())
     (guard,) = psutil.Process(trainer.pid).children()
     processes = family(guard)
-    os.kill(trainer.pid, number)
+    os.kill(trainer.pid, signal.SIGTERM)
     trainer.wait()
     assert all_gone(processes) and not folder.exists()

@@ -1,0 +1,152 @@
+"""Servers that somebody else runs: reached by their URLs, given weights by a folder that they and the stage see.
+
+They are told which version of whose weights they have, so that one that was started again meanwhile, or that another
+run has given weights, is noticed: what it answered is asked of another one.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from artifacts.errors import StageError
+from stages.rollouts.engine import ServedModel
+from stages.rollouts.engine_settings import EngineConfig
+from stages.rollouts.vllm_connection import Address, Connection, ServerFailure, ServerRefusal, ServerSilence
+from stages.rollouts.weight_files import WeightFiles
+
+_POLL_SECONDS = 0.5
+_OTHER_WEIGHTS = "it has other weights than this run sent: it was started again, or another run uses it"
+
+
+class GivenServers:
+    """They are awaited and looked at first; the weights of the moment are those of the newest version."""
+
+    def __init__(
+        self, settings: EngineConfig, model: ServedModel, files: WeightFiles, run: str, say: Callable[[str], None]
+    ) -> None:
+        """`run`: names it among all that may use the servers. Raises StageError where one cannot serve this run."""
+        self._files, self._run, self._say = files, run, say
+        key = _key(settings.api_key_variable)
+        found = [Address("", url, key=key, label=f"the vLLM server at {url}") for url in settings.urls]
+        deadline = time.monotonic() + settings.start_timeout_seconds
+        timeout = settings.request_timeout_seconds
+        self.addresses = [_looked_at(address, model, timeout, deadline) for address in found]
+        self._connections = [Connection(address, timeout) for address in self.addresses]
+        self._sent = 0
+        self._version = ""
+        """The newest one, when it was last looked for."""
+
+    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """To each; one that is not there is left out until the next ones. Raises StageError where one refuses them."""
+        self._sent += 1
+        version = f"{self._run}-{self._sent:09d}"
+        try:
+            self._files.write(weights)
+            lost = self._of_all(lambda connection: self._send(connection, version))
+        finally:
+            self._files.remove()
+        reasons = [reason for reason in lost if reason is not None]
+        if len(reasons) == len(self._connections):
+            raise StageError("no vLLM server took new weights\n" + "\n".join(reasons))
+        for reason in reasons:
+            self._say(f"{reason}; it gets no prompts until it takes new weights again")
+
+    def absent(self) -> dict[int, str]:
+        """Those without the newest weights that a server has of this run."""
+        versions = self._of_all(_version_of)
+        of_run = [version for version in versions if isinstance(version, str) and version.startswith(f"{self._run}-")]
+        self._version = max(of_run, default=f"{self._run}-")
+        problems = {number: _problem(version, self._version) for number, version in enumerate(versions)}
+        return {number: problem for number, problem in problems.items() if problem is not None}
+
+    def broke_off(self, server: int, error: ServerFailure) -> str | None:
+        """It is asked again if it is there, with its weights."""
+        problem = self.doubt(server)
+        return None if problem is None else f"{error}; {problem}"
+
+    def doubt(self, server: int) -> str | None:
+        """Whether it still has the weights that it had."""
+        return _problem(_version_of(self._connections[server]), self._version)
+
+    def restarts(self) -> list[int]:
+        """Nobody here starts them."""
+        return [0] * len(self.addresses)
+
+    def _send(self, connection: Connection, version: str) -> str | None:
+        """Why it could not be reached; None: it has them."""
+        try:
+            connection.take_weights(self._files.folder)
+            connection.post("/update_weight_version", {"new_version": version}, "keep the version of its weights")
+        except ServerRefusal:
+            raise
+        except (ServerFailure, ServerSilence) as error:
+            return str(error)
+        return None
+
+    def _of_all(self, ask: Callable[[Connection], Any]) -> list[Any]:
+        with ThreadPoolExecutor(len(self._connections)) as pool:
+            return list(pool.map(ask, self._connections))
+
+
+def _version_of(connection: Connection) -> str | StageError:
+    try:
+        found = connection.get("/weight_info", "say which weights it has").get("weight_version")
+    except (ServerFailure, ServerSilence) as error:
+        return error
+    return str(found)
+
+
+def _problem(version: str | StageError, expected: str) -> str | None:
+    if isinstance(version, StageError):
+        return str(version)
+    return None if version == expected else _OTHER_WEIGHTS
+
+
+def _key(variable: str | None) -> str | None:
+    key = None if variable is None else os.environ.get(variable, "").strip()
+    if key is not None and not (key and key.isascii() and key.isprintable()):
+        raise StageError(
+            f"rollouts.api_key_variable names {variable}, which "
+            f"{'holds characters that no key has' if key else 'is not set'}; set it in the environment of the stage"
+        )
+    return key
+
+
+def _looked_at(address: Address, model: ServedModel, timeout: float, deadline: float) -> Address:
+    """With the name that it serves its model under. Raises StageError for settings that give other numbers."""
+    connection = Connection(address, timeout)
+    _await(connection, deadline)
+    names = connection.names()
+    if len(names) != 1:
+        raise StageError(
+            f"{address.label} serves {', '.join(names) or 'no model'}; a server for rollouts serves one, under one name"
+        )
+    told = connection.get("/server_info?config_format=json", "tell its settings (VLLM_SERVER_DEV_MODE=1 lets it)")
+    try:
+        found = told["vllm_config"]["model_config"]
+        has = {name: str(found[name]).removeprefix("torch.") for name in ("logprobs_mode", "dtype")}
+    except (KeyError, TypeError) as error:
+        raise connection.malformed(f"settings of another form ({error!r})") from error
+    for name, needed in {"logprobs_mode": "processed_logprobs", "dtype": model.dtype}.items():
+        if has[name] != needed:
+            option = name.replace("_", "-")
+            raise StageError(f"{address.label} has {name} {has[name]}; start it with --{option} {needed}")
+    return replace(address, name=names[0])
+
+
+def _await(connection: Connection, deadline: float) -> None:
+    while True:
+        try:
+            connection.get("/health", "say whether it is well")
+            return
+        except (ServerFailure, ServerSilence) as error:
+            if time.monotonic() > deadline:
+                raise StageError(f"{error}; it did not answer within rollouts.start_timeout_seconds") from error
+        time.sleep(_POLL_SECONDS)

@@ -1,0 +1,225 @@
+"""The servers that a stage starts: with devices of their own, started again when they end, stopped with the stage.
+
+What ends in the middle of a generation comes back with the weights of the moment: they stay in files beside the
+servers' sockets, and a server is reached under its socket's name only once it has read them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from torch import Tensor
+
+from artifacts.errors import StageError
+from stages.rollouts.engine import ServedModel
+from stages.rollouts.engine_settings import EngineConfig
+from stages.rollouts.kept_folder import KeptFolder, remove_forgotten
+from stages.rollouts.vllm_connection import Address, Connection, ServerFailure, ServerRefusal
+from stages.rollouts.vllm_server import MODULE, VllmServer
+from stages.rollouts.weight_files import WeightFiles, private_place
+
+_PREFIX = "posttrain-vllm-"
+_LOOK_SECONDS = 0.2
+_UNWELL_SECONDS = 10.0
+"""So long a server may live without serving, before it is ended and started again."""
+
+
+class SeenServers:
+    """As a process sees them that has not started them, but knows their folder."""
+
+    def __init__(self, folder: Path, count: int, hint: str = "the first process started it, and has its log") -> None:
+        self.folder, self.count = folder, count
+        self.addresses: Sequence[Address] = [
+            Address(folder.name, socket=folder / str(number) / "socket", label=_label(number, count), hint=hint)
+            for number in range(count)
+        ]
+
+    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Whoever started them sends weights."""
+        raise AssertionError("the first process sends weights")
+
+    def absent(self) -> dict[int, str]:
+        """Those that are not started again any more."""
+        found = {number: self.broke_off(number) for number in range(self.count)}
+        return {number: reason for number, reason in found.items() if reason is not None}
+
+    def broke_off(self, server: int, error: ServerFailure | None = None) -> str | None:
+        """What its end was, where it was the last one."""
+        note = self._note(server)
+        return note.read_text(encoding="utf-8") if note.exists() else None
+
+    def doubt(self, server: int) -> str | None:
+        """None: who answers has the weights of the moment."""
+        return None
+
+    def restarts(self) -> list[int]:
+        """Not known here."""
+        return [0] * self.count
+
+    def _note(self, server: int) -> Path:
+        return self.folder / f"{server}.gone"
+
+
+class OwnServers(SeenServers):
+    """Starts them, and looks after them in threads."""
+
+    def __init__(
+        self,
+        model: ServedModel,
+        settings: EngineConfig,
+        logs: Path,
+        say: Callable[[str], None],
+        module: str = MODULE,
+    ) -> None:
+        """`logs`: the folder for their logs. Raises StageError, after stopping all, where one never answers."""
+        place = private_place(model.folder)
+        remove_forgotten(place, _PREFIX)
+        self._kept = KeptFolder(place, _PREFIX)
+        super().__init__(self._kept.path, settings.servers, f"its log is in {logs}")
+        self._model, self._settings, self._logs, self._say, self._module = model, settings, logs, say, module
+        self._files = WeightFiles(self.folder / "weights")
+        self._loading, self._changing = threading.Lock(), threading.Lock()
+        self._closing = threading.Event()
+        self._restarts = [0] * self.count
+        self._servers: list[VllmServer] = []
+        self._watchers: list[threading.Thread] = []
+        try:
+            self._start_all()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start_all(self) -> None:
+        for number in range(self.count):
+            self._servers.append(self._new(number))
+        with ThreadPoolExecutor(self.count) as pool:
+            waiting = [pool.submit(self._servers[number].await_answer) for number in range(self.count)]
+            problems = {number: one.exception() for number, one in enumerate(waiting)}
+        for number, problem in problems.items():
+            if isinstance(problem, StageError):
+                raise StageError(f"{self.addresses[number].label} {problem}") from problem
+            if problem is not None:
+                raise problem
+        for number, server in enumerate(self._servers):
+            server.publish()
+            watcher = threading.Thread(target=self._watch, args=(number,), name=f"watches vLLM {number}", daemon=True)
+            self._watchers.append(watcher)
+            watcher.start()
+
+    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Those that are being started again take them before they serve. Raises StageError where one refuses."""
+        with self._loading:
+            self._files.write(weights)
+            serving = [number for number, server in enumerate(self._servers) if server.socket.exists()]
+            with ThreadPoolExecutor(self.count) as pool:
+                list(pool.map(self._give_weights, serving))
+            if not self._settings.max_restarts:
+                self._files.remove()
+
+    def _give_weights(self, number: int) -> None:
+        server = self._servers[number]
+        try:
+            self._connection(number).take_weights(self._files.folder)
+        except ServerFailure as error:
+            state = server.state()
+            if server.has_ended():
+                return  # whoever watches it starts it again
+            if isinstance(error, ServerRefusal):
+                raise
+            self._say(f"{error}; {state}")
+            server.stop()  # or it would serve the weights before
+
+    def restarts(self) -> list[int]:
+        """How often each was started again."""
+        return list(self._restarts)
+
+    def stop(self) -> None:
+        """End all, and wait until nothing of them is left."""
+        with self._changing:
+            self._closing.set()
+        with ThreadPoolExecutor(self.count) as pool:
+            list(pool.map(VllmServer.stop, self._servers))
+        for watcher in self._watchers:
+            watcher.join()
+        self._kept.remove()
+
+    def _new(self, number: int) -> VllmServer:
+        settings = self._settings
+        log = self._logs / ("vllm.log" if self.count == 1 else f"vllm-{number + 1}.log")
+        return VllmServer(
+            self._model,
+            settings,
+            log,
+            folder=self.folder / str(number),
+            name=self.folder.name,
+            devices=settings.devices_of(number),
+            module=self._module,
+        )
+
+    def _watch(self, number: int) -> None:
+        try:
+            self._look_after(number)
+        except Exception as error:  # or those who wait for the server would wait for ever
+            self._tell_gone(number, f"it was not started again: {error!r}")
+            raise
+
+    def _look_after(self, number: int) -> None:
+        """Until the stage ends, or the server ends once too often."""
+        while True:
+            reason = self._await_end(number)
+            if self._closing.is_set():
+                return
+            label, most = self.addresses[number].label, self._settings.max_restarts
+            if self._restarts[number] >= most:
+                self._tell_gone(number, f"{reason}\nit was started again {most} times (rollouts.max_restarts)")
+                return
+            self._restarts[number] += 1
+            self._say(f"{label}: {reason}\nit is started again, {self._restarts[number]} of {most} times")
+            try:
+                self._start_again(number)
+            except StageError as error:
+                self._say(f"{label} {error}")
+                self._servers[number].stop()
+
+    def _await_end(self, number: int) -> str:
+        """How it ended; one that lives without serving is ended."""
+        server, well = self._servers[number], time.monotonic()
+        while not server.has_ended() and not self._closing.wait(_LOOK_SECONDS):
+            if time.monotonic() - well < 1:
+                continue
+            if server.is_well():
+                well = time.monotonic()
+            elif time.monotonic() - well > _UNWELL_SECONDS:
+                server.stop()
+                return f"it lived for {_UNWELL_SECONDS:g} s without serving; {server.state()}"
+        return "" if self._closing.is_set() else server.state()
+
+    def _start_again(self, number: int) -> None:
+        with self._changing:
+            if self._closing.is_set():
+                return
+            server = self._servers[number] = self._new(number)
+        server.await_answer()
+        with self._loading:
+            if self._files.exist:
+                self._connection(number, server.unready_socket).take_weights(self._files.folder)
+            server.publish()
+
+    def _connection(self, number: int, socket: Path | None = None) -> Connection:
+        known = self.addresses[number]
+        address = Address(known.name, socket=socket or known.socket, label=known.label, hint=known.hint)
+        return Connection(address, self._settings.request_timeout_seconds)
+
+    def _tell_gone(self, number: int, reason: str) -> None:
+        note = self._note(number)
+        draft = note.with_suffix(".draft")
+        draft.write_text(reason, encoding="utf-8")
+        draft.rename(note)  # another process sees all of it or nothing
+
+
+def _label(number: int, count: int) -> str:
+    return "the vLLM server" if count == 1 else f"vLLM server {number + 1} of {count}"

@@ -1,0 +1,54 @@
+"""Engines behind servers of vLLM, opened for a stage: its own ones, or those that it is given."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+from artifacts.errors import StageError
+from stages.context import Context
+from stages.rollouts.engine import Engine, ServedModel
+from stages.rollouts.engine_settings import EngineConfig
+from stages.rollouts.kept_folder import KeptFolder
+from stages.rollouts.vllm_client import ServerEngine, Servers
+from stages.rollouts.vllm_given_servers import GivenServers
+from stages.rollouts.vllm_own_servers import OwnServers, SeenServers
+from stages.rollouts.weight_files import WeightFiles
+from stages.training.processes import Processes
+
+
+def open_servers(context: Context, processes: Processes, settings: EngineConfig, model: ServedModel) -> Engine:
+    """Every process asks the same servers; the first one starts them, or sends them weights. What they did is among
+    the stage's timings at its end."""
+    servers = (_given if settings.urls else _own)(context, processes, settings, model)
+    engine = ServerEngine(servers, model, settings)
+    context.resources.callback(lambda: context.timings.update(engine.figures()))
+    return engine
+
+
+def _own(context: Context, processes: Processes, settings: EngineConfig, model: ServedModel) -> Servers:
+    if processes.rank == 0:
+        many = settings.servers > 1
+        context.phase(f"starting {settings.servers} vLLM servers" if many else "starting a vLLM server")
+        own = OwnServers(model, settings, Path(context.spec.job), context.log)
+        context.resources.callback(own.stop)
+        processes.share(str(own.folder))
+        return own
+    return SeenServers(Path(processes.share("")), settings.servers)
+
+
+def _given(context: Context, processes: Processes, settings: EngineConfig, model: ServedModel) -> Servers:
+    run, files = processes.share(secrets.token_hex(8)), context.scratch
+    if processes.rank == 0:
+        files = _kept_folder(context, Path(str(settings.weights_folder)))
+    return GivenServers(settings, model, WeightFiles(files / "weights"), run, context.log)
+
+
+def _kept_folder(context: Context, place: Path) -> Path:
+    """One of this run, that the servers see."""
+    if not place.is_dir():
+        raise StageError(f"rollouts.weights_folder {place} is not a folder of this machine")
+    kept = KeptFolder(place, "posttrain-weights-")
+    kept.path.chmod(0o755)  # the servers may be another user's
+    context.resources.callback(kept.remove)
+    return kept.path
