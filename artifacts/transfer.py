@@ -27,11 +27,15 @@ class Moved:
     copied: tuple[Artifact, ...]
     there: tuple[Artifact, ...]
     records: int
+    named: tuple[str, ...] = ()
+    """Aliases that came along."""
+    taken: tuple[str, ...] = ()
+    """Aliases that mean another artifact where these went, and still do."""
 
 
 def export(store: Store, artifacts: Iterable[Artifact], folder: Path, *, lineage: bool = False) -> Moved:
-    """Copies artifacts, with `lineage` also all that they were made from, and the records of how, into `folder`: a
-    new one, or one of an earlier export. May be repeated after a kill."""
+    """Copies artifacts, with `lineage` also all that they were made from, their names and the records of how, into
+    `folder`: a new one, or one of an earlier export. May be repeated after a kill."""
     if folder.exists() and any(folder.iterdir()) and not (folder / "artifacts").is_dir():
         raise RequestError(f"{folder} holds something else; name a new folder, or one of an earlier export")
     wanted = list(artifacts)
@@ -41,8 +45,9 @@ def export(store: Store, artifacts: Iterable[Artifact], folder: Path, *, lineage
 
 
 def import_(store: Store, folder: Path) -> Moved:
-    """Copies everything of an exported folder into the store. Raises RequestError for a folder that is none,
-    DamagedError before anything that is not as its manifest says is seen."""
+    """Copies everything of an exported folder into the store; a name that means another artifact there stays as it is.
+    Raises RequestError for a folder that is none, DamagedError before anything that is not as its manifest says is
+    seen."""
     if not (folder / "artifacts").is_dir():
         raise RequestError(f"{folder} is no exported folder: it has no folder `artifacts`")
     source = Store(LocalFiles(folder, read_only=True), folder)
@@ -61,7 +66,13 @@ def _move(source: Store, target: Store, artifacts: list[Artifact]) -> Moved:
     for artifact in copied:
         _copy(source, target, source.manifest(artifact))
     records = sum(_copy_records(source, target, source.manifest(artifact)) for artifact in artifacts)
-    return Moved(tuple(copied), tuple(there), records)
+    wanted = set(artifacts)
+    names = {name: artifact for name, artifact in source.aliases().items() if artifact in wanted}
+    known = {name: target.alias(name) for name in names}
+    free = {name: artifact for name, artifact in names.items() if known[name] in (None, artifact)}
+    for name, artifact in free.items():
+        target.set_alias(name, artifact)
+    return Moved(tuple(copied), tuple(there), records, tuple(free), tuple(name for name in names if name not in free))
 
 
 def _copy(source: Store, target: Store, manifest: Manifest) -> None:

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -23,6 +24,14 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One message and where help is, instead of the whole usage."""
         self.exit(REFUSED, f"{self.prog}: {message}\nsee {self.prog} --help\n")
+
+    def refuse(self, unknown: Sequence[str]) -> NoReturn:
+        """Arguments that this command does not have; its own help says which it has."""
+        from stages.names import nearest
+
+        known = [option for action in self._actions for option in action.option_strings]
+        hints = [text + (nearest(text.partition("=")[0], known) if text[:2] == "--" else "") for text in unknown]
+        self.error(f"unrecognized arguments: {' '.join(hints)}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,7 +56,9 @@ def parser() -> argparse.ArgumentParser:
         recipe.add_argument(f"--{option}", action="append", default=[], metavar="S", help=f"{text} (repeatable)")
 
     def add(name: str, text: str, *parents: _Parser) -> _Parser:
-        return commands.add_parser(name, help=text, description=text, parents=[*parents, shared])
+        made = commands.add_parser(name, help=text, description=text, parents=[*parents, shared])
+        made.set_defaults(parser=made)
+        return made
 
     add("run", "run a recipe", recipe)
     plan = add("plan", "say what a run would do, and why", recipe)
@@ -80,7 +91,9 @@ def _positive(text: str) -> float:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status 0: well; 1: a stage failed or something is damaged; 2: the request was wrong."""
-    options = parser().parse_args(arguments)
+    options, unknown = parser().parse_known_args(arguments)
+    if unknown:
+        options.parser.refuse(unknown)
     from artifacts.errors import PosttrainError, RequestError  # after `--help`, which is three times as fast without
 
     try:

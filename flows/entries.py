@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from artifacts import Artifact
 from artifacts.errors import PosttrainError
@@ -12,6 +12,7 @@ from flows.plan import Decision
 from flows.recipe import RecipeStage
 
 Entry = dict[str, Any]
+T = TypeVar("T")
 
 
 def entry_of(stage: RecipeStage, decision: Decision, *, state: str, reason: str | None = None) -> Entry:
@@ -27,7 +28,7 @@ def entry_of(stage: RecipeStage, decision: Decision, *, state: str, reason: str 
         "reason": reason if reason is not None else "; ".join(decision.reasons),
         "reasons": list(decision.reasons),
         "inputs": {**named, **known},
-        "outputs": _outputs({} if record is None else record.outputs),
+        "outputs": in_order(stage, _outputs({} if record is None else record.outputs)),
         "metrics": {} if record is None else dict(record.metrics),
         "timings": {} if record is None else dict(record.timings),
         "counts": {} if record is None else dict(record.counts),
@@ -42,7 +43,7 @@ def ran_entry(stage: RecipeStage, decision: Decision, result: StageResult) -> En
     return {
         **entry_of(stage, decision, state="ran"),
         "seconds": round(result.seconds, 3),
-        "outputs": result.outputs,
+        "outputs": in_order(stage, result.outputs),
         "metrics": result.metrics,
         "timings": result.timings,
         "counts": result.counts,
@@ -60,6 +61,13 @@ def failed_entry(stage: RecipeStage, decision: Decision, error: BaseException, s
 def skipped_entry(stage: RecipeStage, decision: Decision, reason: str) -> Entry:
     """A stage that was not run; where its result was there already, the entry names it."""
     return entry_of(stage, decision, state="skipped", reason=reason)
+
+
+def in_order(stage: RecipeStage, outputs: Mapping[str, T]) -> dict[str, T]:
+    """As the stage declares them, the one first that its bare name means; records and results have them in another
+    order."""
+    order = list(stage.uses.outputs)
+    return dict(sorted(outputs.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
 
 
 def _outputs(outputs: Mapping[str, Artifact]) -> dict[str, dict[str, str]]:

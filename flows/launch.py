@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ from typing import Any
 import psutil
 
 from artifacts.errors import StageError
+from artifacts.sealed import scrub
 from flows import supervise
 from flows.command import Command, LaunchSettings, stage_command, stage_environment
 from flows.failure import explain, killed_for_memory, may_pass, smaller_micro_batch
@@ -34,6 +36,8 @@ POLL_SECONDS = 0.2
 STOP_SECONDS = supervise.GRACE_SECONDS + 5
 """A supervisor that takes longer to stop than this is itself stuck, and is killed."""
 
+SCRIPT = "command.sh"
+"""The exact command with its settings, for a person to repeat it: they are many words, so the log names the file."""
 _LEFTOVERS = ("events.jsonl", "log.txt", "result.json", "error.json", "exit.json")
 _JOB_VARIABLE = "POSTTRAIN_JOB"
 """Marks every process of a stage, so that they are found even where their supervisor was killed."""
@@ -168,7 +172,8 @@ def run_stage_process(
     """
     job = Path(spec["job"])
     command = _prepare(job, spec, launch)
-    on_event({"kind": "command", "text": command.shell(), "arguments": command.arguments, "time": time.time()})
+    text = f"sh {shlex.quote(str(job / SCRIPT))}"
+    on_event({"kind": "command", "text": text, "arguments": command.arguments, "time": time.time()})
     started = time.monotonic()
     with contextlib.nullcontext(supervisors) if supervisors else Supervisors() as live:
         with live.start(command, job, stage_environment(command)) as process:
@@ -193,6 +198,7 @@ def _prepare(job: Path, spec: dict[str, Any], launch: LaunchSettings) -> Command
             (job / name).unlink(missing_ok=True)
         command = stage_command(launch, job, threads=spec["threads"])
         (job / "spec.json").write_text(json.dumps({**spec, "command": command.arguments}, indent=1))
+        (job / SCRIPT).write_text(scrub(f"cd {shlex.quote(str(job))}\n{command.shell()}\n"))
     except OSError as error:
         raise StageFailed(
             f"stage {job.name} cannot be started: no job folder {job}: {error.strerror}; free some space, allow "

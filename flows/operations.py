@@ -72,7 +72,11 @@ def schedule(options: Namespace) -> int:
     from flows.prefect_schedule import ACTIONS
 
     with api(url) as client:
-        _show(options, url, ACTIONS[options.action](client, options.name))
+        found = ACTIONS[options.action](client, options.name)
+        if options.action == "remove":
+            _show_removed(options, url, found)
+        else:
+            _show(options, url, found)
     return 0
 
 
@@ -101,6 +105,15 @@ def _show(options: Namespace, url: str, rows: list[dict[str, Any]]) -> None:
         from flows.tables import show
 
         show(schedule_table(rows, url))
+
+
+def _show_removed(options: Namespace, url: str, rows: list[dict[str, Any]]) -> None:
+    if options.json:
+        print_json({"api": url, "removed": rows})
+    else:
+        for row in rows:
+            print(f"removed: {row['name']}, which was {row['state']} and ran {row['recipe']}")
+        print("its runs, their results and reports stay")
 
 
 def _slot(text: str) -> tuple[str, int]:

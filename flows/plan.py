@@ -44,11 +44,15 @@ class Decision:
         """The artifacts that are there already."""
         return {} if self.record is None else dict(self.record.outputs)
 
+    @property
+    def state_in_words(self) -> str:
+        """`may run`, `resume at step 40`"""
+        at = f" at step {self.step}" if self.step is not None else ""
+        return self.state.replace("_", " ") + at
+
     def summary(self) -> str:
         """`resume at step 40: with.beta: 0.1 -> 0.2`"""
-        state = {"may_run": "may run", "resume": "resume"}.get(self.state, self.state)
-        at = f" at step {self.step}" if self.step is not None else ""
-        return f"{state}{at}: {'; '.join(self.reasons)}"
+        return f"{self.state_in_words}: {'; '.join(self.reasons)}"
 
     def to_json(self) -> dict[str, Any]:
         """For `posttrain plan --json`."""

@@ -28,7 +28,7 @@ _SAMPLE_COLUMNS = ("prompt", "completion", "chosen", "rejected", "answer", "corr
 def publish_plan(run: Run) -> None:
     """The decision and the reasons for every stage, as a page of the flow run."""
     rows = [
-        f"| {name} | {decision.state} | {cell('; '.join(decision.reasons))} |"
+        f"| {name} | {decision.state_in_words} | {cell('; '.join(decision.reasons))} |"
         for name, decision in run.plan.decisions.items()
     ]
     show_text(

@@ -22,7 +22,7 @@ from artifacts.errors import StoreError
 from flows.again import again
 from flows.claiming import RunClaim
 from flows.command import default_threads
-from flows.entries import Entry, entry_of, failed_entry, ran_entry, skipped_entry
+from flows.entries import Entry, entry_of, failed_entry, in_order, ran_entry, skipped_entry
 from flows.inputs import input_specs
 from flows.launch import Event, StageResult, StageStopped, Supervisors, run_stage_process
 from flows.listener import Listener, Silence
@@ -209,7 +209,7 @@ class Run:
         """Make the outputs known to the stages after it and, by name, to people and other recipes."""
         self.claim.add(outputs.values())
         self.outputs[name] = outputs
-        for position, (output, artifact) in enumerate(outputs.items()):
+        for position, (output, artifact) in enumerate(in_order(self._stage(name), outputs).items()):
             if position == 0:
                 self.store.set_alias(f"{self.recipe.name}/{name}", artifact)
             self.store.set_alias(f"{self.recipe.name}/{name}.{output}", artifact)

@@ -97,7 +97,7 @@ def verify(options: Namespace) -> int:
     if options.json:
         print_json({"checked": checked["artifact"], "by_kind": dict(checked), "damaged": damaged})
     else:
-        counts = ", ".join(f"{count} {what}{'s' * (count != 1)}" for what, count in checked.items())
+        counts = ", ".join(f"{count} {_plural(what, count)}" for what, count in checked.items())
         print(f"{counts or 'nothing'} checked, {len(damaged)} damaged")
     return 1 if damaged else 0
 
@@ -121,6 +121,11 @@ def import_(options: Namespace) -> int:
 COMMANDS: dict[str, Callable[[Namespace], int]] = {
     command.__name__.rstrip("_"): command for command in (ls, du, gc, verify, export, import_)
 }
+
+
+def _plural(what: str, count: int) -> str:
+    """`1 alias`, `9 aliases`"""
+    return what if count == 1 else f"{what}es" if what.endswith("s") else f"{what}s"
 
 
 def _listed(store: Store, artifact: Artifact, aliases: list[str]) -> dict[str, Any]:
@@ -147,9 +152,13 @@ def _items(items: list[Item]) -> list[dict[str, Any]]:
 def _moved(options: Namespace, moved: Moved) -> int:
     if options.json:
         ids = {name: [found.id for found in getattr(moved, name)] for name in ("copied", "there")}
-        print_json({"folder": str(options.folder), **ids, "records": moved.records})
+        aliases = {"named": list(moved.named), "taken": list(moved.taken)}
+        print_json({"folder": str(options.folder), **ids, "records": moved.records, **aliases})
     else:
         for artifact in moved.copied:
             print(artifact.id, artifact.kind)
         print(f"{len(moved.copied)} copied, {len(moved.there)} there already, {moved.records} records")
+        for words, names in (("named", moved.named), ("named otherwise there, and left so", moved.taken)):
+            if names:
+                print(f"{words}: {', '.join(f'@{name}' for name in names)}")
     return 0

@@ -37,8 +37,7 @@ def plan_table(plan: Plan) -> Table:
     """Each stage with what happens to it and why, one reason a line."""
     table = plain_table("stage", "uses", "decision", "why")
     for name, decision in plan.decisions.items():
-        step = f" at step {decision.step}" if decision.step is not None else ""
-        state = Text(decision.state.replace("_", " ") + step, style=STATE_STYLES[decision.state])
+        state = Text(decision.state_in_words, style=STATE_STYLES[decision.state])
         table.add_row(Text(name, style="bold"), plan.recipe.stages[name].uses.name, state, _lines(decision.reasons))
     return table
 

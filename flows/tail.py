@@ -14,9 +14,13 @@ LONGEST_LINE_BYTES = 100_000
 _WARNING = re.compile(r"\b(WARN(ING)?|ERROR|CRITICAL|FATAL)\b|\b\w*(Error|Exception|Warning)\b(:|$)|^Traceback")
 
 
+_IDLE = re.compile(r"\[real_accelerator\.py:\d+:get_accelerator\] Setting accelerator to CPU\.")
+"""DeepSpeed, where it is installed, of every machine without GPU: also of stages that do not use it."""
+
+
 def is_warning(line: str) -> bool:
     """Whether a line of a stage's output is worth a place in the flow's log."""
-    return _WARNING.search(line) is not None
+    return _WARNING.search(line) is not None and _IDLE.search(line) is None
 
 
 def follow_lines(path: Path) -> Iterator[list[str]]:

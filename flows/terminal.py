@@ -118,7 +118,7 @@ class Terminal:
         """Before anything runs: what will be done and why."""
         table = Table(box=None, pad_edge=False, show_header=False)
         for name, decision in decisions.items():
-            table.add_row(escape(name), decision.state, escape("; ".join(decision.reasons)))
+            table.add_row(escape(name), decision.state_in_words, escape("; ".join(decision.reasons)))
         self._console.print(table)
 
     def started(self, name: str, reason: str) -> None:

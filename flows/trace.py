@@ -77,10 +77,13 @@ class Trace:
     high: float | None
     recomputed: float | None
     counted: int
+    matching: int
+    """Samples of those counted that are as asked for; `samples` has the first of them."""
     samples: tuple[Sample, ...]
     trainings: tuple[Training, ...]
     rows: tuple[Row, ...]
-    """Behind the model, where they were asked for."""
+    """Behind the model, where they were asked for: the first of `rows_behind`."""
+    rows_behind: int = 0
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -92,11 +95,12 @@ class Trace:
 
     def to_json(self) -> dict[str, Any]:
         """For `posttrain trace --json`."""
-        names = ("metric", "value", "low", "high", "recomputed", "agrees", "counted", "notes")
+        names = ("metric", "value", "low", "high", "recomputed", "agrees", "notes")
+        numbers = ("counted", "matching", "rows_behind")
         return {
             "evaluation": self.evaluation.identifier,
             "inputs": {node.role: node.identifier for node in self.evaluation.below},
-            **{name: getattr(self, name) for name in names},
+            **{name: getattr(self, name) for name in (*names, *numbers)},
             "trainings": [training.to_json() for training in self.trainings],
             "samples": [sample.to_json() for sample in self.samples],
             "rows": [row.to_json() for row in self.rows],
@@ -124,7 +128,8 @@ def trace(store: Store, artifact: Artifact, metric: str | None, wanted: Wanted) 
     name = _metric(results, metric)
     records = list(reader.lines(artifact, "samples.jsonl", "evaluation", MOST_LINES))
     found = counted(name, records)
-    chosen = _chosen(name, found, wanted)
+    matching = _matching(name, found, wanted)
+    chosen = matching[: wanted.limit or None]
     trainings = tuple(_trainings(root, reader))
     behind = _order(trainings) if wanted.training_rows else []
     shown = {str(record["row_id"]) for record, _ in chosen} | set(behind[: wanted.limit or None])
@@ -138,9 +143,11 @@ def trace(store: Store, artifact: Artifact, metric: str | None, wanted: Wanted) 
         high=measured.get("high"),
         recomputed=recomputed(name, records),
         counted=len(found),
+        matching=len(matching),
         samples=tuple(Sample(record, value, look_up(str(record["row_id"]))) for record, value in chosen),
         trainings=trainings,
         rows=tuple(look_up(row_id) for row_id in behind[: wanted.limit or None]),
+        rows_behind=len(behind),
         notes=tuple(reader.notes),
     )
 
@@ -157,7 +164,7 @@ def _metric(results: Mapping[str, Any], metric: str | None) -> str:
     return metric
 
 
-def _chosen(
+def _matching(
     metric: str, found: list[tuple[Mapping[str, Any], float]], wanted: Wanted
 ) -> list[tuple[Mapping[str, Any], float]]:
     if (wanted.wrong or wanted.right) and metric not in VERDICTS:
@@ -173,7 +180,7 @@ def _chosen(
     ]
     # wrong before right; for other metrics, the worst first
     kept.sort(key=lambda pair: -pair[1] if metric in LARGE_IS_BAD else pair[1])
-    return kept[: wanted.limit or None]
+    return kept
 
 
 def _trainings(root: Node, reader: Reader) -> Iterable[Training]:

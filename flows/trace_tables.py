@@ -80,15 +80,19 @@ def trace_tables(found: Trace) -> list[RenderableType]:
         samples = plain_table("row", "source", found.metric, "prompt", "answer", "expected", "trained")
         for sample in found.samples:
             samples.add_row(*_sample(sample))
-        parts.append(samples)
+        parts += [samples, *_left_out(len(found.samples), found.matching, "samples")]
     else:
         parts.append(Text("no sample is like that", style="dim"))
     if found.rows:
         rows = plain_table("training row", "source", "trained")
         for row in found.rows:
             rows.add_row(row.row_id, _place(row), _trained(row))
-        parts.append(rows)
+        parts += [rows, *_left_out(len(found.rows), found.rows_behind, "rows")]
     return [*parts, *(Text(note, style="red") for note in found.notes)]
+
+
+def _left_out(shown: int, there: int, what: str) -> list[RenderableType]:
+    return [Text(f"{shown:,} of {there:,} {what}; --limit 0 shows all", style="dim")] if shown < there else []
 
 
 def _head(found: Trace) -> Text:

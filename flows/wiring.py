@@ -25,6 +25,8 @@ from stages.names import nearest
 from stages.stage import Config, Input, Stage
 
 _FIRST_PART = re.compile(r"[^.\s]+")
+_ANYTHING = Input((), required=False, many=True)
+"""What an input of a stage takes that is of no known kind: whether what is named exists can be said all the same."""
 
 
 @dataclass(frozen=True)
@@ -58,22 +60,22 @@ class Wiring:
         self.problems: list[Problem] = []
         self.inputs: dict[str, dict[str, tuple[Reference, ...]]] = {}
         for stage in stages.values():
-            self.inputs[stage.name] = dict(self._inputs_of(stage)) if stage.uses else {}
+            self.inputs[stage.name] = dict(self._inputs_of(stage))
         self.order = self._order()
 
     def _fail(self, place: Place, what: str) -> None:
         self.problems.append(self.document.problem(place, what))
 
     def _inputs_of(self, stage: Declared) -> Iterator[tuple[str, tuple[Reference, ...]]]:
-        assert stage.uses is not None
         place = (*stage.place, "inputs")
         written = {} if stage.inputs is None else stage.inputs
         if not isinstance(written, Mapping):
             self._fail(place, f"expected a mapping of input names to references, found {found(written)}")
             return
-        accepted = stage.uses.inputs
+        accepted = dict.fromkeys(written, _ANYTHING) if stage.uses is None else stage.uses.inputs
         for name, value in written.items():
             if name not in accepted:
+                assert stage.uses is not None
                 takes = f"{stage.uses.name} takes: {', '.join(accepted)}" if accepted else "this stage takes none"
                 self._fail((*place, name), f"unknown input{nearest(name, accepted)}; {takes}")
                 continue
@@ -122,7 +124,7 @@ class Wiring:
                 f"no stage {head!r} in this recipe{nearest(head, others)}; expected {_what_fits(declared)}",
             )
             return None
-        if isinstance(reference, HubModel) and not set(HUB_KINDS) & set(declared.kinds):
+        if isinstance(reference, HubModel) and not _fits(HUB_KINDS, declared):
             what = f"takes {kinds_in_words(declared.kinds)}; a Hub name is a model"
             way = f"for data of the Hub use a normalize stage with `path: hub:{text}`"
             if "adapter" in declared.kinds:
@@ -140,7 +142,7 @@ class Wiring:
         except RequestError as error:
             self._fail(place, str(error))
             return False
-        if not set(kinds) & set(declared.kinds):
+        if not _fits(kinds, declared):
             self._fail(place, f"takes {kinds_in_words(declared.kinds)}, but {reference} is {kinds_in_words(kinds)}")
             return False
         return True
@@ -157,7 +159,7 @@ class Wiring:
             hint = nearest(output, outputs)
             self._fail(place, f"stage {name!r} has no output {output!r}{hint}; it writes: {', '.join(outputs)}")
             return StageOutput(name, output)
-        if outputs[output] not in declared.kinds:
+        if not _fits((outputs[output],), declared):
             fitting = [f"{name}.{other}" for other, kind in outputs.items() if kind in declared.kinds]
             hint = f"; did you mean {fitting[0]!r}?" if fitting else ""
             if outputs[output] == "adapter" and "model" in declared.kinds:
@@ -205,6 +207,11 @@ def _cycles(needs: Mapping[str, set[str]]) -> list[list[str]]:
     return cycles
 
 
+def _fits(kinds: tuple[str, ...], declared: Input) -> bool:
+    return not declared.kinds or bool(set(kinds) & set(declared.kinds))
+
+
 def _what_fits(declared: Input) -> str:
-    words = f"{kinds_in_words(declared.kinds)}: a stage of this recipe, an @alias or @sha256:... of the store"
-    return words + (", a Hub name or a folder" if set(HUB_KINDS) & set(declared.kinds) else " or a folder (./x)")
+    what = kinds_in_words(declared.kinds) if declared.kinds else "an artifact"
+    words = f"{what}: a stage of this recipe, an @alias or @sha256:... of the store"
+    return words + (", a Hub name or a folder" if _fits(HUB_KINDS, declared) else " or a folder (./x)")

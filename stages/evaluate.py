@@ -44,7 +44,8 @@ class Config(AnswerConfig):
     completion_only_loss: bool | None = None
     """Loss of the completion only; null: yes where the rows have a prompt and a completion."""
     assistant_only_loss: bool = False
-    """Loss of what the assistant says only; needs a chat template with generation markers."""
+    """Loss of what the assistant says only: found by the chat template's generation markers, or else by how it renders
+    other texts."""
     beta: float = Field(0.1, gt=0)
     """Scale of the implicit reward, where a reference is wired in."""
 
@@ -225,7 +226,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="evaluate",
-    version=2,
+    version=3,
     config=Config,
     inputs={
         "model": Input((*MODELS, "reward_model")),

@@ -1,9 +1,12 @@
-"""Numbers with percentile bootstrap intervals over rows (Efron and Tibshirani 1993, chapter 13)."""
+"""Numbers with intervals over rows: means by the percentile bootstrap (Efron and Tibshirani 1993, chapter 13), shares
+by Wilson's score interval (1927), which has a width where all rows agree."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 from stages.seeds import generator
@@ -45,6 +48,34 @@ def ratio_estimate(sums: Sequence[float], counts: Sequence[float], seed: int) ->
     assert len(counts_R) > 0
     low, high = numpy.quantile(_resampled(sums_R, counts_R, seed), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(float(sums_R.sum() / counts_R.sum()), float(low), float(high), len(counts_R))
+
+
+def share_estimate(hits: Sequence[float], counts: Sequence[float]) -> Estimate:
+    """Total of `hits` / total of `counts`, one entry of each a row: so many of its answers are hits.
+
+    Answers of one row are alike, so the interval is Wilson's of fewer independent ones: as many as would vary as the
+    share does over rows (the effective sample size of Korn and Graubard 1998), which of one answer a row is the number
+    of rows. Where every answer is a hit, or none is, each row counts as one. Rows that count 0 are left out.
+    """
+    rows = [(hit, count) for hit, count in zip(hits, counts, strict=True) if count > 0]
+    assert rows
+    total = sum(count for _, count in rows)
+    share = sum(hit for hit, _ in rows) / total
+    variance = sum((hit - share * count) ** 2 for hit, count in rows) / total**2
+    n = float(len(rows))
+    if 0 < share < 1:
+        n = min(total, share * (1 - share) / variance) if variance > 0 else total
+    low, high = _wilson(share, n)
+    return Estimate(share, low, high, len(rows))
+
+
+def _wilson(share: float, n: float) -> tuple[float, float]:
+    """The shares that a test at 1 - LEVEL does not tell from the one seen in n trials."""
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    middle = share + z * z / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    low, high = (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+    return (0.0 if share == 0 else low), (1.0 if share == 1 else high)
 
 
 def mean_estimate(values: Sequence[float], seed: int) -> Estimate:

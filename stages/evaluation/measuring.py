@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from accelerate import Accelerator
@@ -16,7 +17,7 @@ from stages.data.pairs import tokenize_pairs
 from stages.data.tokenize import tokenize_sequences
 from stages.data.types import Dataset
 from stages.evaluation.answers import Answer, answer_prompts, open_prompts, reward_model_of
-from stages.evaluation.intervals import Estimate, mean_estimate, ratio_estimate
+from stages.evaluation.intervals import Estimate, mean_estimate, ratio_estimate, share_estimate
 from stages.evaluation.text import pair_logprobs, pair_rewards, sequence_losses
 from stages.rollouts.rewards import REWARD_MODEL, RewardSet
 from stages.training.batch import Group
@@ -92,7 +93,7 @@ def measure_pairs(subject: Subject, tasks: Sequence[str], ledger: RowLedger) -> 
     name, scores = _pair_scores(subject, groups)
     seed, margins = context.config.seed, [chosen - rejected for chosen, rejected in scores]
     estimates = {
-        "preference/accuracy": mean_estimate([float(margin > 0) for margin in margins], seed),
+        "preference/accuracy": share_estimate([float(margin > 0) for margin in margins], [1.0] * len(margins)),
         "preference/margin": mean_estimate(margins, seed),
         f"{name}/chosen": mean_estimate([chosen for chosen, _ in scores], seed),
         f"{name}/rejected": mean_estimate([rejected for _, rejected in scores], seed),
@@ -150,14 +151,18 @@ def measure_answers(subject: Subject, tasks: Sequence[str], ledger: RowLedger) -
         group[0].row_id: [_answer_record(answer, config.threshold, tasks) for answer in group] for group in answers
     }
     rows = list(records.values())
+    mean = partial(ratio_estimate, seed=config.seed)
     estimates = {
-        name: _over_answers(rows, field, config.seed)
-        for task, name, field in (("accuracy", "accuracy", "correct"), ("reward", "reward", "score"))
+        name: _over_answers(rows, field, estimate)
+        for task, name, field, estimate in (
+            ("accuracy", "accuracy", "correct", share_estimate),
+            ("reward", "reward", "score", mean),
+        )
         if task in tasks
     }
-    estimates["completions/mean_length"] = _over_answers(rows, "tokens", config.seed)
+    estimates["completions/mean_length"] = _over_answers(rows, "tokens", mean)
     clipped = [[{"clipped": not record["finished"]} for record in row] for row in rows]
-    estimates["completions/clipped_ratio"] = _over_answers(clipped, "clipped", config.seed)
+    estimates["completions/clipped_ratio"] = _over_answers(clipped, "clipped", share_estimate)
     return Measured(estimates, records)
 
 
@@ -177,12 +182,16 @@ def _answer_record(answer: Answer, threshold: float, tasks: Sequence[str]) -> di
     return record
 
 
-def _over_answers(rows: Sequence[Sequence[dict[str, Any]]], field: str, seed: int) -> Estimate:
-    """The mean of a field over all answers that have it, with rows as the units that are drawn."""
+def _over_answers(
+    rows: Sequence[Sequence[dict[str, Any]]],
+    field: str,
+    estimate: Callable[[Sequence[float], Sequence[float]], Estimate],
+) -> Estimate:
+    """The mean of a field over all answers that have it; `estimate` gets its sum and number of every row."""
     values = [[float(record[field]) for record in row if record[field] is not None] for row in rows]
     if not any(values):
         raise StageError(
             f"no completion has a value of {field!r}: every reward function returned None for all of them; check that "
             "they find the columns they compare with"
         )
-    return ratio_estimate([sum(row) for row in values], [len(row) for row in values], seed)
+    return estimate([sum(row) for row in values], [float(len(row)) for row in values])

@@ -100,6 +100,18 @@ def test_wrong_options_have_status_2(capsys, arguments):
     assert "--help" in capsys.readouterr().err
 
 
+def test_an_unknown_option_leads_to_the_help_of_its_command(capsys):
+    for arguments, said in (
+        (("plan", "quickstart", "--memry"), "--memry; did you mean '--memory'?"),
+        (("gc", "--keep-rnus=3", "extra"), "--keep-rnus=3; did you mean '--keep-runs'? extra"),
+    ):
+        with pytest.raises(SystemExit) as left:
+            run(*arguments)
+        command = f"posttrain {arguments[0]}"
+        assert left.value.code == 2
+        assert capsys.readouterr().err == f"{command}: unrecognized arguments: {said}\nsee {command} --help\n"
+
+
 def test_a_store_that_cannot_be_used_has_status_2(fake_stages, write_recipe, tmp_path, capsys):
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")

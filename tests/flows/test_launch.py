@@ -106,8 +106,10 @@ def test_environment_of_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_printed_command_runs_by_hand(tmp_path: Path) -> None:
+    """The line is a script's, and says no more than where that is; the script has every setting."""
     events: list[dict[str, Any]] = []
     run_stage_process(spec(tmp_path, "environment"), launch(), events.append)
+    assert events[0]["text"] == f"sh {tmp_path / 'run' / 's' / 'command.sh'}"
     seen = tmp_path / "run" / "s" / "seen.json"
     seen.unlink()
     subprocess.run(events[0]["text"], shell=True, check=True, cwd=tmp_path, env={"PATH": os.environ["PATH"]})
@@ -295,8 +297,12 @@ def test_lines_are_followed_across_writes(tmp_path: Path) -> None:
         ("ValueError: x", True),
         ("Traceback (most recent call last):", True),
         ("INFO step 3 of 4", False),
+        # what DeepSpeed says of every machine without GPU helps nobody; of other things it is listened to
+        ("[2026-11-28 06:40:37,749] [WARNING] [real_accelerator.py:213:get_accelerator] Setting accelerator to CPU. If "
+         "you have GPU or other accelerator, we were unable to detect it.", False),
+        ("[2026-11-28 06:40:37,749] [WARNING] [engine.py:1:step] skipped a step: infinite gradients", True),
         ("the mean error is 3", False),
     ],
-)
+)  # fmt: skip
 def test_what_counts_as_a_warning(line: str, warning: bool) -> None:
     assert is_warning(line) is warning

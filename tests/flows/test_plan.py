@@ -17,6 +17,7 @@ from artifacts.survey import survey
 from artifacts.sweep import sweep
 from flows.plan import plan
 from flows.recipe import Recipe
+from flows.run import Run
 from tests.flows.recipe_stages import STAGES
 
 pytestmark = pytest.mark.usefixtures("fake_stages")
@@ -252,6 +253,18 @@ def test_a_checkpoint_or_shards_are_taken_up(world, tmp_path):
     found = world.plan().decisions["data"]
     assert (found.state, found.step) == ("resume", 40)
     assert found.summary() == f"resume at step 40: {FIRST[0]}; a checkpoint is there"
+
+
+def test_a_stage_of_several_outputs_keeps_its_names_and_their_order(world):
+    """Records list outputs by name; the bare name means the first that the stage declares, ran or cached."""
+    world.run()
+    run = Run(world.plan())
+    run.execute("data")
+    record = world.plan().decisions["data"].record
+    assert list(record.outputs) == ["test", "train"]
+    assert list(run.entries["data"]["outputs"]) == ["train", "test"]
+    assert world.store.alias("small/data") == world.store.alias("small/data.train") == record.outputs["train"]
+    assert world.store.alias("small/data.test") == record.outputs["test"]
 
 
 def test_selections(world):

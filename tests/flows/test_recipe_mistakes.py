@@ -20,6 +20,25 @@ def test_unknown_stage(write_recipe, model_folder):
     ]
 
 
+def test_inputs_of_an_unknown_stage_are_checked_in_the_same_go(write_recipe, model_folder):
+    """What such a stage takes is not known; whether what is named exists is."""
+    text = """\
+stages:
+  data: {uses: prepare, with: {source: {path: rows.jsonl}}}
+  dpo:
+    uses: trian
+    inputs: {model: stf, dataset: [data.test, data], reference: 3, other: owner/name, last: ./nowhere}
+"""
+    assert mistakes(write_recipe(text))[1:] == [
+        "recipe.yaml:5: stages.dpo.inputs.model: no stage 'stf' in this recipe; expected an artifact: a stage of this "
+        "recipe, an @alias or @sha256:... of the store, a Hub name or a folder",
+        "recipe.yaml:5: stages.dpo.inputs.dataset[0]: stage 'data' has no output 'test'; it writes: train",
+        "recipe.yaml:5: stages.dpo.inputs.reference: expected an artifact: a stage of this recipe, an @alias or "
+        "@sha256:... of the store, a Hub name or a folder, found 3",
+        "recipe.yaml:5: stages.dpo.inputs.last: no such folder: nowhere",
+    ]
+
+
 @pytest.mark.parametrize(
     ("key", "expected"),
     [

@@ -89,10 +89,20 @@ def test_du_export_import_and_verify(store, capsys, tmp_path):
     assert moved["copied"] == [base.id, model.id]
     elsewhere = str(tmp_path / "elsewhere")
     assert run("import", str(tmp_path / "out"), "--store", elsewhere) == 0
-    assert "2 copied, 0 there already" in capsys.readouterr().out
+    assert capsys.readouterr().out.endswith("2 copied, 0 there already, 0 records\nnamed: @best\n")
+    assert open_store(elsewhere).aliases() == {"best": model}
+    open_store(elsewhere).set_alias("best", base)  # somebody's own name is not taken from them
+    assert run("import", str(tmp_path / "out"), "--store", elsewhere) == 0
+    assert capsys.readouterr().out == (
+        "0 copied, 2 there already, 0 records\nnamed otherwise there, and left so: @best\n"
+    )
+    assert open_store(elsewhere).aliases() == {"best": base}
     assert set(open_store(elsewhere).artifacts()) == {base, model}
     assert run("verify", "--store", elsewhere) == 0
-    assert "2 artifacts checked, 0 damaged" in capsys.readouterr().out
+    assert "2 artifacts, 1 alias checked, 0 damaged" in capsys.readouterr().out
+    open_store(elsewhere).set_alias("base", base)
+    assert run("verify", "--store", elsewhere) == 0
+    assert "2 artifacts, 2 aliases checked, 0 damaged" in capsys.readouterr().out
     path = store.files.path("aliases/best.json")
     path.write_bytes(path.read_bytes().replace(b"best", b"bEst"))
     assert run("verify", "--json") == 1

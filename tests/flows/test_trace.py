@@ -48,6 +48,9 @@ def test_filters_and_the_rows_behind_the_model(asked: Asked, capsys):
     assert trained == {row_id(asked.rows, index) for index in indices}
     assert [training["steps"] for training in behind["trainings"]] == [2, 4]
     assert len(asked.ask(capsys, "trace", "@small/judge", "--rows", "--limit", "3")["rows"]) == 3
+    few = asked.show(capsys, "trace", "@small/judge", "--rows", "--limit", "3")
+    assert "3 of 40 samples; --limit 0 shows all" in few and f"3 of {len(indices)} rows; --limit 0 shows all" in few
+    assert "--limit" not in asked.show(capsys, "trace", "@small/judge", "--rows", "--limit", "0")
     shown = asked.show(capsys, "trace", "@small/judge", "--wrong")
     assert f"rows.jsonl row {WRONG[0] + 1} " in shown and "its 40 samples give the same number" in shown
 

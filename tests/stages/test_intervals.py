@@ -1,4 +1,4 @@
-"""Bootstrap intervals against exact binomial quantiles and a plain loop."""
+"""Bootstrap intervals against exact binomial quantiles and a plain loop, Wilson's against published values."""
 
 import math
 import random
@@ -6,7 +6,7 @@ import random
 import pytest
 
 from stages.evaluation import intervals
-from stages.evaluation.intervals import mean_estimate, ratio_estimate
+from stages.evaluation.intervals import mean_estimate, ratio_estimate, share_estimate
 
 
 def binomial_quantile(n: int, p: float, level: float) -> int:
@@ -62,3 +62,42 @@ def test_equal_rows_and_a_single_row_have_no_width() -> None:
     assert mean_estimate([2.5], seed=0) == mean_estimate([2.5], seed=1)
     found = mean_estimate([1.0] * 30, seed=0)
     assert (found.low, found.value, found.high) == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("hits", "n", "low", "high"),
+    [  # Newcombe 1998, Statistics in Medicine 17, table I, method 3
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_shares_have_wilsons_interval(hits: int, n: int, low: float, high: float) -> None:
+    found = share_estimate([1.0] * hits + [0.0] * (n - hits), [1.0] * n)
+    assert (found.value, found.n) == (hits / n, n)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)
+    # of those that are no hits, it is the mirror image
+    other = share_estimate([0.0] * hits + [1.0] * (n - hits), [1.0] * n)
+    assert (1 - other.high, 1 - other.low) == pytest.approx((found.low, found.high), abs=1e-12)
+
+
+def test_a_share_of_nothing_or_all_has_a_width() -> None:
+    # z^2 / (n + z^2), z = 1.959964: 3.841459 / 503.841459
+    nothing = share_estimate([0.0] * 500, [4.0] * 500)
+    assert (nothing.value, nothing.low) == (0.0, 0.0)
+    assert nothing.high == pytest.approx(0.007624341, abs=1e-9)
+    everything = share_estimate([4.0] * 500, [4.0] * 500)
+    assert (everything.value, everything.high) == (1.0, 1.0)
+    assert everything.low == pytest.approx(1 - 0.007624341, abs=1e-9)
+
+
+def test_answers_that_repeat_each_other_say_no_more() -> None:
+    once = share_estimate([1.0] * 30 + [0.0] * 20, [1.0] * 50)
+    four_times = share_estimate([4.0] * 30 + [0.0] * 20, [4.0] * 50)
+    assert (four_times.low, four_times.high) == pytest.approx((once.low, once.high), abs=1e-12)
+    # half of every row's answers are hits: as good as 200 that do not depend on each other, and no better
+    halves, independent = share_estimate([2.0] * 50, [4.0] * 50), share_estimate([1.0, 0.0] * 100, [1.0] * 200)
+    assert (halves.low, halves.high) == pytest.approx((independent.low, independent.high), abs=1e-12)
+    # rows without an answer do not count
+    assert share_estimate([1.0, 0.0, 0.0], [1.0, 1.0, 0.0]) == share_estimate([1.0, 0.0], [1.0, 1.0])
