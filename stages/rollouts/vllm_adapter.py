@@ -24,7 +24,13 @@ _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 def room_for(adapter: ServedAdapter) -> dict[str, Any]:
     """Arguments of vLLM's engine for one adapter at a time."""
     rank = next(rank for rank in _RANKS if rank >= adapter.rank)
-    return {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 1, "max_lora_rank": rank}
+    return {
+        "enable_lora": True,
+        "max_loras": 1,
+        "max_cpu_loras": 1,
+        "max_lora_rank": rank,
+        "lora_target_modules": adapter.settings["target_modules"],  # or it wraps the head, and cannot score prompts
+    }
 
 
 def give_adapter(llm: Any, adapter: ServedAdapter, weights: Iterable[tuple[str, Tensor]]) -> Any:

@@ -29,6 +29,7 @@ def served_adapter(model: Any) -> ServedAdapter:
     if not hasattr(model, "peft_config"):
         raise StageError(f"rollouts.lora_sync is adapter, but all of the model is trained; give lora_r, or {_MERGED}")
     (settings,) = model.peft_config.values()
+    modules = sorted({name.partition(".lora_")[0].rpartition(".")[2] for name, _ in adapter_weights(model)})
     ranks = [settings.r, *(settings.rank_pattern or {}).values()]
     unknown = {
         "use_dora": settings.use_dora,
@@ -37,6 +38,7 @@ def served_adapter(model: Any) -> ServedAdapter:
         "lora_bias": settings.lora_bias,
         "bias": settings.bias != "none",
         f"a rank above {MOST_RANK}": max(ranks) > MOST_RANK,
+        "one on the head": "lm_head" in modules,  # it breaks where prompts are scored
     }
     for name, is_there in unknown.items():
         if is_there:
@@ -50,7 +52,7 @@ def served_adapter(model: Any) -> ServedAdapter:
             "use_rslora": settings.use_rslora,
             "rank_pattern": dict(settings.rank_pattern or {}),
             "alpha_pattern": dict(settings.alpha_pattern or {}),
-            "target_modules": sorted(settings.target_modules),
+            "target_modules": modules,
             "bias": "none",
         },
     )

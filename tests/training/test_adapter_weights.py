@@ -38,6 +38,8 @@ def test_as_peft_writes_it(settings: dict[str, Any], tmp_path: Path) -> None:
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     ours, peft = (json.loads((tmp_path / name / "adapter_config.json").read_text()) for name in ("ours", "peft"))
+    # peft names layers by their whole path, or by its end
+    assert ours.pop("target_modules") == sorted({path.rpartition(".")[2] for path in peft["target_modules"]})
     assert ours == {name: peft[name] for name in ours}
 
 
@@ -47,6 +49,7 @@ def test_as_peft_writes_it(settings: dict[str, Any], tmp_path: Path) -> None:
         ({"use_dora": True}, "vLLM does not know use_dora of adapters"),
         ({"modules_to_save": ["up_proj"]}, "does not know modules_to_save"),
         ({"lora_bias": True}, "does not know lora_bias"),
+        ({"target_modules": ["lm_head", "q_proj"]}, "does not know one on the head of adapters"),
         ({"rank_pattern": {"q_proj": 513}}, "does not know a rank above 512"),
     ],
 )
