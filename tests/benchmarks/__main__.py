@@ -180,6 +180,7 @@ def facts_of(arguments: argparse.Namespace, measured: Sequence[Measured]) -> lis
     stolen = max(runs.most_stolen() for one in measured for runs in one.runs.values())
     methods = {runs.results[0]["memory_method"] for one in measured for runs in one.runs.values()}
     rates = [f"{one.case.name}: {' and '.join(_rates(one))}" for one in measured]
+    too_large = [f"{name} on {one.case.name}" for one in measured for name in one.too_large]
     kind = "bfloat16" if measured[0].case.bf16 else "float32"
     return [
         machine(),
@@ -189,6 +190,7 @@ def facts_of(arguments: argparse.Namespace, measured: Sequence[Measured]) -> lis
         f"processor time that the host took from a run at most {stolen:.1%}",
         f"working memory: {'; '.join(sorted(methods))}, minus what was held before the first step",
         "matrix rate of the floor (torch.mm's best), and oneDNN's, measured in the same rounds: " + "; ".join(rates),
+        *([f"the GPU's memory was not enough for {', '.join(too_large)}"] if too_large else []),
     ]
 
 

@@ -31,6 +31,10 @@ class BenchmarkError(Exception):
     """A contestant's process failed."""
 
 
+class DoesNotFitError(BenchmarkError):
+    """The GPU's memory was not enough for it."""
+
+
 @dataclass
 class Runs:
     """One contestant's runs, one a round."""
@@ -70,6 +74,8 @@ class Measured:
     loads: list[float]
     """Load averages before every round."""
     versions: dict[str, str]
+    too_large: list[str] = field(default_factory=list)
+    """Contestants that the GPU's memory was not enough for."""
 
     @property
     def best_rate(self) -> tuple[str, float]:
@@ -126,11 +132,23 @@ def measure(
             measured.loads.append(os.getloadavg()[0])
             for shape, rate in processes.run("matrix-rate")["rates"].items():
                 measured.rates.setdefault(shape, []).append(rate)
-            for contestant in contestants:
-                result = _undisturbed(processes, contestant, say)
+            for contestant in list(measured.runs):
+                try:
+                    result = _undisturbed(processes, contestant, say)
+                except DoesNotFitError:
+                    if contestant == "ours":
+                        raise
+                    say(f"{case.name}: {contestant}: out of memory")
+                    measured.too_large.append(contestant)
+                    del measured.runs[contestant]
+                    continue
                 measured.runs[contestant].results.append(result)
                 timed = result["seconds"][case.warmup_steps :]
-                say(f"{case.name}: round {turn + 1} of {rounds}, {contestant}: {median(timed):.3f} s a step")
+                memory = result["working_memory"] / 2**20
+                say(
+                    f"{case.name}: round {turn + 1} of {rounds}, {contestant}: {median(timed):.3f} s a step, "
+                    f"{memory:,.0f} MiB"
+                )
             _gate(measured)
     return measured
 
@@ -146,14 +164,16 @@ def _undisturbed(processes: Processes, contestant: str, say: Callable[[str], Non
 
 
 def _gate(measured: Measured) -> None:
-    """Every step of the newest round against ours."""
+    """Every step of the newest round against ours; in bfloat16 those before rows come again, for what a model has
+    learned by heart follows from every rounding."""
     ours = measured.runs.get("ours")
     if ours is None:
         return
-    own = ours.results[-1]["values"]
+    count = measured.case.warmup_steps if measured.case.bf16 else measured.case.steps
+    own = ours.results[-1]["values"][:count]
     for name in SAME_NUMBERS:
         if (runs := measured.runs.get(name)) is not None:
-            theirs = runs.results[-1]["values"]
+            theirs = runs.results[-1]["values"][:count]
             tolerance = BF16_TOLERANCE if measured.case.bf16 else TOLERANCE
             require_parity("ours", own, name, theirs, tolerance)
             runs.parity = max(runs.parity or 0.0, difference(own, theirs))
@@ -181,9 +201,8 @@ class Processes:
             text=True,
         )
         if done.returncode != 0 or not result.is_file():
-            raise BenchmarkError(
-                f"{self.case.name}: {task} ended with status {done.returncode}:\n{done.stderr[-3000:].strip()}"
-            )
+            kind = DoesNotFitError if "torch.OutOfMemoryError" in done.stderr else BenchmarkError
+            raise kind(f"{self.case.name}: {task} ended with status {done.returncode}:\n{done.stderr[-3000:].strip()}")
         found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
         return found
 
