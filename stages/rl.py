@@ -17,6 +17,7 @@ from stages.training.memory import Phase, Request, same_shape
 from stages.training.memory_head import HeadUse
 from stages.training.memory_online import longest_prompt, online_phases
 from stages.training.memory_sampling import Sampled
+from stages.training.overlap_settings import overlap_problems
 from stages.training.policy_settings import PolicyLossConfig, policy_problems
 from stages.training.replay_settings import replay_problems
 from stages.training.rollout_settings import RolloutConfig, dropout_problems, reward_problems, sampler_tolerance
@@ -67,6 +68,7 @@ def check(config: Config, wired: frozenset[str]) -> list[str]:
     rewards = config.rewards, config.reward_weights, wired
     problems = unknown_rewards(config.rewards) if replayed else reward_problems(*rewards)
     problems += replay_problems(config, wired) + engine_problems(config, config)
+    problems += overlap_problems(config)
     problems += selection_problems(config, config.num_generations) + multi_turn_problems(config, wired)
     if config.train_batch_size % _trained(config):
         name = "num_generations" if config.num_trained_generations is None else "num_trained_generations"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from stages.rollouts.requests import SamplingConfig
 from stages.stage import Config, operational
@@ -30,6 +30,7 @@ _OWNERS: dict[str, tuple[EngineName, ...]] = {
     "urls": ("vllm_server",),
     "weights_folder": ("vllm_server",),
     "api_key_variable": ("vllm_server",),
+    "max_staleness": ("vllm_server",),
     "start_timeout_seconds": ("vllm_server",),
     "request_timeout_seconds": ("vllm_server",),
 }
@@ -102,6 +103,14 @@ class EngineConfig(Config):
         return self.sync_tolerance or (1e-3 if exact else 1.0)
 
 
+class OverlappedEngineConfig(EngineConfig):
+    """What samples while the trainer trains, too."""
+
+    max_staleness: int = Field(default=0, ge=0)
+    """Generations that are sampled while earlier ones are trained on: each with the weights from before the one that is
+    so many places earlier. 0: with the weights of the moment, while the trainer waits."""
+
+
 class EngineChoice(Config):
     """Of stages whose completions another engine can sample."""
 
@@ -110,7 +119,10 @@ class EngineChoice(Config):
 
 
 class CorrectedEngineChoice(EngineChoice):
-    """Of stages that can correct for an engine that computes a little differently."""
+    """Of stages that can correct for an engine that computes a little differently, or with older weights."""
+
+    rollouts: OverlappedEngineConfig = OverlappedEngineConfig()
+    """What samples the completions: `{engine: vllm}` and what it is given; by default the model in training itself."""
 
     @model_validator(mode="after")
     def _correct_where_apart(self) -> Self:
@@ -122,12 +134,12 @@ class CorrectedEngineChoice(EngineChoice):
 
 def engine_problems(config: EngineChoice, sampling: SamplingConfig | None) -> list[str]:
     """What is wrong with the engine's settings, alone and with those of sampling and training."""
-    rollouts, fields = config.rollouts, EngineConfig.model_fields
+    rollouts, fields = config.rollouts, type(config.rollouts).model_fields
     name = rollouts.engine
     problems = [
         f"rollouts.{field} is of engine {' or '.join(owners)}; {name} has none"
         for field, owners in _OWNERS.items()
-        if name not in owners and getattr(rollouts, field) != fields[field].default
+        if field in fields and name not in owners and getattr(rollouts, field) != fields[field].default
     ]
     if not rollouts.is_apart:
         return problems

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import signal
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from typing import Any
 
-from artifacts.errors import StageError
 from stages.rollouts.reward_base import OvertimeError
 
 _RINGS_AGAIN_SECONDS = 0.1
 """A function may swallow the first alarm in an `except:` of its own."""
+_LEFT_BEHIND_SECONDS = 30.0
+"""After its limit, until a function that no exception reaches is left to itself."""
 
 
 class _Alarm(BaseException):
@@ -23,12 +26,13 @@ class _Alarm(BaseException):
 def limited(compute: Callable[[], Any], seconds: float | None) -> Any:
     """What it returns. Ends it after `seconds`, also an endless loop, and raises OvertimeError. None: no limit.
 
-    By an alarm, which reaches the main thread only; a timer that somebody else has set goes on afterwards.
+    In the main thread by an alarm; a timer that somebody else has set goes on afterwards. An alarm reaches no other
+    thread; there, see `_limited_aside`.
     """
     if seconds is None:
         return compute()
     if threading.current_thread() is not threading.main_thread():
-        raise StageError("timeout_seconds of a reward works in the main thread only; call from there, or leave it out")
+        return _limited_aside(compute, seconds)
     rang, result = False, None
 
     def ring(*_: Any) -> None:
@@ -55,6 +59,30 @@ def limited(compute: Callable[[], Any], seconds: float | None) -> Any:
     if rang:
         raise OvertimeError(message(seconds))
     return result
+
+
+def _limited_aside(compute: Callable[[], Any], seconds: float) -> Any:
+    """In a thread of its own, in which an exception is raised from outside after `seconds`. That ends what is Python; a
+    call that waits elsewhere (a socket) is left behind, and ends when it returns."""
+    outcome: Future[Any] = Future()
+    done = threading.Event()
+
+    def work() -> None:
+        try:
+            outcome.set_result(compute())
+        except BaseException as error:
+            outcome.set_exception(error)
+        finally:
+            done.set()
+
+    thread = threading.Thread(target=work, name="reward", daemon=True)
+    thread.start()
+    if done.wait(seconds):
+        return outcome.result()
+    given_up = time.monotonic() + _LEFT_BEHIND_SECONDS
+    while not done.wait(_RINGS_AGAIN_SECONDS) and time.monotonic() < given_up:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_Alarm))
+    raise OvertimeError(message(seconds))
 
 
 async def awaited(waiting: Awaitable[Any], seconds: float | None) -> Any:

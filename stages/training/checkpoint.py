@@ -92,10 +92,11 @@ class Saver:
         due, busy = self.agreed
         return step % self.steps == 0 if self.steps is not None else due > 0 and busy == 0
 
-    def save(self, progress: Progress) -> None:
-        """Copy the state, and begin to store the copy. Collective."""
+    def save(self, progress: Progress, waited_seconds: float = 0.0) -> None:
+        """Copy the state, and begin to store the copy. Collective. `waited_seconds`: for what the windows are to keep;
+        it holds the loop up as copying does."""
         self.background.wait()
-        started = time.monotonic()
+        started = time.monotonic() - waited_seconds
         tensors = self._share(progress.tensors)
         checkpoints = self.context.checkpoints
         name = self.processes.share(checkpoints.new_name(progress.step) if self.processes.rank == 0 else "")

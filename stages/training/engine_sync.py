@@ -10,10 +10,11 @@ from artifacts.errors import StageError
 from stages.adapters import model_source
 from stages.context import Context
 from stages.rollouts.engine import Engine, ServedModel
-from stages.rollouts.engine_settings import EngineChoice, EngineConfig
-from stages.rollouts.requests import Completion, Progress, SampleRequest, SamplingConfig
+from stages.rollouts.engine_settings import EngineChoice, EngineConfig, OverlappedEngineConfig
+from stages.rollouts.requests import Completion, Progress, Sampler, SampleRequest, SamplingConfig
 from stages.training.loop import Trainer
 from stages.training.model import Scorer
+from stages.training.occupancy import Clocked
 from stages.training.out_of_memory import TokenBudget
 from stages.training.processes import Processes
 from stages.training.sync_proof import SyncProof
@@ -59,7 +60,7 @@ class SyncedEngine:
             self._proof(scorer, requests, sampled, settings)
         if self._engine.rest():
             self._loaded = None
-        return [[_stamped(completion, version) for completion in group] for group in sampled]
+        return [[stamped(completion, version) for completion in group] for group in sampled]
 
     def _send(self, scorer: Scorer) -> None:
         problem: str | None = None
@@ -73,26 +74,43 @@ class SyncedEngine:
             raise StageError(problem)
 
 
-def _stamped(completion: Completion, version: int) -> Completion:
+def stamped(completion: Completion, version: int) -> Completion:
+    """With the version of the weights behind every token."""
     return replace(completion, weight_versions=[version] * len(completion.token_ids))
 
 
-def engine_of(trainer: Trainer, end_token_ids: Sequence[int], config: Any) -> SyncedEngine | None:
+def engine_of(trainer: Trainer, end_token_ids: Sequence[int], config: Any) -> Sampler | None:
     """Of a stage's configuration; None where the model in training samples itself."""
     if not isinstance(config, EngineChoice) or not config.rollouts.is_apart:
         return None
     settings, training = config.rollouts, trainer.config
+    is_ahead = isinstance(settings, OverlappedEngineConfig) and settings.max_staleness > 0
+    if is_ahead and trainer.processes.size > 1:
+        raise StageError(
+            f"rollouts.max_staleness is for one training process, here are {trainer.processes.size}; leave it out"
+        )
     source, dtype = model_source(trainer.context, "model"), settings.computes_in(training.bf16)
     model = ServedModel(
         source.folder, source.tokenizer, dtype, trainer.scorer.vocabulary, tuple(end_token_ids), training.seed
     )
-    engine = open_engine(trainer.context, trainer.processes, settings, model)
+    engine: Engine = Clocked(open_engine(trainer.context, trainer.processes, settings, model), trainer.context.timings)
     proof = SyncProof(
         engine,
         TokenBudget(trainer.context, training.micro_batch_tokens),
         tolerance=settings.tolerance(training.bf16),
         dtypes=(dtype, "bfloat16" if training.bf16 else "float32"),
     )
+    if is_ahead:
+        from stages.training.lagging_engine import LaggingEngine
+
+        return LaggingEngine(
+            engine,
+            proof,
+            lambda scorer: whole_weights(scorer.transformers_model),
+            policy=trainer.policy,
+            version=lambda: trainer.steps_done,
+            interval=settings.proof_interval,
+        )
     return SyncedEngine(
         engine,
         proof,

@@ -116,10 +116,12 @@ class Trainer:
                 trackers.log(row)
                 self._give_notice(watch.look(row))
                 if step + 1 < total and self.saver.is_due(step + 1):
+                    asked = time.monotonic()
                     progress.windows = windows.state()
+                    waited_seconds = time.monotonic() - asked
                     if isinstance(self.objective, Remembering):
                         progress.objective = self.objective.state()
-                    self.saver.save(replace(progress, tensors=windows.tensors()))
+                    self.saver.save(replace(progress, tensors=windows.tensors()), waited_seconds)
         report_end(context, progress.metrics[-1], self.utilization)
         return Trained(self._whole_model(), progress.metrics, progress.rows)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from stages.context import Context
@@ -12,6 +13,7 @@ from stages.training.export import export
 from stages.training.generation import room_for_prompts
 from stages.training.loop import Trainer
 from stages.training.objective import Windows
+from stages.training.occupancy import utilization
 from stages.training.rollout_export import write_rollouts
 from stages.training.rollout_windows import RolloutWindows
 
@@ -33,7 +35,9 @@ def train_on_rollouts(
     """Train on `windows`, which are made of `rollouts`, and write the outputs of the stage: the model and the
     rollouts."""
     context.counts["prompts"] = len(rollouts.drawing)
+    started = time.monotonic()
     trained = trainer.run(windows, ledger.states)
+    context.timings |= utilization(context.timings, time.monotonic() - started)
     rollouts.drawing.note_unused(ledger)
     export(context, trained, ledger.to_json(), samples=rollouts.samples)
     if context.is_main:

@@ -19,6 +19,7 @@ from stages.training.multi_turn import multi_turn_of, with_tools
 from stages.training.rollout_drawing import Drawing, Draws
 from stages.training.rollout_plan import Plan
 from stages.training.rollout_records import Sampled
+from stages.training.rollouts_ahead import ahead_of
 
 Measure = Callable[[list[Group]], list[Group]]
 
@@ -122,4 +123,5 @@ def drawing_of(trainer: Trainer, tokenizer: Any, plan: Plan, ledger: RowLedger) 
         ledger=ledger,
         complete=with_tools(multi_turn),
     )
-    return Drawing(prompts, plan, Generation.of(context, trainer, tokenizer, config, multi_turn))
+    generation = Generation.of(context, trainer, tokenizer, config, multi_turn)
+    return ahead_of(context, Drawing(prompts, plan, generation), plan, generation.sampling)

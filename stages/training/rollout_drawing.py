@@ -30,7 +30,8 @@ class Draws(Protocol):
 
     @property
     def on_policy(self) -> bool:
-        """Whether the present weights sample them."""
+        """Whether the ratios of the loss are to the weights before the first step on them; else to those that sampled
+        them."""
         ...
 
     def __len__(self) -> int:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean, pstdev
 
 from stages.rollouts.multi_turn.metrics import own_length, turn_metrics
 from stages.training.rollout_records import Sampled
+
+STALENESS_MEAN, STALENESS_MAX = "sample/staleness_mean", "sample/staleness_max"
+"""Optimizer steps between the weights that made a step's tokens and those that learn from them."""
+
+
+def aged(metrics: Mapping[str, float], steps: int) -> dict[str, float]:
+    """The metrics of a generation so many optimizer steps after the first one that uses it."""
+    older = {name: metrics[name] + steps for name in (STALENESS_MEAN, STALENESS_MAX) if name in metrics}
+    return {**metrics, **older}
 
 
 def rollout_metrics(sampled: Sequence[Sampled]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from stages.rollouts.engine_settings import EngineChoice
+from stages.rollouts.engine_settings import CorrectedEngineChoice, EngineChoice
 from stages.rollouts.requests import SamplingConfig
 from stages.rollouts.reward_spec import Reward, unknown_rewards
 from stages.stage import Config, operational
@@ -61,9 +61,12 @@ def dropout_problems(config: PolicyConfig) -> list[str]:
 
 def sampler_tolerance(config: Any) -> float | None:
     """Largest difference of sampler and trainer, in nats a token; None where the sampler did not draw from the plain
-    distribution, so that its numbers do not compare. It computes in float32; a bfloat16 trainer differs by rounding.
+    distribution of the same weights, so that its numbers do not compare. It computes in float32; a bfloat16 trainer
+    differs by rounding.
     """
     if isinstance(config, SamplingConfig) and config.restricts():
+        return None
+    if isinstance(config, CorrectedEngineChoice) and config.rollouts.max_staleness:
         return None
     bf16 = bool(config.bf16)
     if isinstance(config, EngineChoice) and config.rollouts.is_apart:

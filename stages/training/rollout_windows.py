@@ -18,10 +18,11 @@ from stages.context import Context
 from stages.rollouts.requests import Completion
 from stages.training.batch import Branch, Group
 from stages.training.objective import Window
+from stages.training.occupancy import WAITING, clocked
 from stages.training.out_of_memory import trim_heap
 from stages.training.policy_known import Rollouts
 from stages.training.rollout_drawing import Draws
-from stages.training.rollout_metrics import rollout_metrics
+from stages.training.rollout_metrics import aged, rollout_metrics
 from stages.training.rollout_plan import Plan
 from stages.training.rollout_records import Recorder, Sampled
 from stages.training.rollout_selection import ReplayBuffer, information, most_varied, only
@@ -72,7 +73,7 @@ class RolloutWindows:
         return Window(
             [group for group in groups if not self._is_idle(group)],
             uncounted_items=sum(self.learning.count(group) for group in idle),
-            metrics=dict(self.metrics),
+            metrics=aged(self.metrics, use),
             num_tokens=sum(group.length for group in groups),
         )
 
@@ -81,7 +82,8 @@ class RolloutWindows:
         return _is_masked(group) or (self.learning.skippable and not any(group.data.advantages))
 
     def _sample(self, generation: int, step: int) -> None:
-        kept, replaced = self.drawing.draw(generation)
+        with clocked(self.context.timings, WAITING):
+            kept, replaced = self.drawing.draw(generation)
         chosen = [most_varied(entry.totals, self.plan.selection.trained or len(entry.totals)) for entry in kept]
         trained = [only(entry, indices) for entry, indices in zip(kept, chosen, strict=True)]
         values = self.learning.advantages(trained)
@@ -129,11 +131,13 @@ class RolloutWindows:
 
     def state(self) -> dict[str, Any]:
         """The groups of steps still to come, what is chosen from, and the samples kept so far."""
+        with clocked(self.context.timings, WAITING):
+            drawing = self.drawing.state()
         return {
             "groups": groups_to_json(self.groups if self.plan.steps_per_batch > 1 else []),
             "metrics": self.metrics,
             "samples": self.recorder.state(),
-            "drawing": self.drawing.state(),
+            "drawing": drawing,
             "replay": self.replay.state(),
         }
 

@@ -54,24 +54,32 @@ class SyncProof:
         requests: Sequence[SampleRequest],
         sampled: Sequence[Sequence[Completion]],
         settings: SamplingConfig,
+        *,
+        fresh: bool = True,
     ) -> None:
-        """`sampled` are the engine's completions of the requests under the weights that `scorer` has."""
+        """`sampled` are completions of the requests: `fresh` ones are the engine's under the weights that `scorer` has,
+        and others are compared by what both make of them under these weights."""
         groups = _some(requests, sampled)
         if not groups:
             return
-        worst = self._worst(scorer, groups, settings)
+        worst = self._worst(scorer, groups, settings, plain=settings.restricts() or not fresh)
         if not worst.difference <= self._tolerance:
             raise StageError(self._message(worst, scorer))
         self.passed += 1
 
     def _worst(
-        self, scorer: Scorer, groups: Sequence[tuple[Group, Sequence[Completion]]], settings: SamplingConfig
+        self,
+        scorer: Scorer,
+        groups: Sequence[tuple[Group, Sequence[Completion]]],
+        settings: SamplingConfig,
+        *,
+        plain: bool,
     ) -> Differing:
         # what was drawn from a cut distribution, or the likeliest token, compares under the model's own
-        temperature = 1.0 if settings.restricts() or settings.temperature == 0 else settings.temperature
+        temperature = 1.0 if plain or settings.temperature == 0 else settings.temperature
         computed = branch_logprobs(scorer, [group for group, _ in groups], self._budget, temperature=temperature)
         ours = [values for branches in computed for values, _ in branches]
-        if settings.restricts():
+        if plain:
             theirs = self._engine.plain_logprobs(
                 [(group.prefix_ids, branch.token_ids) for group, _ in groups for branch in group.branches]
             )

@@ -130,18 +130,53 @@ def test_errors_inside_pass_through():
         assert limited(lambda: 7, seconds) == 7
 
 
-def test_outside_the_main_thread_a_limit_is_refused():
+def in_a_thread(compute, seconds):
+    """What `limited` gives or raises there."""
     found = []
 
     def work():
         try:
-            limited(lambda: 7, 1)
-        except StageError as error:
-            found.append(str(error))
+            found.append(limited(compute, seconds))
+        except Exception as error:
+            found.append(error)
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert found == [
-        "timeout_seconds of a reward works in the main thread only; call from there, or leave it out",
-    ]
+    return found[0]
+
+
+def test_limits_hold_in_other_threads():
+    """Where rewards are computed ahead of the training: an endless loop ends, also one that catches everything once."""
+    caught = []
+
+    def endless():
+        while True:
+            try:
+                while True:
+                    pass
+            except BaseException:
+                if caught:
+                    raise
+                caught.append(1)
+
+    assert in_a_thread(lambda: 7, 600) == 7
+    assert isinstance(in_a_thread(lambda: 1 / 0, 600), ZeroDivisionError)
+    error = in_a_thread(endless, 0.05)
+    assert isinstance(error, OvertimeError) and caught == [1]
+    assert not [thread for thread in threading.enumerate() if thread.name == "reward"]
+
+
+def test_what_waits_outside_python_is_left_behind(monkeypatch):
+    monkeypatch.setattr(reward_limits, "_LEFT_BEHIND_SECONDS", 0.01)
+    go = threading.Event()
+    lock = threading.Lock()
+    lock.acquire()
+
+    def waits():
+        lock.acquire()
+        go.set()
+
+    assert isinstance(in_a_thread(waits, 0.05), OvertimeError)
+    assert not go.is_set()
+    lock.release()

@@ -1,0 +1,173 @@
+"""Rollouts of later generations, made while the trainer is busy with earlier ones.
+
+Generation g is sampled with the weights from before generation g - k was trained on, k being `max_staleness`, and the
+first ones with those of the beginning. So the weights, like all else, follow from the number of the generation, and
+neither the speed of the engine nor that of the trainer can change what is sampled.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from statistics import fmean
+from typing import Any, Self
+
+from stages.context import Context
+from stages.data.ledger import RowLedger
+from stages.data.tokenize import TokenizedPrompt
+from stages.rollouts.multi_turn.episode import Episode, Opening
+from stages.rollouts.requests import Completion, SamplingConfig
+from stages.training.generation import Completing, Sampling
+from stages.training.lagging_engine import Held, LaggingEngine
+from stages.training.line import Line
+from stages.training.rollout_drawing import Draws
+from stages.training.rollout_metrics import STALENESS_MAX, STALENESS_MEAN
+from stages.training.rollout_plan import Plan
+from stages.training.rollout_records import Sampled
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A generation's groups, those that they replaced, and what there is to say of their choice."""
+
+    kept: list[Sampled]
+    replaced: list[Sampled]
+    metrics: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; of a prompt's columns the prompt alone, all that is asked for after the rewards."""
+        groups = {"kept": self.kept, "replaced": self.replaced}
+        return {name: [_saved(one) for one in some] for name, some in groups.items()} | {"metrics": dict(self.metrics)}
+
+    @classmethod
+    def of(cls, saved: dict[str, Any]) -> Self:
+        """What `to_json` gave."""
+        return cls(
+            [_sampled(one) for one in saved["kept"]], [_sampled(one) for one in saved["replaced"]], saved["metrics"]
+        )
+
+
+class Ahead:
+    """`Draws` that has the next `staleness` generations drawn in the background, one after the other."""
+
+    on_policy = True
+    """In the loss's sense: its ratios are to the weights before the first step on a generation. The correction is to
+    those that sampled it."""
+
+    def __init__(
+        self, drawing: Draws, plan: Plan, engine: LaggingEngine, line: Line, *, staleness: int, settings: SamplingConfig
+    ) -> None:
+        self.drawing, self.plan, self.engine = drawing, plan, engine
+        self._line, self._staleness, self._settings = line, staleness, settings
+        self._ahead: deque[Future[Drawn]] = deque()
+        self._last: Drawn | None = None
+        self._generations = -(-plan.total_steps(len(drawing)) // plan.steps_per_batch)
+
+    def __len__(self) -> int:
+        return len(self.drawing)
+
+    def draw(self, generation: int) -> tuple[list[Sampled], list[Sampled]]:
+        """(The groups of a generation, those that they replaced), as soon as they are there; from now on a later one is
+        made with the present weights."""
+        if generation == 0:
+            held, is_due = self.engine.hold()
+            for number in range(min(self._staleness + 1, self._generations)):
+                # the trainer waits for the first one, and has its weights until then
+                self._begin(number, held, prove=is_due and number == 0)
+            drawn = self._ahead.popleft().result()
+        else:
+            drawn = self._ahead.popleft().result()
+            if generation + self._staleness < self._generations:
+                self._begin(generation + self._staleness, self._proved(drawn))
+        self._last = drawn
+        return drawn.kept, drawn.replaced
+
+    def _proved(self, drawn: Drawn) -> Held:
+        """The present weights. Where a proof of them is due, it is made before the trainer changes them, with tokens of
+        the generation that it is about to train on; nothing else may be in flight then."""
+        held, is_due = self.engine.hold()
+        if is_due:
+            self._settle()
+            self.engine.take(held)
+            self.engine.prove(drawn.kept, self._settings)
+        return held
+
+    def _begin(self, generation: int, held: Held, *, prove: bool = False) -> None:
+        self._ahead.append(self._line.submit(partial(self._draw, generation, held, prove)))
+
+    def _draw(self, generation: int, held: Held, prove: bool) -> Drawn:
+        self.engine.take(held, prove=prove)
+        kept, replaced = self.drawing.draw(generation)
+        ages = _staleness([*kept, *replaced], generation * self.plan.steps_per_batch)
+        return Drawn(
+            [replace(one, weight_version=held.version) for one in kept],
+            [replace(one, weight_version=held.version) for one in replaced],
+            self.drawing.metrics(kept, replaced) | ages,
+        )
+
+    def _settle(self) -> list[Drawn]:
+        """All that is in flight, when it has arrived."""
+        return [one.result() for one in self._ahead]
+
+    def metrics(self, kept: Sequence[Sampled], replaced: Sequence[Sampled]) -> dict[str, float]:
+        """As they were when the generation was drawn, and how old the weights behind it are at its first step."""
+        assert self._last is not None
+        return dict(self._last.metrics)
+
+    def note_unused(self, ledger: RowLedger) -> None:
+        """Take back from the ledger the prompts of which nothing was trained."""
+        self.drawing.note_unused(ledger)
+
+    def state(self) -> dict[str, Any]:
+        """JSON values from which drawing goes on. Waits for what is in flight: its weights will be gone."""
+        drawn = [one.to_json() for one in self._settle()]
+        return {"drawing": self.drawing.state(), "ahead": drawn}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.drawing.load(state["drawing"])
+        self._ahead = deque(_arrived(Drawn.of(one)) for one in state["ahead"])
+
+
+def ahead_of(context: Context, drawing: Draws, plan: Plan, sampling: Completing) -> Draws:
+    """The drawing, made ahead where the engine's weights may be older than the trainer's."""
+    if not isinstance(sampling, Sampling) or not isinstance(sampling.engine, LaggingEngine):
+        return drawing
+    line = Line()
+    context.resources.callback(line.close)  # before the engine's: nobody asks a server that is being stopped
+    staleness = context.config.rollouts.max_staleness
+    return Ahead(drawing, plan, sampling.engine, line, staleness=staleness, settings=sampling.settings)
+
+
+def _arrived(drawn: Drawn) -> Future[Drawn]:
+    future: Future[Drawn] = Future()
+    future.set_result(drawn)
+    return future
+
+
+def _staleness(sampled: Sequence[Sampled], step: int) -> dict[str, float]:
+    """Optimizer steps between the weights of the tokens and those of the trainer."""
+    completions = [completion for one in sampled for completion in one.completions]
+    ages = [step - version for completion in completions for version in completion.weight_versions]
+    return {STALENESS_MEAN: fmean(ages), STALENESS_MAX: float(max(ages))} if ages else {}
+
+
+def _saved(one: Sampled) -> dict[str, Any]:
+    prompt = replace(one.prompt, row={"prompt": one.prompt.row["prompt"]})
+    return asdict(replace(one, prompt=prompt))
+
+
+def _sampled(saved: dict[str, Any]) -> Sampled:
+    completions = [Completion(**{**one, "episode": _episode(one["episode"])}) for one in saved["completions"]]
+    return Sampled(**{**saved, "prompt": TokenizedPrompt(**saved["prompt"]), "completions": completions})
+
+
+def _episode(saved: dict[str, Any] | None) -> Episode | None:
+    if saved is None:
+        return None
+    opening = None if saved["opening"] is None else Opening(**saved["opening"])
+    rewards = tuple(saved["environment_rewards"])
+    return Episode(**{**saved, "opening": opening, "environment_rewards": rewards})

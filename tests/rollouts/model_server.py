@@ -1,0 +1,90 @@
+"""A server that answers as vLLM's does, with a model of transformers behind it, token by token: an independent sampler
+of the weights that it is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from tests.rollouts.fake_vllm import serving
+
+
+class ModelServer:
+    """What `serving` asks; `loads` counts the weights that it was sent."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.loads, self.version, self.asked = 0, "none", 0
+
+    def __call__(self, path: str, body: dict[str, Any]) -> Any:
+        settings = {"model_config": {"logprobs_mode": "processed_logprobs", "dtype": "torch.float32"}}
+        answers = {
+            "/health": lambda: {},
+            "/v1/models": lambda: {"data": [{"id": "m"}]},
+            "/server_info?config_format=json": lambda: {"vllm_config": settings},
+            "/weight_info": lambda: {"weight_version": self.version},
+            "/update_weight_version": lambda: self._name(body["new_version"]),
+            "/collective_rpc": lambda: self._load(Path(body["kwargs"]["weights_path"])),
+            "/reset_prefix_cache": lambda: {"success": True},
+            "/v1/completions": lambda: {"model": "m", "choices": self._complete(body)},
+        }
+        return answers[path]()
+
+    def _name(self, version: str) -> dict[str, Any]:
+        self.version = version
+        return {}
+
+    def _load(self, folder: Path) -> dict[str, Any]:
+        weights = {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+        self.model.load_state_dict(weights)
+        self.loads += 1
+        return {}
+
+    @torch.no_grad()
+    def _complete(self, body: dict[str, Any]) -> list[dict[str, Any]]:
+        self.asked += 1
+        return [{"index": index, **self._one(body, body.get("seed", 0) + index)} for index in range(body.get("n", 1))]
+
+    def _one(self, body: dict[str, Any], seed: int) -> dict[str, Any]:
+        prompt, made, values = list(body["prompt"]), [], []
+        chance, temperature = torch.Generator().manual_seed(seed), body["temperature"]
+        while len(made) < body["max_tokens"] and (not made or made[-1] not in body.get("stop_token_ids", ())):
+            logits_V = self.model(torch.tensor([prompt + made])).logits[0, -1] / (temperature or 1.0)
+            if temperature:
+                made.append(int(torch.multinomial(logits_V.softmax(-1), 1, generator=chance)))
+            else:
+                made.append(int(logits_V.argmax()))
+            values.append(float(logits_V.log_softmax(-1)[made[-1]]))
+        ended = made[-1] in body.get("stop_token_ids", ())
+        answer = {
+            "token_ids": made,
+            "finish_reason": "stop" if ended else "length",
+            "logprobs": {"token_logprobs": values},
+        }
+        if body.get("prompt_logprobs") is not None:
+            answer["prompt_logprobs"] = self._of_prompt(prompt, body["prompt_logprobs"])
+        return answer
+
+    def _of_prompt(self, prompt: list[int], most: int) -> list[Any]:
+        """Of every token but the first: its own and those of the `most` likeliest, as vLLM gives them."""
+        logprobs_TV = self.model(torch.tensor([prompt])).logits[0].log_softmax(-1)
+        places: list[Any] = [None]
+        for logprobs_V, token in zip(logprobs_TV[:-1], prompt[1:], strict=True):
+            likeliest = logprobs_V.topk(most).indices.tolist()
+            places.append({str(one): {"logprob": float(logprobs_V[one])} for one in [token, *likeliest]})
+        return places
+
+
+@contextmanager
+def model_server(folder: Path) -> Iterator[tuple[ModelServer, dict[str, Any]]]:
+    """(the server, what `rollouts` says for it); weights go through a folder beside that of its first model."""
+    server, shared = ModelServer(folder), folder.parent / "shared-weights"
+    shared.mkdir(exist_ok=True)
+    with serving(server) as url:
+        yield server, {"engine": "vllm_server", "urls": [url], "weights_folder": str(shared)}
