@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from stages.rollouts.engine_settings import EngineChoice, engine_problems
 from stages.stage import MODELS, Input, Stage
 from stages.training.config import PolicyConfig, policy_outputs
 from stages.training.memory import Phase, Request, same_shape
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from stages.context import Context
 
 
-class Config(JudgedRolloutConfig, PolicyConfig):
+class Config(EngineChoice, JudgedRolloutConfig, PolicyConfig):
     """Settings of A*-PO, under TRL's names. An item of train_batch_size is a completion, one of each prompt."""
 
     learning_rate: float = Field(1e-6, gt=0)
@@ -38,7 +39,8 @@ class Config(JudgedRolloutConfig, PolicyConfig):
 
 def check(config: Config, wired: frozenset[str]) -> list[str]:
     """What is wrong with the configuration and the inputs together."""
-    return reward_problems(config.rewards, config.reward_weights, wired) + dropout_problems(config)
+    problems = reward_problems(config.rewards, config.reward_weights, wired) + dropout_problems(config)
+    return problems + engine_problems(config, config)
 
 
 def run(context: Context) -> None:

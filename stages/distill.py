@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 
 from stages.data.columns import template_fields
 from stages.data.types import TEXT_COLUMNS
+from stages.rollouts.engine_settings import EngineChoice, EngineConfig, engine_problems
 from stages.stage import MODELS, Input, Stage
 from stages.training.config import PolicyConfig, policy_outputs
 from stages.training.memory import Phase, Request, same_shape, training_step
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
     from stages.context import Context
     from stages.training.loop import Trainer
     from stages.training.model import Scorer
-    from stages.training.objective import Windows
+    from stages.training.objective import Objective, Windows
+    from stages.training.teachers import Teacher
 
 
-class Config(PolicyConfig):
+class Config(EngineChoice, PolicyConfig):
     """Settings of distillation. An item of train_batch_size is a prompt with one completion."""
 
     learning_rate: float = Field(1e-6, gt=0)
@@ -40,6 +42,12 @@ class Config(PolicyConfig):
     """Most tokens of a sampled completion."""
     max_length: int = Field(1024, gt=1)
     """Longest row in tokens (prompt, where completions are sampled; the teacher's too)."""
+    loss_top_k: int | None = Field(None, gt=0)
+    """Compare the teacher's so many likeliest tokens one by one, and all others by what they sum to; null: every token
+    by itself."""
+    teacher_engine: EngineConfig = EngineConfig()
+    """What computes input teacher, in the terms of `rollouts`: by default the stage itself; `{engine: vllm_server}`:
+    servers of vLLM, which send the `loss_top_k` likeliest tokens."""
     teacher_prompt_template: str = "{prompt}\n\n{privileged_context}"
     """What the teacher sees of privileged_context rows in place of the prompt, or of its last user message."""
     teacher_update_rate: float | None = Field(None, gt=0, le=1)
@@ -58,7 +66,10 @@ class Config(PolicyConfig):
 
 def check(config: Config, wired: frozenset[str]) -> list[str]:
     """What is wrong with configuration and inputs together."""
-    problems = []
+    problems = engine_problems(config, None)
+    if config.rollouts.is_apart and config.lmbda == 0:
+        problems.append(f"rollouts.engine is {config.rollouts.engine}, but lmbda is 0, so nothing is sampled")
+    problems += _teacher_problems(config, wired)
     moves = config.teacher_update_rate is not None
     if "teacher" not in wired and config.lmbda != 1:
         problems.append(
@@ -74,6 +85,26 @@ def check(config: Config, wired: frozenset[str]) -> list[str]:
     return problems
 
 
+def _teacher_problems(config: Config, wired: frozenset[str]) -> list[str]:
+    """Of a teacher elsewhere."""
+    engine = config.teacher_engine
+    if not engine.is_apart:
+        return []
+    if engine.engine != "vllm_server":
+        return [f"teacher_engine.engine is {engine.engine}; what computes a teacher elsewhere is vllm_server"]
+    found = engine_problems(EngineChoice(rollouts=engine), None)
+    problems = [problem.replace("rollouts.", "teacher_engine.") for problem in found]
+    if "teacher" not in wired:
+        problems.append("teacher_engine computes input teacher, which is not wired in")
+    if config.loss_top_k is None:
+        problems.append("teacher_engine is a server, which sends likely tokens and not all: give loss_top_k")
+    if config.temperature != 1:
+        problems.append(
+            f"temperature is {config.temperature}, but a server sends a teacher's distributions as they are; use 1"
+        )
+    return problems
+
+
 def run(context: Context) -> None:
     """Train input `model` (the student) towards input `teacher` on input `dataset`.
 
@@ -82,27 +113,20 @@ def run(context: Context) -> None:
     """
     from stages.data.dataset import read_dataset
     from stages.data.ledger import RowLedger
-    from stages.losses.distillation import divergence_of
     from stages.training.distill_windows import distill_windows, require_same_vocabulary
-    from stages.training.distillation import DistillationLoss
     from stages.training.export import export
-    from stages.training.start import frozen_scorer, start, tokenizer_of
+    from stages.training.start import start, tokenizer_of
 
     config: Config = context.config
     dataset = read_dataset(context.input("dataset"))
     teacher_input = _teacher_input(context, dataset.type)
-    # one that follows the student stays in float32: small moves would be rounded away
-    bf16 = config.bf16 and config.teacher_update_rate is None
-    teacher = frozen_scorer(context, teacher_input, bf16=bf16)
-    objective = DistillationLoss(teacher, divergence_of(config.beta), config.temperature)
+    objective, teacher = _objective(context, teacher_input)
     trainer, tokenizer = start(context, config, objective)
     require_same_vocabulary(tokenizer, tokenizer_of(context, teacher_input))
-    share = trainer.scorer.share_prefixes and teacher.share_prefixes
-    trainer.scorer.share_prefixes = teacher.share_prefixes = share
-    teacher.to(trainer.accelerator.device)
+    teacher.join(trainer)
     ledger = RowLedger()
     windows = distill_windows(context, config, trainer, tokenizer, dataset, ledger)
-    trained = trainer.run(_followed(trainer, windows, teacher, config), ledger.states)
+    trained = trainer.run(_followed(trainer, windows, teacher.scorer, config), ledger.states)
     export(context, trained, ledger.to_json(), samples=windows.samples)
 
 
@@ -120,13 +144,35 @@ def _teacher_input(context: Context, dataset_type: str) -> str:
     return "model"
 
 
-def _followed(trainer: Trainer, windows: Windows, teacher: Scorer, config: Config) -> Windows:
+def _objective(context: Context, teacher_input: str) -> tuple[Objective, Teacher]:
+    from stages.losses.distillation import divergence_of
+    from stages.training.distillation import DistillationLoss
+    from stages.training.start import frozen_scorer
+    from stages.training.teachers import LocalTeacher, ServedTeacher
+    from stages.training.top_distillation import TopDistillationLoss
+
+    config: Config = context.config
+    divergence, most = divergence_of(config.beta), config.loss_top_k
+    if config.teacher_engine.is_apart:
+        assert most is not None
+        served = ServedTeacher(most)
+        return TopDistillationLoss(served, divergence, config.temperature), served
+    # one that follows the student stays in float32: small moves would be rounded away
+    bf16 = config.bf16 and config.teacher_update_rate is None
+    local = LocalTeacher(frozen_scorer(context, teacher_input, bf16=bf16), most, config.temperature)
+    if most is None:
+        return DistillationLoss(local.scorer, divergence, config.temperature), local
+    return TopDistillationLoss(local, divergence, config.temperature), local
+
+
+def _followed(trainer: Trainer, windows: Windows, teacher: Scorer | None, config: Config) -> Windows:
     from artifacts.errors import StageError
     from stages.training.adapters import is_adapted
     from stages.training.following import FollowedWindows, Follower, Following
 
     if config.teacher_update_rate is None:
         return windows
+    assert teacher is not None, "the model teaches itself, here"
     if is_adapted(trainer.scorer.model):
         raise StageError(
             "teacher_update_rate needs the whole model trained, and input model is an adapter; merge it first"
@@ -142,11 +188,12 @@ def memory(request: Request) -> list[Phase]:
     own = config.max_completion_length if config.lmbda > 0 else 0
     row = min(request.longest + own, request.model.context)
     followed = config.teacher_update_rate is not None
-    others = (4.0 * teacher.parameters if followed else request.frozen(teacher)) + (
-        training.policy_copy() if own else 0
-    )
+    apart = config.teacher_engine.is_apart
+    others = training.policy_copy() if own else 0.0
+    if not apart:
+        others += 4.0 * teacher.parameters if followed else request.frozen(teacher)
     work = request.passes(row=row, rows=config.train_batch_size)
-    phases = [training_step(training, work, HeadUse(teacher=teacher), reference=others)]
+    phases = [training_step(training, work, HeadUse(teacher=None if apart else teacher), reference=others)]
     if own:
         state = training.state()
         resident = {"weights": state["weights"], "optimizer": state["optimizer"], "reference": others}

@@ -62,6 +62,11 @@ def check(config: Config, wired: frozenset[str]) -> list[str]:
         problems.append("rewards are given, but tasks has no accuracy, so they would not be used")
     if tasks and "reward_model" in wired and "reward" not in tasks:
         problems.append("input reward_model is wired in, but tasks has no reward, so it would not be used")
+    if tasks and config.rollouts.is_apart and not tasks & {"accuracy", "reward"}:
+        problems.append(
+            f"rollouts.engine is {config.rollouts.engine}, but tasks has neither accuracy nor reward, so nothing is "
+            "sampled"
+        )
     references = {"reference_logprobs", "reference"} & wired
     if len(references) == 2:
         problems.append("inputs reference_logprobs and reference exclude each other; wire one of them")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from stages.rollouts.engine_settings import EngineChoice, engine_problems
 from stages.stage import MODELS, Input, Stage
 from stages.training.config import policy_outputs
 from stages.training.memory import Phase, Request, same_shape
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 Alpha = Annotated[float, Field(ge=0)]
 
 
-class Config(JudgedRolloutConfig, PairLossConfig):
+class Config(EngineChoice, JudgedRolloutConfig, PairLossConfig):
     """Settings of on-line preference optimization. An item of train_batch_size is a prompt's pair."""
 
     learning_rate: float = Field(5e-7, gt=0)
@@ -45,7 +46,7 @@ class Config(JudgedRolloutConfig, PairLossConfig):
 def check(config: Config, wired: frozenset[str]) -> list[str]:
     """What is wrong with the configuration and the inputs together."""
     problems = reward_problems(config.rewards, config.reward_weights, wired) + loss_problems(config)
-    problems += dropout_problems(config) + _exploration_problems(config)
+    problems += dropout_problems(config) + _exploration_problems(config) + engine_problems(config, config)
     other = [loss for loss in config.losses if loss.gold or loss.couples_rows]
     if other:
         problems.append(
@@ -68,6 +69,8 @@ def _exploration_problems(config: Config) -> list[str]:
         )
     if not config.needs_reference:
         problems.append(f"xpo_alpha is of losses with a reference; {names_of(config.losses)} has none")
+    if config.rollouts.is_apart:
+        problems.append("xpo_alpha samples the reference too, which only the embedded engine does; leave rollouts out")
     if config.sync_ref_model:
         problems.append("xpo_alpha explores away from a reference that stays; sync_ref_model moves it; choose one")
     return problems

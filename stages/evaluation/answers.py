@@ -16,8 +16,10 @@ from stages.evaluation.config import AnswerConfig
 from stages.rollouts.rewards import RewardSet
 from stages.seeds import derive
 from stages.shards import in_shards
-from stages.training.generation import Sampling, room_for_prompts, sampling_settings
+from stages.training.frozen_engine import frozen_engine_of
+from stages.training.generation import Sampling, end_token_ids, room_for_prompts, sampling_settings
 from stages.training.model import Scorer
+from stages.training.processes import Processes
 from stages.training.reward_scoring import RewardModelScorer
 
 _SHARD_COMPLETIONS = 256
@@ -67,7 +69,9 @@ def answer_prompts(
 ) -> list[list[Answer]]:
     """num_generations answers a prompt, each scored by every one of `scorings`."""
     config: AnswerConfig = context.config
-    sampling = Sampling(scorer, tokenizer, sampling_settings(config), accelerator=None)
+    ends = end_token_ids(scorer.transformers_model, tokenizer)
+    engine = frozen_engine_of(context, Processes.of(accelerator), scorer, ends)
+    sampling = Sampling(scorer, tokenizer, sampling_settings(config), accelerator=None, engine=engine)
 
     def compute(part: Sequence[TokenizedPrompt]) -> list[dict[str, Any]]:
         seeds = [

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from stages.rollouts.engine_settings import EngineChoice, EngineConfig, engine_problems
 from stages.rollouts.requests import SamplingConfig
 from stages.rollouts.reward_spec import Reward, unknown_rewards
 from stages.stage import operational
 
 
-class AnswerConfig(SamplingConfig):
+class AnswerConfig(EngineChoice, SamplingConfig):
     """How prompts are chosen, answered and scored."""
 
     num_generations: int = Field(1, gt=0)
@@ -32,7 +33,12 @@ class AnswerConfig(SamplingConfig):
 
 def answer_problems(config: AnswerConfig, num_rewards: int) -> list[str]:
     """What is wrong with the settings together; `num_rewards`: functions, and the reward model where it counts."""
-    problems = unknown_rewards(config.rewards)
+    problems = unknown_rewards(config.rewards) + engine_problems(config, config)
+    problems += [
+        f"rollouts.{name} is of stages that train; here are none of their steps, leave it out"
+        for name in ("enable_sleep_mode",)
+        if getattr(config.rollouts, name) != EngineConfig.model_fields[name].default
+    ]
     if config.reward_weights is not None and len(config.reward_weights) != num_rewards:
         problems.append(f"reward_weights has {len(config.reward_weights)} numbers for {num_rewards} rewards")
     if config.temperature == 0 and config.num_generations > 1:

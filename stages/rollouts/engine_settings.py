@@ -28,6 +28,7 @@ _OWNERS: dict[str, tuple[EngineName, ...]] = {
     "devices": ("vllm_server",),
     "max_restarts": ("vllm_server",),
     "urls": ("vllm_server",),
+    "weight_transfer": ("vllm_server",),
     "weights_folder": ("vllm_server",),
     "api_key_variable": ("vllm_server",),
     "max_staleness": ("vllm_server",),
@@ -69,6 +70,9 @@ class EngineConfig(Config):
     """How often each of these servers, should it end, is started again in one run of the stage."""
     urls: tuple[str, ...] = operational(())
     """Servers that somebody else runs, such as "http://127.0.0.1:8000", in the place of some that the stage starts."""
+    weight_transfer: Literal["folder", "nccl"] = operational("folder")
+    """How new weights reach servers. folder: as files, in shared memory where they are on this machine; nccl: from GPU
+    to GPU, by vLLM's own interface, which takes vLLM beside the trainer, too."""
     weights_folder: str | None = operational(None)
     """Absolute path of a folder that those servers see as well; new weights reach them through files there."""
     api_key_variable: str | None = operational(None)
@@ -159,7 +163,7 @@ def engine_problems(config: EngineChoice, sampling: SamplingConfig | None) -> li
 
 def server_problems(rollouts: EngineConfig) -> list[str]:
     """What is wrong with the settings of servers."""
-    problems = []
+    problems = _transfer_problems(rollouts) if rollouts.weight_transfer == "nccl" else []
     devices, count = rollouts.devices, rollouts.servers
     if isinstance(devices, tuple) and len(devices) != count:
         problems.append(f"rollouts.devices lists {len(devices)} for rollouts.servers {count}; give each its own")
@@ -184,10 +188,25 @@ def server_problems(rollouts: EngineConfig) -> list[str]:
     ]
     if len(set(rollouts.urls)) < len(rollouts.urls):
         problems.append("rollouts.urls names a server twice")
-    if not (rollouts.weights_folder or "").startswith("/"):
+    if rollouts.weight_transfer == "folder" and not (rollouts.weights_folder or "").startswith("/"):
         problems.append(
             "rollouts.urls needs rollouts.weights_folder, the absolute path of a folder that the stage and those "
             "servers both see: it is how new weights reach them"
+        )
+    return problems
+
+
+def _transfer_problems(rollouts: EngineConfig) -> list[str]:
+    """Of weights over NCCL."""
+    problems = []
+    if rollouts.weights_folder is not None:
+        problems.append("rollouts.weights_folder is of weight_transfer folder; nccl has none")
+    if not rollouts.urls and rollouts.devices is None:
+        problems.append("rollouts.weight_transfer nccl needs rollouts.devices: no two of its processes share a GPU")
+    if not rollouts.urls and rollouts.max_restarts:
+        problems.append(
+            "rollouts.weight_transfer nccl needs rollouts.max_restarts 0: a server that is started again in the middle "
+            "of a generation has no weights of the moment, which only a folder keeps"
         )
     return problems
 

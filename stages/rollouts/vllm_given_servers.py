@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -21,6 +21,9 @@ from stages.rollouts.engine_settings import EngineConfig
 from stages.rollouts.vllm_connection import Address, Connection, ServerFailure, ServerRefusal, ServerSilence
 from stages.rollouts.weight_files import WeightFiles
 
+if TYPE_CHECKING:
+    from stages.rollouts.vllm_transfer import NcclTransfer
+
 _POLL_SECONDS = 0.5
 _OTHER_WEIGHTS = "it has other weights than this run sent: it was started again, or another run uses it"
 
@@ -29,9 +32,17 @@ class GivenServers:
     """They are awaited and looked at first; the weights of the moment are those of the newest version."""
 
     def __init__(
-        self, settings: EngineConfig, model: ServedModel, files: WeightFiles, run: str, say: Callable[[str], None]
+        self,
+        settings: EngineConfig,
+        model: ServedModel,
+        files: WeightFiles,
+        run: str,
+        say: Callable[[str], None],
+        transfer: NcclTransfer | None = None,
     ) -> None:
-        """`run`: names it among all that may use the servers. Raises StageError where one cannot serve this run."""
+        """`run`: names it among all that may use the servers; `transfer`: what carries weights, None for files. Raises
+        StageError where one cannot serve this run."""
+        self._transfer = transfer
         self._files, self._run, self._say = files, run, say
         key = _key(settings.api_key_variable)
         found = [Address("", url, key=key, label=f"the vLLM server at {url}") for url in settings.urls]
@@ -47,6 +58,10 @@ class GivenServers:
         """To each; one that is not there is left out until the next ones. Raises StageError where one refuses them."""
         self._sent += 1
         version = f"{self._run}-{self._sent:09d}"
+        if self._transfer is not None:
+            there = [one for one in self._connections if not isinstance(_version_of(one), StageError)]
+            self._transfer.send(weights, there, version)
+            return
         try:
             self._files.write(weights)
             lost = self._of_all(lambda connection: self._send(connection, version))

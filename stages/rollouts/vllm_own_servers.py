@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -21,6 +22,9 @@ from stages.rollouts.kept_folder import KeptFolder, remove_forgotten
 from stages.rollouts.vllm_connection import Address, Connection, ServerFailure, ServerRefusal
 from stages.rollouts.vllm_server import MODULE, VllmServer
 from stages.rollouts.weight_files import WeightFiles, private_place
+
+if TYPE_CHECKING:
+    from stages.rollouts.vllm_transfer import NcclTransfer
 
 _PREFIX = "posttrain-vllm-"
 _LOOK_SECONDS = 0.2
@@ -74,14 +78,16 @@ class OwnServers(SeenServers):
         logs: Path,
         say: Callable[[str], None],
         module: str = MODULE,
+        transfer: NcclTransfer | None = None,
     ) -> None:
-        """`logs`: the folder for their logs. Raises StageError, after stopping all, where one never answers."""
+        """`logs`: the folder for their logs; `transfer`: what carries weights, None for files. Raises StageError, after
+        stopping all, where one never answers."""
         place = private_place(model.folder)
         remove_forgotten(place, _PREFIX)
         self._kept = KeptFolder(place, _PREFIX)
         super().__init__(self._kept.path, settings.servers, f"its log is in {logs}")
         self._model, self._settings, self._logs, self._say, self._module = model, settings, logs, say, module
-        self._files = WeightFiles(self.folder / "weights")
+        self._files, self._transfer = WeightFiles(self.folder / "weights"), transfer
         self._loading, self._changing = threading.Lock(), threading.Lock()
         self._closing = threading.Event()
         self._restarts = [0] * self.count
@@ -112,6 +118,10 @@ class OwnServers(SeenServers):
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Those that are being started again take them before they serve. Raises StageError where one refuses."""
+        if self._transfer is not None:
+            gone = self.absent()
+            self._transfer.send(weights, [self._connection(one) for one in range(self.count) if one not in gone])
+            return
         with self._loading:
             self._files.write(weights)
             serving = [number for number, server in enumerate(self._servers) if server.socket.exists()]

@@ -162,6 +162,8 @@ def _arguments(model: ServedModel, settings: EngineConfig, name: str, socket: Pa
         "--max-logprobs": -1,  # as many as are asked for
         "--generation-config": "vllm",  # nothing but what a request says
     }
+    if settings.weight_transfer == "nccl":
+        options["--weight-transfer-config"] = '{"backend": "nccl"}'
     flags = ["--enforce-eager"] if settings.enforce_eager else []
     if not _has_gpu(devices):
         options["--kv-cache-memory-bytes"] = int(settings.kv_cache_gib * 2**30)

@@ -114,7 +114,7 @@ def distill_windows(
         else:
             prompts = tokenize_prompts(dataset, tokenizer, max_length=longest, ledger=ledger)
     context.counts["rows"] = max(len(given), len(prompts))
-    sampling = Sampling.of(trainer, tokenizer, config)
+    sampling = Sampling.with_engine(trainer, tokenizer, config)
     return DistillWindows(config, config.lmbda, given, prompts, sampling)
 
 

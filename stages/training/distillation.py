@@ -22,8 +22,8 @@ class DistillationLoss:
 
     A group's data, if any, is the prompt that the teacher sees in place of the group's own: with it, a teacher that is
     the student as it was teaches what it makes of that (SDFT, self-distillation with privileged context,
-    arXiv:2601.19897). The divergence is over the whole vocabulary; TRL's top-k and sampled-token forms save logits that
-    `linear_divergence` never holds.
+    arXiv:2601.19897). The divergence is over the whole vocabulary, of which `linear_divergence` never holds all logits;
+    what a teacher elsewhere can send is `TopDistillationLoss`'s.
     """
 
     metric_names: Sequence[str] = ("divergence",)
@@ -37,19 +37,9 @@ class DistillationLoss:
 
     def __call__(self, forward: Forward, batch: TokenBatch) -> tuple[Tensor, dict[str, Mean]]:
         """(summed divergence, its mean)."""
-        with torch.no_grad():
-            teacher_NH = self._teacher_hidden(batch)
-        assert len(teacher_NH) == len(batch.source_N), "teacher and student have read different tokens"
+        teacher_NH = teacher_hidden(self.teacher, batch)
         loss, divergences_N = forward(batch, self._readout(batch, teacher_NH))
         return loss, {"divergence": Mean(divergences_N.sum(), len(divergences_N))}
-
-    def _teacher_hidden(self, batch: TokenBatch) -> Tensor:
-        """[N, H] the teacher's hidden states where the batch's asked-for tokens are predicted, in the same order."""
-        batches = [batch]
-        if any(group.data is not None for group in batch.groups):
-            seen = [replace(group, prefix_ids=group.data) for group in batch.groups]
-            batches = [self.teacher.layout(run) for run in _runs(seen, batch.num_tokens)]
-        return torch.cat([self.teacher(one, _asked_hidden(one)) for one in batches])
 
     def _readout(self, batch: TokenBatch, teacher_NH: Tensor) -> Readout:
         def read(hidden_NH: Tensor, student: nn.Module) -> tuple[Tensor, Tensor]:
@@ -58,6 +48,18 @@ class DistillationLoss:
             return linear_divergence(hidden_NH, heads[0], teacher_NH, heads[1], self.divergence)
 
         return Readout(batch.source_N, read)
+
+
+@torch.no_grad()
+def teacher_hidden(teacher: Scorer, batch: TokenBatch) -> Tensor:
+    """[N, H] a teacher's hidden states where the batch's asked-for tokens are predicted, in the same order."""
+    batches = [batch]
+    if any(group.data is not None for group in batch.groups):
+        seen = [replace(group, prefix_ids=group.data) for group in batch.groups]
+        batches = [teacher.layout(run) for run in _runs(seen, batch.num_tokens)]
+    hidden_NH = torch.cat([teacher(one, _asked_hidden(one)) for one in batches])
+    assert len(hidden_NH) == len(batch.source_N), "teacher and student have read different tokens"
+    return hidden_NH
 
 
 def _asked_hidden(batch: TokenBatch) -> Readout:

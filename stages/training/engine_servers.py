@@ -5,6 +5,8 @@ from __future__ import annotations
 import secrets
 from pathlib import Path
 
+import torch
+
 from artifacts.errors import StageError
 from stages.context import Context
 from stages.rollouts.engine import Engine, ServedModel
@@ -13,6 +15,7 @@ from stages.rollouts.kept_folder import KeptFolder
 from stages.rollouts.vllm_client import ServerEngine, Servers
 from stages.rollouts.vllm_given_servers import GivenServers
 from stages.rollouts.vllm_own_servers import OwnServers, SeenServers
+from stages.rollouts.vllm_transfer import NcclTransfer, vllm_group
 from stages.rollouts.weight_files import WeightFiles
 from stages.training.processes import Processes
 
@@ -28,9 +31,10 @@ def open_servers(context: Context, processes: Processes, settings: EngineConfig,
 
 def _own(context: Context, processes: Processes, settings: EngineConfig, model: ServedModel) -> Servers:
     if processes.rank == 0:
+        transfer = _transfer(context, settings, model)
         many = settings.servers > 1
         context.phase(f"starting {settings.servers} vLLM servers" if many else "starting a vLLM server")
-        own = OwnServers(model, settings, Path(context.spec.job), context.log)
+        own = OwnServers(model, settings, Path(context.spec.job), context.log, transfer=transfer)
         context.resources.callback(own.stop)
         processes.share(str(own.folder))
         return own
@@ -38,10 +42,12 @@ def _own(context: Context, processes: Processes, settings: EngineConfig, model: 
 
 
 def _given(context: Context, processes: Processes, settings: EngineConfig, model: ServedModel) -> Servers:
-    run, files = processes.share(secrets.token_hex(8)), context.scratch
+    run, files, transfer = processes.share(secrets.token_hex(8)), context.scratch, None
     if processes.rank == 0:
-        files = _kept_folder(context, Path(str(settings.weights_folder)))
-    return GivenServers(settings, model, WeightFiles(files / "weights"), run, context.log)
+        transfer = _transfer(context, settings, model)
+        if transfer is None:
+            files = _kept_folder(context, Path(str(settings.weights_folder)))
+    return GivenServers(settings, model, WeightFiles(files / "weights"), run, context.log, transfer)
 
 
 def _kept_folder(context: Context, place: Path) -> Path:
@@ -52,3 +58,12 @@ def _kept_folder(context: Context, place: Path) -> Path:
     kept.path.chmod(0o755)  # the servers may be another user's
     context.resources.callback(kept.remove)
     return kept.path
+
+
+def _transfer(context: Context, settings: EngineConfig, model: ServedModel) -> NcclTransfer | None:
+    """What carries weights in the place of files; closed with the stage."""
+    if settings.weight_transfer == "folder":
+        return None
+    transfer = NcclTransfer(getattr(torch, model.dtype), settings.request_timeout_seconds, vllm_group())
+    context.resources.callback(transfer.close)
+    return transfer

@@ -52,7 +52,7 @@ class SyncedEngine:
         version, scorer = self._version(), self._policy()
         is_due = False
         if version != self._loaded:
-            self._send(scorer)
+            send_weights(self._engine, self._processes, scorer)
             self._loaded, is_due = version, self.syncs % self._interval == 0
             self.syncs += 1
         sampled = self._engine.sample(requests, settings, on_progress)
@@ -62,16 +62,17 @@ class SyncedEngine:
             self._loaded = None
         return [[stamped(completion, version) for completion in group] for group in sampled]
 
-    def _send(self, scorer: Scorer) -> None:
-        problem: str | None = None
-        if self._processes.rank == 0:
-            try:
-                self._engine.load(whole_weights(scorer.transformers_model))
-            except StageError as error:
-                problem = str(error)
-        # all wait until the weights are there, and all stop where they do not come
-        if (problem := self._processes.share(problem)) is not None:
-            raise StageError(problem)
+
+def send_weights(engine: Engine, processes: Processes, scorer: Scorer) -> None:
+    """From the first process; all wait until the weights are there, and all stop where they do not come."""
+    problem: str | None = None
+    if processes.rank == 0:
+        try:
+            engine.load(whole_weights(scorer.transformers_model))
+        except StageError as error:
+            problem = str(error)
+    if (problem := processes.share(problem)) is not None:
+        raise StageError(problem)
 
 
 def stamped(completion: Completion, version: int) -> Completion:

@@ -72,6 +72,12 @@ class Sampling:
         """With the sampling fields of a stage's configuration."""
         return cls(trainer.policy(), tokenizer, sampling_settings(config), trainer.accelerator)
 
+    @classmethod
+    def with_engine(cls, trainer: Trainer, tokenizer: Any, config: Any) -> Sampling:
+        """As `of`, by the engine that the configuration names; opened here."""
+        ends = end_token_ids(trainer.scorer.transformers_model, tokenizer)
+        return replace(cls.of(trainer, tokenizer, config), engine=engine_of(trainer, ends, config))
+
     def __call__(self, prompts: Sequence[TokenizedPrompt], seeds: Sequence[tuple[int, ...]]) -> list[list[Completion]]:
         """For every prompt one completion a seed."""
         together = self.accelerator
@@ -155,8 +161,7 @@ class Generation:
             open_shards=context.store.shards,
             share=partial(by_the_first, trainer.accelerator),
         )
-        ends = end_token_ids(trainer.scorer.transformers_model, tokenizer)
-        sampling = replace(Sampling.of(trainer, tokenizer, config), engine=engine_of(trainer, ends, config))
+        sampling = Sampling.with_engine(trainer, tokenizer, config)
         return cls(replace(sampling, multi_turn=multi_turn), rewards, context)
 
     def __call__(

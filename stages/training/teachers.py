@@ -1,0 +1,131 @@
+"""Teachers of a distillation: a model beside the student, or servers of vLLM that send its likeliest tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import compress
+from typing import Any, Protocol
+
+import torch
+
+from artifacts.errors import StageError
+from stages.adapters import model_source
+from stages.losses.head import chunk_length, parts_of
+from stages.losses.top_divergence import TopTokens, top_tokens
+from stages.rollouts.engine import ServedModel
+from stages.rollouts.requests import Completion, SampleRequest, SamplingConfig
+from stages.rollouts.vllm_client import ServerEngine
+from stages.training.batch import TokenBatch
+from stages.training.distillation import teacher_hidden
+from stages.training.engine_sync import open_engine, send_weights
+from stages.training.frozen_engine import reads_the_folder
+from stages.training.loop import Trainer
+from stages.training.model import Scorer
+from stages.training.out_of_memory import TokenBudget
+from stages.training.start import frozen_scorer
+from stages.training.sync_proof import SyncProof
+
+
+class Teacher(Protocol):
+    """What the stage needs of a teacher, beside what its objective asks."""
+
+    @property
+    def scorer(self) -> Scorer | None:
+        """The model, where it is in this process."""
+        ...
+
+    def join(self, trainer: Trainer) -> None:
+        """Be ready for the trainer's first batch. Collective."""
+        ...
+
+
+class LocalTeacher:
+    """A model beside the student."""
+
+    def __init__(self, scorer: Scorer, most: int | None, temperature: float) -> None:
+        """`most`: how many likely tokens it tells; None: nobody asks it for them."""
+        self.scorer, self.most, self.temperature = scorer, most, temperature
+
+    def join(self, trainer: Trainer) -> None:
+        """On the trainer's device, with rows laid out as the student's."""
+        share = trainer.scorer.share_prefixes and self.scorer.share_prefixes
+        trainer.scorer.share_prefixes = self.scorer.share_prefixes = share
+        self.scorer.to(trainer.accelerator.device)
+
+    @torch.no_grad()
+    def __call__(self, batch: TokenBatch) -> TopTokens:
+        """Of a batch."""
+        assert self.most is not None
+        hidden_NH, head = teacher_hidden(self.scorer, batch), self.scorer.head(self.temperature).detached()
+        parts = parts_of(len(hidden_NH), chunk_length(head))
+        found = [top_tokens(head.logits(hidden_NH[part]), self.most) for part in parts]
+        return TopTokens(torch.cat([one.ids_NK for one in found]), torch.cat([one.logs_NK for one in found]))
+
+
+class ServedTeacher:
+    """Servers of vLLM with input `teacher`."""
+
+    scorer = None
+
+    def __init__(self, most: int) -> None:
+        """`most`: how many likely tokens they tell."""
+        self.most = most
+        self._engine: ServerEngine | None = None
+        self._vocabulary = 0
+
+    def join(self, trainer: Trainer) -> None:
+        """Start or reach them, and have them take the teacher's weights."""
+        context = trainer.context
+        config: Any = context.config
+        settings = config.teacher_engine
+        source, dtype = model_source(context, "teacher"), settings.computes_in(config.bf16)
+        self._vocabulary = trainer.scorer.vocabulary
+        served = ServedModel(source.folder, source.tokenizer, dtype, self._vocabulary, (), config.seed)
+        engine = open_engine(context, trainer.processes, settings, served)
+        assert isinstance(engine, ServerEngine), "the stage's check lets no other be a teacher"
+        if source.adapter is not None or not reads_the_folder(settings):
+            scorer = frozen_scorer(context, "teacher", bf16=config.bf16).to(trainer.accelerator.device)
+            send_weights(engine, trainer.processes, scorer)
+            budget = TokenBudget(context, config.micro_batch_tokens)
+            dtypes = (dtype, "bfloat16" if config.bf16 else "float32")
+            _prove(SyncProof(engine, budget, tolerance=settings.tolerance(config.bf16), dtypes=dtypes), scorer)
+        self._engine = engine
+
+    def __call__(self, batch: TokenBatch) -> TopTokens:
+        """Of a batch. Raises StageError for tokens that the student does not know."""
+        assert self._engine is not None
+        asked = list(_asked(batch))
+        answers = self._engine.top_logprobs([(before, after) for before, after, _ in asked], self.most)
+        places = [
+            place for answer, (_, _, mask) in zip(answers, asked, strict=True) for place in compress(answer, mask)
+        ]
+        ids_NK = torch.tensor([[token for token, _ in place] for place in places], dtype=torch.long)
+        logs_NK = torch.tensor([[value for _, value in place] for place in places])
+        if not (0 <= int(ids_NK.min()) <= int(ids_NK.max()) < self._vocabulary):
+            raise StageError(
+                f"the teacher's servers name token {int(ids_NK.max())}, the student knows {self._vocabulary}: their "
+                "vocabularies differ"
+            )
+        device = batch.source_N.device
+        return TopTokens(ids_NK.to(device), logs_NK.to(device))
+
+
+def _asked(batch: TokenBatch) -> Iterator[tuple[list[int], list[int], list[bool]]]:
+    """(what comes before the first asked-for token, what follows, which of that is asked for), branch by branch."""
+    for group in batch.groups:
+        prefix = list(group.prefix_ids if group.data is None else group.data)
+        for branch in group.branches:
+            tokens = list(branch.token_ids)
+            mask = [True] * len(tokens) if branch.loss_mask is None else [bool(one) for one in branch.loss_mask]
+            first = mask.index(True) if any(mask) else len(mask)
+            if first < len(tokens):
+                yield prefix + tokens[:first], tokens[first:], mask[first:]
+
+
+def _prove(proof: SyncProof, scorer: Scorer) -> None:
+    """Both say the same of some tokens: the weights have arrived."""
+    tokens = [number % scorer.vocabulary for number in range(1, 33)]
+    request = SampleRequest(tokens[:4], (0,), "probe")
+    said = Completion(tokens[4:], [0.0] * 28, finished=True)
+    # as if something were left out, so that both are asked for the model's own distribution
+    proof(scorer, [request], [[said]], SamplingConfig.model_validate({"top_k": 1}))

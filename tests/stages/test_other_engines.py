@@ -1,0 +1,146 @@
+"""Stages beside rl and ppo whose completions a server samples: the same numbers as with the embedded engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from artifacts.errors import StageError
+from stages import a2po, distill, evaluate, online_dpo, sample
+from stages.context import Context, local_context
+from tests.rollouts.model_server import model_server
+from tests.stages.small_models import output, read_lines, rows_of, save_dataset, save_model
+
+PROMPTS = [{"prompt": prompt, "completion": ""} for prompt in ("abc", "da", "hgf", "cab", "e", "bad")]
+LETTERS = ["tests.stages.small_models:letters"]
+APART = {"engine": "vllm_server"}
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> dict[str, Path]:
+    for seed, name in enumerate(("model", "other"), start=1):
+        save_model(tmp_path / name, seed)
+    return {"model": tmp_path / "model", "dataset": save_dataset(tmp_path / "rows", "prompt_completion", PROMPTS)}
+
+
+def done(stage: str, folder: Path, inputs: dict[str, Path], **settings: Any) -> Context:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    store = str(folder.parent / "store")
+    context = local_context(stage, settings, folder=folder, inputs=dict(inputs), store=store)
+    with context.resources:
+        context.stage.run(context)
+    return context
+
+
+def results(folder: Path, inputs: dict[str, Path], **settings: Any) -> tuple[Any, list[dict[str, Any]]]:
+    context = done("evaluate", folder, inputs, rewards=LETTERS, threshold=3, max_completion_length=6, **settings)
+    made = output(context, "evaluation")
+    return json.loads((made / "results.json").read_text(encoding="utf-8")), read_lines(made / "samples.jsonl")
+
+
+def test_an_evaluation_is_that_of_the_embedded_engine(tmp_path: Path, inputs: dict[str, Path]) -> None:
+    """Of the stage's weights: the server has those of another model before."""
+    expected = results(tmp_path / "here", inputs)
+    with model_server(tmp_path / "other") as (server, rollouts):
+        assert results(tmp_path / "there", inputs, rollouts=rollouts) == expected
+        assert server.loads == 1
+        assert server.asked == len(PROMPTS)
+
+
+def test_an_evaluation_of_an_adapter(tmp_path: Path, inputs: dict[str, Path]) -> None:
+    """The server, which has the base, is sent what the adapter makes of it."""
+    learning = {"lora_r": 4, "merge_adapters": False, "learning_rate": 0.1, "max_steps": 3, "train_batch_size": 4}
+    rows = [{"prompt": "a", "completion": "bcd"}, {"prompt": "b", "completion": "ha"}] * 2
+    chats = save_dataset(tmp_path / "chats", "prompt_completion", rows)
+    trained = done("sft", tmp_path / "sft", {**inputs, "dataset": chats}, **learning)
+    adapted = {**inputs, "model": output(trained, "adapter")}
+    expected = results(tmp_path / "here", adapted)
+    assert expected[1] != results(tmp_path / "plain", inputs)[1]
+    with model_server(tmp_path / "model") as (_, rollouts):
+        assert results(tmp_path / "there", adapted, rollouts=rollouts) == expected
+
+
+def test_a_server_that_keeps_other_weights_is_found_out(
+    tmp_path: Path, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with model_server(tmp_path / "other") as (server, rollouts):
+        monkeypatch.setattr(server, "_load", lambda folder: {})
+        with pytest.raises(StageError, match="the sync did not reach the engine"):
+            results(tmp_path / "there", inputs, rollouts=rollouts)
+
+
+def test_samples_are_of_the_model(tmp_path: Path, inputs: dict[str, Path]) -> None:
+    settings = {"temperature": 0, "num_generations": 1, "outputs": ["completions"], "max_completion_length": 6}
+    expected = rows_of(output(done("sample", tmp_path / "here", inputs, **settings), "completions"))
+    with model_server(tmp_path / "other") as (_, rollouts):
+        there = done("sample", tmp_path / "there", inputs, **settings, rollouts=rollouts)
+    assert rows_of(output(there, "completions")) == expected
+
+
+def divergence(student: Any, teacher: Any, prompt: list[int], completion: list[int]) -> torch.Tensor:
+    """[completion tokens] KL(student || teacher), by transformers."""
+    with torch.no_grad():
+        tokens = torch.tensor([[*prompt, *completion]])
+        ours, theirs = (m(tokens).logits[0, len(prompt) - 1 : -1].log_softmax(-1) for m in (student, teacher))
+    return (ours.exp() * (ours - theirs)).sum(-1)
+
+
+def test_a_student_distills_what_a_server_samples_of_its_weights(tmp_path: Path, inputs: dict[str, Path]) -> None:
+    """Every update reaches the server before it samples again: each sync is proved, and the first loss is that of
+    transformers on the completions that the server gave."""
+    teacher, student = save_model(tmp_path / "teacher", seed=3), save_model(tmp_path / "again", seed=1)
+    settings = {"max_completion_length": 5, "train_batch_size": 4, "max_steps": 3, "learning_rate": 1e-2}
+    given: list[tuple[list[int], list[int]]] = []
+    with model_server(tmp_path / "other") as (server, rollouts):
+        one = server._one
+
+        def noted(body: dict[str, Any], seed: int) -> dict[str, Any]:
+            made = one(body, seed)
+            given.append((body["prompt"], made["token_ids"]))
+            return made
+
+        server._one = noted
+        distilled = {**inputs, "teacher": tmp_path / "teacher"}
+        engine = {**rollouts, "proof_interval": 1}
+        context = done("distill", tmp_path / "there", distilled, **settings, rollouts=engine)
+        assert server.loads == 3
+    rows = read_lines(output(context, "model") / "metrics.jsonl")
+    values = torch.cat([divergence(student, teacher, *pair) for pair in given[:4]])
+    assert rows[0]["loss"] == pytest.approx(float(values.mean()), rel=1e-4)
+    assert rows[1]["loss"] != rows[0]["loss"]
+
+
+@pytest.mark.parametrize(("stage", "more"), [("online_dpo", {}), ("a2po", {"beta2": 0.1})])
+def test_online_stages(stage: str, more: dict[str, Any], tmp_path: Path, inputs: dict[str, Path]) -> None:
+    """The trainer finds the tokens as likely as the server that sampled them, after every update."""
+    settings = {"max_completion_length": 5, "train_batch_size": 4, "max_steps": 2, "rewards": LETTERS, **more}
+    if stage == "a2po":
+        sampling = {"outputs": ["completions"], "max_completion_length": 5, "rewards": LETTERS}
+        inputs = {**inputs, "samples": output(done("sample", tmp_path / "samples", inputs, **sampling), "completions")}
+    with model_server(tmp_path / "other") as (server, rollouts):
+        engine = {**rollouts, "proof_interval": 1}
+        context = done(stage, tmp_path / "there", inputs, **settings, learning_rate=1e-2, rollouts=engine)
+        assert server.loads == 2
+    rows = rows_of(output(context, "rollouts"))
+    assert {row["weight_version"] for row in rows} == {0, 1}
+    assert all(row["weight_versions"] == [row["weight_version"]] * len(row["token_ids"]) for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings", "message"),
+    [
+        (evaluate, {"tasks": ["loss"]}, "neither accuracy nor reward, so nothing is sampled"),
+        (sample, {"rollouts": {"engine": "vllm", "enable_sleep_mode": True}}, "enable_sleep_mode is of stages"),
+        (distill, {"lmbda": 0.0}, "rollouts.engine is vllm_server, but lmbda is 0"),
+        (online_dpo, {"rewards": LETTERS, "xpo_alpha": 0.1}, "xpo_alpha samples the reference too"),
+        (a2po, {"rewards": LETTERS, "top_p": 0.5, "min_p": 0.5}, "min_p together with top_p"),
+    ],
+)
+def test_what_does_not_go_together(stage: Any, settings: dict[str, Any], message: str) -> None:
+    config = stage.Config(**{"rollouts": APART, **settings})
+    assert any(message in problem for problem in stage.check(config, frozenset({"teacher"})))
