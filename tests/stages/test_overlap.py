@@ -409,6 +409,11 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"engine": "embedded"}, {}, "rollouts.max_staleness is of engine vllm_server; embedded has none"),
     ({}, {"importance_sampling_mode": None}, "importance_sampling_mode is null, but rollouts.max_staleness"),
     ({}, {"beta": 0.1, "kl_placement": "reward"}, "kl_placement reward with rollouts.max_staleness"),
+    (
+        {"weight_transfer": "nccl", "devices": "1", "max_restarts": 0},
+        {},
+        "rollouts.weight_transfer nccl sends weights that are still the trainer's",
+    ),
 ]
 
 
