@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
+from stages.rollouts.adapter_settings import adapter_problems
 from stages.rollouts.requests import SamplingConfig
 from stages.stage import Config, operational
 
@@ -23,6 +24,7 @@ _OWNERS: dict[str, tuple[EngineName, ...]] = {
     "proof_interval": _APART,
     "sync_tolerance": _APART,
     "enable_sleep_mode": ("vllm",),
+    "lora_sync": ("vllm",),
     "tensor_parallel_size": ("vllm_server",),
     "servers": ("vllm_server",),
     "devices": ("vllm_server",),
@@ -58,6 +60,9 @@ class EngineConfig(Config):
     """GiB of vLLM's key-value cache on a CPU."""
     enable_sleep_mode: bool = operational(False)
     """Give vLLM's memory free between generations, where it shares a GPU with the training; engine vllm only."""
+    lora_sync: Literal["merged", "adapter"] = operational("merged")
+    """How what LoRA has learnt reaches engine vllm. merged: with all weights of the model; adapter: alone, which sends
+    little, and vLLM applies it at every token, which is slower than merged."""
     enforce_eager: bool = operational(True)
     """Neither compile the model nor capture CUDA graphs: starts sooner, samples more slowly on GPUs."""
     tensor_parallel_size: int = operational(1, ge=1)
@@ -149,6 +154,8 @@ def engine_problems(config: EngineChoice, sampling: SamplingConfig | None) -> li
         return problems
     if name == "vllm_server":
         problems += server_problems(rollouts)
+    if rollouts.lora_sync == "adapter":
+        problems += adapter_problems(config)
     if sampling is not None and sampling.min_p > 0 and sampling.top_p < 1:
         problems.append(
             f"min_p together with top_p: rollouts.engine {name} leaves out tokens by min_p first, the embedded engine "

@@ -12,6 +12,7 @@ from stages.context import Context
 from stages.rollouts.engine import Engine, ServedModel
 from stages.rollouts.engine_settings import EngineChoice, EngineConfig, OverlappedEngineConfig
 from stages.rollouts.requests import Completion, Progress, Sampler, SampleRequest, SamplingConfig
+from stages.training.adapter_weights import adapter_weights, served_adapter
 from stages.training.loop import Trainer
 from stages.training.model import Scorer
 from stages.training.occupancy import Clocked
@@ -31,15 +32,15 @@ class SyncedEngine:
         self,
         engine: Engine,
         proof: SyncProof,
-        processes: Processes,
+        send: Callable[[Engine, Scorer], None],
         *,
         policy: Callable[[], Scorer],
         version: Callable[[], int],
         interval: int,
     ) -> None:
-        """`version`: optimizer steps behind the weights of `policy`. The proof is asked for at every `interval`-th
-        sync, the first one included."""
-        self._engine, self._proof, self._processes = engine, proof, processes
+        """`send`: gives the engine the scorer's weights. `version`: optimizer steps behind the weights of `policy`. The
+        proof is asked for at every `interval`-th sync, the first one included."""
+        self._engine, self._proof, self._send = engine, proof, send
         self._policy, self._version, self._interval = policy, version, interval
         self._loaded: int | None = None
         self.syncs = 0
@@ -52,7 +53,7 @@ class SyncedEngine:
         version, scorer = self._version(), self._policy()
         is_due = False
         if version != self._loaded:
-            send_weights(self._engine, self._processes, scorer)
+            self._send(self._engine, scorer)
             self._loaded, is_due = version, self.syncs % self._interval == 0
             self.syncs += 1
         sampled = self._engine.sample(requests, settings, on_progress)
@@ -63,12 +64,13 @@ class SyncedEngine:
         return [[stamped(completion, version) for completion in group] for group in sampled]
 
 
-def send_weights(engine: Engine, processes: Processes, scorer: Scorer) -> None:
-    """From the first process; all wait until the weights are there, and all stop where they do not come."""
+def send_weights(engine: Engine, processes: Processes, scorer: Scorer, *, adapter: bool = False) -> None:
+    """From the first process; all wait until the weights are there, and all stop where they do not come. `adapter`: its
+    own alone."""
     problem: str | None = None
     if processes.rank == 0:
         try:
-            engine.load(whole_weights(scorer.transformers_model))
+            engine.load(adapter_weights(scorer.model) if adapter else whole_weights(scorer.transformers_model))
         except StageError as error:
             problem = str(error)
     if (problem := processes.share(problem)) is not None:
@@ -91,8 +93,9 @@ def engine_of(trainer: Trainer, end_token_ids: Sequence[int], config: Any) -> Sa
             f"rollouts.max_staleness is for one training process, here are {trainer.processes.size}; leave it out"
         )
     source, dtype = model_source(trainer.context, "model"), settings.computes_in(training.bf16)
+    adapter = served_adapter(trainer.scorer.model) if settings.lora_sync == "adapter" else None
     model = ServedModel(
-        source.folder, source.tokenizer, dtype, trainer.scorer.vocabulary, tuple(end_token_ids), training.seed
+        source.folder, source.tokenizer, dtype, trainer.scorer.vocabulary, tuple(end_token_ids), training.seed, adapter
     )
     engine: Engine = Clocked(open_engine(trainer.context, trainer.processes, settings, model), trainer.context.timings)
     proof = SyncProof(
@@ -115,7 +118,7 @@ def engine_of(trainer: Trainer, end_token_ids: Sequence[int], config: Any) -> Sa
     return SyncedEngine(
         engine,
         proof,
-        trainer.processes,
+        lambda engine, scorer: send_weights(engine, trainer.processes, scorer, adapter=adapter is not None),
         policy=trainer.policy,
         version=lambda: trainer.steps_done,
         interval=settings.proof_interval,

@@ -1,0 +1,37 @@
+"""What a recipe may ask of adapters that are sent alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from stages import rl
+
+WIRED = frozenset({"model", "dataset"})
+ALONE: dict[str, Any] = {"engine": "vllm", "lora_sync": "adapter"}
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"lora_r": 4, "use_dora": True, "rollouts": ALONE}, "use_dora with rollouts.lora_sync adapter: vLLM does not"),
+    (
+        {"lora_r": 4, "modules_to_save": ["lm_head"], "rollouts": ALONE},
+        "modules_to_save (lm_head) with rollouts.lora_sync adapter",
+    ),
+    ({"lora_r": 600, "rollouts": ALONE}, "lora_r 600 with rollouts.lora_sync adapter: vLLM applies ranks up to 512"),
+    (
+        {"lora_r": 4, "rollouts": {**ALONE, "enable_sleep_mode": True}},
+        "rollouts.enable_sleep_mode with lora_sync adapter",
+    ),
+    ({"lora_r": 4, "rollouts": {"lora_sync": "adapter"}}, "rollouts.lora_sync is of engine vllm; embedded has none"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSED)
+def test_refused(settings: dict[str, Any], message: str) -> None:
+    (problem,) = rl.check(rl.Config(rewards=["exact_match"], **settings), WIRED)
+    assert problem.startswith(message)
+
+
+def test_taken() -> None:
+    """Also without lora_r: the input may be an adapter."""
+    for settings in ({"lora_r": 512}, {}):
+        assert rl.check(rl.Config(rewards=["exact_match"], rollouts=ALONE, **settings), WIRED) == []
