@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ LARGEST_BYTES = 64 * 2**20
 SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY|AUTH", re.IGNORECASE)
 SHORTEST_SECRET = 12
 USERINFO = re.compile(r"(?<=://)[^/@\s'\"]+@")
+AUTHORIZATION = re.compile(r"(?i)(authorization['\"]?\s*[:=]\s*['\"]?(?:bearer|basic|token)\s+)[^\s'\",}]+")
 SIGNED_QUERY = re.compile(r"(?i)\b(X-Amz-(?:Signature|Credential|Security-Token)|AWSAccessKeyId|Signature)=[^&\s'\"]+")
 
 
@@ -85,7 +87,7 @@ def scrub(text: str) -> str:
 def _without(text: str, secrets: tuple[str, ...]) -> str:
     for secret in secrets:
         text = text.replace(secret, "***")
-    return USERINFO.sub("***@", text)
+    return AUTHORIZATION.sub(r"\1***", USERINFO.sub("***@", text))
 
 
 def _live_secrets() -> tuple[str, ...]:
@@ -96,4 +98,11 @@ def _live_secrets() -> tuple[str, ...]:
         for name, value in os.environ.items()
         if SECRET_NAME.search(name) and len(value) >= SHORTEST_SECRET and not os.path.isabs(value)
     }
-    return tuple(sorted(values, key=len, reverse=True))
+    forms = values | {form for value in values for form in _written_forms(value)}
+    return tuple(sorted(forms, key=len, reverse=True))
+
+
+def _written_forms(secret: str) -> tuple[str, ...]:
+    """How messages quote a text: as Python does, as JSON does, and as a part of a URL."""
+    quoted = repr(secret)[1:-1], json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]
+    return *quoted, urllib.parse.quote(secret), urllib.parse.quote(secret, safe="")

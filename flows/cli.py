@@ -105,12 +105,12 @@ def main(arguments: list[str] | None = None) -> int:
     except RequestError as error:
         if options.json:
             problems = [{"where": problem.where, "what": problem.what} for problem in error.problems]
-            print(json.dumps({"state": "refused", "problems": problems}, indent=1))
+            _print({"state": "refused", "problems": problems})
         _say(_refusal(error))
         return REFUSED
     except PosttrainError as error:
         if options.json:
-            print(json.dumps({"state": "failed", "error": str(error)}, indent=1))
+            _print({"state": "failed", "error": str(error)})
         _say(f"posttrain: {error}")
         return FAILED
     except KeyboardInterrupt:
@@ -151,7 +151,17 @@ def _keep_traceback(error: Exception) -> str:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    """On stderr, without secrets: what a person typed and what a server answered may hold some."""
+    from artifacts import scrub
+
+    print(scrub(text), file=sys.stderr)
+
+
+def _print(answer: dict[str, object]) -> None:
+    """As JSON on stdout, without secrets."""
+    from artifacts.sealed import publishable
+
+    print(json.dumps(publishable(answer), indent=1))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from artifacts.sealed import scrub
 from flows import supervise
 from flows.command import Command, LaunchSettings, stage_command, stage_environment
 from flows.failure import explain, killed_for_memory, may_pass, smaller_micro_batch
-from flows.tail import follow_json, follow_lines, is_warning
+from flows.tail import follow_json, follow_lines, is_warning, scrub_file
 
 logger = logging.getLogger(__name__)
 
@@ -186,7 +186,7 @@ def run_stage_process(
                     on_event(event)
                 for line in next(lines):
                     if on_warning is not None and is_warning(line):
-                        on_warning(line)
+                        on_warning(scrub(line))
         return _result(job, process, live, StageRun(command, time.monotonic() - started, pass_tokens))
 
 
@@ -246,6 +246,8 @@ def _await_end(process: subprocess.Popen[bytes], job: Path) -> None:
         process.wait()
     if not (job / "exit.json").exists():
         _sweep(job)
+    for log in (job / "log.txt", *job.glob("*.log")):  # its own, and those of servers that it had
+        scrub_file(log)
 
 
 def _sweep(job: Path) -> None:

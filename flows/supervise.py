@@ -55,6 +55,8 @@ def main(arguments: list[str]) -> int:
             "launcher is killed by hand, its workers may be left; end them yourself",
             file=sys.stderr,
         )
+    # a core file would lie in the job folder, with every secret of the environment
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     wakeup = _wake_on_signals()
     started, kills_before = time.monotonic(), oom_kills()
     try:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from artifacts.sealed import scrub
+
+logger = logging.getLogger(__name__)
 LONGEST_LINE_BYTES = 100_000
 """A longer one is passed on in pieces; Prefect's log cuts a record at 1 MB."""
 
@@ -49,6 +53,29 @@ def last_lines(path: Path, count: int = 400, most_bytes: int = 200_000) -> list[
         return []
     lines = re.split(rb"[\r\n]+", _read_from(path, start))
     return [line.decode("utf-8", "replace") for line in lines if line.strip()][-count:]
+
+
+def scrub_file(path: Path) -> None:
+    """Takes secrets out of a file that has been written to its end. Stages print none; what starts them, or could not,
+    may print its whole environment."""
+    clean = path.with_name(f"{path.name}.clean")
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            with open(clean, "w", encoding="utf-8", errors="surrogateescape", newline="") as written:
+                changed = [_copied(lines, written) for lines in iter(lambda: file.readlines(2**20), [])]
+        if any(changed):
+            clean.replace(path)
+    except OSError as error:  # a full disk: what failed is said elsewhere
+        logger.warning("%s was not looked through for secrets: %s", path, error)
+    finally:
+        clean.unlink(missing_ok=True)
+
+
+def _copied(lines: list[str], target: IO[str]) -> bool:
+    text = "".join(lines)
+    clean = scrub(text)
+    target.write(clean)
+    return clean != text
 
 
 def _read_from(path: Path, offset: int) -> bytes:

@@ -181,6 +181,8 @@ def hub_revision(name: str, kind: str) -> str:
         return str(info.sha)
     except RepositoryNotFoundError as error:
         raise RequestError(f"no {kind} {name!r} on the Hub (a private one needs HF_TOKEN)") from error
+    except UnicodeEncodeError:  # its message would quote the token
+        raise RequestError("HF_TOKEN holds characters that no token has; set it again, or unset it") from None
     except (HfHubHTTPError, OSError, PosttrainError) as error:
         try:
             for repository in scan_cache_dir().repos:

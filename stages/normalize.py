@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -12,6 +13,8 @@ from stages.stage import CodeRef, Config, DataRef, Stage
 
 if TYPE_CHECKING:
     from stages.context import Context
+
+_CREDENTIALS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.:-]*://[^/]*@")
 
 
 class SourceConfig(Config):
@@ -37,6 +40,11 @@ class SourceConfig(Config):
             raise ValueError("give path (a file, folder, URL or hub:owner/name) or function (file.py:rows)")
         if self.arguments and self.function is None:
             raise ValueError("arguments without function")
+        if self.path is not None and _CREDENTIALS.match(self.path):
+            raise ValueError(
+                "a URL with a user or password: recipes and what they leave are read by many; credentials come from "
+                "the environment"
+            )
         return self
 
 

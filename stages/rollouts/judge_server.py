@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from artifacts.errors import RequestError
+from artifacts.sealed import scrub
 
 if TYPE_CHECKING:
     import httpx
@@ -95,7 +96,7 @@ class JudgeServer:
             else:
                 if response.is_success:
                     return self._content(response)
-                failed = f"status {response.status_code}: {response.text[:300]}"
+                failed = f"status {response.status_code}: {scrub(response.text)[:300]}"
                 if response.status_code < 500 and response.status_code not in _PASSING:
                     raise self._error(failed)
                 asked = response.headers.get("Retry-After")
@@ -109,7 +110,7 @@ class JudgeServer:
         except (ValueError, LookupError, TypeError):
             content = None
         if not isinstance(content, str):
-            raise self._error(f"a reply without choices[0].message.content: {response.text[:300]}")
+            raise self._error(f"a reply without choices[0].message.content: {scrub(response.text)[:300]}")
         return content
 
     def _error(self, text: str) -> JudgeError:
