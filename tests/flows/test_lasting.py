@@ -105,6 +105,16 @@ def test_what_is_deployed_is_listed(ui: Ui, scheduled: Any) -> None:
         assert refused.returncode == 2 and words in refused.stderr, refused.stderr
 
 
+def test_what_is_removed_is_said_to_be_gone(ui: Ui, scheduled: Any) -> None:
+    assert ui.command("deploy", str(ui.recipe), "--name", "other").returncode == 0
+    removed = ui.command("schedule", "remove", "other")
+    assert removed.stdout == (
+        f"removed: other, which was on request and ran {ui.recipe}\nits runs, their results and reports stay\n"
+    )
+    left = json.loads(ui.command("schedule", "--json").stdout)["deployments"]
+    assert [row["name"] for row in left] == ["tiny"]
+
+
 def test_the_form_chooses_stages_and_is_checked(ui: Ui, scheduled: Any) -> None:
     for wrong in ({"only": ["rwos"]}, {"parameters": {"stps": 1}}, {"parameters": {"steps": "many"}}, {"wrong": 1}):
         with pytest.raises(RequestError, match="refused: HTTP 4"):
