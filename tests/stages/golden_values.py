@@ -24,7 +24,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     "base": (1, "4fa1e718df803023", "9c7df7a7d0529831", {"model/weights: norm": 12.902}),
     "drawn": (
         2,
-        "708a02208e7dee21",
+        "5dc58e3457568b34",
         "6e2c6ff2bf94e853",
         {
             "completions/data: reward": 1.3386,
@@ -225,7 +225,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "online": (
         3,
-        "d9230cdcadcdfcc8",
+        "e5b45e3b3cef2d9a",
         "f377b3216609cbf7",
         {
             "model/metrics: loss": 0.8673,
@@ -273,7 +273,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "explored": (
         3,
-        "6d4e3ee60ffa0f02",
+        "c46455313ceb2f36",
         "cdf7f9f2bd7a5ff5",
         {
             "model/metrics: loss": -1.2926,
@@ -374,7 +374,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "regressed": (
         2,
-        "41de3be717b2bf59",
+        "685c8beb036fa823",
         "47b5945285034d2f",
         {
             "model/metrics: loss": 0.17432,
@@ -463,7 +463,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "small": (
         3,
-        "4853f37301e9f604",
+        "ac6ece7b7c54706e",
         "06cbbe8ba1b07f8c",
         {
             "model/metrics: loss": 0.0043144,
@@ -479,7 +479,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "scores": (
         3,
-        "9f90b0b38e1a458f",
+        "bf6f4bf6a21d079c",
         "c066fe00544a0072",
         {
             "evaluation/results: accuracy: value": 0.0,

@@ -270,9 +270,9 @@ def saved_states_stay() -> Iterator[None]:
     """A thread writes a state while training goes on: what was given away for saving must not change with it."""
     original, given = Saver.save, []
 
-    def save(self: Saver, progress: Progress) -> None:
+    def save(self: Saver, progress: Progress, waited_seconds: float) -> None:
         given.append((progress.windows, json.dumps(progress.windows)))
-        original(self, progress)
+        original(self, progress, waited_seconds)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Saver, "save", save)
