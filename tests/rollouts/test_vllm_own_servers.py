@@ -44,6 +44,7 @@ def model(folder: Path) -> ServedModel:
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """start(behaviour, **settings) -> (servers, engine, what was said of them)"""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    others = descendants()
     opened: list[OwnServers] = []
 
     def build(behaviour: str, **settings: float) -> tuple[OwnServers, ServerEngine, list[str]]:
@@ -57,11 +58,12 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     for servers in opened:
         servers.stop()
         assert not servers.folder.exists()
-    assert not descendants()
+    assert descendants() <= others
 
 
-def descendants() -> list[psutil.Process]:
-    return [one for one in psutil.Process().children(recursive=True) if one.status() != psutil.STATUS_ZOMBIE]
+def descendants() -> set[psutil.Process]:
+    """Of these tests: other tests' servers may be among them."""
+    return {one for one in psutil.Process().children(recursive=True) if one.status() != psutil.STATUS_ZOMBIE}
 
 
 def weights(value: float) -> list[tuple[str, torch.Tensor]]:
@@ -167,9 +169,10 @@ def test_none_is_left(start: Start) -> None:
 
 
 def test_one_of_two_that_does_not_start_ends_the_other(start: Start) -> None:
+    others = descendants()
     with pytest.raises(StageError, match=r"(?s)^vLLM server 2 of 2 did not start: it ended with status 3.*no memory"):
         start("second dies", servers=2)
-    assert not descendants()
+    assert descendants() <= others
 
 
 def test_each_has_devices_of_its_own() -> None:
