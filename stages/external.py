@@ -172,6 +172,7 @@ def folder_digest(path: Path) -> str:
 
 def hub_revision(name: str, kind: str) -> str:
     """The commit of a Hub repository (`kind`: model or dataset) that its name means now."""
+    import httpx
     from huggingface_hub import HfApi, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound, HfHubHTTPError, RepositoryNotFoundError
 
@@ -183,7 +184,7 @@ def hub_revision(name: str, kind: str) -> str:
         raise RequestError(f"no {kind} {name!r} on the Hub (a private one needs HF_TOKEN)") from error
     except UnicodeEncodeError:  # its message would quote the token
         raise RequestError("HF_TOKEN holds characters that no token has; set it again, or unset it") from None
-    except (HfHubHTTPError, OSError, PosttrainError) as error:
+    except (HfHubHTTPError, httpx.HTTPError, OSError, PosttrainError) as error:
         try:
             for repository in scan_cache_dir().repos:
                 if repository.repo_id == name and repository.repo_type == kind:

@@ -120,6 +120,8 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[s
         for name in set(os.environ) - set(_clean_environment()):
             monkeypatch.delenv(name)
         servers = dict.fromkeys(("AWS_ENDPOINT_URL", "HF_ENDPOINT"), f"http://{server}")
+        # the variable is read when the library is imported, which other tests may have done
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://{server}")
         servers |= {"OPENAI_BASE_URL": f"http://{server}/v1", "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLF"}
         homes = {name: str(tmp_path / name.lower()) for name in ("PREFECT_HOME", "POSTTRAIN_CACHE", "HF_HOME")}
         for name, value in {**PLANTED, **servers, **homes}.items():
