@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.digest import sha256_bytes, sha256_file
-from artifacts.errors import DataError, PosttrainError, RequestError
+from artifacts.errors import DataError, RequestError
 from stages.data.files import Located, SourceFile, locate
 from stages.names import nearest
 
@@ -172,9 +172,8 @@ def folder_digest(path: Path) -> str:
 
 def hub_revision(name: str, kind: str) -> str:
     """The commit of a Hub repository (`kind`: model or dataset) that its name means now."""
-    import httpx
     from huggingface_hub import HfApi, scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound, HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import CacheNotFound, RepositoryNotFoundError
 
     try:
         api = HfApi()
@@ -184,7 +183,7 @@ def hub_revision(name: str, kind: str) -> str:
         raise RequestError(f"no {kind} {name!r} on the Hub (a private one needs HF_TOKEN)") from error
     except UnicodeEncodeError:  # its message would quote the token
         raise RequestError("HF_TOKEN holds characters that no token has; set it again, or unset it") from None
-    except (HfHubHTTPError, httpx.HTTPError, OSError, PosttrainError) as error:
+    except Exception as error:  # its HTTP client raises errors of its own, of another package in every version
         try:
             for repository in scan_cache_dir().repos:
                 if repository.repo_id == name and repository.repo_type == kind:
