@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from stages.losses.head import ChunkedHead, FormedGradient, Head, HeadGradient, chunk_length
+from stages.losses.head import ChunkedHead, Head, chunk_length
+from stages.losses.head_gradient import FormedGradient, HeadGradient
 from stages.losses.logprobs import ChunkScores, TokenScores, Wanted, keep_scores, room_for_scores
 from stages.losses.token_loss import TokenLossFunction, losses_and_slopes
 
@@ -43,7 +43,7 @@ def linear_token_entropy_loss(
     head.check(hidden_NH, targets_N)
     head.check(hidden_NH, entropy_weights_N)
     settings = _Settings(
-        form=partial(Head, scale=head.scale, softcap=head.softcap, temperature=head.temperature),
+        form=head.form,
         token_loss=token_loss or _nothing,
         weights_N=entropy_weights_N.detach(),
         longest=chunk_tokens or chunk_length(head),

@@ -5,13 +5,19 @@ N positions, C positions of a chunk, H hidden size, V vocabulary. The logits of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from stages.losses.products import add_product, product, product_in_blocks
+from stages.losses.products import product
+
+if TYPE_CHECKING:
+    from stages.losses.head_gradient import GradientTotal
 
 CHUNK_BYTES = 32 * 2**20
 """Size of a chunk of logits. Measured on CPU: more gains nothing."""
@@ -33,6 +39,13 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
     temperature: float = 1.0
+    total: GradientTotal | None = None
+    """Where the weight's gradient is added up; None: it is returned to autograd."""
+
+    @property
+    def form(self) -> Callable[[Tensor, Tensor | None], Head]:
+        """(weight, bias) -> this head with them. It holds no weight: a sharded one is given back after its use."""
+        return partial(Head, scale=self.scale, softcap=self.softcap, temperature=self.temperature, total=self.total)
 
     @property
     def vocabulary(self) -> int:
@@ -139,76 +152,3 @@ class ChunkedHead:
     def to_hidden(self, slopes_CV: Tensor) -> Tensor:
         """[C, H] slopes W, in the sum type."""
         return product(slopes_CV.to(self.weight_VH.dtype), self.weight_VH, self.head.sum_type)
-
-
-class HeadGradient:
-    """d loss / d weight and bias, added up over chunks in the head's `sum_type`."""
-
-    def __init__(self, head: Head, *, weight: bool, bias: bool) -> None:
-        # nothing holds on to the weight itself: where it is sharded, it is given back after the forward pass
-        self.shape, self.product_type, self.wants_weight = head.weight_VH.shape, head.product_type, weight
-        self.types = head.weight_VH.dtype, None if head.bias_V is None else head.bias_V.dtype
-        self.nothing = head.weight_VH.new_empty(0, dtype=head.sum_type)
-        self.bias_V = self.nothing.new_zeros(head.vocabulary) if bias else None
-        self.weight_VH: Tensor | None = None
-        self.rows: list[tuple[Tensor, Tensor]] = []
-        """(index [C], what is added there [C, H]), chunk by chunk."""
-
-    def add(self, slopes_CV: Tensor, scales_C: Tensor, hidden_CH: Tensor) -> None:
-        """weight += (scales slopes)^T hidden."""
-        if self.bias_V is not None:
-            self.bias_V.addmv_(slopes_CV.t(), scales_C)
-        if not self.wants_weight:
-            return
-        kind = self.product_type
-        slopes_CV, scaled_CH = slopes_CV.to(kind), (hidden_CH * scales_C[:, None]).to(kind)
-        if self.weight_VH is None:  # written, not added: zeros would have to be written first
-            self.weight_VH = product_in_blocks(slopes_CV.t(), scaled_CH, self.nothing.dtype)
-        else:
-            self.weight_VH = add_product(self.weight_VH, slopes_CV.t(), scaled_CH)
-
-    def add_rows(self, rows_C: Tensor, scales_C: Tensor, hidden_CH: Tensor) -> None:
-        """weight[rows] += scales hidden."""
-        if self.bias_V is not None:
-            self.bias_V.index_add_(0, rows_C, scales_C)
-        if self.wants_weight:
-            self.rows.append((rows_C, (hidden_CH * scales_C[:, None]).to(self.nothing.dtype)))
-
-    def result(self, scale: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
-        """(weight's, bias's) gradient times `scale` in the types of what they belong to; None where not wanted.
-
-        For once: the memory is given away, so that autograd need not copy it.
-        """
-        weight_VH, self.weight_VH = self.weight_VH, None
-        bias_V, self.bias_V = self.bias_V, None
-        if self.wants_weight:
-            weight_VH = self.nothing.new_zeros(self.shape) if weight_VH is None else weight_VH
-            for rows_C, added_CH in self.rows:
-                weight_VH.index_add_(0, rows_C, added_CH)
-        for grad in (weight_VH, bias_V):
-            if grad is not None and scale is not None:
-                grad.mul_(scale)
-        return (
-            None if weight_VH is None else weight_VH.to(self.types[0]),
-            None if bias_V is None else bias_V.to(self.types[1]),
-        )
-
-
-class FormedGradient:
-    """Gradients that the forward pass has formed: the backward pass multiplies them by what comes in, once."""
-
-    def __init__(self, hidden_NH: Tensor | None, head: HeadGradient) -> None:
-        self.hidden_NH, self.head = hidden_NH, head
-        self.taken = False
-
-    def take(self, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Gradients of hidden states, weight and bias. Raises RuntimeError the second time."""
-        if self.taken:
-            raise RuntimeError("this loss forms its gradient once, and it was taken before; compute the loss again")
-        self.taken = True
-        # on other devices, looking at the number would wait for them
-        scale = None if grad.device.type == "cpu" and grad.item() == 1.0 else grad
-        hidden_NH, self.hidden_NH = self.hidden_NH, None
-        if hidden_NH is not None and scale is not None:
-            hidden_NH.mul_(scale)
-        return hidden_NH, *self.head.result(scale)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from stages.losses.distillation import Divergence
-from stages.losses.head import ChunkedHead, FormedGradient, Head, HeadGradient, chunk_length, parts_of
+from stages.losses.head import ChunkedHead, Head, chunk_length, parts_of
+from stages.losses.head_gradient import FormedGradient, HeadGradient
 from stages.losses.logprobs import Wanted
 
 BLOCK_BYTES = {"cpu": 2**20, "cuda": 256 * 2**20}
@@ -68,7 +68,7 @@ def compared(
 ) -> tuple[Tensor, Tensor]:
     """As `linear_divergence`, from whatever `compare` compares with; it is called for at most `longest` positions."""
     settings = _Settings(
-        form=partial(Head, scale=head.scale, softcap=head.softcap, temperature=head.temperature),
+        form=head.form,
         compare=compare,
         longest=longest,
         wanted=Wanted.of(hidden_NH, head, with_entropy=False),

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from stages.losses.head import ChunkedHead, Head, HeadGradient, chunk_length
+from stages.losses.head import ChunkedHead, Head, chunk_length
+from stages.losses.head_gradient import HeadGradient
 
 KEPT_BYTES = 256 * 2**20
 """Probabilities up to this size are kept for the backward pass; larger ones are computed again in it."""
@@ -151,7 +151,7 @@ def linear_logprobs(
     positions = len(targets_N)
     keep = wanted.head and positions * head.vocabulary * head.sum_type.itemsize <= KEPT_BYTES
     longest = chunk_tokens or (max(1, positions) if keep else chunk_length(head))
-    form = partial(Head, scale=head.scale, softcap=head.softcap, temperature=head.temperature)
+    form = head.form
     with torch.autocast(hidden_NH.device.type, enabled=False):
         return TokenScores(
             *_LinearLogprobs.apply(hidden_NH, head.weight_VH, head.bias_V, targets_N, form, longest, wanted)
@@ -197,7 +197,7 @@ class _LinearLogprobs(torch.autograd.Function):
         ctx.kept = None  # or it would live as long as the graph, through the whole backward pass
         grad_hidden_NH = None if directions_NH is None else (directions_NH * grad_N[:, None]).to(hidden_NH.dtype)
         head: Head = ctx.form(weight_VH, bias_V)
-        gradient = HeadGradient(head, weight=wanted.weight, bias=wanted.bias)
+        gradient = HeadGradient(head, weight=wanted.weight, bias=wanted.bias, factor=1.0)
         with torch.autocast(hidden_NH.device.type, enabled=False):
             if chunk is not None:
                 add_chunk(gradient, chunk, grad_N, hidden_NH, targets_N)

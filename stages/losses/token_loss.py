@@ -9,14 +9,14 @@ the cross-entropy.)
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from stages.losses.head import ChunkedHead, FormedGradient, Head, HeadGradient, chunk_length
+from stages.losses.head import ChunkedHead, Head, chunk_length
+from stages.losses.head_gradient import FormedGradient, HeadGradient
 from stages.losses.logprobs import TokenScores, Wanted, add_chunk, keep_scores, room_for_scores, score_chunk
 
 TokenLossFunction = Callable[[Tensor, slice], Tensor]
@@ -40,7 +40,7 @@ def linear_token_loss(
     """
     head.check(hidden_NH, targets_N)
     wanted = Wanted.of(hidden_NH, head, with_entropy)
-    form = partial(Head, scale=head.scale, softcap=head.softcap, temperature=head.temperature)
+    form = head.form
     longest = chunk_tokens or chunk_length(head)
     with torch.autocast(hidden_NH.device.type, enabled=False):
         loss, *scores = _LinearTokenLoss.apply(

@@ -133,21 +133,27 @@ def training_step(training: Training, work: Passes, use: HeadUse, *, reference: 
     """A step, once the optimizer has its state. `reference`: other models that stay.
 
     The worst moment is one of three: in the head, with the activations of all layers; in the backward pass of the last
-    attention; at the end, with all gradients. A model that is whole adds the head's gradient to its own at once; with
+    attention; at the end, with all gradients. A model that is whole adds the head's gradient to its own in place; with
     slices there is a second one in every later pass of a step, until its end.
     """
     shape, setup, layers = training.shape, training.setup, training.layers
     state = training.state()
+    whole, several = isinstance(setup.sharding, Whole), work.count > 1
     head = held_bytes(
-        shape, use, work.read, device=setup.device, compute=training.weight, frozen=not training.trains_head
+        shape,
+        use,
+        work.read,
+        device=setup.device,
+        compute=training.weight,
+        frozen=not training.trains_head,
+        in_place=whole and several and not training.bf16 and (use.together or setup.device == "cpu"),
     )
     head += training.widened_head
     saved = saved_bytes(layers, work.tokens, work.read, work.longest)
     inside = _activation_slack(shape, setup.device, work.tokens)
     streams = stream_bytes(layers, work.tokens)
-    before = state["gradients"] if work.count > 1 else 0.0
+    before = state["gradients"] if several else 0.0
     embedding = shape.embedding_parameters * _FLOAT if layers.all_trained else 0
-    whole, several = isinstance(setup.sharding, Whole), work.count > 1
     apart = 0 if shape.classifier or (whole and several) else slack(embedding, setup.device) * embedding
     moments = [
         {"gradients": before, "activations": inside * (saved + streams), "head": head},

@@ -35,20 +35,37 @@ def chunk_bytes(shape: ModelShape, read: int, device: Device) -> int:
     return _FLOAT * shape.vocabulary * -(-read // max(1, parts))
 
 
-def held_bytes(shape: ModelShape, use: HeadUse, read: int, *, device: Device, compute: int, frozen: bool) -> float:
+def held_bytes(
+    shape: ModelShape,
+    use: HeadUse,
+    read: int,
+    *,
+    device: Device,
+    compute: int,
+    frozen: bool,
+    in_place: bool = False,
+) -> float:
     """At the end of a forward pass, or when its backward pass begins, whichever is more; with what allocators add."""
-    tensors = held_tensors(shape, use, read, device=device, compute=compute, frozen=frozen)
+    tensors = held_tensors(shape, use, read, device=device, compute=compute, frozen=frozen, in_place=in_place)
     return sum(slack(size, device) * size for size in tensors)
 
 
 def held_tensors(
-    shape: ModelShape, use: HeadUse, read: int, *, device: Device, compute: int, frozen: bool
+    shape: ModelShape,
+    use: HeadUse,
+    read: int,
+    *,
+    device: Device,
+    compute: int,
+    frozen: bool,
+    in_place: bool = False,
 ) -> list[int]:
-    """Bytes of every tensor that is held at that moment."""
+    """Bytes of every tensor that is held at that moment. `in_place`: the weight's gradient is added to that of
+    the passes before."""
     if shape.classifier:
         return []
     weight = _FLOAT * shape.embedding_parameters
-    gradients = [] if frozen else [weight]
+    gradients = [] if frozen or in_place else [weight]
     chunk = chunk_bytes(shape, read, device)
     # a CPU would sum products of bfloat16 in bfloat16, so the weight is widened first
     widened = [weight] if device == "cpu" and compute < _FLOAT else []

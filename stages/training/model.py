@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from artifacts.errors import StageError
 from stages.losses.head import Head
+from stages.losses.head_gradient import GradientTotal
 from stages.losses.logprobs import TokenScores, linear_logprobs
 from stages.losses.token_loss import TokenLossFunction, linear_token_loss
 from stages.training.adapted_head import head_weight, widened
@@ -78,14 +79,19 @@ class Scorer(nn.Module):
         self.reads_few = False
         """The last layer can be run on the positions that are read alone."""
         self.tied: TiedEmbedding | None = None
+        self.head_total: GradientTotal | None = None
+        """What all micro-batches of a step add the head's gradient to."""
         self._head_of_pass: tuple[Tensor, ...] = ()
         """The tied weight as this very pass uses it; in a tuple, for a module would register a parameter as its own."""
         self.vocabulary = int(self.transformers_model.get_input_embeddings().weight.shape[0])
         """Number of token ids that the model has an embedding for; known before ZeRO-3 leaves the weight empty."""
 
-    def merge_tied_gradients(self) -> None:
-        """Let embedding and head of a model that ties them share one gradient; all passes must go through here."""
+    def merge_gradients(self) -> None:
+        """Let a step's micro-batches add to one gradient of the head in place, and embedding and head of a model that
+        ties them share it. For weights that are whole in this process; all passes must go through here."""
         self.tied = TiedEmbedding.of(self.transformers_model)
+        weight_VH = getattr(self.transformers_model.get_output_embeddings(), "weight", None)
+        self.head_total = None if weight_VH is None else GradientTotal(weight_VH)
 
     @property
     def transformers_model(self) -> Any:
@@ -102,9 +108,11 @@ class Scorer(nn.Module):
         model = self.transformers_model
         weight_VH, bias_V = head_weight(model.get_output_embeddings())
         config = model.config
+        is_total = self.head_total is not None and weight_VH is self.head_total.weight_VH
         return Head(
             self._head_of_pass[0] if self._head_of_pass else weight_VH,
             bias_V,
+            total=self.head_total if is_total else None,
             scale=getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1.0),
             softcap=getattr(config, "final_logit_softcapping", None),
             temperature=temperature,

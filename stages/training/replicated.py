@@ -26,7 +26,7 @@ class Replicated:
 
     def __init__(self, scorer: Scorer, config: TrainingConfig, processes: Processes) -> None:
         self.scorer, self.processes = scorer.to(processes.device), processes
-        scorer.merge_tied_gradients()
+        scorer.merge_gradients()
         trained = {name: one for name, one in scorer.named_parameters() if one.requires_grad}
         self.masters = Masters(scorer, trained) if config.bf16 else None
         self.adam = Adam(trained if self.masters is None else self.masters.weights, config)

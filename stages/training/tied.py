@@ -48,7 +48,8 @@ class TiedEmbedding:
 
 def _give_gradient(weight_VH: Tensor, head_VH: Tensor) -> None:
     grad_VH, head_VH.grad = head_VH.grad, None
-    assert grad_VH is not None
+    if grad_VH is None:  # it was added in place (`GradientTotal`)
+        return
     weight_VH.grad = grad_VH if weight_VH.grad is None else weight_VH.grad.add_(grad_VH)
 
 

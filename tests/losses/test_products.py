@@ -11,7 +11,8 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stages.losses import products
-from stages.losses.head import Head, HeadGradient
+from stages.losses.head import Head
+from stages.losses.head_gradient import HeadGradient
 from stages.losses.token_loss import linear_token_loss
 from tests.losses.heads import log_softmax
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from stages.losses import head as head_module
-from stages.losses.head import Head, HeadGradient
+from stages.losses.head import Head
+from stages.losses.head_gradient import HeadGradient
 from stages.losses.token_loss import linear_token_loss
 from tests.losses.heads import H, N, V, Work, entropy, frozen, inputs, kinds, log_softmax, make_head, trained
 

@@ -250,6 +250,10 @@ def test_a_step_of_several_passes_holds_the_gradients_of_those_before() -> None:
     many = training_step(training, passes(4096, row=512, rows=80), HeadUse())
     assert "gradients" not in one.parts and many.parts["gradients"] == training.state()["gradients"]
     assert one.parts["process"] == PROCESS_BYTES["cpu"]
+    # the head has none of its own then, of 10 x 8 floats, for which the heap takes twice as much
+    assert many.total - one.total == many.parts["gradients"] - 2 * 10 * 8 * 4
+    low = Training(replace(HAND, vocabulary=10), Setup(), bf16=True)
+    one, many = (training_step(low, passes(4096, row=512, rows=rows), HeadUse()) for rows in (8, 80))
     assert many.total - one.total == many.parts["gradients"]
 
 

@@ -105,7 +105,7 @@ def test_passes_without_and_with_gradients_follow_each_other() -> None:
     """A pass without gradients uses the parameter itself; it must not become one of the Scorer's own."""
     scorer = packing_scorer(tiny_model())
     names = [name for name, _ in scorer.named_parameters()]
-    scorer.merge_tied_gradients()
+    scorer.merge_gradients()
     batch = scorer.layout(random_groups(2, 2))
     with torch.no_grad():
         before = scorer(batch, token_logprobs(batch)).logprobs_N
