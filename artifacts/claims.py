@@ -111,11 +111,9 @@ def publishing(files: Files, artifact: Artifact) -> Iterator[None]:
 
 def _condemned(files: Files, artifacts: Collection[Artifact]) -> bool:
     try:
-        data = files.read(CONDEMNED)
+        named = {item["id"] for item in unseal(files.read(CONDEMNED), CONDEMNED)["artifacts"]}
     except FileNotFoundError:
         return False
-    try:
-        named = {item["id"] for item in unseal(data, CONDEMNED)["artifacts"]}
     except (DamagedError, KeyError, TypeError):
         return True
     return any(artifact.id in named for artifact in artifacts)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from artifacts.digest import FileEntry
+from artifacts.sealed import LARGEST_BYTES
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,9 @@ class Files(Protocol):
     local_root: Path | None
     """The folder itself when the place is on this machine."""
 
-    def read(self, key: str) -> bytes:
-        """The whole (small) file."""
+    def read(self, key: str, most: int = LARGEST_BYTES) -> bytes:
+        """The whole (small) file. Raises DamagedError where it has more than `most` bytes, of which no more are read:
+        whoever else writes there cannot fill the memory."""
 
     def write(self, key: str, data: bytes) -> None:
         """A whole (small) file, durable and all or nothing; replaces what is there."""

@@ -23,6 +23,7 @@ from artifacts.local_errors import reported
 from artifacts.locks import exclusively
 from artifacts.no_links import is_folder, read_regular, require_no_links
 from artifacts.owner import is_dead, lives_here
+from artifacts.sealed import LARGEST_BYTES
 
 PIECE = 16 * 2**20
 
@@ -55,9 +56,9 @@ class LocalFiles:
         require_no_links(self.root, key)
         return self.root / key
 
-    def read(self, key: str) -> bytes:
+    def read(self, key: str, most: int = LARGEST_BYTES) -> bytes:
         with reported("read", self.path(key), missing=True):
-            return read_regular(self.path(key))
+            return read_regular(self.path(key), most)
 
     def write(self, key: str, data: bytes) -> None:
         path = self.path(key)

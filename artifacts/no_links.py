@@ -10,8 +10,6 @@ from pathlib import Path
 
 from artifacts.errors import DamagedError
 
-LARGEST_BYTES = 2**30
-"""Of a file that is read as a whole: manifests, records and shards are far smaller."""
 _NO_FILE = (errno.ELOOP, errno.ENXIO)
 """What opening a link and a socket gives."""
 
@@ -34,8 +32,8 @@ def is_folder(path: Path) -> bool:
     return stat.S_ISDIR(os.lstat(path).st_mode)
 
 
-def read_regular(path: Path) -> bytes:
-    """The whole file. Raises OSError; DamagedError for what is no regular file, or is too large to be one of ours."""
+def read_regular(path: Path, most: int) -> bytes:
+    """The whole file. Raises OSError; DamagedError for what is no regular file, or has more than `most` bytes."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -46,7 +44,7 @@ def read_regular(path: Path) -> bytes:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise DamagedError(f"{path} is no regular file; the store holds nothing else: delete it")
-        if status.st_size > LARGEST_BYTES:
+        if status.st_size > most:
             raise DamagedError(f"{path} has {status.st_size} bytes; nothing that is read as a whole is so large")
         with open(descriptor, "rb", closefd=False) as stream:
             return stream.read()

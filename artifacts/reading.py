@@ -7,16 +7,16 @@ from collections.abc import Callable
 
 from artifacts.errors import DamagedError, StoreError
 from artifacts.files import Files
-from artifacts.sealed import unseal
+from artifacts.sealed import LARGEST_BYTES, unseal
 
 
-def read_right(files: Files, key: str, is_right: Callable[[bytes], bool]) -> bytes:
+def read_right(files: Files, key: str, is_right: Callable[[bytes], bool], most: int = LARGEST_BYTES) -> bytes:
     """The file, right or as it was found twice. Raises FileNotFoundError; StoreError where the store does not give
     what it says it holds: that is no damage, and nothing may be done again for it."""
-    data = files.read(key)
+    data = files.read(key, most)
     if is_right(data):
         return data
-    data = files.read(key)
+    data = files.read(key, most)
     if is_right(data):
         return data
     folder, _, name = key.rpartition("/")

@@ -18,7 +18,8 @@ from artifacts.digest import FileEntry
 from artifacts.errors import DamagedError, StoreError
 from artifacts.files import Publication, Stored
 from artifacts.folder import hash_folder, in_parallel
-from artifacts.retry import Patience, call
+from artifacts.retry import Patience, WrongContentError, call
+from artifacts.sealed import LARGEST_BYTES
 
 R = TypeVar("R")
 PIECE = 16 * 2**20
@@ -66,28 +67,35 @@ class RemoteFiles:
             raise DamagedError(f"{self.url} holds {key!r}, a name that leads out of it; delete it")
         return f"{self._base}/{key}"
 
-    def read(self, key: str) -> bytes:
+    def read(self, key: str, most: int = LARGEST_BYTES) -> bytes:
         try:
-            data: bytes = self._call("read", key, lambda: self.fs.cat_file(self.path(key)))
+            data = self._call("read", key, partial(self._first, key, most + 1))
         except FileNotFoundError:
             # a miss makes others do work again, so both of the store's ways to say it must agree
             if not self._is_listed(key):
                 raise
-            data = self._call("read", key, partial(self._read_listed, key))
+            data = self._call("read", key, partial(self._first_listed, key, most + 1))
+        if len(data) > most:
+            where = f"{self.url}/{key}"
+            raise DamagedError(f"{where} has more than {most} bytes; nothing that is read as a whole is so large")
+        return data
+
+    def _first(self, key: str, count: int) -> bytes:
+        """The first so many bytes of a file, or all that it has."""
+        data: bytes = self.fs.cat_file(self.path(key), start=0, end=count)
         return data
 
     def _is_listed(self, key: str) -> bool:
         folder, _, name = key.rpartition("/")
         return name in self.children(folder)
 
-    def _read_listed(self, key: str) -> bytes:
+    def _first_listed(self, key: str, count: int) -> bytes:
         try:
-            data: bytes = self.fs.cat_file(self.path(key))
+            return self._first(key, count)
         except FileNotFoundError:
             if not self._is_listed(key):  # deleted meanwhile
                 raise
-            raise OSError("the store lists it and does not find it") from None
-        return data
+            raise WrongContentError("the store lists it and does not find it") from None
 
     def write(self, key: str, data: bytes) -> None:
         self._call("write", key, partial(self._pipe_and_check, key, data))
@@ -96,11 +104,11 @@ class RemoteFiles:
         """What is acknowledged has been read back: a small file is what makes the large ones count."""
         self._pipe(key, data)
         try:
-            found: bytes = self.fs.cat_file(self.path(key))
+            found = self._first(key, len(data) + 1)
         except FileNotFoundError:
-            raise OSError("the store took it, and then it is not there") from None
+            raise WrongContentError("the store took it, and then it is not there") from None
         if found != data:
-            raise OSError(f"the store took {len(data)} bytes and gives {len(found)} that are not those")
+            raise WrongContentError(f"the store took {len(data)} bytes and gives {len(found)} that are not those")
 
     def swap(self, key: str, expected: bytes | None, data: bytes) -> bool:
         with _one_process:
@@ -114,14 +122,9 @@ class RemoteFiles:
             return True
 
     def touch(self, key: str) -> None:
-        self.write(key, self._call("read", key, partial(self._read_whole, key)))
-
-    def _read_whole(self, key: str) -> bytes:
-        """What is written again must be all that is there."""
-        data = self.read(key)
-        if len(data) != self.fs.info(self.path(key))["size"]:
-            raise OSError(f"the store gives only {len(data)} bytes of it")
-        return data
+        """The store copies the file onto itself: what passes through here cannot spoil it, and one that is gone does
+        not come back."""
+        self._call("touch", key, lambda: self.fs.cp_file(self.path(key), self.path(key)))
 
     def age(self, key: str) -> float | None:
         def seconds() -> float:
@@ -182,7 +185,7 @@ class RemoteFiles:
             if place not in found or found[place].size != entry.size:
                 self._upload(publication, entry)
                 have = f"has {found[place].size} bytes" if place in found else "is not there"
-                raise OSError(f"the store took {entry.size} bytes of {place}, and then it {have}")
+                raise WrongContentError(f"the store took {entry.size} bytes of {place}, and then it {have}")
 
     def stream(self, key: str, size: int) -> Iterator[bytes]:
         """In order; the next pieces are on their way while one is used."""
@@ -208,9 +211,9 @@ class RemoteFiles:
         except FileNotFoundError:
             if not self._is_listed(key):
                 raise
-            raise OSError("the store lists it and does not find it") from None
+            raise WrongContentError("the store lists it and does not find it") from None
         if len(piece) < end - start and self.fs.info(self.path(key))["size"] >= end:
-            raise OSError(f"the store gives {len(piece)} bytes from {start} on instead of {end - start}")
+            raise WrongContentError(f"the store gives {len(piece)} bytes from {start} on instead of {end - start}")
         return piece
 
     def remove(self, key: str, first: str | None = None) -> None:

@@ -18,6 +18,10 @@ TRANSPORTS = ("aiobotocore", "aiohttp", "botocore", "fsspec", "http", "urllib3")
 """Packages whose exceptions without an HTTP answer mean that something went wrong on the way."""
 
 
+class WrongContentError(OSError):
+    """The store acknowledges what it does not keep, or gives other bytes than it says it holds."""
+
+
 @dataclass(frozen=True)
 class Patience:
     """How long a call is repeated: pauses double from `first_pause` to `longest_pause` seconds, with jitter,
@@ -109,6 +113,11 @@ def _advice(error: Exception) -> str:
         return (
             "check the credentials in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
             "AWS_PROFILE) and that they may list, read, write and delete there"
+        )
+    if isinstance(error, WrongContentError):
+        return (
+            "it holds or gives other than it was given, and nothing of that is counted: run again, and should it "
+            "happen twice choose another store (--store)"
         )
     if status == 400:
         return "check the bucket's name and region (AWS_DEFAULT_REGION)"

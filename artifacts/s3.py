@@ -20,6 +20,8 @@ READ_SECONDS = 60
 PART = 32 * 2**20
 PARTS_AT_ONCE = 8
 LOST_RACE = (409, 412)
+NO_SUCH_RANGE = 416
+"""What the first bytes of an empty object are answered with."""
 
 
 class S3Files(RemoteFiles):
@@ -36,6 +38,14 @@ class S3Files(RemoteFiles):
             self.fs.info(self._bucket)
         except FileNotFoundError:
             raise StoreError(f"cannot open store {self.url}: there is no bucket {self._bucket!r}; create it") from None
+
+    def _first(self, key: str, count: int) -> bytes:
+        try:
+            return super()._first(key, count)
+        except Exception as error:
+            if status_of(error) == NO_SUCH_RANGE:
+                return b""
+            raise
 
     def swap(self, key: str, expected: bytes | None, data: bytes) -> bool:
         try:

@@ -6,10 +6,12 @@ import re
 from collections.abc import Iterator
 
 from artifacts.digest import is_sha256, sha256_bytes
-from artifacts.errors import DamagedError, MissingError, RequestError
+from artifacts.errors import DamagedError, MissingError, RequestError, StoreError
 from artifacts.files import Files
 from artifacts.reading import read_right
 
+LARGEST_BYTES = 2**30
+"""Of a shard, which is read as a whole."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,150}")
 
 
@@ -37,6 +39,8 @@ class Shards:
         """Durable on return. Saving a name again replaces it."""
         if not NAME.fullmatch(name):
             raise RequestError(f"a shard's name has letters, digits, '.', '_' and '-' only, found {name!r}")
+        if len(data) > LARGEST_BYTES:
+            raise StoreError(f"shard {name!r} has {len(data)} bytes; {LARGEST_BYTES} can be read again")
         sha256 = sha256_bytes(data)
         self._files.write(f"{self._key}/{name}.{sha256}", data)
         self._saved[name] = sha256
@@ -75,7 +79,7 @@ class Shards:
             return sha256_bytes(data) == sha256
 
         try:
-            data = read_right(self._files, f"{self._key}/{name}.{sha256}", is_right)
+            data = read_right(self._files, f"{self._key}/{name}.{sha256}", is_right, LARGEST_BYTES)
         except FileNotFoundError:
             return None
         return data if is_right(data) else None

@@ -254,7 +254,7 @@ class SnapshotFiles:
     def __init__(self, content: dict[str, bytes]) -> None:
         self.content = content
 
-    def read(self, key: str) -> bytes:
+    def read(self, key: str, most: int = 0) -> bytes:
         if key not in self.content:
             raise FileNotFoundError(key)
         return self.content[key]

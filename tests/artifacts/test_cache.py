@@ -148,7 +148,7 @@ def test_pieces_of_a_large_file_come_side_by_side_and_in_order(tmp_path, monkeyp
     content = bytes(range(256)) * 31  # 8 pieces of 1000, the last one shorter
     meeting = Meeting(remote.AHEAD)
     files = RemoteFiles(f"memory://{tmp_path.name}", f"/{tmp_path.name}", lambda: meeting)
-    files.write("x", content)
+    meeting.pipe_file(files.path("x"), content)
     pieces = list(files.stream("x", len(content)))
     assert b"".join(pieces) == content and [len(piece) for piece in pieces] == [1000] * 7 + [936]
     assert list(files.stream("x", 0)) == []

@@ -19,6 +19,7 @@ from artifacts import (
     digest_of,
     open_store,
 )
+from artifacts.sealed import LARGEST_BYTES
 
 FILES = {"config.json": b'{"a": 1}', "weights/part 1.bin": bytes(range(256)) * 300, "empty": b"", "ä.txt": b"x"}
 FINGERPRINT = "ab" * 32
@@ -264,6 +265,32 @@ def test_lookups_do_not_wait(store):
     start = time.monotonic()
     assert store.lookup("sft", FINGERPRINT) is None
     assert time.monotonic() - start < 5
+
+
+def test_what_is_read_as_a_whole_has_a_limit(store, fill, caplog):
+    store.files.write("work/x", b"12345")
+    assert store.files.read("work/x", 5) == b"12345"
+    with pytest.raises(DamagedError, match=r"work/x has .*(4|5) bytes; nothing that is read as a whole is so large"):
+        store.files.read("work/x", 4)
+    artifact = store.put("model", fill(FILES), producer={})
+    # more than a manifest may have, though it is well-formed JSON
+    store.files.write(f"{artifact.key}/manifest.json", b'"' + b" " * LARGEST_BYTES + b'"')
+    with pytest.raises(DamagedError, match=r"manifest\.json has (more than )?6710886\d bytes"):
+        store.materialize(artifact)
+    store.files.delete(f"{artifact.key}/damaged.json")
+    with caplog.at_level(logging.WARNING):
+        assert not store.is_intact(artifact) and "manifest.json has" in caplog.text
+
+
+@pytest.mark.parametrize("url", ["memory", "s3"], indirect=True)
+def test_no_more_than_the_limit_comes_over_the_net(url, monkeypatch):
+    files = open_store(url).files
+    files.write("work/x", b"x" * 1000)
+    arrived, fetch = [], files.fs.cat_file
+    monkeypatch.setattr(files.fs, "cat_file", lambda *given, **how: arrived.append(fetch(*given, **how)) or arrived[-1])
+    with pytest.raises(DamagedError, match="more than 10 bytes"):
+        files.read("work/x", 10)
+    assert list(map(len, arrived)) == [11]
 
 
 def test_touching_makes_young_and_brings_nothing_back(store):

@@ -10,16 +10,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from artifacts import MissingError, Record, Store, StoreError, open_store
+from artifacts import Artifact, MissingError, Record, Store, StoreError, open_store
 from artifacts.materialize import problems_of
 from artifacts.remote import RemoteFiles
 from artifacts.retry import Patience, call
 from artifacts.s3 import S3Files
-from tests.campaigns.interposed import STALE, Interposed, nth
+from tests.campaigns.interposed import SHORT, STALE, Fault, Interposed, nth
 
 FINGERPRINT = "ab" * 32
 FILES = {"a": b"1" * 1000, "b": b"2"}
-CALLS = ("cat_file", "pipe_file", "rm_file", "rm", "ls", "find", "info", "modified", "makedirs")
+CALLS = ("cat_file", "pipe_file", "cp_file", "rm_file", "rm", "ls", "find", "info", "modified", "makedirs")
 
 
 class Faulty:
@@ -248,6 +248,35 @@ def test_a_store_that_says_nothing_is_reported_soon(monkeypatch, s3_environment)
         with pytest.raises(StoreError, match=r"no answer within 1 s"):
             open_store("s3://bucket/x", answer_seconds=1)
         assert time.monotonic() - start < 5
+
+
+@pytest.fixture
+def failing(tmp_path, fill):
+    """`failing(fault)`: an artifact in memory, and its store as one that has met the fault ever since."""
+
+    def make(fault: Fault) -> tuple[Artifact, Store]:
+        root, clock = f"/{tmp_path.name}", Clock()
+        artifact = open_store(f"memory:/{root}").put("model", fill(FILES), producer={})
+        fs = Interposed(MemoryFileSystem(skip_instance_cache=True), nth(1, fault, for_ever=True))
+        return artifact, Store(RemoteFiles(f"memory:/{root}", root, lambda: fs, clock.patience()), tmp_path / "cache")
+
+    return make
+
+
+def test_renewing_sends_nothing_so_that_a_store_that_keeps_half_of_it_spoils_nothing(failing):
+    artifact, store = failing(SHORT)
+    before = store.files.tree(artifact.key)["manifest.json"].modified
+    assert store.renew(artifact) and store.is_intact(artifact) and store.verify(artifact) == []
+    assert store.files.tree(artifact.key)["manifest.json"].modified > before
+
+
+def test_a_store_that_does_not_keep_what_it_took_is_given_up_in_words(failing, fill):
+    artifact, store = failing(SHORT)
+    with pytest.raises(StoreError, match=r"after \d+ attempts in \d+ s: .*took 6 bytes.*it has 3 bytes; .*--store"):
+        store.put("model", fill({"a": b"123456"}), producer={})
+    with pytest.raises(StoreError, match=r"cannot write .* attempts .* that are not those; .* other than it was given"):
+        store.set_alias("team/model", artifact)
+    assert sound(store) and list(store.artifacts()) == [artifact]
 
 
 def test_a_shard_is_there_for_who_saved_it_though_no_list_has_it_yet(tmp_path):

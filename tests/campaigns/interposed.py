@@ -7,7 +7,10 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-CALLS = ("cat_file", "pipe_file", "put_file", "rm_file", "rm", "ls", "find", "info", "modified", "makedirs", "call_s3")
+CALLS = (
+    *("cat_file", "pipe_file", "put_file", "cp_file", "rm_file", "rm"),
+    *("ls", "find", "info", "modified", "makedirs", "call_s3"),
+)
 """What the store asks of a file system."""
 READS = ("cat_file", "info", "modified", "call_s3")
 LISTS = ("ls", "find")
