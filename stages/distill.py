@@ -94,6 +94,11 @@ def _teacher_problems(config: Config, wired: frozenset[str]) -> list[str]:
         return [f"teacher_engine.engine is {engine.engine}; what computes a teacher elsewhere is vllm_server"]
     found = engine_problems(EngineChoice(rollouts=engine), None)
     problems = [problem.replace("rollouts.", "teacher_engine.") for problem in found]
+    problems += [
+        f"teacher_engine.{name} is of what is trained; a teacher stays as it is, leave it out"
+        for name in ("lora_sync", "proof_interval")
+        if getattr(engine, name) != EngineConfig.model_fields[name].default
+    ]
     if "teacher" not in wired:
         problems.append("teacher_engine computes input teacher, which is not wired in")
     if config.loss_top_k is None:

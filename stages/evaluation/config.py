@@ -36,7 +36,7 @@ def answer_problems(config: AnswerConfig, num_rewards: int) -> list[str]:
     problems = unknown_rewards(config.rewards) + engine_problems(config, config)
     problems += [
         f"rollouts.{name} is of stages that train; here are none of their steps, leave it out"
-        for name in ("enable_sleep_mode",)
+        for name in ("enable_sleep_mode", "lora_sync", "proof_interval")
         if getattr(config.rollouts, name) != EngineConfig.model_fields[name].default
     ]
     if config.reward_weights is not None and len(config.reward_weights) != num_rewards:

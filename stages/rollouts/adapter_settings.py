@@ -27,4 +27,9 @@ def adapter_problems(config: Any) -> list[str]:
             "rollouts.enable_sleep_mode with lora_sync adapter: vLLM forgets the base as it sleeps, which merged sends "
             "again"
         )
+    if config.rollouts.weight_transfer == "nccl":
+        problems.append(
+            "rollouts.weight_transfer nccl with lora_sync adapter: vLLM reads adapters from files; use folder, which "
+            "sends little"
+        )
     return problems

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+ADAPTER_NAME = "posttrain-policy"
+"""Of an adapter, among those that an engine applies."""
+
+
 @dataclass(frozen=True)
 class ServedAdapter:
     """The adapter that an engine applies, beside its weights."""
@@ -40,6 +44,11 @@ class ServedModel:
     adapter: ServedAdapter | None = None
     """Given, the weights of the folder are kept, and those of the adapter alone are sent."""
 
+    @property
+    def adapter_name(self) -> str | None:
+        """Under which completions are asked for; None: there is no adapter."""
+        return None if self.adapter is None else ADAPTER_NAME
+
 
 class Engine(Sampler, Protocol):
     """A sampler that computes with a copy of the trainer's weights."""
@@ -53,8 +62,8 @@ class Engine(Sampler, Protocol):
         ...
 
     def plain_logprobs(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
-        """Of (prompt, completion) pairs: log-probabilities of the completion's tokens under the model's own
-        distribution, temperature 1 and nothing left out."""
+        """Of (prompt, completion) pairs, neither empty: log-probabilities of the completion's tokens under the model's
+        own distribution, temperature 1 and nothing left out."""
         ...
 
     def rest(self) -> bool:

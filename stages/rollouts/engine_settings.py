@@ -24,7 +24,7 @@ _OWNERS: dict[str, tuple[EngineName, ...]] = {
     "proof_interval": _APART,
     "sync_tolerance": _APART,
     "enable_sleep_mode": ("vllm",),
-    "lora_sync": ("vllm",),
+    "lora_sync": _APART,
     "tensor_parallel_size": ("vllm_server",),
     "servers": ("vllm_server",),
     "devices": ("vllm_server",),
@@ -61,8 +61,8 @@ class EngineConfig(Config):
     enable_sleep_mode: bool = operational(False)
     """Give vLLM's memory free between generations, where it shares a GPU with the training; engine vllm only."""
     lora_sync: Literal["merged", "adapter"] = operational("merged")
-    """How what LoRA has learnt reaches engine vllm. merged: with all weights of the model; adapter: alone, which sends
-    little, and vLLM applies it at every token, which is slower than merged."""
+    """How what LoRA has learnt reaches vLLM. merged: with all weights of the model; adapter: alone, which sends little,
+    and vLLM applies it at every token, which is slower than merged."""
     enforce_eager: bool = operational(True)
     """Neither compile the model nor capture CUDA graphs: starts sooner, samples more slowly on GPUs."""
     tensor_parallel_size: int = operational(1, ge=1)

@@ -1,4 +1,8 @@
-"""The adapter that vLLM applies to the weights that it was opened with: given as a folder, which it reads at once."""
+"""The adapter that vLLM applies to the weights that it was opened with: given as a folder, which it reads at once.
+
+One under the number of another before it (`load_inplace`) is read from its folder again at every step of requests that
+say so, also when other files are there by then; none of ours does.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,8 @@ from torch import Tensor
 
 from artifacts.errors import StageError
 from stages.adapters import CONFIG, WEIGHTS
-from stages.rollouts.engine import ServedAdapter
+from stages.rollouts.engine import ADAPTER_NAME, ServedAdapter
 
-NAME = "policy"
 _ID = 1
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """That vLLM makes room for."""
@@ -33,6 +36,15 @@ def room_for(adapter: ServedAdapter) -> dict[str, Any]:
     }
 
 
+def options_for(adapter: ServedAdapter) -> list[str]:
+    """The same for a server."""
+    found: list[str] = []
+    for name, value in room_for(adapter).items():
+        values = [] if value is True else value if isinstance(value, list) else [value]
+        found += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return found
+
+
 def give_adapter(llm: Any, adapter: ServedAdapter, weights: Iterable[tuple[str, Tensor]]) -> Any:
     """Have vLLM take the adapter's weights in the place of those before; returns what requests name it by.
 
@@ -43,7 +55,7 @@ def give_adapter(llm: Any, adapter: ServedAdapter, weights: Iterable[tuple[str, 
     with TemporaryDirectory(prefix="posttrain-adapter-") as name:
         write_adapter_folder(Path(name), adapter, weights)
         try:
-            taken = llm.llm_engine.add_lora(LoRARequest(NAME, _ID, name, load_inplace=True))
+            taken = llm.llm_engine.add_lora(LoRARequest(ADAPTER_NAME, _ID, name, load_inplace=True))
         except (ValueError, RuntimeError, AssertionError, NotImplementedError) as error:
             raise StageError(
                 f"vLLM does not apply this adapter: {error}; set rollouts.lora_sync to merged, or change "
@@ -51,7 +63,7 @@ def give_adapter(llm: Any, adapter: ServedAdapter, weights: Iterable[tuple[str, 
             ) from error
         if not taken:
             raise StageError("vLLM did not take the adapter; set rollouts.lora_sync to merged")
-        return LoRARequest(NAME, _ID, name)
+        return LoRARequest(ADAPTER_NAME, _ID, name)
 
 
 def write_adapter_folder(folder: Path, adapter: ServedAdapter, weights: Iterable[tuple[str, Tensor]]) -> None:

@@ -25,8 +25,8 @@ QUESTIONS_AT_ONCE = 256
 _CONNECTIONS = 768
 """To all servers together; each is an open file."""
 _POLL_SECONDS = 0.2
-
-
+_NOT_PLACES = (KeyError, TypeError, ValueError, AttributeError)
+"""What reading places raises where an answer has none."""
 Likely = list[tuple[int, float]]
 """Tokens that are likely in a place, with their log-probabilities."""
 
@@ -109,16 +109,16 @@ class ServerEngine:
         return filled(requests, asked, [completion for group in found for completion in group])
 
     def plain_logprobs(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
-        """One pass over each sequence as if it were a prompt."""
+        """One pass over each sequence, as if all but its last token were a prompt."""
 
         async def score(server: int, client: httpx.AsyncClient, index: int) -> list[float]:
             prompt, completion = sequences[index]
-            body = {"prompt": [*prompt, *completion], "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
+            body = {**_reading(prompt, completion, 0), "logprobs": 1, "logprob_token_ids": [completion[-1]]}
             (choice,) = await self._connections[server].choices(client, body)
             try:
-                places = choice["prompt_logprobs"][len(prompt) :]
-                return [float(place[str(token)]["logprob"]) for place, token in zip(places, completion, strict=True)]
-            except (KeyError, TypeError, ValueError) as error:
+                places = _places(choice, len(prompt))
+                return [place[token] for place, token in zip(places, completion, strict=True)]
+            except _NOT_PLACES as error:
                 found = f"no log-probabilities of a prompt's tokens ({error!r})"
                 raise self._connections[server].malformed(found) from error
 
@@ -131,12 +131,12 @@ class ServerEngine:
 
         async def score(server: int, client: httpx.AsyncClient, index: int) -> list[Likely]:
             prompt, completion = sequences[index]
-            body = {"prompt": [*prompt, *completion], "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": most}
+            body = {**_reading(prompt, completion, most), "logprobs": most}
             (choice,) = await self._connections[server].choices(client, body)
             try:
-                places = choice["prompt_logprobs"][len(prompt) :]
+                places = _places(choice, len(prompt))
                 return [_likeliest(place, most) for place, _ in zip(places, completion, strict=True)]
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
+            except _NOT_PLACES as error:
                 found = f"no {most} likeliest tokens of each place of a prompt ({error!r})"
                 raise self._connections[server].malformed(found) from error
 
@@ -160,7 +160,7 @@ class ServerEngine:
         found: dict[str, float] = {}
         rows = zip(self._tokens, self._homes.most_outstanding, self._servers.restarts(), strict=True)
         for number, (tokens, outstanding, restarts) in enumerate(rows, start=1):
-            prefix = f"rollouts/server_{number}"
+            prefix = f"server_{number}"
             found |= {
                 f"{prefix}/tokens": float(tokens),
                 f"{prefix}/most_outstanding_tokens": float(outstanding),
@@ -220,9 +220,25 @@ class _Asking(Generic[T]):
         return await asyncio.to_thread(self._servers.doubt, server)
 
 
-def _likeliest(place: dict[str, Any], most: int) -> Likely:
-    """Of a place of a prompt, which names the prompt's own token as well."""
-    found = sorted((-float(values["logprob"]), int(token)) for token, values in place.items())
+def _reading(prompt: Sequence[int], completion: Sequence[int], most: int) -> dict[str, Any]:
+    """All but the last token are read, and one is drawn for its place: what fills the model's context would leave no
+    room for one behind it, and vLLM does not read without drawing."""
+    return {"prompt": [*prompt, *completion[:-1]], "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": most}
+
+
+def _places(choice: dict[str, Any], start: int) -> list[dict[int, float]]:
+    """Token -> log-probability, of every place from `start` on; the last one is that of the token that was drawn."""
+    read = [
+        {int(token): float(values["logprob"]) for token, values in place.items()}
+        for place in choice["prompt_logprobs"][start:]
+    ]
+    (drawn,) = choice["logprobs"]["top_logprobs"]
+    return [*read, {int(name.removeprefix("token_id:")): float(value) for name, value in drawn.items()}]
+
+
+def _likeliest(place: dict[int, float], most: int) -> Likely:
+    """Of a place, which may have another token beside them."""
+    found = sorted((-value, token) for token, value in place.items())
     if len(found) < most:
         raise ValueError(f"{len(found)} tokens")
     return [(token, -negative) for negative, token in found[:most]]

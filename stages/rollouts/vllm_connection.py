@@ -46,8 +46,15 @@ class Address:
     """Sent as a bearer token, told to nobody."""
     label: str = "the vLLM server"
     """In messages."""
+    adapter: str | None = None
+    """What completions are asked of, and what weights are for, where that is an adapter on the model."""
     hint: str = "its log may say why"
     """Where to look, in messages."""
+
+    @property
+    def asked(self) -> str:
+        """The name that completions are asked for under."""
+        return self.adapter or self.name
 
 
 class Connection:
@@ -74,12 +81,12 @@ class Connection:
         """As many as were asked for, in order."""
         forms = {"return_token_ids": True, "return_tokens_as_token_ids": True}
         try:
-            response = await client.post("/v1/completions", json={"model": self.address.name, **forms, **body})
+            response = await client.post("/v1/completions", json={"model": self.address.asked, **forms, **body})
         except httpx.HTTPError as error:
             raise self._unreachable(error, "complete a prompt") from error
         values = self._values(response, "complete a prompt")
-        if values.get("model") != self.address.name:
-            raise self.malformed(f"an answer of model {values.get('model')!r} in the place of {self.address.name!r}")
+        if values.get("model") != self.address.asked:
+            raise self.malformed(f"an answer of model {values.get('model')!r} in the place of {self.address.asked!r}")
         choices, count = values.get("choices"), body.get("n", 1)
         if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
             raise self.malformed("no list of completions")
@@ -89,9 +96,7 @@ class Connection:
 
     def names(self) -> list[str]:
         """Of the models that it serves, adapters left out."""
-        served = self.get("/v1/models", "name its models").get("data")
-        entries = [entry for entry in served if isinstance(entry, dict)] if isinstance(served, list) else []
-        return [str(entry.get("id")) for entry in entries if entry.get("parent") is None]
+        return [name for name, is_adapter in self._served() if not is_adapter]
 
     def check_name(self) -> None:
         """Raises StageError where it serves another model."""
@@ -100,9 +105,19 @@ class Connection:
 
     def take_weights(self, folder: Path) -> None:
         """Have it read the files there, and forget what it computed with the weights before."""
-        body = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
-        self.post("/collective_rpc", body, "take new weights")
+        if self.address.adapter is None:
+            body = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+            self.post("/collective_rpc", body, "take new weights")
+        else:
+            self._take_adapter(self.address.adapter, folder)
         self.forget_prefixes()
+
+    def _take_adapter(self, name: str, folder: Path) -> None:
+        """As one that was never there: of one that replaces another in place it would read the files at every step."""
+        what = "take a LoRA adapter (--enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 let it)"
+        if (name, True) in self._served():
+            self._tell("/v1/unload_lora_adapter", {"lora_name": name}, what)
+        self._tell("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)}, what)
 
     def forget_prefixes(self) -> None:
         """Have it compute prompts anew. Raises StageError where it cannot."""
@@ -127,6 +142,16 @@ class Connection:
         """JSON of an answer; nothing is {}."""
         return self._read(lambda client: client.post(path, json=body), what)
 
+    def _tell(self, path: str, body: dict[str, Any], what: str) -> None:
+        """What it answers does not matter, unless it is an error."""
+        self._believed(self._answered(lambda client: client.post(path, json=body), what), what)
+
+    def _served(self) -> list[tuple[str, bool]]:
+        """(name, whether it is an adapter) of all that it serves."""
+        served = self.get("/v1/models", "name its models").get("data")
+        entries = [entry for entry in served if isinstance(entry, dict)] if isinstance(served, list) else []
+        return [(str(entry.get("id")), entry.get("parent") is not None) for entry in entries]
+
     def malformed(self, found: str) -> StageError:
         """An error."""
         known = "is it vLLM, and of a version we know?"
@@ -136,6 +161,9 @@ class Connection:
         return {} if self.address.key is None else {"Authorization": f"Bearer {self.address.key}"}
 
     def _read(self, ask: Callable[[httpx.Client], httpx.Response], what: str) -> dict[str, Any]:
+        return self._values(self._answered(ask, what), what)
+
+    def _answered(self, ask: Callable[[httpx.Client], httpx.Response], what: str) -> httpx.Response:
         socket = None if self.address.socket is None else str(self.address.socket)
         with httpx.Client(
             transport=httpx.HTTPTransport(verify=_trusted(), uds=socket),
@@ -144,19 +172,21 @@ class Connection:
             timeout=self._timeout,
         ) as client:
             try:
-                response = ask(client)
+                return ask(client)
             except httpx.HTTPError as error:
                 raise self._unreachable(error, what) from error
-        return self._values(response, what)
 
-    def _values(self, response: httpx.Response, what: str) -> dict[str, Any]:
+    def _believed(self, response: httpx.Response, what: str) -> httpx.Response:
         if response.status_code != httpx.codes.OK:
             kind = ServerRefusal if response.is_server_error else StageError
             raise kind(
                 f"{self.address.label} would not {what}: status {response.status_code}, {response.text[:400]}; "
                 f"{self.address.hint}"
             )
-        if not response.content:
+        return response
+
+    def _values(self, response: httpx.Response, what: str) -> dict[str, Any]:
+        if not self._believed(response, what).content:
             return {}
         try:
             values = response.json()

@@ -89,18 +89,17 @@ class VllmEngine:
         return filled(requests, asked, completions)
 
     def plain_logprobs(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
-        """One pass over each sequence as if it were a prompt."""
+        """One pass over each sequence, as if all but its last token were a prompt: what fills the model's context would
+        leave no room for one to be drawn, and vLLM does not read without drawing."""
         from vllm import SamplingParams
 
-        prompts = [{"prompt_token_ids": [*prompt, *completion]} for prompt, completion in sequences]
-        asked = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        prompts = [{"prompt_token_ids": [*prompt, *completion[:-1]]} for prompt, completion in sequences]
+        form = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0, "detokenize": False}
+        asked = [SamplingParams(**form, logprob_token_ids=[completion[-1]]) for _, completion in sequences]
         with _process_kept():
             outputs = self._llm.generate(prompts, asked, use_tqdm=False, lora_request=self._adapter)
         return [
-            [
-                float(place[token].logprob)
-                for place, token in zip(output.prompt_logprobs[len(prompt) :], completion, strict=True)
-            ]
+            [float(place[token].logprob) for place, token in zip(_places(output, len(prompt)), completion, strict=True)]
             for output, (prompt, completion) in zip(outputs, sequences, strict=True)
         ]
 
@@ -148,6 +147,11 @@ def _open(model: ServedModel, settings: EngineConfig) -> Any:
             f"vLLM does not take this model, or what it is given: {error}; use rollouts.engine embedded, or change "
             "what it names"
         ) from error
+
+
+def _places(output: Any, start: int) -> list[Any]:
+    """From `start` on; the last one is that of the token that was drawn."""
+    return [*output.prompt_logprobs[start:], *output.outputs[0].logprobs]
 
 
 def _answer(output: Any) -> Answer:

@@ -6,11 +6,13 @@ run has given weights, is noticed: what it answered is asked of another one.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from stages.rollouts.vllm_transfer import NcclTransfer
 
 _POLL_SECONDS = 0.5
+_CONFIG = "config.json"
+_FORM = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_HINT = "its log may say why; one that was started with a model of another form takes no weights of this one"
 _OTHER_WEIGHTS = "it has other weights than this run sent: it was started again, or another run uses it"
 
 
@@ -45,7 +50,10 @@ class GivenServers:
         self._transfer = transfer
         self._files, self._run, self._say = files, run, say
         key = _key(settings.api_key_variable)
-        found = [Address("", url, key=key, label=f"the vLLM server at {url}") for url in settings.urls]
+        found = [
+            Address("", url, key=key, label=f"the vLLM server at {url}", adapter=model.adapter_name, hint=_HINT)
+            for url in settings.urls
+        ]
         deadline = time.monotonic() + settings.start_timeout_seconds
         timeout = settings.request_timeout_seconds
         self.addresses = [_looked_at(address, model, timeout, deadline) for address in found]
@@ -153,7 +161,22 @@ def _looked_at(address: Address, model: ServedModel, timeout: float, deadline: f
         if has[name] != needed:
             option = name.replace("_", "-")
             raise StageError(f"{address.label} has {name} {has[name]}; start it with --{option} {needed}")
+    _require_same_form(address, Path(str(found.get("model"))), model)
     return replace(address, name=names[0])
+
+
+def _require_same_form(address: Address, folder: Path, model: ServedModel) -> None:
+    """Where the server's folder is here as well: weights that do not fit would leave it without any. Raises
+    StageError."""
+    if not folder.is_absolute() or not (folder / _CONFIG).is_file():
+        return
+    theirs, ours = (json.loads((one / _CONFIG).read_text(encoding="utf-8")) for one in (folder, model.folder))
+    for name in _FORM:
+        if ours.get(name) != theirs.get(name):
+            raise StageError(
+                f"{address.label} serves another model: its {name} is {theirs.get(name)}, here it is {ours.get(name)}; "
+                "start it with a model of this stage's architecture"
+            )
 
 
 def _await(connection: Connection, deadline: float) -> None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,10 +36,23 @@ _UNWELL_SECONDS = 10.0
 class SeenServers:
     """As a process sees them that has not started them, but knows their folder."""
 
-    def __init__(self, folder: Path, count: int, hint: str = "the first process started it, and has its log") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        count: int,
+        hint: str = "the first process started it, and has its log",
+        adapter: str | None = None,
+    ) -> None:
+        """`adapter`: name of the one that they apply."""
         self.folder, self.count = folder, count
         self.addresses: Sequence[Address] = [
-            Address(folder.name, socket=folder / str(number) / "socket", label=_label(number, count), hint=hint)
+            Address(
+                folder.name,
+                socket=folder / str(number) / "socket",
+                label=_label(number, count),
+                adapter=adapter,
+                hint=hint,
+            )
             for number in range(count)
         ]
 
@@ -79,15 +93,17 @@ class OwnServers(SeenServers):
         say: Callable[[str], None],
         module: str = MODULE,
         transfer: NcclTransfer | None = None,
+        log_name: str = "vllm",
     ) -> None:
-        """`logs`: the folder for their logs; `transfer`: what carries weights, None for files. Raises StageError, after
-        stopping all, where one never answers."""
+        """`logs`: folder of their logs, named `log_name`; `transfer`: what carries weights, None for files. Raises
+        StageError, after stopping all, where one never answers."""
         place = private_place(model.folder)
         remove_forgotten(place, _PREFIX)
         self._kept = KeptFolder(place, _PREFIX)
-        super().__init__(self._kept.path, settings.servers, f"its log is in {logs}")
+        super().__init__(self._kept.path, settings.servers, f"its log is in {logs}", model.adapter_name)
         self._model, self._settings, self._logs, self._say, self._module = model, settings, logs, say, module
-        self._files, self._transfer = WeightFiles(self.folder / "weights"), transfer
+        self._files, self._transfer = WeightFiles(self.folder / "weights", model.adapter), transfer
+        self._log_name = log_name
         self._loading, self._changing = threading.Lock(), threading.Lock()
         self._closing = threading.Event()
         self._restarts = [0] * self.count
@@ -159,7 +175,7 @@ class OwnServers(SeenServers):
 
     def _new(self, number: int) -> VllmServer:
         settings = self._settings
-        log = self._logs / ("vllm.log" if self.count == 1 else f"vllm-{number + 1}.log")
+        log = self._logs / (f"{self._log_name}.log" if self.count == 1 else f"{self._log_name}-{number + 1}.log")
         return VllmServer(
             self._model,
             settings,
@@ -221,7 +237,7 @@ class OwnServers(SeenServers):
 
     def _connection(self, number: int, socket: Path | None = None) -> Connection:
         known = self.addresses[number]
-        address = Address(known.name, socket=socket or known.socket, label=known.label, hint=known.hint)
+        address = known if socket is None else replace(known, socket=socket)
         return Connection(address, self._settings.request_timeout_seconds)
 
     def _tell_gone(self, number: int, reason: str) -> None:

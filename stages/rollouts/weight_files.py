@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from stages.context import require_disk
+from stages.rollouts.engine import ServedAdapter
+from stages.rollouts.vllm_adapter import write_adapter_folder
 
 SHARED_MEMORY = Path("/dev/shm")
 _FILE_BYTES = 2**30
@@ -21,9 +23,9 @@ _FILE_BYTES = 2**30
 class WeightFiles:
     """The weights of the moment in a folder, once there are any."""
 
-    def __init__(self, folder: Path) -> None:
-        """`folder`: of nothing else; made with the first weights."""
-        self.folder = folder
+    def __init__(self, folder: Path, adapter: ServedAdapter | None = None) -> None:
+        """`folder`: of nothing else; made with the first weights, an adapter's where one is given."""
+        self.folder, self._adapter = folder, adapter
 
     @property
     def exist(self) -> bool:
@@ -34,6 +36,9 @@ class WeightFiles:
         """In the place of those before. Raises StageError where the disk is too small."""
         self.folder.mkdir(exist_ok=True)
         self.remove()
+        if self._adapter is not None:
+            write_adapter_folder(self.folder, self._adapter, weights)
+            return
         for number, part in enumerate(_parts(weights)):
             require_disk(self.folder, sum(one.nbytes for one in part.values()), "weights for vLLM's servers")
             save_file(part, self.folder / f"part-{number:05d}.safetensors")

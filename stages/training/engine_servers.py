@@ -20,25 +20,34 @@ from stages.rollouts.weight_files import WeightFiles
 from stages.training.processes import Processes
 
 
-def open_servers(context: Context, processes: Processes, settings: EngineConfig, model: ServedModel) -> Engine:
+def open_servers(
+    context: Context, processes: Processes, settings: EngineConfig, model: ServedModel, *, role: str, log_name: str
+) -> Engine:
     """Every process asks the same servers; the first one starts them, or sends them weights. What they did is among
-    the stage's timings at its end."""
-    servers = (_given if settings.urls else _own)(context, processes, settings, model)
+    the stage's timings at its end, under their `role`."""
+    servers = (
+        _given(context, processes, settings, model)
+        if settings.urls
+        else _own(context, processes, settings, model, log_name)
+    )
     engine = ServerEngine(servers, model, settings)
-    context.resources.callback(lambda: context.timings.update(engine.figures()))
+    context.resources.callback(
+        lambda: context.timings.update({f"{role}/{name}": value for name, value in engine.figures().items()})
+    )
     return engine
 
 
-def _own(context: Context, processes: Processes, settings: EngineConfig, model: ServedModel) -> Servers:
+def _own(context: Context, processes: Processes, settings: EngineConfig, model: ServedModel, log_name: str) -> Servers:
     if processes.rank == 0:
         transfer = _transfer(context, settings, model)
         many = settings.servers > 1
         context.phase(f"starting {settings.servers} vLLM servers" if many else "starting a vLLM server")
-        own = OwnServers(model, settings, Path(context.spec.job), context.log, transfer=transfer)
+        logs = Path(context.spec.job)
+        own = OwnServers(model, settings, logs, context.log, transfer=transfer, log_name=log_name)
         context.resources.callback(own.stop)
         processes.share(str(own.folder))
         return own
-    return SeenServers(Path(processes.share("")), settings.servers)
+    return SeenServers(Path(processes.share("")), settings.servers, adapter=model.adapter_name)
 
 
 def _given(context: Context, processes: Processes, settings: EngineConfig, model: ServedModel) -> Servers:
@@ -47,7 +56,7 @@ def _given(context: Context, processes: Processes, settings: EngineConfig, model
         transfer = _transfer(context, settings, model)
         if transfer is None:
             files = _kept_folder(context, Path(str(settings.weights_folder)))
-    return GivenServers(settings, model, WeightFiles(files / "weights"), run, context.log, transfer)
+    return GivenServers(settings, model, WeightFiles(files / "weights", model.adapter), run, context.log, transfer)
 
 
 def _kept_folder(context: Context, place: Path) -> Path:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import StageError
 from stages.adapters import model_source
@@ -20,6 +21,12 @@ from stages.training.out_of_memory import TokenBudget
 from stages.training.processes import Processes
 from stages.training.sync_proof import SyncProof
 from stages.training.whole_weights import whole_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ROLLOUTS, TEACHER = "rollouts", "teacher"
+"""What an engine is for."""
 
 
 class SyncedEngine:
@@ -70,11 +77,16 @@ def send_weights(engine: Engine, processes: Processes, scorer: Scorer, *, adapte
     problem: str | None = None
     if processes.rank == 0:
         try:
-            engine.load(adapter_weights(scorer.model) if adapter else whole_weights(scorer.transformers_model))
+            engine.load(sent(scorer, adapter=adapter))
         except StageError as error:
             problem = str(error)
     if (problem := processes.share(problem)) is not None:
         raise StageError(problem)
+
+
+def sent(scorer: Scorer, *, adapter: bool) -> Iterator[tuple[str, Tensor]]:
+    """What an engine is given: the adapter alone, or all weights with adapters merged."""
+    return adapter_weights(scorer.model) if adapter else whole_weights(scorer.transformers_model)
 
 
 def stamped(completion: Completion, version: int) -> Completion:
@@ -110,7 +122,7 @@ def engine_of(trainer: Trainer, end_token_ids: Sequence[int], config: Any) -> Sa
         return LaggingEngine(
             engine,
             proof,
-            lambda scorer: whole_weights(scorer.transformers_model),
+            partial(sent, adapter=adapter is not None),
             policy=trainer.policy,
             version=lambda: trainer.steps_done,
             interval=settings.proof_interval,
@@ -125,14 +137,18 @@ def engine_of(trainer: Trainer, end_token_ids: Sequence[int], config: Any) -> Sa
     )
 
 
-def open_engine(context: Context, processes: Processes, settings: EngineConfig, model: ServedModel) -> Engine:
+def open_engine(
+    context: Context, processes: Processes, settings: EngineConfig, model: ServedModel, role: str = ROLLOUTS
+) -> Engine:
     """Of the kind that the settings name; closed when the stage ends."""
-    engine = _ENGINES[settings.engine](context, processes, settings, model)
+    engine = _ENGINES[settings.engine](context, processes, settings, model, role)
     context.resources.callback(engine.close)
     return engine
 
 
-def _in_process(context: Context, processes: Processes, settings: EngineConfig, model: ServedModel) -> Engine:
+def _in_process(
+    context: Context, processes: Processes, settings: EngineConfig, model: ServedModel, role: str
+) -> Engine:
     from stages.rollouts.vllm_engine import VllmEngine
 
     if processes.size > 1:
@@ -143,13 +159,14 @@ def _in_process(context: Context, processes: Processes, settings: EngineConfig, 
     return VllmEngine(model, settings)
 
 
-def _served(context: Context, processes: Processes, settings: EngineConfig, model: ServedModel) -> Engine:
+def _served(context: Context, processes: Processes, settings: EngineConfig, model: ServedModel, role: str) -> Engine:
     from stages.training.engine_servers import open_servers
 
-    return open_servers(context, processes, settings, model)
+    log_name = "vllm" if role == ROLLOUTS else f"vllm-{role}"
+    return open_servers(context, processes, settings, model, role=role, log_name=log_name)
 
 
-_ENGINES: dict[str, Callable[[Context, Processes, EngineConfig, ServedModel], Engine]] = {
+_ENGINES: dict[str, Callable[[Context, Processes, EngineConfig, ServedModel, str], Engine]] = {
     "vllm": _in_process,
     "vllm_server": _served,
 }

@@ -41,14 +41,21 @@ class Line:
             self._thread.join(_PATIENCE_SECONDS)
 
     def _work(self) -> None:
-        while (entry := self._jobs.get()) is not None:
-            future, job = entry
-            if self._is_closed:
-                future.cancel()
-            elif self._failure is not None:
-                future.set_exception(self._failure)
-            else:
-                self._do(future, job)
+        while self._does_next():
+            pass
+
+    def _does_next(self) -> bool:
+        """Lets go of the job, and of what it holds, before it waits for another one."""
+        if (entry := self._jobs.get()) is None:
+            return False
+        future, job = entry
+        if self._is_closed:
+            future.cancel()
+        elif self._failure is not None:
+            future.set_exception(self._failure)
+        else:
+            self._do(future, job)
+        return True
 
     def _do(self, future: Future[Any], job: Callable[[], Any]) -> None:
         try:

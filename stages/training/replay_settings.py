@@ -21,4 +21,5 @@ def replay_problems(config: Any, wired: Set[str]) -> list[str]:
     if config.rewards:
         problems.append("input rollouts brings its own rewards: leave out rewards, or score them by a stage rescore")
     chosen = [name for name in SAMPLING if getattr(config, name)]
+    chosen += [f"rollouts.engine {config.rollouts.engine}"] if config.rollouts.is_apart else []
     return problems + [f"{name} is of sampling; input rollouts is taken as it was recorded" for name in chosen]

@@ -17,7 +17,7 @@ from stages.rollouts.requests import Completion, SampleRequest, SamplingConfig
 from stages.rollouts.vllm_client import ServerEngine
 from stages.training.batch import TokenBatch
 from stages.training.distillation import teacher_hidden
-from stages.training.engine_sync import open_engine, send_weights
+from stages.training.engine_sync import TEACHER, open_engine, send_weights
 from stages.training.frozen_engine import reads_the_folder
 from stages.training.loop import Trainer
 from stages.training.model import Scorer
@@ -81,7 +81,7 @@ class ServedTeacher:
         source, dtype = model_source(context, "teacher"), settings.computes_in(config.bf16)
         self._vocabulary = trainer.scorer.vocabulary
         served = ServedModel(source.folder, source.tokenizer, dtype, self._vocabulary, (), config.seed)
-        engine = open_engine(context, trainer.processes, settings, served)
+        engine = open_engine(context, trainer.processes, settings, served, TEACHER)
         assert isinstance(engine, ServerEngine), "the stage's check lets no other be a teacher"
         if source.adapter is not None or not reads_the_folder(settings):
             scorer = frozen_scorer(context, "teacher", bf16=config.bf16).to(trainer.accelerator.device)

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -21,18 +23,23 @@ class ModelServer:
     def __init__(self, folder: Path) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self.loads, self.version, self.asked = 0, "none", 0
+        self.adapter: Any = None
+        """The model with the adapter that it was sent, under that one's name."""
+        self.adapter_name = ""
 
     def __call__(self, path: str, body: dict[str, Any]) -> Any:
         settings = {"model_config": {"logprobs_mode": "processed_logprobs", "dtype": "torch.float32"}}
         answers = {
             "/health": lambda: {},
-            "/v1/models": lambda: {"data": [{"id": "m"}]},
+            "/v1/models": lambda: {"data": [{"id": "m"}, *({"id": one, "parent": "m"} for one in self._adapters())]},
+            "/v1/load_lora_adapter": lambda: self._load_adapter(body["lora_name"], Path(body["lora_path"])),
+            "/v1/unload_lora_adapter": lambda: self._unload_adapter(body["lora_name"]),
             "/server_info?config_format=json": lambda: {"vllm_config": settings},
             "/weight_info": lambda: {"weight_version": self.version},
             "/update_weight_version": lambda: self._name(body["new_version"]),
             "/collective_rpc": lambda: self._load(Path(body["kwargs"]["weights_path"])),
             "/reset_prefix_cache": lambda: {"success": True},
-            "/v1/completions": lambda: {"model": "m", "choices": self._complete(body)},
+            "/v1/completions": lambda: {"model": body["model"], "choices": self._complete(body)},
         }
         return answers[path]()
 
@@ -46,16 +53,37 @@ class ModelServer:
         self.loads += 1
         return {}
 
+    def _adapters(self) -> list[str]:
+        return [self.adapter_name] if self.adapter is not None else []
+
+    def _load_adapter(self, name: str, folder: Path) -> Any:
+        if self._adapters():
+            return 400  # as vLLM does, unless it is told to replace it
+        self.adapter = PeftModel.from_pretrained(deepcopy(self.model), str(folder)).eval()
+        self.adapter_name = name
+        self.loads += 1
+        return b"Success: it was added"
+
+    def _unload_adapter(self, name: str) -> Any:
+        if name not in self._adapters():
+            return 404
+        self.adapter = None
+        return b"Success: it was removed"
+
+    def _model_of(self, body: dict[str, Any]) -> Any:
+        return self.model if body["model"] == "m" else self.adapter
+
     @torch.no_grad()
     def _complete(self, body: dict[str, Any]) -> list[dict[str, Any]]:
         self.asked += 1
         return [{"index": index, **self._one(body, body.get("seed", 0) + index)} for index in range(body.get("n", 1))]
 
     def _one(self, body: dict[str, Any], seed: int) -> dict[str, Any]:
+        model = self._model_of(body)
         prompt, made, values = list(body["prompt"]), [], []
         chance, temperature = torch.Generator().manual_seed(seed), body["temperature"]
         while len(made) < body["max_tokens"] and (not made or made[-1] not in body.get("stop_token_ids", ())):
-            logits_V = self.model(torch.tensor([prompt + made])).logits[0, -1] / (temperature or 1.0)
+            logits_V = model(torch.tensor([prompt + made])).logits[0, -1] / (temperature or 1.0)
             if temperature:
                 made.append(int(torch.multinomial(logits_V.softmax(-1), 1, generator=chance)))
             else:
@@ -68,12 +96,16 @@ class ModelServer:
             "logprobs": {"token_logprobs": values},
         }
         if body.get("prompt_logprobs") is not None:
-            answer["prompt_logprobs"] = self._of_prompt(prompt, body["prompt_logprobs"])
+            logprobs_TV = model(torch.tensor([prompt])).logits[0].log_softmax(-1)
+            answer["prompt_logprobs"] = self._of_prompt(logprobs_TV, prompt, body["prompt_logprobs"])
+            named = body.get("logprob_token_ids") or logprobs_TV[-1].topk(body["logprobs"]).indices.tolist()
+            answer["logprobs"]["top_logprobs"] = [
+                {f"token_id:{one}": float(logprobs_TV[-1, one]) for one in [made[0], *named]}
+            ]
         return answer
 
-    def _of_prompt(self, prompt: list[int], most: int) -> list[Any]:
+    def _of_prompt(self, logprobs_TV: torch.Tensor, prompt: list[int], most: int) -> list[Any]:
         """Of every token but the first: its own and those of the `most` likeliest, as vLLM gives them."""
-        logprobs_TV = self.model(torch.tensor([prompt])).logits[0].log_softmax(-1)
         places: list[Any] = [None]
         for logprobs_V, token in zip(logprobs_TV[:-1], prompt[1:], strict=True):
             likeliest = logprobs_V.topk(most).indices.tolist()

@@ -46,7 +46,12 @@ def answer(body: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """As many completions as were asked for: of prompts that begin with 4 tokens 3 and end, else three tokens 9."""
     ends = body.get("prompt", [0])[0] == 4
     tokens, reason = ([3, 2], "stop") if ends else ([9, 9, 9], "length")
-    values = {"token_ids": tokens, "finish_reason": reason, "logprobs": {"token_logprobs": [-0.5] * len(tokens)}}
+    drawn = [{f"token_id:{token}": -0.7 for token in body.get("logprob_token_ids", [])}]
+    values = {
+        "token_ids": tokens,
+        "finish_reason": reason,
+        "logprobs": {"token_logprobs": [-0.5] * len(tokens), "top_logprobs": drawn},
+    }
     places = (
         [None if index == 0 else {str(token): {"logprob": -0.1 * index}} for index, token in enumerate(body["prompt"])]
         if "prompt" in body
@@ -102,7 +107,7 @@ def test_completions_come_back_in_order(tmp_path: Path) -> None:
 def test_plain_logprobs_are_those_of_a_prompt(tmp_path: Path) -> None:
     with serving(Server()) as url:
         found = engine(url, tmp_path).plain_logprobs([([4, 5], [6, 7]), ([1], [8])])
-    assert found == [pytest.approx([-0.2, -0.3]), pytest.approx([-0.1])]
+    assert found == [pytest.approx([-0.2, -0.7]), pytest.approx([-0.7])]  # the last one is of what was drawn
 
 
 def test_weights_lie_in_files_while_the_server_reads_them(tmp_path: Path) -> None:
@@ -144,6 +149,14 @@ def test_wrong_answers(wrong: dict[str, Any], message: str, tmp_path: Path) -> N
         asked = engine(url, tmp_path)
         asked.load([("w", torch.zeros(1))])
         asked.sample(REQUESTS, SETTINGS)
+
+
+def test_a_server_that_takes_no_adapters_is_said_how_it_would(tmp_path: Path) -> None:
+    message = (
+        r"would not take a LoRA adapter \(--enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 let it\): status 404"
+    )
+    with serving(Server(load_lora_adapter=404)) as url, pytest.raises(StageError, match=message):
+        Connection(Address("ours", url, adapter="policy"), 20.0).take_weights(tmp_path)
 
 
 def test_an_answer_that_does_not_come(tmp_path: Path) -> None:

@@ -170,6 +170,19 @@ def test_refused(respond: Respond, message: str, given: Open) -> None:
         sampled(engine)
 
 
+def test_a_model_of_another_form_is_refused_before_it_is_sent_weights(given: Open, tmp_path: Path) -> None:
+    """Where the folder that the server names is here, too."""
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "config.json").write_text('{"hidden_size": 32, "model_type": "llama"}')
+    (tmp_path / "config.json").write_text('{"hidden_size": 64, "model_type": "llama"}')
+    with pytest.raises(StageError, match="serves another model: its hidden_size is 32, here it is 64; start it with"):
+        given(Model("m", model=str(theirs)))
+    given(Model("m", model="somebody/theirs"))
+    (tmp_path / "config.json").write_text('{"hidden_size": 32, "model_type": "llama", "rope_theta": 7}')
+    given(Model("m", model=str(theirs)))
+
+
 def test_without_any_weights_sent_nothing_is_asked(given: Open) -> None:
     engine, _ = given(Model("m"))
     with pytest.raises(StageError, match="it has other weights than this run sent"):

@@ -109,8 +109,8 @@ def test_the_one_that_is_killed_amid_a_generation_comes_back_with_the_weights_of
     _, engine, said = start("killed by 7 once")  # alone, so it has to answer itself
     engine.load(weights(1.0))
     assert sampled(engine) == expected(1.0, tmp_path)
-    assert engine.figures()["rollouts/server_1/restarts"] == 1
-    assert engine.figures()["rollouts/server_1/tokens"] == tokens(expected(1.0, tmp_path))
+    assert engine.figures()["server_1/restarts"] == 1
+    assert engine.figures()["server_1/tokens"] == tokens(expected(1.0, tmp_path))
     (told,) = said
     assert "it was killed, as happens when memory runs out" in told and "started again, 1 of 3 times" in told
     engine.load(weights(2.0))
@@ -131,11 +131,11 @@ def test_another_one_does_what_it_left(start: Start, tmp_path: Path) -> None:
     )
     assert sampled(beside) == expected(2.0, tmp_path)
     figures, idle = engine.figures(), next(iter(gone)) + 1
-    assert figures[f"rollouts/server_{3 - idle}/tokens"] > figures[f"rollouts/server_{idle}/tokens"]
-    assert sum(figures[f"rollouts/server_{number}/tokens"] for number in (1, 2)) == sum(
+    assert figures[f"server_{3 - idle}/tokens"] > figures[f"server_{idle}/tokens"]
+    assert sum(figures[f"server_{number}/tokens"] for number in (1, 2)) == sum(
         tokens(expected(value, tmp_path)) for value in (1.0, 2.0)
     )
-    assert all(figures[f"rollouts/server_{number}/most_outstanding_tokens"] > 0 for number in (1, 2))
+    assert all(figures[f"server_{number}/most_outstanding_tokens"] > 0 for number in (1, 2))
 
 
 def test_one_that_was_killed_before_new_weights_came_serves_the_new_ones(start: Start, tmp_path: Path) -> None:

@@ -136,6 +136,13 @@ def test_online_stages(stage: str, more: dict[str, Any], tmp_path: Path, inputs:
     [
         (evaluate, {"tasks": ["loss"]}, "neither accuracy nor reward, so nothing is sampled"),
         (sample, {"rollouts": {"engine": "vllm", "enable_sleep_mode": True}}, "enable_sleep_mode is of stages"),
+        (evaluate, {"rollouts": {"engine": "vllm", "lora_sync": "adapter"}}, "rollouts.lora_sync is of stages that"),
+        (evaluate, {"rollouts": {"engine": "vllm", "proof_interval": 2}}, "rollouts.proof_interval is of stages that"),
+        (
+            distill,
+            {"loss_top_k": 2, "teacher_engine": {"engine": "vllm_server", "lora_sync": "adapter"}},
+            "teacher_engine.lora_sync is of what is trained; a teacher stays",
+        ),
         (distill, {"lmbda": 0.0}, "rollouts.engine is vllm_server, but lmbda is 0"),
         (online_dpo, {"rewards": LETTERS, "xpo_alpha": 0.1}, "xpo_alpha samples the reference too"),
         (a2po, {"rewards": LETTERS, "top_p": 0.5, "min_p": 0.5}, "min_p together with top_p"),

@@ -274,20 +274,19 @@ def logprobs(model: Any, record: dict[str, Any], temperature: float) -> torch.Te
     return logits_TV.log_softmax(-1).gather(1, torch.tensor(record["token_ids"])[:, None])[:, 0]
 
 
-def test_adapters_are_merged_into_what_is_held(
-    tmp_path: Path,
-    inputs: dict[str, Path],
-    server: tuple[ModelServer, dict[str, Any]],
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("way", ["merged", "adapter"])
+def test_adapters_are_merged_into_what_is_held_or_are_it(
+    way: str, tmp_path: Path, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every sync is proved: the first one by fresh completions, the other four by what the server makes of the
-    generation at hand, eight completions."""
-    model, rollouts = server
-    of_prompt, proved = model._of_prompt, []
-    monkeypatch.setattr(model, "_of_prompt", lambda *asked: proved.append(asked) or of_prompt(*asked))
-    engine = {**rollouts, "max_staleness": 1, "proof_interval": 1}
-    context = done(context_of(tmp_path, inputs, engine, lora_r=4))
+    generation at hand, eight completions. A server that is sent adapters alone has the base already."""
+    with model_server(tmp_path / ("model" if way == "adapter" else "other")) as (model, rollouts):
+        of_prompt, proved = model._of_prompt, []
+        monkeypatch.setattr(model, "_of_prompt", lambda *asked: proved.append(asked) or of_prompt(*asked))
+        engine = {**rollouts, "max_staleness": 1, "proof_interval": 1, "lora_sync": way}
+        context = done(context_of(tmp_path, inputs, engine, lora_r=4))
     assert (model.loads, len(proved)) == (5, 4 * A_STEP)
+    assert (model.adapter is not None) == (way == "adapter")
     noted = {"rollouts/waiting_seconds", "rollouts/sampling_seconds", "rollouts/sampler_utilization"}
     assert noted <= {*context.timings}
 

@@ -150,12 +150,13 @@ def test_a_killed_replay(tmp_path: Path, made: dict[str, Path], monkeypatch: pyt
 
 
 def test_what_is_refused_before_it_runs() -> None:
-    config = Config(rewards=("exact_match",), dynamic_sampling_rounds=1)
+    config = Config(rewards=("exact_match",), dynamic_sampling_rounds=1, rollouts={"engine": "vllm"})
     problems = check(config, frozenset({"model", "dataset", "rollouts"}))
     assert [problem.split(":")[0] for problem in problems] == [
         "input rollouts brings its own prompts and rewards",
         "input rollouts brings its own rewards",
         "dynamic_sampling_rounds is of sampling; input rollouts is taken as it was recorded",
+        "rollouts.engine vllm is of sampling; input rollouts is taken as it was recorded",
     ]
     assert check(Config(), frozenset({"model", "rollouts"})) == []
     assert any("input dataset is missing" in problem for problem in check(Config(), frozenset({"model"})))

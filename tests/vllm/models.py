@@ -15,13 +15,13 @@ from tests.data.characters import IDS, build_tokenizer
 EOS = IDS["<eos>"]
 
 
-def save_model(folder: Path, seed: int, *, tied: bool = False) -> Any:
+def save_model(folder: Path, seed: int, *, tied: bool = False, intermediate_size: int = 96) -> Any:
     """A model whose next token depends on the prompt, saved with its tokenizer."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(IDS),
         hidden_size=64,
-        intermediate_size=96,
+        intermediate_size=intermediate_size,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,

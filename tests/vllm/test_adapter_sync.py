@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from stages.training.out_of_memory import TokenBudget
 from stages.training.sync_proof import SyncProof
 from tests.vllm.models import save_model, served
 from tests.vllm.test_engine import PLAIN, REQUESTS, difference, load, moved
-from tests.vllm.test_stage import saved, trained
+from tests.vllm.test_stage import processes_of, saved, trained
 
 
 def adapted(folder: Path, **settings: Any) -> Any:
@@ -82,14 +82,15 @@ def test_one_that_does_not_fit_is_refused(opened: Any) -> None:
         engine._model.adapter.settings["r"] = 4
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_stage_trains_what_it_does_with_merged_weights(tied: bool, tmp_path: Path) -> None:
-    inputs = saved(tmp_path / "inputs", tied=tied)
-    runs = {
-        way: trained("rl", inputs, tmp_path / way, {"engine": "vllm", "lora_sync": way}, lora_r=4)
-        for way in ("merged", "adapter")
-    }
-    (merged, made_merged), (alone, made_alone) = runs.values()
+@pytest.mark.parametrize(("tied", "engine"), [(True, "vllm"), (False, "vllm_server")])
+def test_a_stage_trains_what_it_does_with_merged_weights(
+    tied: bool, engine: str, in_process: Callable[..., Any], tmp_path: Path
+) -> None:
+    """In process, and by a server that the stage starts, of which nothing stays."""
+    merged, made_merged = in_process(tied, 4)
+    settings = {"engine": engine, "lora_sync": "adapter"}
+    alone, made_alone = trained("rl", saved(tmp_path / "inputs", tied=tied), tmp_path / "run", settings, lora_r=4)
     assert [row["token_ids"] for row in made_alone] == [row["token_ids"] for row in made_merged]
     assert [row["loss"] for row in alone] == pytest.approx([row["loss"] for row in merged], abs=1e-5)
     assert all(row["sampling/sampling_logp_difference/max"] < 1e-3 for row in alone)
+    assert not processes_of(tmp_path)

@@ -25,14 +25,16 @@ def share_of_a(completions: Sequence[str], **_: Any) -> list[float]:
     return [completion.count("a") / max(1, len(completion)) for completion in completions]
 
 
-def test_every_engine_reaches_the_same_reward(tmp_path: Path) -> None:
+def test_every_engine_reaches_the_same_reward(tmp_path: Path, servers: tuple[dict[str, str], Path]) -> None:
     """A reward that ends near 1: what is left to chance of the samples is small there."""
     inputs = saved(tmp_path / "inputs", tied=True)
+    given = {"urls": [servers[0]["tied"]], "weights_folder": str(tmp_path)}
     own: dict[str, dict[str, Any]] = {"embedded": {"rollouts": {}}}
     rewards = {}
     for engine in ENGINES:
         settings = {"rewards": ["tests.vllm.test_learning:share_of_a"], "max_steps": 30, "train_batch_size": 32}
-        metrics, _ = trained("rl", inputs, tmp_path / engine, {"engine": engine}, **settings, **own.get(engine, {}))
+        rollouts = {"engine": engine, **(given if engine == "vllm_server" else {})}
+        metrics, _ = trained("rl", inputs, tmp_path / engine, rollouts, **settings, **own.get(engine, {}))
         rewards[engine] = [row["reward"] for row in metrics]
     reached = {engine: fmean(found[-5:]) for engine, found in rewards.items()}
     assert max(found[0] for found in rewards.values()) < 0.5, rewards
