@@ -87,18 +87,23 @@ class Model:
 
     def __init__(self, name: str, **settings: str) -> None:
         self.name, self.weights, self.version, self.answered = name, "initial", "default", 0
+        self.adapter = "an adapter"
         self.settings = {"logprobs_mode": "processed_logprobs", "dtype": "torch.float32", **settings}
 
     def __call__(self, path: str, body: dict[str, Any]) -> Any:
         if path == "/collective_rpc":
             self.weights = digest(Path(body["kwargs"]["weights_path"]))
+        if path == "/v1/load_lora_adapter":
+            self.adapter, self.weights = body["lora_name"], digest(Path(body["lora_path"]))
         if path == "/update_weight_version":
             self.version = body["new_version"]
         if path == "/v1/completions":
             return self._complete(body)
         return {
             "/health": {},
-            "/v1/models": {"data": [{"id": self.name}, {"id": "an adapter", "parent": self.name}]},
+            "/v1/models": {"data": [{"id": self.name}, {"id": self.adapter, "parent": self.name}]},
+            "/v1/load_lora_adapter": b"Success",
+            "/v1/unload_lora_adapter": b"Success",
             "/collective_rpc": {"results": [None]},
             "/reset_prefix_cache": {"success": True},
             "/update_weight_version": {"success": True},
@@ -119,7 +124,7 @@ class Model:
                 }
             )
         self.answered += len(choices)
-        return {"model": self.name, "choices": choices}
+        return {"model": body["model"] if body["model"] == self.adapter else self.name, "choices": choices}
 
 
 def killed_by_7(model: Respond, once: bool) -> Respond:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -17,7 +18,7 @@ import torch
 
 from artifacts.errors import StageError
 from stages.rollouts import vllm_own_servers
-from stages.rollouts.engine import ServedModel
+from stages.rollouts.engine import ServedAdapter, ServedModel
 from stages.rollouts.engine_settings import EngineConfig
 from stages.rollouts.kept_folder import KeptFolder, remove_forgotten
 from stages.rollouts.requests import SampleRequest, SamplingConfig
@@ -47,12 +48,15 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     others = descendants()
     opened: list[OwnServers] = []
 
-    def build(behaviour: str, **settings: float) -> tuple[OwnServers, ServerEngine, list[str]]:
+    def build(
+        behaviour: str, adapter: ServedAdapter | None = None, **settings: float
+    ) -> tuple[OwnServers, ServerEngine, list[str]]:
         monkeypatch.setenv("FAKE_VLLM", behaviour)
         config, said = EngineConfig(engine="vllm_server", **settings), []
-        servers = OwnServers(model(tmp_path), config, tmp_path, said.append, FAKE)
+        served = replace(model(tmp_path), adapter=adapter)
+        servers = OwnServers(served, config, tmp_path, said.append, FAKE)
         opened.append(servers)
-        return servers, ServerEngine(servers, model(tmp_path), config), said
+        return servers, ServerEngine(servers, served, config), said
 
     yield build
     for servers in opened:
@@ -103,10 +107,12 @@ def await_absent(servers: OwnServers) -> dict[int, str]:
     return servers.absent()
 
 
+@pytest.mark.parametrize("adapter", [None, ServedAdapter(4, {"r": 4, "target_modules": ["q_proj"]})])
 def test_the_one_that_is_killed_amid_a_generation_comes_back_with_the_weights_of_the_moment(
-    start: Start, tmp_path: Path
+    adapter: ServedAdapter | None, start: Start, tmp_path: Path
 ) -> None:
-    _, engine, said = start("killed by 7 once")  # alone, so it has to answer itself
+    """Those of the adapter, where there is one."""
+    _, engine, said = start("killed by 7 once", adapter)  # alone, so it has to answer itself
     engine.load(weights(1.0))
     assert sampled(engine) == expected(1.0, tmp_path)
     assert engine.figures()["server_1/restarts"] == 1
