@@ -1,7 +1,8 @@
-"""Proximal policy optimization: a policy with a value head, rewarded token by token."""
+"""Proximal policy optimization: a policy and what values its tokens, rewarded token by token."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -10,19 +11,27 @@ from stages.rollouts.engine_settings import EngineChoice, engine_problems
 from stages.rollouts.reward_spec import Reward
 from stages.stage import MODELS, Input, Stage
 from stages.training.config import PolicyConfig, policy_outputs
+from stages.training.correction_settings import CorrectionConfig, correction_problems
 from stages.training.memory import Phase, Request, same_shape
 from stages.training.memory_head import HeadUse
 from stages.training.memory_online import longest_prompt, online_phases
 from stages.training.memory_sampling import Sampled
+from stages.training.memory_shape import ModelShape
+from stages.training.memory_value import beside_value_model
 from stages.training.rollout_settings import RolloutConfig, dropout_problems, reward_problems
-from stages.training.value_settings import ValueConfig, value_problems
+from stages.training.value_settings import VALUE_MODEL, ValueConfig, value_problems
 
 if TYPE_CHECKING:
     from stages.context import Context
 
 
-class Config(EngineChoice, ValueConfig, RolloutConfig, PolicyConfig):
-    """Settings of PPO, under TRL's names. An item of train_batch_size is a completion, one of each prompt."""
+class Config(EngineChoice, CorrectionConfig, ValueConfig, RolloutConfig, PolicyConfig):
+    """Settings of PPO, under TRL's names. An item of train_batch_size is a completion, one of each prompt.
+
+    Values are those of a head on the policy, or of input `value_model`, which starts as it comes: a reward model with
+    its score, a language model with a head that says 0. max_grad_norm is of all gradients together, the policy's and
+    what learns values'.
+    """
 
     learning_rate: float = Field(3e-6, gt=0)
     """Peak learning rate of AdamW, of the policy."""
@@ -50,21 +59,22 @@ class Config(EngineChoice, ValueConfig, RolloutConfig, PolicyConfig):
 
 def check(config: Config, wired: frozenset[str]) -> list[str]:
     """What is wrong with the configuration and the inputs together."""
-    problems = reward_problems(config.rewards, config.reward_weights, wired) + value_problems(config)
-    problems += dropout_problems(config) + engine_problems(config, None)
+    problems = reward_problems(config.rewards, config.reward_weights, wired) + value_problems(config, wired)
+    problems += dropout_problems(config) + engine_problems(config, None) + correction_problems(config)
     if "reference" in wired and not config.kl_coef:
         problems.append("input reference is wired in, but kl_coef is 0, so it would not be used")
     return problems
 
 
 def run(context: Context) -> None:
-    """Train input `model` on the prompts of input `dataset`, rewarded by functions and input `reward_model`."""
+    """Train input `model` on the prompts of input `dataset`, rewarded by functions and input `reward_model`; with input
+    `value_model`, train that beside it."""
     from stages.data.ledger import RowLedger
     from stages.training.initial import reference_of
     from stages.training.online_run import read_prompts, train_on_rollouts
     from stages.training.ppo import PpoLoss, PpoSettings
     from stages.training.start import start
-    from stages.training.value_model import ActorCritic
+    from stages.training.value_model import export_value_model, require_room, valued_policy_of
     from stages.training.valued_rollouts import valued_windows
 
     config: Config = context.config
@@ -76,27 +86,44 @@ def run(context: Context) -> None:
             cliprange_value=config.cliprange_value,
         )
     )
-    trainer, tokenizer = start(context, config, objective, ActorCritic)
+    trainer, tokenizer = start(context, config, objective, valued_policy_of(context))
     reference = reference_of(context, trainer) if config.kl_coef else None
     ledger = RowLedger()
     prompts = read_prompts(context, trainer, tokenizer, ledger)
+    require_room(trainer.scorer, prompts, config.max_completion_length)
     windows = valued_windows(context, prompts, trainer, tokenizer, reference)
-    train_on_rollouts(context, trainer, windows, windows.rollouts, ledger)
+    trained = train_on_rollouts(context, trainer, windows, windows.rollouts, ledger)
+    if config.save_value_model:
+        export_value_model(context, trained)
 
 
 def memory(request: Request) -> list[Phase]:
-    """Sampling, the passes of the policy and the reward model, and the steps; the value head is a row of weights."""
+    """Sampling, the passes of the policy and of reward and value model, and the steps; a value head is a row of
+    weights."""
     config, prompt = request.config, longest_prompt(request)
     row, rows = prompt + config.max_completion_length, config.train_batch_size * config.num_mini_batches
-    scored = request.passes(row=row, rows=rows)
-    return online_phases(
+    scored, work = request.passes(row=row, rows=rows), request.passes(row=row, rows=config.train_batch_size)
+    value = request.models[VALUE_MODEL].as_classifier() if VALUE_MODEL in request.models else None
+    phases = online_phases(
         request,
         reference=request.models.get("reference", request.model) if config.kl_coef else None,
         asked=Sampled(-(-rows // request.setup.processes), prompt, config.max_completion_length),
-        scored=[(request.model, scored), (request.models.get("reward_model"), scored)],
-        work=request.passes(row=row, rows=config.train_batch_size),
+        scored=[(request.model, scored), (request.models.get("reward_model"), scored), (value, scored)],
+        work=work,
         use=HeadUse(),
     )
+    return phases if value is None else beside_value_model(phases, request, value, work)
+
+
+def outputs(config: Config) -> tuple[str, ...]:
+    """Those that it writes."""
+    return policy_outputs(config, "rollouts", *([VALUE_MODEL] if config.save_value_model else []))
+
+
+def shapes(config: Config, models: Mapping[str, ModelShape]) -> dict[str, ModelShape]:
+    """The policy as it came, and a value model as a reward model."""
+    value = {VALUE_MODEL: models[VALUE_MODEL].as_classifier()} if VALUE_MODEL in models else {}
+    return {**same_shape(config, models), **value}
 
 
 STAGE = Stage(
@@ -108,13 +135,14 @@ STAGE = Stage(
         "dataset": Input(("dataset",)),
         "reward_model": Input(("reward_model",), required=False),
         "reference": Input(MODELS, required=False),
+        VALUE_MODEL: Input(("reward_model", "model"), required=False),
     },
-    outputs={"model": "model", "adapter": "adapter", "rollouts": "dataset"},
-    active_outputs=lambda config: policy_outputs(config, "rollouts"),
+    outputs={"model": "model", "adapter": "adapter", "rollouts": "dataset", VALUE_MODEL: "reward_model"},
+    active_outputs=outputs,
     run=run,
-    summary="PPO with a value head on the policy",
+    summary="PPO with a value head on the policy, or with a value model",
     check=check,
     main_metric="objective/scores",
     memory=memory,
-    shapes=same_shape,
+    shapes=shapes,
 )

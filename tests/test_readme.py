@@ -51,7 +51,8 @@ SDFT_ROW = (
 )
 
 ONLINE_ROWS = (
-    "| PPO with a value head (GAE) | `ppo` | | 1707.06347, 1506.02438 | any with prompts | yes |",
+    "| PPO with a value head, or a value model of its own (GAE) | `ppo` | | 1707.06347, 1506.02438 | any with prompts "
+    "| yes |",
     "| on-line DPO, with any loss of single pairs | `online_dpo` | `sigmoid` | 2402.04792 | any with prompts | yes |",
     "| XPO: on-line DPO with xpo_alpha | `online_dpo` | `sigmoid` | 2405.21046 | any with prompts | yes |",
     "| Nash-MD | `nash_md` | | 2312.00886 | any with prompts | yes |",

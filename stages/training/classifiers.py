@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from artifacts.errors import StageError
+from stages.averaging import kind_of
 from stages.seeds import derive
 from stages.training.model import keep_softcapping, quietly
-from stages.training.model_check import check_loaded, load_checked
+from stages.training.model_check import check_loaded, check_model_folder, load_checked
 
 
 def load_reward_model(folder: Path, *, new_head_seed: int | None = None) -> Any:
@@ -25,6 +26,18 @@ def load_step_judge(folder: Path, *, new_head_seed: int | None = None) -> Any:
     from transformers import AutoModelForTokenClassification
 
     return _load(AutoModelForTokenClassification, folder, 2, new_head_seed)
+
+
+def load_value_model(folder: Path) -> Any:
+    """A reward model as it is, its score read at every position; or a causal model whose fresh head says 0 everywhere,
+    so that no random number decides what is expected at first."""
+    check_model_folder(folder)
+    if kind_of(folder) == "reward_model":
+        return load_reward_model(folder)
+    model = load_reward_model(folder, new_head_seed=0)
+    with torch.no_grad():
+        model.score.weight.zero_()
+    return model
 
 
 def _load(library: Any, folder: Path, outputs: int, new_head_seed: int | None) -> Any:

@@ -19,6 +19,7 @@ from stages.training.batch import TokenBatch
 from stages.training.config import TrainingConfig
 from stages.training.model import Scorer
 from stages.training.objective import Readout
+from stages.training.probes import scorers_in
 from stages.training.processes import Processes
 
 
@@ -90,7 +91,8 @@ class FullySharded:
 
 
 def _layers(scorer: Scorer, names: frozenset[str]) -> Iterator[nn.Module]:
-    wanted = names or frozenset(getattr(scorer.transformers_model, "_no_split_modules", None) or ())
+    own = [getattr(one.transformers_model, "_no_split_modules", None) or () for one in scorers_in(scorer)]
+    wanted = names or frozenset(name for classes in own for name in classes)
     found = [module for module in scorer.modules() if type(module).__name__ in wanted]
     if not found:
         raise StageError(

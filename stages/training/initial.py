@@ -45,8 +45,8 @@ def switched_off(scorer: Scorer) -> Reference:
 
 
 def put_back(scorer: Scorer) -> Reference:
-    """The scorer with its trained tensors as they are now."""
-    trained = {name: one for name, one in scorer.named_parameters() if one.requires_grad}
+    """The scorer with its model's trained tensors as they are now."""
+    trained = {name: one for name, one in scorer.model.named_parameters() if one.requires_grad}
     kept = {name: one.detach().clone() for name, one in trained.items()}
 
     @contextmanager

@@ -30,6 +30,7 @@ from stages.training.objective import Bounding, Concluding, Objective, Readout, 
 from stages.training.out_of_memory import TokenBudget
 from stages.training.parallel import PolicyCopy, copy_weights, spread
 from stages.training.planner import share_of_rank
+from stages.training.probes import scorers_in
 from stages.training.processes import Processes, launched_sharding
 from stages.training.reporting import Trackers, report_end, report_step
 from stages.training.schedule import learning_rate
@@ -38,12 +39,17 @@ from stages.training.utilization import Utilization
 
 @dataclass
 class Trained:
-    """What the loop leaves: the whole model in float32 (on the first process), one row of metrics a step, the rows
+    """What the loop leaves: the whole Scorer in float32 (on the first process), one row of metrics a step, the rows
     of every step."""
 
-    model: Any
+    scorer: Scorer | None
     metrics: list[dict[str, float]]
     rows: list[dict[str, Any]]
+
+    @property
+    def model(self) -> Any:
+        """The trained model; None where there is no Scorer."""
+        return None if self.scorer is None else self.scorer.model
 
 
 class Trainer:
@@ -68,10 +74,11 @@ class Trainer:
         self.is_whole = isinstance(sharding, Whole)
         if rebuild is None and not (self.is_whole and not config.bf16):
             raise ValueError("training in bfloat16 or with a sharded model needs `rebuild`")
-        if config.gradient_checkpointing:
-            scorer.transformers_model.gradient_checkpointing_enable({"use_reentrant": False})
+        models = [one.transformers_model for one in scorers_in(scorer)]
+        for model in models if config.gradient_checkpointing else ():
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         self.budget = TokenBudget(context, config.micro_batch_tokens)
-        self.utilization = Utilization.of(scorer.transformers_model, config.bf16)
+        self.utilization = Utilization.of(models, config.bf16)
         self.numerics = checkpoint.numerics(self.processes, sharding.name, config.micro_batch_tokens)
         self.parallel = spread(scorer, config, self.processes, sharding)
         self.saver = checkpoint.Saver(context, self.parallel, self.processes, config.checkpoint_steps)
@@ -123,7 +130,7 @@ class Trainer:
                         progress.objective = self.objective.state()
                     self.saver.save(replace(progress, tensors=windows.tensors()), waited_seconds)
         report_end(context, progress.metrics[-1], self.utilization)
-        return Trained(self._whole_model(), progress.metrics, progress.rows)
+        return Trained(self._whole(), progress.metrics, progress.rows)
 
     def step(self, step: int, total: int, window: Window) -> tuple[dict[str, float], list[str]]:
         """One optimizer step. Returns its row of metrics (num_tokens of this step alone) and its row ids."""
@@ -240,11 +247,11 @@ class Trainer:
         self.parallel.discard()
         return math.isfinite(norm)
 
-    def _whole_model(self) -> Any:
+    def _whole(self) -> Scorer | None:
         """The trained weights in float32, on the first process."""
         quantized = isinstance(self.config, PolicyConfig) and self.config.quantization is not None
         if self.rebuild is None or (self.is_whole and not self.config.bf16 and not quantized):
-            return self.scorer.model
+            return self.scorer
         target = self.rebuild() if self.context.is_main else None
         copy_weights(self.parallel, target)
-        return None if target is None else target.model
+        return target

@@ -11,7 +11,7 @@ from stages.data.ledger import RowLedger
 from stages.data.tokenize import TokenizedPrompt, tokenize_prompts
 from stages.training.export import export
 from stages.training.generation import room_for_prompts
-from stages.training.loop import Trainer
+from stages.training.loop import Trained, Trainer
 from stages.training.objective import Windows
 from stages.training.occupancy import utilization
 from stages.training.rollout_export import write_rollouts
@@ -31,9 +31,8 @@ def read_prompts(context: Context, trainer: Trainer, tokenizer: Any, ledger: Row
 
 def train_on_rollouts(
     context: Context, trainer: Trainer, windows: Windows, rollouts: RolloutWindows, ledger: RowLedger
-) -> None:
-    """Train on `windows`, which are made of `rollouts`, and write the outputs of the stage: the model and the
-    rollouts."""
+) -> Trained:
+    """Train on `windows`, which are made of `rollouts`, and write the model and the rollouts."""
     context.counts["prompts"] = len(rollouts.drawing)
     started = time.monotonic()
     trained = trainer.run(windows, ledger.states)
@@ -42,3 +41,4 @@ def train_on_rollouts(
     export(context, trained, ledger.to_json(), samples=rollouts.samples)
     if context.is_main:
         write_rollouts(context, rollouts.generations)
+    return trained

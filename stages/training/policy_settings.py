@@ -12,6 +12,7 @@ from stages.losses.policy_correction import MODES
 from stages.losses.policy_kl import KL_ESTIMATORS
 from stages.losses.policy_tokens import LOG_RATIOS
 from stages.stage import Config
+from stages.training.correction_settings import CorrectionConfig, correction_problems
 
 if TYPE_CHECKING:
     from stages.training.entropy_bonus import EntropyBonus
@@ -20,18 +21,16 @@ if TYPE_CHECKING:
     LossName = str
     Level = str
     Estimator = str
-    ModeName = str
 else:  # the tables of losses are what may be chosen
     LossName = Literal[tuple(POLICY_LOSSES)]
     Level = Literal[tuple(LOG_RATIOS)]
     Estimator = Literal[tuple(KL_ESTIMATORS)]
-    ModeName = Literal[tuple(MODES)]
 
 PARAMETERS = {name for loss in POLICY_LOSSES.values() for name in loss.parameters}
 """Fields that only some losses take."""
 
 
-class PolicyLossConfig(Config):
+class PolicyLossConfig(CorrectionConfig):
     """How log-probabilities and advantages become a loss."""
 
     loss_type: LossName = "dapo"
@@ -71,13 +70,6 @@ class PolicyLossConfig(Config):
     off_policy_mask_threshold: float | None = Field(None, gt=0)
     """Leave completions worse than their baseline out where sampler and policy differ by more than this, in nats a
     token on average (arXiv:2512.02556)."""
-    importance_sampling_mode: ModeName | None = None
-    """Multiply the loss by how much likelier the trainer finds what was sampled than the sampler did: by token, by
-    sequence, or by its geometric mean; truncated at the bounds below, or 0 beyond them (mask). null: no correction."""
-    importance_sampling_clip_max: float | None = Field(3.0, gt=1)
-    """Upper bound of that ratio; null: none."""
-    importance_sampling_clip_min: float | None = Field(None, gt=0, lt=1)
-    """Lower bound of that ratio; null: none."""
     top_entropy_quantile: float = Field(1.0, gt=0, le=1)
     """Learn from this share of a step's tokens, those of the highest entropy (arXiv:2506.01939); below 1 a step has one
     pass more."""
@@ -124,12 +116,9 @@ class PolicyLossConfig(Config):
 
     def policy_settings(self, *, temperature: float, longest: int, tolerance: float | None) -> PolicySettings:
         """What the objective needs to know."""
-        from stages.losses.policy_correction import Correction
         from stages.training.policy_terms import PolicySettings
 
         given: dict[str, Any] = {name: getattr(self, name) for name in self.loss.parameters}
-        mode = self.importance_sampling_mode
-        bounds = self.importance_sampling_clip_min, self.importance_sampling_clip_max
         return PolicySettings(
             loss=self.loss,
             temperature=temperature,
@@ -141,7 +130,7 @@ class PolicyLossConfig(Config):
             compares_reference=self.penalizes_reward,
             kl_estimator=self.kl_estimator or ("k1" if self.penalizes_reward else "k3"),
             use_bias_correction_kl=self.use_bias_correction_kl,
-            correction=None if mode is None else Correction(MODES[mode], *bounds),
+            correction=self.correction,
             off_policy_mask_threshold=self.off_policy_mask_threshold,
         )
 
@@ -213,15 +202,8 @@ def _kl_problems(config: PolicyLossConfig) -> list[str]:
 
 
 def _correction_problems(config: PolicyLossConfig) -> list[str]:
-    mode = config.importance_sampling_mode
-    bounds = {"importance_sampling_clip_max", "importance_sampling_clip_min"}
-    if mode is None:
-        unused = sorted(bounds & _given(config))
-        return [f"{name} is given, but importance_sampling_mode is null, so it would not be used" for name in unused]
-    problems = []
-    if config.importance_sampling_clip_max is None and config.importance_sampling_clip_min is None:
-        problems.append(f"importance_sampling_mode {mode} has no bounds; give importance_sampling_clip_max or _min")
-    if config.loss.weighs_corrections and not MODES[mode].of_single_tokens:
+    mode, problems = config.importance_sampling_mode, correction_problems(config)
+    if mode is not None and config.loss.weighs_corrections and not MODES[mode].of_single_tokens:
         names = ", ".join(name for name, one in MODES.items() if one.of_single_tokens)
         problems.append(f"loss_type {config.loss_type} multiplies the corrections of tokens; give one of {names}")
     return problems

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from artifacts.errors import StageError
 from stages.training import attention, gated, last_layer, linear, rms_norm, rope
@@ -35,11 +35,25 @@ def check_head(scorer: Scorer) -> None:
         )
 
 
+def scorers_in(scorer: nn.Module) -> list[Scorer]:
+    """This one, and those inside it: a policy may have a value model beside it."""
+    return [module for module in scorer.modules() if isinstance(module, Scorer)]
+
+
 def settle_layout(scorer: Scorer) -> str | None:
     """Switch to packed rows of prefix trees, and keep them where they give the hidden states of separate rows.
 
-    Where they do not, every branch gets a row of its own from now on; returns the reason.
+    Where they do not, every branch gets a row of its own from now on; returns the reason. What sees the same rows does
+    as one does: a policy and its value model.
     """
+    together = scorers_in(scorer)
+    reasons = [reason for reason in map(_settle, together) if reason is not None]
+    for one in together:
+        one.share_prefixes = not reasons
+    return reasons[0] if reasons else None
+
+
+def _settle(scorer: Scorer) -> str | None:
     scorer.share_prefixes = False
     rms_norm.install(scorer.transformers_model)
     rope.install(scorer.transformers_model)

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from artifacts.errors import StageError
+from stages.losses.policy_correction import Correction
 from stages.losses.policy_kl import KL_ESTIMATORS
+from stages.losses.policy_tokens import Sequences
 from stages.training.batch import Group
 from stages.training.policy_known import Rollouts
 
@@ -83,6 +85,13 @@ class TokenTable:
         if len(values_N) < 2:  # which has no variance
             return values_ST
         return torch.zeros_like(values_ST).masked_scatter(self.inside_ST, function(values_N))
+
+    def corrections(self, correction: Correction) -> Tensor:
+        """[S, T] importance of the policy at sampling time to the sampler, zeros beyond the lengths."""
+        of_N = torch.arange(len(self.lengths_S)).repeat_interleave(self.lengths_S)
+        sequences = Sequences(of_N, len(self.lengths_S))
+        ratios_N = correction(self.old_ST[self.inside_ST], self.sampled_ST[self.inside_ST], sequences)
+        return torch.zeros_like(self.old_ST).masked_scatter(self.inside_ST, ratios_N)
 
     def metrics(self, kl_ST: Tensor, kl_coef: float) -> dict[str, float]:
         """TRL's `objective/...`: means over completions of sums over tokens."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,9 +36,12 @@ class Utilization:
     peak_flops: float | None
 
     @classmethod
-    def of(cls, model: Any, bf16: bool) -> Utilization:
-        """Of a model that is about to be trained on this machine. Raises StageError for a peak that is no number."""
-        return cls(flops_per_token(model), peak_flops(bf16))
+    def of(cls, models: Sequence[Any], bf16: bool) -> Utilization:
+        """Of models that are about to be trained on this machine, on the same tokens. Raises StageError for a peak that
+        is no number."""
+        flops = [flops_per_token(model) for model in models]
+        known = [one for one in flops if one is not None]
+        return cls(sum(known) if len(known) == len(flops) else None, peak_flops(bf16))
 
     def measure(self, tokens: int, seconds: float, processes: int) -> dict[str, float]:
         """`tflops_per_second` over all processes, and `mfu`, its share of the peak; what is not known is left out."""

@@ -1,15 +1,18 @@
-"""How rewards of completions become advantages of tokens, and how a value head learns: settings of PPO, as in TRL."""
+"""How rewards of completions become advantages of tokens, and how values learn: settings of PPO, as in TRL."""
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Literal
 
 from pydantic import Field
 
 from stages.stage import Config
 
-VALUE_HEAD = "value_head."
-"""How the names of a value head's weights begin."""
+VALUE_MODEL = "value_model"
+"""Name of the input and of the output that are a value model of its own."""
+VALUE_PARTS = ("value_head.", f"{VALUE_MODEL}.")
+"""How the names of the weights begin that say values: of a head on the policy, or of a model beside it."""
 
 
 class ValueConfig(Config):
@@ -34,18 +37,30 @@ class ValueConfig(Config):
     cliprange_value: float = Field(0.2, gt=0)
     """Values learn while they are within so much of those at sampling time."""
     value_learning_rate: float | None = Field(None, gt=0)
-    """Peak learning rate of the value head; null: learning_rate."""
+    """Peak learning rate of the value head or the value model; null: learning_rate."""
+    save_value_model: bool = False
+    """Output `value_model` is the value model as it is in the end, in the form of a reward model, to go on with."""
 
     def rate_scale(self, name: str) -> float:
-        """The value head learns at a rate of its own."""
-        if self.value_learning_rate is None or not name.startswith(VALUE_HEAD):
+        """What says values learns at a rate of its own."""
+        if self.value_learning_rate is None or not name.startswith(VALUE_PARTS):
             return 1.0
         rate: float = self.learning_rate  # type: ignore[attr-defined]
         return self.value_learning_rate / rate
 
 
-def value_problems(config: ValueConfig) -> list[str]:
-    """What is wrong with the fields together."""
+def value_problems(config: ValueConfig, wired: Set[str]) -> list[str]:
+    """What is wrong with the fields together, and with the inputs."""
+    problems = _kl_problems(config)
+    if config.save_value_model and VALUE_MODEL not in wired:
+        problems.append(
+            f"save_value_model is of a value model of its own, and input {VALUE_MODEL} is not wired in; wire a reward "
+            "model or the SFT model in, or leave save_value_model out"
+        )
+    return problems
+
+
+def _kl_problems(config: ValueConfig) -> list[str]:
     fields = ValueConfig.model_fields
     if config.kl_target is not None and not config.kl_coef:
         return ["kl_target adapts kl_coef, which is 0 and would stay so; give it a start"]

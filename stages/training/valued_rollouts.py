@@ -14,6 +14,7 @@ from artifacts.errors import StageError
 from stages.context import Context
 from stages.data.tokenize import TokenizedPrompt
 from stages.losses.advantages import generalized_advantages, whitened
+from stages.losses.policy_correction import Correction
 from stages.losses.value import adapted_kl_coef, token_rewards
 from stages.training.batch import Group, TokenBatch
 from stages.training.eos_penalty import penalized
@@ -50,6 +51,7 @@ class ValueSettings:
     temperature: float
     tolerance: float | None
     """Largest difference of sampler and trainer, in nats a token."""
+    correction: Correction | None = None
 
 
 def scores_of(sampled: Sequence[Sampled]) -> list[list[float]]:
@@ -132,7 +134,17 @@ class Valuation:
                 horizon=settings.kl_horizon,
                 sequences=len(flat.lengths_S),
             )
-        return flat.on_tokens(whitened, advantages_ST), returns_ST
+        return self._corrected(flat, flat.on_tokens(whitened, advantages_ST)), returns_ST
+
+    def _corrected(self, flat: TokenTable, advantages_ST: Tensor) -> Tensor:
+        """Advantages that make the policy loss, which is linear in them, what the correction makes of it."""
+        if self.settings.correction is None:
+            return advantages_ST
+        ratios_ST = flat.corrections(self.settings.correction)
+        ratios_N = ratios_ST[flat.inside_ST]
+        found = {"mean": ratios_N.mean(), "min": ratios_N.min(), "max": ratios_N.max()}
+        self.metrics |= {f"sampling/importance_sampling_ratio/{name}": float(value) for name, value in found.items()}
+        return advantages_ST * ratios_ST
 
     def state(self) -> dict[str, Any]:
         """JSON values that a resumed run needs."""
@@ -196,6 +208,7 @@ def valued_windows(
         kl_target=config.kl_target,
         kl_horizon=config.kl_horizon,
         tolerance=sampler_tolerance(config),
+        correction=config.correction,
     )
     valuation = Valuation(trainer, reference, settings, config.kl_coef)
     plan = Plan(

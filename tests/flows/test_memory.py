@@ -195,6 +195,34 @@ def test_each_stage_declares_its_own(tmp_path: Path) -> None:
     assert worst(sharded).parts["optimizer"] == PARAMETERS  # 8 bytes each, on 8 processes
 
 
+def test_a_value_model_is_there_in_every_phase_of_ppo(tmp_path: Path) -> None:
+    """Beside an 8B policy a value model of two of its 36 layers, made from a language model: 2 numbers of its moments
+    and a weight all the time, its gradient in the steps; it has a score of 4096 numbers in place of the head."""
+    folder(tmp_path / "base")
+    folder(tmp_path / "small", num_hidden_layers=2)
+    settings = {"rewards": ["exact_match"], "train_batch_size": 8, "kl_coef": 0.0}
+    chain = {
+        "head": stage("ppo", "./base", **settings),
+        "apart": stage("ppo", "./base", inputs={"value_model": "./small"}, save_value_model=True, **settings),
+        "again": stage("ppo", "./base", inputs={"value_model": "apart.value_model"}, **settings),
+    }
+    found = predicted(tmp_path, chain)
+    embedding = 151936 * 4096
+    layer = (PARAMETERS - 2 * embedding - 4096) // 36
+    value = embedding + 2 * layer + 2 * 4096  # final norm and score
+    names = ["sampling", "scoring", "scoring", "training step"]
+    assert [phase.name for phase in found["apart"].phases] == names
+    assert found["again"].phases == found["apart"].phases
+    sampling, step = (tuple(found[name].phases[place] for name in ("head", "apart")) for place in (0, -1))
+    for part, size in (("weights", 4), ("optimizer", 8)):
+        for head, apart in (sampling, step):
+            assert apart.parts[part] - head.parts[part] == size * value
+    assert sampling[1].total - sampling[0].total == 12 * value
+    assert step[1].parts["gradients"] - step[0].parts["gradients"] == 4 * value
+    assert step[1].parts["activations"] > step[0].parts["activations"]
+    assert step[1].parts["process"] == step[0].parts["process"]
+
+
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder(tmp_path / "base")
     (tmp_path / "rows.jsonl").write_text("{}\n")

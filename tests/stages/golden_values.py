@@ -176,7 +176,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "ppo": (
         2,
-        "7019ad06910dbb39",
+        "e559a3d972436cad",
         "5561237511ce33c7",
         {
             "model/metrics: loss": 0.070016,

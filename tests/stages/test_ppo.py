@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +194,38 @@ def test_a_sampler_out_of_step_is_an_error(made: dict[str, Any], tmp_path: Path)
         trained(made, tmp_path)
 
 
+def test_completions_that_the_sampler_finds_likelier_are_corrected_for(made: dict[str, Any], tmp_path: Path) -> None:
+    """A sampler that is 0.009 nats off, to one side at even places and to the other at odd ones: the product of the
+    ratios is 1 for completions of even length and exp(0.009) for others, which a bound of 1.005 masks. On policy the
+    loss is minus the mean advantage of all tokens, and means of what is left of them are in the rollouts."""
+    plain, rollouts = trained(made, tmp_path / "plain", train_batch_size=8)
+    original = TokenTable.of
+
+    def off(groups: Any, *rest: Any) -> TokenTable:
+        moved = []
+        for group in groups:
+            sampled = [[v - 0.009 * (-1) ** place for place, v in enumerate(b)] for b in group.data.sampled_logprobs]
+            moved.append(replace(group, data=replace(group.data, sampled_logprobs=tuple(sampled))))
+        return original(moved, *rest)
+
+    bounds = {"importance_sampling_mode": "sequence_mask", "importance_sampling_clip_max": 1.005}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TokenTable, "of", off)
+        (row,), corrected = trained(made, tmp_path / "corrected", train_batch_size=8, **bounds)
+    lengths = [len(rollout["token_ids"]) for rollout in corrected]
+    assert lengths == [len(rollout["token_ids"]) for rollout in rollouts]
+    expected = [one["advantage"] * (length % 2 == 0) for one, length in zip(rollouts, lengths, strict=True)]
+    assert 0 < sum(length % 2 for length in lengths) < 8
+    assert [rollout["advantage"] for rollout in corrected] == pytest.approx(expected, abs=1e-5)
+    loss = -sum(map(math.prod, zip(expected, lengths, strict=True))) / sum(lengths)
+    assert row["loss/policy_avg"] == pytest.approx(loss, abs=1e-5)
+    ratio = "sampling/importance_sampling_ratio"
+    assert (row[f"{ratio}/min"], row[f"{ratio}/max"]) == (0.0, pytest.approx(1.0, abs=1e-5))
+    kept = sum(length for length in lengths if length % 2 == 0) / sum(lengths)
+    assert row[f"{ratio}/mean"] == pytest.approx(kept, abs=1e-5)
+    assert f"{ratio}/mean" not in plain[0]
+
+
 def share(completions: list[str], **_: Any) -> list[float]:
     return [text.count("a") / 6 for text in completions]
 
@@ -219,6 +253,7 @@ def test_it_raises_its_reward(made: dict[str, Any], tmp_path: Path) -> None:
         ({"rewards": ["exact_match"], "kl_coef": 0.0}, {"reference"}, "kl_coef is 0"),
         ({"rewards": ["exact_match"], "kl_coef": 0.0, "kl_target": 1.0}, set(), "kl_target adapts kl_coef, which is 0"),
         ({"rewards": ["exact_match"], "kl_horizon": 5}, set(), "kl_horizon would do nothing"),
+        ({"rewards": ["exact_match"], "importance_sampling_clip_max": 2.0}, set(), "importance_sampling_mode is null"),
         ({"rewards": ["exact_match"], "lora_r": 2, "lora_dropout": 0.1}, set(), "lora_dropout is 0.1"),
     ],
 )

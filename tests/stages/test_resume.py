@@ -153,6 +153,18 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "value_learning_rate": 1e-2,
         },
     ),
+    "ppo with a value model": (
+        "ppo",
+        "prompt_completion",
+        {
+            "rewards": ["tests.stages.small_models:letters"],
+            "train_batch_size": 2,
+            "num_ppo_epochs": 2,
+            "max_completion_length": 4,
+            "value_learning_rate": 1e-2,
+            "save_value_model": True,
+        },
+    ),
     "online dpo with a reference that follows": (
         "online_dpo",
         "prompt_completion",
@@ -216,11 +228,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A model, the rows of every type, and rewarded completions of the prompts."""
     folder = tmp_path_factory.mktemp("made")
     save_model(folder / "model", seed=1)
+    save_model(folder / "value_model", seed=2, reward=True)
     rewards = {"prompt_row_id": "r0", "reward": 1.0}, {"prompt_row_id": "r1", "reward": 2.0}
     samples = [{"prompt": "", "completion": "a", **one} for one in (*rewards, {"prompt_row_id": "r3", "reward": 0.5})]
     return {
         "model": folder / "model",
         "samples": save_dataset(folder / "samples", "prompt_completion", samples),
+        "value_model": folder / "value_model",
         **{kind: save_dataset(folder / kind, kind, rows) for kind, rows in ROWS.items()},
     }
 
@@ -230,6 +244,8 @@ def context_of(case: str, folder: Path, made: dict[str, Path]) -> Context:
     inputs: dict[str, Any] = {"model": made["model"], "dataset": made[rows]}
     if stage == "a2po":
         inputs["samples"] = made["samples"]
+    if "save_value_model" in settings:
+        inputs["value_model"] = made["value_model"]
     AcceleratorState._reset_state(reset_partial_state=True)
     return local_context(stage, TRAINING | settings, folder=folder, inputs=inputs)
 
@@ -306,7 +322,8 @@ def test_training(tmp_path: Path, made: dict[str, Path], case: str) -> None:
     assert again.resumed_from == 4
     last = run(context_of(case, tmp_path / "killed", made))
     assert last.resumed_from == 4 and len(read_lines(output(last, "model") / "metrics.jsonl")) == STEPS
-    assert_same(last, whole)
+    for name in last.stage.outputs_of(last.config):
+        assert_same(last, whole, name)
 
 
 @pytest.mark.parametrize("rows", [PAIRS, "unpaired_preference", "prompt_completion"])

@@ -176,7 +176,7 @@ def test_utilization_is_the_share_of_the_peak_that_is_known(monkeypatch):
 def test_a_peak_that_is_no_number_is_refused_before_training(monkeypatch, given):
     monkeypatch.setenv(utilization.PEAK_VARIABLE, given)
     with pytest.raises(StageError, match=f"POSTTRAIN_PEAK_TFLOPS is '{given}'"):
-        Utilization.of(LlamaForCausalLM(small()), bf16=False)
+        Utilization.of([LlamaForCausalLM(small())], bf16=False)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from artifacts.errors import StageError
 from stages.sharding import Fsdp, Sharding, Whole, Zero
@@ -119,3 +120,37 @@ def test_rollouts_are_of_the_present_policy(tmp_path: Path, launched: Any, way: 
     assert sharded[0] == pytest.approx(whole[0], rel=1e-3, abs=1e-5)
     assert all(row["sampling/sampling_logp_difference/mean"] < 1e-3 for row in sharded)
     assert sharded[-1]["loss"] != sharded[0]["loss"]
+
+
+def test_a_value_model_is_sharded_with_the_policy(tmp_path: Path, launched: Any, way: Sharding) -> None:
+    """The steps and the value model that is left are those of whole models."""
+    from tests.stages.small_models import output, read_lines, run_stage, save_dataset, save_model
+
+    save_model(tmp_path / "base", seed=3)
+    save_model(tmp_path / "judge", seed=4, reward=True)
+    rows = [{"prompt": "ab", "completion": "c"}, {"prompt": "ba", "completion": "d"}]
+    dataset = save_dataset(tmp_path / "rows", "prompt_completion", rows)
+    inputs = {"model": tmp_path / "base", "dataset": dataset, "value_model": tmp_path / "judge"}
+    settings = {
+        "rewards": ["tests.stages.small_models:letters"],
+        "train_batch_size": 2,
+        "num_ppo_epochs": 2,
+        "max_completion_length": 5,
+        "learning_rate": 1e-3,
+        "adam_epsilon": 1e-2,
+        "value_learning_rate": 1e-2,
+        "max_steps": 4,
+        "save_value_model": True,
+    }
+    found = []
+    for name, sharding in (("whole", Whole()), ("sharded", way)):
+        launched(sharding)
+        context = run_stage("ppo", tmp_path / name, inputs, **settings)
+        weights = load_file(output(context, "value_model") / "model.safetensors")
+        found.append((read_lines(output(context, "model") / "metrics.jsonl"), weights))
+    (whole, critic), (sharded, of_shards) = found
+    for left, right in zip(whole, sharded, strict=True):
+        assert right == pytest.approx(left, rel=1e-3, abs=1e-5)
+    assert of_shards.keys() == critic.keys()
+    for name, weight in critic.items():
+        torch.testing.assert_close(of_shards[name], weight, atol=1e-5, rtol=1e-4)
