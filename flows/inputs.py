@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import RequestError
-from stages.external import folder_digest, hub_revision
+from stages.external import folder_digest
+from stages.hub import hub_revision
 
 if TYPE_CHECKING:
     from artifacts import Artifact, Store

@@ -18,6 +18,7 @@ from typing import Any
 
 from artifacts import Artifact, Checkpoints, Shards, Store, open_store
 from artifacts.errors import StageError
+from stages.hub import hub_folder
 from stages.identity import fingerprint, identity
 from stages.stage import Config, Stage, load_stage
 
@@ -147,9 +148,7 @@ class Context:
                 self._checked[artifact] = self._inputs_store.materialize(artifact)
             return self._checked[artifact]
         if "hub" in wired:
-            from huggingface_hub import snapshot_download
-
-            return Path(snapshot_download(wired["hub"], revision=wired["revision"]))
+            return hub_folder(wired["hub"], wired["revision"])
         return Path(wired["path"])
 
     def output(self, name: str) -> Path:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.digest import sha256_bytes, sha256_file
-from artifacts.errors import DataError, RequestError
+from artifacts.errors import DataError, PosttrainError, RequestError, StageError
 from stages.data.files import Located, SourceFile, locate
+from stages.hub import hub_revision
 from stages.names import nearest
 
 HUB = "hub:"
@@ -84,6 +85,16 @@ def load_code(reference: str) -> Callable[..., Any]:
     if not callable(found):
         raise RequestError(f"{source} has no function {name!r}{nearest(name, vars(module))}")
     return found  # type: ignore[no-any-return]
+
+
+def load_named(what: str, reference: str) -> Callable[..., Any]:
+    """`load_code` of a reward, a tool or the like. Raises StageError where its file cannot be run."""
+    try:
+        return load_code(reference)
+    except PosttrainError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        raise StageError(f"cannot load {what} {reference}: {type(error).__name__}: {error}") from error
 
 
 def code_identity(reference: str) -> Any:
@@ -168,29 +179,3 @@ def folder_digest(path: Path) -> str:
         raise RequestError(f"no files in {path}")
     lines = [f"{file.relative_to(path).as_posix()}:{sha256_file(file)}" for file in files]
     return sha256_bytes("\n".join(lines).encode())
-
-
-def hub_revision(name: str, kind: str) -> str:
-    """The commit of a Hub repository (`kind`: model or dataset) that its name means now."""
-    from huggingface_hub import HfApi, scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound, RepositoryNotFoundError
-
-    try:
-        api = HfApi()
-        info = api.model_info(name) if kind == "model" else api.dataset_info(name)
-        return str(info.sha)
-    except RepositoryNotFoundError as error:
-        raise RequestError(f"no {kind} {name!r} on the Hub (a private one needs HF_TOKEN)") from error
-    except UnicodeEncodeError:  # its message would quote the token
-        raise RequestError("HF_TOKEN holds characters that no token has; set it again, or unset it") from None
-    except Exception as error:  # its HTTP client raises errors of its own, of another package in every version
-        try:
-            for repository in scan_cache_dir().repos:
-                if repository.repo_id == name and repository.repo_type == kind:
-                    return max(repository.revisions, key=lambda revision: revision.last_modified).commit_hash
-        except CacheNotFound:
-            pass
-        raise RequestError(
-            f"the Hub does not answer for {kind} {name!r} and it is not in the local cache "
-            f"({type(error).__name__}); check the network or give a folder"
-        ) from error

@@ -1,0 +1,116 @@
+"""The Hugging Face Hub: which commit a name means, a repository's files, and what is said when it gives neither."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from artifacts.errors import RequestError, StageError
+
+
+def hub_revision(name: str, kind: str) -> str:
+    """The commit of a Hub repository (`kind`: model or dataset) that its name means now; where the Hub does not
+    answer, the newest one of the local cache. Raises RequestError."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        api = HfApi()
+        info = api.model_info(name) if kind == "model" else api.dataset_info(name)
+        return str(info.sha)
+    except Exception as error:  # its HTTP client raises errors of its own, of another package in every version
+        asked_in_vain = not isinstance(error, RepositoryNotFoundError | UnicodeEncodeError)
+        if asked_in_vain and (commit := _newest_in_cache(name, kind)) is not None:
+            return commit
+        raise RequestError(_explained(error, f"{kind} {name!r}")) from _quotable(error)
+
+
+def hub_folder(name: str, revision: str) -> Path:
+    """The folder with the files of a model of the Hub at a commit; what the local cache lacks is fetched. Raises
+    StageError."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision))
+    except Exception as error:
+        raise StageError(_explained(error, f"model {name!r} at commit {revision}")) from _quotable(error)
+
+
+def _newest_in_cache(name: str, kind: str) -> str | None:
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        for repository in scan_cache_dir().repos:
+            if repository.repo_id == name and repository.repo_type == kind:
+                return max(repository.revisions, key=lambda revision: revision.last_modified).commit_hash
+    except CacheNotFound:
+        pass
+    return None
+
+
+def _explained(error: Exception, what: str) -> str:
+    """What is wrong with a request for `what`, and what to do. The client often puts the reason behind an error that
+    only says that there are no files."""
+    known = _known_errors()
+    for link in _causes(error):
+        for kind, words in known.items():
+            if isinstance(link, kind):
+                return words(what)
+        if isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            return f"cannot keep {what} in {_cache()}: {link.strerror}; mend that, or set HF_HOME to another folder"
+    return _unanswered(error, what)
+
+
+def _known_errors() -> dict[type[Exception], Callable[[str], str]]:
+    """An error of the client -> what is wrong and what to do, of classes and their subclasses the subclasses first."""
+    from huggingface_hub import errors
+
+    return {
+        errors.GatedRepoError: lambda what: (
+            f"{what} on the Hub is gated: accept its terms on its page, and set HF_TOKEN to a token of that account"
+        ),
+        errors.RepositoryNotFoundError: lambda what: f"no {what} on the Hub (a private one needs HF_TOKEN)",
+        errors.RevisionNotFoundError: lambda what: (
+            f"no {what} on the Hub; it may have been taken away: give another one, or none for the newest"
+        ),
+        errors.DisabledRepoError: lambda what: f"the Hub has disabled {what}; use another one, or give a folder",
+        errors.OfflineModeIsEnabled: lambda what: (
+            f"{what} is not in the local cache {_cache()}, and HF_HUB_OFFLINE forbids to ask the Hub; unset it, or "
+            "give a folder"
+        ),
+        UnicodeEncodeError: lambda what: "HF_TOKEN holds characters that no token has; set it again, or unset it",
+    }
+
+
+def _unanswered(error: Exception, what: str) -> str:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    causes = list(_causes(error))
+    answers = [link.response.status_code for link in causes if isinstance(link, HfHubHTTPError)]
+    if answers and answers[-1] in (401, 403):
+        return f"the Hub refuses {what} (HTTP {answers[-1]}); set HF_TOKEN to a token of an account that may read it"
+    reason = f"HTTP {answers[-1]}" if answers else type(causes[-1]).__name__
+    return (
+        f"the Hub does not answer for {what} and it is not in the local cache ({reason}); check the network or give a "
+        "folder"
+    )
+
+
+def _cache() -> str:
+    from huggingface_hub import constants
+
+    return str(constants.HF_HUB_CACHE)
+
+
+def _quotable(error: Exception) -> Exception | None:
+    """The error, unless its message would quote the token."""
+    return None if any(isinstance(link, UnicodeEncodeError) for link in _causes(error)) else error
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__
