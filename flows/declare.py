@@ -64,6 +64,8 @@ class _StageReader:
             self._section(body, "launch"), self.document, ("stages", self.name, "launch"), self.base
         )
         self.problems += problems
+        if uses is not None and uses.single and launch.get("processes", 1) > 1:
+            self._fail(("launch", "processes"), f"{uses.name} runs in one process; leave processes out")
         return Declared(self.name, uses, config, body.get("inputs")), launch
 
     def _fail(self, place: Place, what: str) -> None:

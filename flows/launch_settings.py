@@ -66,8 +66,11 @@ def read_launch(
     return written, [document.problem((*place, *name.split(".")), what) for name, what in wrong.items()]
 
 
-def merge_launch(common: Mapping[str, Any], own: Mapping[str, Any]) -> Launch:
-    """A stage's settings over those for every stage; environments and slots are joined."""
+def merge_launch(common: Mapping[str, Any], own: Mapping[str, Any], single: bool = False) -> Launch:
+    """A stage's settings over those for every stage; environments and slots are joined. `single`: how many processes
+    every stage has, and how they work together, is not for this one."""
+    if single:
+        common = {name: value for name, value in common.items() if name not in ("processes", "config")}
     joined = {name: {**common.get(name, {}), **own.get(name, {})} for name in ("env", "slots")}
     return Launch.model_validate({**common, **own, **joined})
 

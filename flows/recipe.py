@@ -139,7 +139,7 @@ def _read(document: Document, path: Path | None, base: Path) -> tuple[Recipe, li
             declared.uses,
             declared.config,
             wiring.inputs[declared.name],
-            merge_launch(common, launch),
+            merge_launch(common, launch, declared.uses.single),
         )
         for declared, launch in stages
         if declared.uses is not None and declared.config is not None

@@ -19,7 +19,7 @@ from flows.fields import found as named
 from flows.file_differences import differing_files
 from flows.found_files import find_folder, with_references
 from flows.launch import Event, StageResult, run_stage_process
-from flows.launch_settings import Launch
+from flows.launch_settings import Launch, merge_launch
 from flows.reporting.reading import artifact_of
 from stages.identity import fingerprint
 from stages.stage import STAGES, Stage, load_stage
@@ -109,8 +109,8 @@ class _Job:
         self.record = self._record()
         provenance = {} if self.record is None else self.record.provenance
         self.provenance: Mapping[str, Any] = provenance
-        launch = {"config": provenance.get("launcher"), "threads": provenance.get("threads")}
-        self.launch = Launch.model_validate({"processes": provenance.get("processes") or 1, **launch})
+        common = {"processes": provenance.get("processes") or 1, "config": provenance.get("launcher")}
+        self.launch = merge_launch(common, {"threads": provenance.get("threads")}, self.stage.single)
         self.hints = self._hints()
 
     def spec(self, folder: Path) -> dict[str, Any]:

@@ -63,6 +63,8 @@ def run_spec(spec: Spec) -> None:
         raise StageError(f"{spec.name} was to run in {spec.processes} processes, but the launcher made {world}")
     meter = Meter(world)
     context = Context(spec, open_store(spec.store), rank=rank)
+    if context.stage.single and world > 1:
+        raise StageError(f"{spec.name} ({spec.stage}) runs in one process, but the launcher made {world}; start one")
     with context.resources:
         context.stage.run(context)
     if context.is_main:

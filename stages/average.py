@@ -66,6 +66,7 @@ STAGE = Stage(
     inputs={"models": Input(("model", "reward_model"), many=True)},
     outputs={"model": "model", "reward_model": "reward_model"},
     run=run,
+    single=True,
     summary="the mean of several models: soups, ensembles of reward models",
     active_outputs=lambda config: (config.kind,),
     check=check,

@@ -51,6 +51,7 @@ STAGE = Stage(
     outputs={"contamination": "contamination", "train": "dataset"},
     active_outputs=lambda config: ("contamination", "train") if config.remove else ("contamination",),
     run=run,
+    single=True,
     summary="Evaluation rows that stand in the training data: equal, nearly, or in part; removed if asked for",
     main_metric="contaminated_rate",
 )

@@ -174,6 +174,7 @@ STAGE = Stage(
     inputs={"dataset": Input(kinds=("dataset",), many=True)},
     outputs={"model": "model"},
     run=run,
+    single=True,
     summary="A small base model with random weights and a tokenizer trained on the given datasets",
     main_metric="parameters",
     shapes=shapes,

@@ -28,8 +28,6 @@ def run(context: Context) -> None:
     from stages.training.processes import prepare_process
 
     prepare_process(context)
-    if not context.is_main:  # one process does it
-        return
     wired = context.has("base")
     source = source_with(context, "adapter", "base") if wired else model_source(context, "adapter")
     if source.adapter is None:
@@ -52,6 +50,7 @@ STAGE = Stage(
     inputs={"adapter": Input(("adapter",)), "base": Input(("model",), required=False)},
     outputs={"model": "model"},
     run=run,
+    single=True,
     shapes=shapes,
     summary="a plain model from an adapter and the base that it names",
 )

@@ -55,6 +55,7 @@ STAGE = Stage(
     inputs={"datasets": Input(("dataset",), many=True)},
     outputs={"dataset": "dataset"},
     run=run,
+    single=True,
     summary="Several datasets as one, by weights: up- and down-sampled by seed, every row used equally often",
     main_metric="rows",
 )

@@ -146,6 +146,7 @@ STAGE = Stage(
     outputs={"train": "dataset", "test": "dataset"},
     active_outputs=lambda config: ("train", "test") if config.test_size is not None else ("train",),
     run=run,
+    single=True,
     summary="Any source of rows to a typed dataset: columns, templates, filters, deduplication, split",
     main_metric="rows",
 )

@@ -73,8 +73,6 @@ def run(context: Context) -> None:
     from stages.rollouts.recorded import read_recorded, rescored
     from stages.rollouts.recorded_tables import TABLES
 
-    if not context.is_main:
-        return
     config: RescoreConfig = context.config
     dataset = read_dataset(context.input("rollouts"))
     prompts = read_dataset(context.input("dataset")) if context.has("dataset") else None
@@ -160,6 +158,7 @@ STAGE = Stage(
     outputs={"rollouts": "dataset", "best": "dataset", "pairs": "dataset", "labels": "dataset"},
     active_outputs=active_outputs,
     run=run,
+    single=True,
     summary="recorded rollouts with other rewards or weights; their best as SFT rows, pairs, or judged completions",
     check=check,
     main_metric="reward",

@@ -105,6 +105,8 @@ class Stage:
     """What a process holds at most in every phase of its work, predicted; None: nothing that matters."""
     shapes: Callable[[Any, Mapping[str, ModelShape]], Mapping[str, ModelShape]] | None = None
     """(Config, shape of the model behind each input) -> shape of the model in each output; None: there is none."""
+    single: bool = False
+    """One process does it all; a launch of several, given for the whole recipe, is for the other stages."""
 
     def outputs_of(self, config: Config) -> dict[str, str]:
         """Name -> kind of the outputs written under this configuration."""
