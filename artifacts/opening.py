@@ -71,7 +71,7 @@ def _opened(url: str, seconds: float) -> Files:
             "the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL)"
         )
     if protocol == "memory":
-        from artifacts.remote import memory_files
+        from artifacts.memory import memory_files
 
         return memory_files(url)
     if protocol == "s3":

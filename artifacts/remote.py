@@ -6,14 +6,13 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from artifacts.ahead import fetched_ahead
 from artifacts.digest import FileEntry
 from artifacts.errors import DamagedError, StoreError
 from artifacts.files import Publication, Stored
@@ -68,13 +67,7 @@ class RemoteFiles:
         return f"{self._base}/{key}"
 
     def read(self, key: str, most: int = LARGEST_BYTES) -> bytes:
-        try:
-            data = self._call("read", key, partial(self._first, key, most + 1))
-        except FileNotFoundError:
-            # a miss makes others do work again, so both of the store's ways to say it must agree
-            if not self._is_listed(key):
-                raise
-            data = self._call("read", key, partial(self._first_listed, key, most + 1))
+        data = self._call("read", key, partial(self._there, key, partial(self._first, key, most + 1)))
         if len(data) > most:
             where = f"{self.url}/{key}"
             raise DamagedError(f"{where} has more than {most} bytes; nothing that is read as a whole is so large")
@@ -89,11 +82,12 @@ class RemoteFiles:
         folder, _, name = key.rpartition("/")
         return name in self.children(folder)
 
-    def _first_listed(self, key: str, count: int) -> bytes:
+    def _there(self, key: str, fetch: Callable[[], bytes]) -> bytes:
+        """What `fetch` gives. A miss makes others do work again, so both of the store's ways to say it must agree."""
         try:
-            return self._first(key, count)
+            return fetch()
         except FileNotFoundError:
-            if not self._is_listed(key):  # deleted meanwhile
+            if not self._is_listed(key):
                 raise
             raise WrongContentError("the store lists it and does not find it") from None
 
@@ -190,28 +184,13 @@ class RemoteFiles:
     def stream(self, key: str, size: int) -> Iterator[bytes]:
         """In order; the next pieces are on their way while one is used."""
 
-        def piece(start: int) -> bytes:
-            return self._call("read", key, partial(self._piece, key, start, min(start + PIECE, size)))
+        def piece(start: int, end: int) -> bytes:
+            return self._call("read", key, partial(self._there, key, partial(self._piece, key, start, end)))
 
-        starts = range(0, size, PIECE)
-        if len(starts) < 2:
-            yield from map(piece, starts)
-            return
-        with ThreadPoolExecutor(AHEAD) as pool:
-            coming = deque(pool.submit(piece, start) for start in starts[:AHEAD])
-            for start in (*starts[AHEAD:], *(None,) * min(AHEAD, len(starts))):
-                arrived = coming.popleft().result()
-                if start is not None:
-                    coming.append(pool.submit(piece, start))
-                yield arrived
+        yield from fetched_ahead(piece, size, PIECE, AHEAD)
 
     def _piece(self, key: str, start: int, end: int) -> bytes:
-        try:
-            piece: bytes = self.fs.cat_file(self.path(key), start=start, end=end)
-        except FileNotFoundError:
-            if not self._is_listed(key):
-                raise
-            raise WrongContentError("the store lists it and does not find it") from None
+        piece: bytes = self.fs.cat_file(self.path(key), start=start, end=end)
         if len(piece) < end - start and self.fs.info(self.path(key))["size"] >= end:
             raise WrongContentError(f"the store gives {len(piece)} bytes from {start} on instead of {end - start}")
         return piece
@@ -269,14 +248,6 @@ class RemoteFiles:
 
     def _call(self, operation: str, key: str, function: Callable[[], R]) -> R:
         return call(operation, f"{self.url}/{key}", function, self._patience)
-
-
-def memory_files(url: str) -> RemoteFiles:
-    """Files in the memory of this process, for tests and trials."""
-    from fsspec.implementations.memory import MemoryFileSystem
-
-    base = "/" + url.removeprefix("memory://").strip("/")
-    return RemoteFiles(url, base, lambda: MemoryFileSystem(skip_instance_cache=True))
 
 
 def _modified(info: dict[str, Any]) -> float:

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from artifacts import aliases, claims, index, lineage, runs
+from artifacts import aliases, claims, index, lineage, listing, runs
 from artifacts.checkpoints import Checkpoints
-from artifacts.digest import is_sha256
-from artifacts.errors import DamagedError, MissingError, RequestError, StoreError
+from artifacts.errors import DamagedError, MissingError, StoreError
 from artifacts.files import Files, Publication
 from artifacts.folder import differences
 from artifacts.index import Record
@@ -187,33 +186,11 @@ class Store:
     def newest_first(self, kind: str | None = None) -> list[Artifact]:
         """Every artifact (of a kind), the one stored last first, from listings alone: what never was finished may
         be among them."""
-        found = []
-        for name in self.files.children("artifacts"):
-            if kind in (None, name):
-                changed = self.files.changed(f"artifacts/{name}")
-                found += [(when, name, digest) for digest, when in changed.items() if is_sha256(digest)]
-        return [Artifact(name, digest) for _, name, digest in sorted(found, reverse=True)]
+        return listing.newest_first(self.files, kind)
 
     def artifacts(self, prefix: str = "") -> Iterator[Artifact]:
         """Every artifact that has a manifest and whose digest begins so, by kind and digest."""
-        for kind in self.files.children("artifacts"):
-            for digest in [prefix] if is_sha256(prefix) else self.files.children(f"artifacts/{kind}"):
-                if not digest.startswith(prefix):
-                    continue
-                try:
-                    artifact = Artifact(kind, digest)
-                except RequestError:
-                    logger.warning("%s/artifacts/%s/%s is nothing of ours", self.url, kind, digest)
-                    continue
-                if self._has_manifest(artifact):
-                    yield artifact
-
-    def _has_manifest(self, artifact: Artifact) -> bool:
-        """Where that cannot be told, whoever reads the manifest is told why."""
-        try:
-            return MANIFEST in self.files.children(artifact.key)
-        except DamagedError:
-            return artifact.digest in self.files.children(f"artifacts/{artifact.kind}")
+        return listing.marked(self.files, MANIFEST, prefix)
 
     def find(self, reference: str) -> Artifact:
         """The artifact of `@alias`, `alias`, `sha256:<prefix>` or `<prefix>` (8 hex digits or more), the last
