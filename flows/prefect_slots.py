@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from http import HTTPStatus
 from uuid import UUID
 
@@ -21,6 +22,7 @@ from prefect.exceptions import ObjectNotFound
 from artifacts.errors import Problem, RequestError
 from flows.launch import StageStopped
 from flows.run import Run
+from flows.sharing import beside
 from stages.names import nearest
 
 logger = logging.getLogger(__name__)
@@ -74,14 +76,10 @@ def _held(
     client: SyncPrefectClient, name: str, count: int, stopping: threading.Event, tell: Callable[[str], None]
 ) -> Iterator[None]:
     lease = _acquire(client, name, count, stopping, tell)
-    done = threading.Event()
-    thread = threading.Thread(target=_renew, args=(name, lease, done), daemon=True)
-    thread.start()
     try:
-        yield
+        with beside(partial(_renew, name, lease)):
+            yield
     finally:
-        done.set()
-        thread.join()
         try:
             client.release_concurrency_slots_with_lease(lease)
         except (httpx.HTTPError, ObjectNotFound) as error:  # it expires by itself

@@ -27,9 +27,8 @@ def no_slots(
 @contextlib.contextmanager
 def renewing(lease: Lease) -> Iterator[None]:
     """Keep a lease young from a thread while the block runs."""
-    done = threading.Event()
 
-    def renew() -> None:
+    def renew(done: threading.Event) -> None:
         while not done.wait(lease.renew_every):
             try:
                 if not lease.renew():
@@ -38,7 +37,15 @@ def renewing(lease: Lease) -> Iterator[None]:
             except StoreError as error:  # the next renewal may get through
                 logger.warning("the lease was not renewed: %s", error)
 
-    thread = threading.Thread(target=renew, daemon=True)
+    with beside(renew):
+        yield
+
+
+@contextlib.contextmanager
+def beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """`work(done)` in a thread while the block runs; it returns when `done` is set."""
+    done = threading.Event()
+    thread = threading.Thread(target=work, args=(done,), daemon=True)
     thread.start()
     try:
         yield

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from stages.stage import MODELS, Input, Stage
 from stages.training.config import policy_outputs
-from stages.training.memory import Phase, Request, same_shape, scoring, training_step
+from stages.training.memory import Phase, Request, reference_scoring, same_shape, training_step
 from stages.training.memory_head import HeadUse
 from stages.training.preference_config import PreferenceConfig, check, names_of
 
@@ -109,13 +109,8 @@ def memory(request: Request) -> list[Phase]:
     work = request.passes(row=completions * request.longest, rows=config.train_batch_size)
     reference = request.models.get("reference", request.model)
     follower = 4.0 * reference.parameters if config.sync_ref_model else 0.0
-    phases = [training_step(request.training, work, HeadUse(together=True), reference=follower)]
-    if config.needs_reference and not config.sync_ref_model and "reference_logprobs" not in request.wired:
-        scored = request.passes(row=2 * request.longest, rows=config.shard_rows)
-        weights = {"weights": request.training.state()["weights"]}
-        own = None if request.reference_is_policy else "reference"
-        phases.append(scoring(reference, request.setup, scored, resident=weights, own=own, bf16=config.bf16))
-    return phases
+    step = training_step(request.training, work, HeadUse(together=True), reference=follower)
+    return [step, *(reference_scoring(request) if config.needs_reference and not config.sync_ref_model else ())]
 
 
 STAGE = Stage(

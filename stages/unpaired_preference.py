@@ -11,7 +11,7 @@ from stages.data.truncation import TruncationMode
 from stages.losses.unpaired import UNPAIRED_LOSSES
 from stages.stage import MODELS, Input, Stage, operational
 from stages.training.config import PolicyConfig, policy_outputs
-from stages.training.memory import Phase, Request, same_shape, scoring, training_step
+from stages.training.memory import Phase, Request, reference_scoring, same_shape, training_step
 from stages.training.memory_head import HeadUse
 
 if TYPE_CHECKING:
@@ -175,14 +175,7 @@ def memory(request: Request) -> list[Phase]:
     """The pass of the reference, where it is not precomputed, and the steps. KTO's other completion stands apart."""
     config = request.config
     work = request.passes(row=request.longest, rows=config.train_batch_size)
-    phases = [training_step(request.training, work, HeadUse(together=True))]
-    if "reference_logprobs" not in request.wired:
-        scored = request.passes(row=2 * request.longest, rows=config.shard_rows)
-        weights = {"weights": request.training.state()["weights"]}
-        own = None if request.reference_is_policy else "reference"
-        reference = request.models.get("reference", request.model)
-        phases.append(scoring(reference, request.setup, scored, resident=weights, own=own, bf16=config.bf16))
-    return phases
+    return [training_step(request.training, work, HeadUse(together=True)), *reference_scoring(request)]
 
 
 STAGE = Stage(

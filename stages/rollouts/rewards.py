@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from artifacts.errors import PosttrainError, RequestError, StageError
-from stages.external import load_code
+from stages.external import load_named
 from stages.rollouts.reward_call import Call, RewardFunction, Values, call_all, checked, finite
 from stages.rollouts.reward_spec import REWARDS, Reward, RewardSpec, spec_of, unknown_rewards
 
@@ -162,7 +162,7 @@ def _function(spec: RewardSpec) -> RewardFunction:
     built_in = spec.built_in()
     if built_in is None:
         return RewardFunction(
-            spec.called, _load(spec.name), spec.parameters, None, spec.timeout_seconds, spec.on_timeout
+            spec.called, load_named("reward", spec.name), spec.parameters, None, spec.timeout_seconds, spec.on_timeout
         )
     built_in.prepare()
     seconds = spec.timeout_seconds if spec.timeout_seconds is not None else built_in.timeout_seconds
@@ -175,15 +175,6 @@ def _cache(spec: RewardSpec, open_shards: OpenShards | None) -> RewardCache | No
     built_in = spec.built_in()
     wanted = spec.cache if spec.cache is not None else built_in is not None and built_in.cached
     return RewardCache.of(spec, open_shards) if wanted and open_shards is not None else None
-
-
-def _load(reference: str) -> Callable[..., Any]:
-    try:
-        return load_code(reference)
-    except PosttrainError:
-        raise
-    except Exception as error:
-        raise StageError(f"cannot load reward {reference}: {type(error).__name__}: {error}") from error
 
 
 def _grouped(values: Values, sizes: Sequence[int]) -> list[Values]:

@@ -207,6 +207,17 @@ def scoring(
     return phase("scoring", {**held, **most}, setup)
 
 
+def reference_scoring(request: Request) -> list[Phase]:
+    """The pass of the reference over pairs, which may share no token; none where it was made before."""
+    if "reference_logprobs" in request.wired:
+        return []
+    scored = request.passes(row=2 * request.longest, rows=request.config.shard_rows)
+    weights = {"weights": request.training.state()["weights"]}
+    own = None if request.reference_is_policy else "reference"
+    reference = request.models.get("reference", request.model)
+    return [scoring(reference, request.setup, scored, resident=weights, own=own, bf16=request.config.bf16)]
+
+
 def frozen_bytes(shape: ModelShape, device: Device, *, bf16: bool) -> float:
     """Of weights that are not trained. They are rounded where they were loaded, so in a CPU's memory there were once
     those in float32."""

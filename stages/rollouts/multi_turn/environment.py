@@ -18,8 +18,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
-from artifacts.errors import PosttrainError, StageError
-from stages.external import load_code
+from artifacts.errors import StageError
+from stages.external import load_named
 from stages.rollouts.multi_turn.settings import EnvironmentSpec
 
 Stepped = tuple[str, float | None, bool]
@@ -54,7 +54,7 @@ def maker_of(spec: EnvironmentSpec) -> Make:
         from stages.rollouts.multi_turn.open_env import OpenEnvServer
 
         return OpenEnvServer.of(spec.url, spec.parameters, spec.timeout_seconds).session
-    made: Callable[..., Any] = _load(spec.name)
+    made: Callable[..., Any] = load_named("environment", spec.name)
     if inspect.isclass(made):
         missing = [name for name in ("reset", "step") if not callable(getattr(made, name, None))]
         if missing:
@@ -63,15 +63,6 @@ def maker_of(spec: EnvironmentSpec) -> Make:
                 "step(action)"
             )
     return partial(made, **spec.parameters)
-
-
-def _load(reference: str) -> Callable[..., Any]:
-    try:
-        return load_code(reference)
-    except PosttrainError:
-        raise
-    except Exception as error:
-        raise StageError(f"cannot load environment {reference}: {type(error).__name__}: {error}") from error
 
 
 def observed(value: Any) -> str | None:

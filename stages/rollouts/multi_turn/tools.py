@@ -11,8 +11,8 @@ from typing import Any
 import jsonschema
 from jsonschema.exceptions import best_match
 
-from artifacts.errors import PosttrainError, StageError
-from stages.external import load_code
+from artifacts.errors import StageError
+from stages.external import load_named
 from stages.names import nearest
 from stages.rollouts.multi_turn.call_format import ToolCall
 from stages.rollouts.multi_turn.together import Task
@@ -35,12 +35,7 @@ class Tool:
             get_json_schema,
         )
 
-        try:
-            function = load_code(reference)
-        except PosttrainError:
-            raise
-        except Exception as error:
-            raise StageError(f"cannot load tool {reference}: {type(error).__name__}: {error}") from error
+        function = load_named("tool", reference)
         try:
             schema = get_json_schema(function)
         except (DocstringParsingException, TypeHintParsingException) as error:
