@@ -14,6 +14,7 @@ from artifacts.errors import Problem
 from flows.fields import expectation, field_slots, found, is_model, models_at, slots_at
 from flows.yaml_lines import Document, Place
 from stages.names import foreign, nearest
+from stages.stage import Config
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -142,6 +143,9 @@ def _message(
 def _unknown_field(model: type[BaseModel], place: Place, elsewhere: Mapping[str, Sequence[str]]) -> str:
     *above, key = place
     owners = models_at(model, above)
+    for owner in owners:
+        if issubclass(owner, Config) and key in owner.absent:
+            return f"{key} is not taken here: {owner.absent[str(key)]}"
     valid = [name for owner in owners for name in owner.model_fields]
     nested = {
         dotted_name: list(inner.model_fields)

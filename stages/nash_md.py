@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 else:  # the table of preferences is what may be chosen
     PreferenceName = Literal[tuple(PREFERENCES)]
 
+Beta = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -31,8 +33,8 @@ class Config(JudgedRolloutConfig, PolicyConfig):
 
     learning_rate: float = Field(5e-7, gt=0)
     """Peak learning rate of AdamW."""
-    beta: float = Field(0.1, gt=0)
-    """How strongly the policy is held to the reference."""
+    beta: Beta | Annotated[tuple[Beta, ...], Field(min_length=1)] = 0.1
+    """How strongly the policy is held to the reference. Several: one for each pass over the prompts, then the last."""
     mixture_coef: Share | Annotated[tuple[Share, ...], Field(min_length=1)] = 0.5
     """The reference's share in the opponent, whose next tokens are drawn from policy^(1 - mixture_coef)
     reference^mixture_coef: 0 is the policy itself, 1 the reference. Several: one for each pass over the prompts, then
@@ -40,6 +42,14 @@ class Config(JudgedRolloutConfig, PolicyConfig):
     preference: PreferenceName = "bradley_terry"
     """How rewards say which completion is preferred: with probability sigmoid(their difference), or always the one with
     the higher reward."""
+
+    absent: ClassVar[Mapping[str, str]] = {
+        "rollouts": (
+            "every token of the opponent is drawn from the logits of policy and reference together, and engines like "
+            "vLLM give those of one model; leave it out, and the embedded engine samples. online_dpo with xpo_alpha, "
+            "whose completions have one author each, takes it"
+        )
+    }
 
 
 def check(config: Config, wired: frozenset[str]) -> list[str]:
@@ -50,18 +60,21 @@ def check(config: Config, wired: frozenset[str]) -> list[str]:
 def run(context: Context) -> None:
     """Train input `model` on the prompts of input `dataset`, rewarded by functions and input `reward_model`."""
     from stages.data.ledger import RowLedger
+    from stages.training.changing_beta import beta_of_step, first_beta
     from stages.training.initial import reference_of
     from stages.training.nash_md import NashMdLoss, contest_windows
     from stages.training.online_run import read_prompts, train_on_rollouts
     from stages.training.start import start
 
     config: Config = context.config
-    trainer, tokenizer = start(context, config, NashMdLoss(config.beta))
+    objective = NashMdLoss(first_beta(config.beta))
+    trainer, tokenizer = start(context, config, objective)
     reference = reference_of(context, trainer)
     ledger = RowLedger()
     prompts = read_prompts(context, trainer, tokenizer, ledger)
-    windows = contest_windows(context, prompts, trainer, tokenizer, reference)
-    train_on_rollouts(context, trainer, windows, windows.rollouts, ledger)
+    contest = contest_windows(context, prompts, trainer, tokenizer, reference)
+    windows = beta_of_step(contest, config, len(prompts), objective.use)
+    train_on_rollouts(context, trainer, windows, contest.rollouts, ledger)
 
 
 def memory(request: Request) -> list[Phase]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
@@ -17,9 +18,14 @@ from stages.training.preference_config import PairLossConfig, loss_problems, nam
 from stages.training.rollout_settings import JudgedRolloutConfig, dropout_problems, reward_problems
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from stages.context import Context
+    from stages.losses.pair_logprobs import PairLogprobs
+    from stages.training.preference import PairSettings
 
 Alpha = Annotated[float, Field(ge=0)]
+Beta = Annotated[float, Field(gt=0)]
 
 
 class Config(EngineChoice, JudgedRolloutConfig, PairLossConfig):
@@ -27,6 +33,9 @@ class Config(EngineChoice, JudgedRolloutConfig, PairLossConfig):
 
     learning_rate: float = Field(5e-7, gt=0)
     """Peak learning rate of AdamW."""
+    beta: Beta | Annotated[tuple[Beta, ...], Field(min_length=1)] = 0.1  # type: ignore[assignment]
+    """How strongly the model is held to the reference; of losses without one, the scale of the margin. Several: one for
+    each pass over the prompts, then the last."""
     num_generations: int = Field(2, ge=2)
     """Completions of a prompt; the one with the highest reward is chosen, the one with the lowest rejected."""
     dynamic_sampling_rounds: int = Field(0, ge=0)
@@ -36,6 +45,10 @@ class Config(EngineChoice, JudgedRolloutConfig, PairLossConfig):
     """XPO: one of two completions is the reference's, and so many times its log-probability is added to the loss, which
     leads the policy away from it (TRL's alpha). Several: one for each pass over the prompts, then the last. 0: both
     completions are the policy's."""
+
+    def at_beta(self, beta: float) -> Config:
+        """With one beta."""
+        return self.model_copy(update={"beta": beta})
 
     @property
     def explores(self) -> bool:
@@ -69,8 +82,11 @@ def _exploration_problems(config: Config) -> list[str]:
         )
     if not config.needs_reference:
         problems.append(f"xpo_alpha is of losses with a reference; {names_of(config.losses)} has none")
-    if config.rollouts.is_apart:
-        problems.append("xpo_alpha samples the reference too, which only the embedded engine does; leave rollouts out")
+    if config.rollouts.lora_sync == "adapter":
+        problems.append(
+            "xpo_alpha samples the reference too, and rollouts.lora_sync adapter sends the policy's adapter alone; "
+            "leave lora_sync out, so that the engine is sent all weights of either"
+        )
     if config.sync_ref_model:
         problems.append("xpo_alpha explores away from a reference that stays; sync_ref_model moves it; choose one")
     return problems
@@ -79,6 +95,7 @@ def _exploration_problems(config: Config) -> list[str]:
 def run(context: Context) -> None:
     """Train input `model` on the prompts of input `dataset`, rewarded by functions and input `reward_model`."""
     from stages.data.ledger import RowLedger
+    from stages.training.changing_beta import beta_of_step, first_beta
     from stages.training.initial import reference_of
     from stages.training.objective import Windows
     from stages.training.online_loss import OnlinePairLoss
@@ -88,8 +105,13 @@ def run(context: Context) -> None:
     from stages.training.start import start
 
     config: Config = context.config
-    settings = pair_settings(config)
-    objective = OnlinePairLoss(pair_loss(config), settings, referenced=config.needs_reference, explores=config.explores)
+
+    def at(beta: float) -> tuple[Callable[[PairLogprobs], Tensor], PairSettings]:
+        one = config.at_beta(beta)
+        return pair_loss(one), pair_settings(one)
+
+    loss, settings = at(first_beta(config.beta))
+    objective = OnlinePairLoss(loss, settings, referenced=config.needs_reference, explores=config.explores)
     trainer, tokenizer = start(context, config, objective)
     ledger = RowLedger()
     prompts = read_prompts(context, trainer, tokenizer, ledger)
@@ -101,6 +123,7 @@ def run(context: Context) -> None:
         windows = following_reference(context, trainer, pairs, settings)
     elif reference is not None:
         windows = ReferencedPairs(pairs, trainer, settings, reference)
+    windows = beta_of_step(windows, config, len(prompts), lambda beta: objective.use(*at(beta)))
     train_on_rollouts(context, trainer, windows, pairs.rollouts, ledger)
 
 

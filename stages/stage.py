@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -49,6 +49,9 @@ class Config(BaseModel):
     """Base of every stage's configuration: frozen, no unknown keys, a string under a field is its meaning."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    absent: ClassVar[Mapping[str, str]] = {}
+    """Fields of related stages that this one cannot have, and why."""
 
 
 def operational(default: Any, **constraints: Any) -> Any:

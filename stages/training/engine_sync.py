@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 ROLLOUTS, TEACHER = "rollouts", "teacher"
 """What an engine is for."""
 
+_OTHERS = -1
+"""In the place of a version: weights of a model that is not trained."""
+
 
 class SyncedEngine:
     """A Sampler: before it samples, its engine gets the weights of the moment, if it has others.
@@ -50,25 +53,82 @@ class SyncedEngine:
         self._engine, self._proof, self._send = engine, proof, send
         self._policy, self._version, self._interval = policy, version, interval
         self._loaded: int | None = None
-        self.syncs = 0
-        """How often weights were sent."""
+        self._syncs = {False: 0, True: 0}
+        """How often weights were sent: the policy's, and others'."""
 
     def sample(
         self, requests: Sequence[SampleRequest], settings: SamplingConfig, on_progress: Progress | None = None
     ) -> list[list[Completion]]:
         """Of the present weights; their version is with every token. Raises StageError where the proof fails."""
-        version, scorer = self._version(), self._policy()
-        is_due = False
+        version = self._version()
+        sampled = self._sample(self._policy(), version, requests, settings, on_progress)
+        return [[stamped(completion, version) for completion in group] for group in sampled]
+
+    def holding(self, scorer: Scorer) -> Sampler:
+        """The same engine with the weights of another model, which has taken no steps: those of the reference.
+
+        Raises StageError for a model of another form.
+        """
+        if not self._syncs[True]:
+            _require_same_form(self._policy(), scorer)
+        return _Holding(self, scorer)
+
+    def sample_of(
+        self,
+        scorer: Scorer,
+        requests: Sequence[SampleRequest],
+        settings: SamplingConfig,
+        on_progress: Progress | None = None,
+    ) -> list[list[Completion]]:
+        """As `sample`, of the weights of another model."""
+        sampled = self._sample(scorer, _OTHERS, requests, settings, on_progress)
+        return [[stamped(completion, 0) for completion in group] for group in sampled]
+
+    def _sample(
+        self,
+        scorer: Scorer,
+        version: int,
+        requests: Sequence[SampleRequest],
+        settings: SamplingConfig,
+        on_progress: Progress | None,
+    ) -> list[list[Completion]]:
+        is_due, others = False, version == _OTHERS
         if version != self._loaded:
             self._send(self._engine, scorer)
-            self._loaded, is_due = version, self.syncs % self._interval == 0
-            self.syncs += 1
+            self._loaded, is_due = version, self._syncs[others] % self._interval == 0
+            self._syncs[others] += 1
         sampled = self._engine.sample(requests, settings, on_progress)
         if is_due:
             self._proof(scorer, requests, sampled, settings)
         if self._engine.rest():
             self._loaded = None
-        return [[stamped(completion, version) for completion in group] for group in sampled]
+        return sampled
+
+
+@dataclass(frozen=True)
+class _Holding:
+    """A Sampler of one model, by an engine that has others' weights at other times."""
+
+    engine: SyncedEngine
+    scorer: Scorer
+
+    def sample(
+        self, requests: Sequence[SampleRequest], settings: SamplingConfig, on_progress: Progress | None = None
+    ) -> list[list[Completion]]:
+        return self.engine.sample_of(self.scorer, requests, settings, on_progress)
+
+
+def _require_same_form(policy: Scorer, other: Scorer) -> None:
+    ours, theirs = (
+        {name: tuple(tensor.shape) for name, tensor in whole_weights(one.transformers_model)} for one in (policy, other)
+    )
+    if different := sorted(set(ours.items()) ^ set(theirs.items())):
+        name = different[0][0]
+        raise StageError(
+            f"the reference has other weights than the policy ({name}: {theirs.get(name)} and {ours.get(name)}), and "
+            "rollouts.engine, which samples both, was opened for the policy's; give a reference of the policy's "
+            "architecture, or leave rollouts out: the embedded engine samples any"
+        )
 
 
 def send_weights(engine: Engine, processes: Processes, scorer: Scorer, *, adapter: bool = False) -> None:

@@ -20,7 +20,7 @@ from stages.rollouts.rewards import ByFunction, RewardSet
 from stages.rollouts.sampler import EmbeddedSampler
 from stages.rollouts.stopping import text_before
 from stages.training.batch import Group
-from stages.training.engine_sync import engine_of
+from stages.training.engine_sync import SyncedEngine, engine_of
 from stages.training.loop import Trainer
 from stages.training.model import Scorer
 from stages.training.multi_turn import opened, unless_broken
@@ -99,6 +99,12 @@ class Sampling:
             SampleRequest(prompt.prompt_ids, own, prompt.row_id) for prompt, own in zip(prompts, seeds, strict=True)
         ]
         return sampler.sample(requests, self.settings)
+
+    def by(self, scorer: Scorer) -> Sampling:
+        """The same by another model, which is not trained."""
+        engine = self.engine
+        assert engine is None or isinstance(engine, SyncedEngine), "engines that lag behind have one model's weights"
+        return replace(self, scorer=scorer, engine=None if engine is None else engine.holding(scorer))
 
     def sampler(self) -> EmbeddedSampler:
         """Of the present weights."""

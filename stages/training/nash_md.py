@@ -52,6 +52,10 @@ class NashMdLoss:
     def __init__(self, beta: float) -> None:
         self.beta = beta
 
+    def use(self, beta: float) -> None:
+        """From now on."""
+        self.beta = beta
+
     def count(self, group: Group) -> float:
         """One completion."""
         return 1

@@ -50,6 +50,10 @@ class OnlinePairLoss(PreferenceLoss):
         parts = ("loss/dpo", "loss/xpo") if explores else ()
         self.metric_names = (*self.metric_names, "objective/entropy", *of_reference, *parts)
 
+    def use(self, loss: Callable[[PairLogprobs], Tensor], settings: PairSettings) -> None:
+        """From now on; they differ from those before in beta."""
+        self.loss, self.settings = loss, settings
+
     def losses(self, batch: TokenBatch, pairs: PairLogprobs, scores: TokenScores) -> Tensor:
         """[B]."""
         losses_B = super().losses(batch, pairs, scores)

@@ -130,9 +130,8 @@ def online_pairs(
     )
     generation, own, exploration = Generation.of(context, trainer, tokenizer, config), None, None
     if config.explores:
-        assert reference is not None
-        sampling = Sampling.of(trainer, tokenizer, config)
-        generation, own = replace(generation, sampling=Contest(sampling, reference)), 1
+        assert reference is not None and isinstance(generation.sampling, Sampling)
+        generation, own = replace(generation, sampling=Contest(generation.sampling, reference)), 1
         exploration = ByEpoch(config.xpo_alpha, plan.prompts_per_step, len(prompts))
     generate, judgement = penalized(generation, config.missing_eos_penalty), Judgement()
     check = SamplerCheck(trainer, temperature=config.temperature, tolerance=sampler_tolerance(config), completions=own)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -56,7 +56,7 @@ class Contest:
             return self.policy(prompts, seeds)
         if self.mixture_coef == 1.0:
             with self.reference() as scorer:
-                return replace(self.policy, scorer=scorer)(prompts, seeds)
+                return self.policy.by(scorer)(prompts, seeds)
         parts = {name: getattr(self.policy, name) for name in ("scorer", "tokenizer", "settings", "accelerator")}
         return MixtureSampling(**parts, reference=self.reference, mixture_coef=self.mixture_coef)(prompts, seeds)
 

@@ -17,8 +17,8 @@ def whole_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
     """(name in a checkpoint, tensor) of all weights of a transformers model.
 
     Adapters are merged into a copy of the layer that they are on, one layer at a time, so the model stays as it is bit
-    by bit. The head is always among them, also where it is the embedding: vLLM keeps a form of its own of it (packed
-    for the CPU), which it would not renew otherwise.
+    by bit; where they are switched off, the layer is given without them. The head is always among them, also where it
+    is the embedding: vLLM keeps a form of its own of it (packed for the CPU), which it would not renew otherwise.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
@@ -55,10 +55,12 @@ def _adapted_modules(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _without_adapter(name: str, module: Any) -> Any:
-    """The module as it would be with what was learnt in it."""
+    """The module as it would be with what was learnt in it, or without, as the model is at the moment."""
     from peft.tuners.lora.layer import ParamWrapper
     from peft.utils import ModulesToSaveWrapper
 
+    if module.disable_adapters:
+        return module.original_module if isinstance(module, ModulesToSaveWrapper) else module.get_base_layer()
     if isinstance(module, ModulesToSaveWrapper):
         return module.modules_to_save[module.active_adapters[0]]
     if isinstance(module, ParamWrapper):

@@ -10,12 +10,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from artifacts.errors import StageError
+from artifacts.errors import RequestError, StageError
+from flows.recipe import Recipe
 from stages.nash_md import STAGE, Config
 from stages.training.token_table import TokenTable
 from tests.data.characters import ids
 from tests.stages import online_runs
 from tests.stages.online_runs import make_inputs
+from tests.tiny_recipe import write_recipe
 
 BETA = 0.3
 SETTINGS: dict[str, Any] = {
@@ -102,6 +104,18 @@ def test_the_mixture_may_change_from_pass_to_pass(made: dict[str, Any], tmp_path
         assert other["logprobs"] == pytest.approx(forced(made, other, shares[other["step"] - 1], 0.8), abs=1e-4)
 
 
+def test_beta_may_change_from_pass_to_pass(made: dict[str, Any], tmp_path: Path) -> None:
+    """Four prompts, half a pass a step, and weights that stay: steps are those of runs with one beta each."""
+    changes = {"train_batch_size": 2, "max_steps": 5, "learning_rate": 1e-30}
+    rows, _ = trained(made, tmp_path / "both", beta=[0.2, 0.7], **changes)
+    plain = {beta: trained(made, tmp_path / str(beta), beta=beta, **changes)[0] for beta in (0.2, 0.7)}
+    betas = [row.pop("beta") for row in rows]
+    assert betas == [0.2, 0.2, 0.7, 0.7, 0.7]
+    for step, (row, beta) in enumerate(zip(rows, betas, strict=True)):
+        assert row == pytest.approx(plain[beta][step], rel=1e-6)
+    assert rows[2]["loss"] != pytest.approx(plain[0.2][2]["loss"], rel=1e-3)
+
+
 def test_the_higher_reward_is_always_preferred(made: dict[str, Any], tmp_path: Path) -> None:
     (row,), rollouts = trained(made, tmp_path, preference="higher", missing_eos_penalty=0.5)
     # rewards as they were compared, the penalty among them
@@ -156,6 +170,15 @@ def test_what_does_not_go_together(changes: dict[str, Any], problem: str) -> Non
     assert STAGE.check is not None
     (found,) = STAGE.check(Config(**({"rewards": ["exact_match"]} | changes)), frozenset({"model", "dataset"}))
     assert problem in found
+
+
+def test_a_recipe_that_asks_for_an_engine_is_told_why_there_is_none(tmp_path: Path) -> None:
+    wired = {"model": "base", "dataset": "rows"}
+    settings = {"rewards": ["exact_match"], "rollouts": {"engine": "vllm"}}
+    recipe = write_recipe(tmp_path, {"nash": {"uses": "nash_md", "inputs": wired, "with": settings}})
+    said = r"drawn from the logits of policy and reference together.*leave it out"
+    with pytest.raises(RequestError, match=said):
+        Recipe.load(str(recipe))
 
 
 @pytest.mark.parametrize("given", [{"mixture_coef": 1.5}, {"mixture_coef": []}, {"preference": "rank"}, {"beta": 0.0}])

@@ -159,6 +159,18 @@ def test_adapters_explore_away_from_the_model_without_them(made: dict[str, Any],
     assert max(map(abs, references)) < 1e-4 and min(map(abs, policies)) > 1e-3
 
 
+def test_beta_may_change_from_pass_to_pass(made: dict[str, Any], tmp_path: Path) -> None:
+    """Four prompts, half a pass a step, and weights that stay: steps are those of runs with one beta each."""
+    changes = {"train_batch_size": 2, "max_steps": 5, "learning_rate": 1e-30, "other_reference": True}
+    rows, _ = trained(made, tmp_path / "both", beta=[0.2, 0.7], **changes)
+    plain = {beta: trained(made, tmp_path / str(beta), beta=beta, **changes)[0] for beta in (0.2, 0.7)}
+    betas = [row.pop("beta") for row in rows]
+    assert betas == [0.2, 0.2, 0.7, 0.7, 0.7]
+    for step, (row, beta) in enumerate(zip(rows, betas, strict=True)):
+        assert row == pytest.approx(plain[beta][step], rel=1e-6)
+    assert rows[2]["loss"] != pytest.approx(plain[0.2][2]["loss"], rel=1e-3)
+
+
 def test_against_itself_every_pair_starts_at_log_2(made: dict[str, Any], tmp_path: Path) -> None:
     rows, _ = trained(made, tmp_path, max_steps=3, rewards=["tests.stages.test_online_dpo:gap"])
     assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)

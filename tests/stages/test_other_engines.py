@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState
 from artifacts.errors import StageError
 from stages import a2po, distill, evaluate, online_dpo, sample
 from stages.context import Context, local_context
+from tests.data.characters import ids
 from tests.rollouts.model_server import model_server
 from tests.stages.small_models import output, read_lines, rows_of, save_dataset, save_model
 
@@ -131,6 +132,43 @@ def test_online_stages(stage: str, more: dict[str, Any], tmp_path: Path, inputs:
     assert all(row["weight_versions"] == [row["weight_version"]] * len(row["token_ids"]) for row in rows)
 
 
+@pytest.mark.parametrize("changes", [{}, {"lora_r": 2}, {"reference": "reference"}])
+def test_xpo_samples_both_authors_with_one_engine(changes: Any, tmp_path: Path, inputs: dict[str, Path]) -> None:
+    """It is sent the policy's weights and the reference's in turn; both syncs of every step are proved, and
+    transformers finds the second completions as likely under the reference: the policy before the first step (with
+    adapters, which are merged for the policy and off for the reference), or a model of its own."""
+    settings = {"max_completion_length": 5, "train_batch_size": 4, "max_steps": 2, "rewards": LETTERS}
+    settings |= {"xpo_alpha": 0.5, "learning_rate": 5e-2, "temperature": 1.0, **changes}
+    seed = 1
+    if "reference" in settings:
+        seed, inputs = 7, {**inputs, "reference": tmp_path / settings.pop("reference")}
+    reference = save_model(tmp_path / "reference", seed)
+    with model_server(tmp_path / "other") as (server, rollouts):
+        engine = {**rollouts, "proof_interval": 1}
+        context = done("online_dpo", tmp_path / "there", inputs, **settings, rollouts=engine)
+        assert server.loads == 4
+    rows = rows_of(output(context, "rollouts"))
+    authors = [[row for row in rows if int(row["row_id"].rpartition("/")[2]) % 2 == place] for place in (0, 1)]
+    assert [{tuple(row["weight_versions"])[:1] for row in of_one} for of_one in authors] == [{(0,), (1,)}, {(0,)}]
+    for row in authors[1]:
+        tokens, first = torch.tensor([[*ids(row["prompt"]), *row["token_ids"]]]), len(row["prompt"])
+        with torch.no_grad():
+            logs_TV = reference(tokens).logits[0, first - 1 : -1].log_softmax(-1)
+        found = logs_TV[range(len(row["token_ids"])), row["token_ids"]]
+        assert row["logprobs"] == pytest.approx(found.tolist(), abs=1e-4)
+
+
+def test_a_reference_of_another_form_is_refused_by_an_engine(tmp_path: Path, inputs: dict[str, Path]) -> None:
+    model = save_model(tmp_path / "reference", 2)
+    model.config.intermediate_size = 40
+    type(model)(model.config).save_pretrained(tmp_path / "reference")
+    settings = {"max_completion_length": 5, "train_batch_size": 4, "max_steps": 2, "rewards": LETTERS, "xpo_alpha": 0.5}
+    wired = {**inputs, "reference": tmp_path / "reference"}
+    said = r"down_proj.weight: \(16, 40\) and \(16, 24\)\), and rollouts.engine, which samples both"
+    with model_server(tmp_path / "other") as (_, rollouts), pytest.raises(StageError, match=said):
+        done("online_dpo", tmp_path / "there", wired, **settings, rollouts=rollouts)
+
+
 @pytest.mark.parametrize(
     ("stage", "settings", "message"),
     [
@@ -144,7 +182,11 @@ def test_online_stages(stage: str, more: dict[str, Any], tmp_path: Path, inputs:
             "teacher_engine.lora_sync is of what is trained; a teacher stays",
         ),
         (distill, {"lmbda": 0.0}, "rollouts.engine is vllm_server, but lmbda is 0"),
-        (online_dpo, {"rewards": LETTERS, "xpo_alpha": 0.1}, "xpo_alpha samples the reference too"),
+        (
+            online_dpo,
+            {"rewards": LETTERS, "xpo_alpha": 0.1, "lora_r": 2, "rollouts": {**APART, "lora_sync": "adapter"}},
+            "xpo_alpha samples the reference too, and rollouts.lora_sync adapter",
+        ),
         (a2po, {"rewards": LETTERS, "top_p": 0.5, "min_p": 0.5}, "min_p together with top_p"),
     ],
 )

@@ -55,6 +55,18 @@ def test_merged_as_peft_merges(name: str) -> None:
     assert all(torch.equal(found[key], one) for key, one in expected.items())
 
 
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_switched_off_adapters_leave_what_was_there_before(name: str) -> None:
+    adapted = get_peft_model(llama(), LoraConfig(r=3, task_type="CAUSAL_LM", init_lora_weights=False, **ADAPTERS[name]))
+    if "modules_to_save" in ADAPTERS[name]:
+        torch.nn.init.normal_(adapted.get_output_embeddings().modules_to_save["default"].weight)
+    with adapted.disable_adapter():
+        found = dict(whole_weights(adapted.get_base_model()))
+    expected = llama().state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], one) for key, one in expected.items())
+
+
 def test_names_are_those_of_checkpoints(tmp_path: Any) -> None:
     """Experts are stacked in memory and single in files."""
     from safetensors.torch import load_file

@@ -10,7 +10,7 @@ import torch
 
 from stages.rollouts.vllm_client import ServerEngine
 from tests.data.characters import ids
-from tests.stages.small_models import output, read_json, read_lines, save_dataset
+from tests.stages.small_models import output, read_json, read_lines, rows_of, save_dataset
 from tests.stages.test_other_engines import done
 from tests.vllm.models import EOS, save_model
 
@@ -45,6 +45,25 @@ def test_a_student_distills_what_vllm_samples_of_its_weights(tmp_path: Path, inp
     rows = read_lines(output(context, "model") / "metrics.jsonl")
     assert [row["on_policy"] for row in rows] == [1.0] * 3
     assert rows[2]["divergence"] < rows[0]["divergence"]
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora_r": 2}], ids=["whole", "adapters"])
+def test_one_engine_samples_policy_and_reference_in_turn(
+    changes: dict[str, Any], tmp_path: Path, inputs: dict[str, Path]
+) -> None:
+    """XPO: each of six syncs is proved, and the second completion of every prompt is the reference's at all steps."""
+    reference = save_model(tmp_path / "again", 1, tied=True)
+    settings = {"rewards": ["tests.stages.small_models:letters"], "max_completion_length": 6, "temperature": 1.0}
+    settings |= {"train_batch_size": 4, "max_steps": 3, "learning_rate": 2e-2, "xpo_alpha": 0.5, **changes}
+    context = done("online_dpo", tmp_path / "run", inputs, **settings, rollouts={**IN_PROCESS, "proof_interval": 1})
+    rows = [row for row in rows_of(output(context, "rollouts")) if row["row_id"].endswith("/1")]
+    assert len(rows) == 12
+    for row in rows:
+        with torch.no_grad():
+            logits_TV = reference(torch.tensor([[*row["prompt_ids"], *row["token_ids"]]])).logits[0]
+        logs_TV = logits_TV[len(row["prompt_ids"]) - 1 : -1].log_softmax(-1)
+        found = logs_TV[range(len(row["token_ids"])), row["token_ids"]].tolist()
+        assert row["logprobs"] == pytest.approx(found, abs=1e-3)
 
 
 def test_a_server_tells_the_teachers_likeliest_tokens(
