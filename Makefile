@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 REPORT ?= report.html
+WORKERS ?= 2
 
 .PHONY: quickstart test test-vllm lint clean
 
@@ -31,8 +32,8 @@ lint: $(BIN)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint  ## everything: style, types, tests
-	$(BIN)/python -m pytest
+test: lint  ## everything: style, types, tests, these in two processes side by side
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 test-vllm: $(BIN)/.installed-vllm  ## the tests that need vLLM, which goes into the environment for processors without GPU
 	$(BIN)/python -m pytest -m "vllm and not nightly"

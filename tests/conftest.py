@@ -1,8 +1,57 @@
-"""What tests of several folders use."""
+"""What tests of several folders use, and how several workers share them out (`pytest -n 2`)."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
+
+from flows.command import stage_variables
+
+# before torch is imported: a thread that waits and spins takes a core from the tests beside
+os.environ.setdefault("GOMP_SPINCOUNT", stage_variables(1)["GOMP_SPINCOUNT"])
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+TOGETHER = {
+    # one user's processes are counted together
+    "tests/rollouts/sandbox/": "sandbox",
+    # both look at the run of `local_run`
+    "tests/stages/test_golden.py": "every stage",
+    "tests/flows/test_stores_agree.py": "every stage",
+}
+"""Path or its beginning -> the name under which one worker takes all tests of that name. Other files go one by one."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A worker takes a whole file, so that fixtures of modules are made once and tests keep their order."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.split("::")[0]
+            return next((name for beginning, name in TOGETHER.items() if path.startswith(beginning)), path)
+
+    config.option.loadscopereorder = False  # the order is that of pytest_collection_modifyitems
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With several workers, files with slow tests come first: at the end no worker waits for another one's."""
+    if hasattr(config, "workerinput"):
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests keep in the cache, Prefect's database too, is neither the user's nor another worker's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POSTTRAIN_CACHE", str(tmp_path_factory.mktemp("posttrain_cache")))
+        yield
 
 
 @pytest.fixture
