@@ -33,8 +33,9 @@ from prefect.states import Cancelled, Cancelling, Crashed, Scheduled
 from artifacts.errors import RequestError
 
 AUTOMATION = "posttrain: runs whose heartbeats stopped have crashed"
-SILENCE = timedelta(seconds=180)
-"""Three heartbeats."""
+SILENCE = timedelta(seconds=540)
+"""Three heartbeats of a run that beats as Prefect does by itself, every 180 s: one that `posttrain run` or a program of
+the user's started. Those of the worker beat every minute."""
 ALIVE = [StateType.RUNNING, StateType.CANCELLING, StateType.PENDING]
 CANCEL_SECONDS = 40
 """A cancelled run ends in ten seconds; Prefect kills one that does not after thirty."""
@@ -45,8 +46,7 @@ def prepare(client: SyncPrefectClient, pool: str, slots: Mapping[str, int]) -> l
     _make_pool(client, pool)
     for name, limit in slots.items():
         client.upsert_global_concurrency_limit_by_name(name, limit)
-    if not client.read_automations_by_name(AUTOMATION):
-        client.create_automation(_automation())
+    _watch_over_runs(client)
     return [*_end_lost_runs(client, pool), *_drop_missed_runs(client, pool)]
 
 
@@ -80,21 +80,32 @@ def _make_pool(client: SyncPrefectClient, pool: str) -> None:
         )
 
 
-def _automation() -> AutomationCore:
+def _watch_over_runs(client: SyncPrefectClient) -> None:
+    """One automation, as it is made now: that of an earlier version is replaced."""
+    known = client.read_automations_by_name(AUTOMATION)
+    if any(isinstance(found.trigger, EventTrigger) and found.trigger.within == SILENCE for found in known):
+        return
+    for found in known:
+        client.delete_automation(found.id)
+    client.create_automation(crashed_when_silent())
+
+
+def crashed_when_silent(name: str = AUTOMATION, runs: str = "*", silence: timedelta = SILENCE) -> AutomationCore:
+    """A run whose heartbeats stop for so long, without an end, has crashed."""
     ends = ("Completed", "Failed", "Cancelled", "Crashed")
     heartbeat = "prefect.flow-run.heartbeat"
     trigger = EventTrigger(
         after={heartbeat},
         expect={heartbeat, *(f"prefect.flow-run.{end}" for end in ends)},
-        match={"prefect.resource.id": ["prefect.flow-run.*"]},
+        match={"prefect.resource.id": [f"prefect.flow-run.{runs}"]},
         for_each={"prefect.resource.id"},
         posture=Posture.Proactive,
         threshold=1,
-        within=SILENCE,
+        within=silence,
     )
-    message = f"no heartbeat for {SILENCE.total_seconds():.0f} s: its process or machine is gone; run again to go on"
+    message = f"no heartbeat for {silence.total_seconds():.0f} s: its process or machine is gone; run again to go on"
     crash = ChangeFlowRunState(name="Crashed", state=StateType.CRASHED, message=message, force=False)
-    return AutomationCore(name=AUTOMATION, trigger=trigger, actions=[crash])
+    return AutomationCore(name=name, trigger=trigger, actions=[crash])
 
 
 def _end_lost_runs(client: SyncPrefectClient, pool: str) -> Iterable[str]:

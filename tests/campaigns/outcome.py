@@ -16,16 +16,19 @@ RESULTS = HERE / "RESULTS.md"
 
 @dataclass
 class Outcome:
-    """`counts`: how many of what were tried ("kills": 200); `anomalies`: one line each."""
+    """`counts`: how many of what were tried ("kills": 200); `notes`: what was measured; `anomalies`: one line each."""
 
     seed: int
     counts: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
     anomalies: list[str] = field(default_factory=list)
 
     def line(self) -> str:
         """`1,000,000 crash states, 0 anomalies, seed 1, commit 0123abc`"""
         tried = [f"{count:,} {what}" for what, count in self.counts.items()]
-        return ", ".join([*tried, f"{len(self.anomalies):,} anomalies, seed {self.seed}, commit {commit()}"])
+        return ", ".join(
+            [*tried, *self.notes, f"{len(self.anomalies):,} anomalies, seed {self.seed}, commit {commit()}"]
+        )
 
 
 def commit() -> str:

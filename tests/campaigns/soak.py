@@ -1,6 +1,9 @@
 """One store, one `posttrain ui`, one process that runs recipes again and again: hits, misses, failures, killed and
 cancelled runs that are taken up later, runs of the worker that end or are cancelled, and upkeep. The processes that
 stay hold the same after many cycles as after a few (`flatness`), and every result is the one it was the first time.
+
+Files of others in /dev/shm count as well: where others work, give it one of its own (`unshare -m sh -c "mount -t tmpfs
+tmpfs /dev/shm; exec python -m tests.campaigns soak"`).
 """
 
 from __future__ import annotations
@@ -48,7 +51,7 @@ LINE_EVERY = 50
 RESUMED_AT = 4
 """The step of the last checkpoint before the middle."""
 SETTLING_MINUTES = {"server memory": 30}
-"""Prefect's server keeps the ids of events of half an hour, and what it did in the background of a quarter."""
+"""Prefect's server keeps the ids of the events of half an hour, at most 10,000: those of some 370 runs."""
 SECONDS_UNTIL_GONE = 10.0
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -78,9 +81,19 @@ class Samples:
         """The memory of each process now."""
         return ", ".join(f"{name} {samples[-1][1] / 1e6:.1f} MB" for name, samples in self.memory.items())
 
-    def judged(self, minutes: float) -> list[Series]:
-        """Those that so many minutes say something about."""
-        return [s for s in self.series() if minutes * WARM_UP_SHARE >= SETTLING_MINUTES.get(s.what, 0)]
+    def judged(self, minutes: float) -> Iterator[str]:
+        """What grew, of what so many minutes say something about."""
+        for series in self.series():
+            found = grown(series)
+            if found is not None and minutes * WARM_UP_SHARE >= SETTLING_MINUTES.get(series.what, 0):
+                yield found
+
+    def measured(self, minutes: float) -> Iterator[str]:
+        """The memory of each process, and whether it was judged."""
+        for series in self.series():
+            if series.growth_share is not None:
+                early = minutes * WARM_UP_SHARE < SETTLING_MINUTES.get(series.what, 0)
+                yield described(series) + (" (not judged: still filling)" if early else "")
 
     def series(self) -> list[Series]:
         """All of them."""
@@ -220,7 +233,8 @@ def campaign(minutes: float, seed: int) -> Outcome:
             outcome.counts["cycles"] = number
             if number % LINE_EVERY == 0:
                 print(f"{outcome.line()}; {samples.last()}", flush=True)
-    outcome.anomalies += filter(None, map(grown, samples.judged(minutes)))
+    outcome.anomalies += samples.judged(minutes)
+    outcome.notes += samples.measured(minutes)
     print("; ".join(map(described, samples.series())), flush=True)
     return outcome
 

@@ -12,17 +12,21 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
+from prefect.settings.models.flows import FlowsSettings
 from prefect.states import Cancelling, Pending, Running
 
 from artifacts import open_store
 from artifacts.errors import RequestError
 from flows.prefect_flow import posttrain
-from flows.prefect_upkeep import AUTOMATION, prepare
+from flows.prefect_upkeep import AUTOMATION, SILENCE, crashed_when_silent, prepare
 from tests.flows.lasting_ui import Ui, until
 from tests.tiny_recipe import TASK
 
@@ -151,6 +155,50 @@ def test_cancelled_in_training_then_resumed_then_crashed(ui: Ui, scheduled: Any)
         assert ui.tasks(again, client, 3)["sft"].name == "Crashed"
 
 
+def test_a_stage_waits_for_slots_and_a_silent_run_has_crashed(ui: Ui, scheduled: Any) -> None:
+    with ui.client() as client:
+        client.upsert_global_concurrency_limit_by_name("gpu", 1)
+        taken = client.increment_concurrency_slots_with_lease(["gpu"], 1, "concurrency", 3600).json()["lease_id"]
+        client.update_deployment(scheduled.deployment_id, DeploymentUpdate(concurrency_limit=9))
+        waiting, silent = (ui.ask(until=["base"], set=["launch.slots.gpu=1", f"base.seed={seed}"]) for seed in (1, 2))
+        watch = client.create_automation(crashed_when_silent("at once", f"{silent.id}", timedelta(seconds=10)))
+
+        def logged(run: Any, words: str) -> Any:
+            mine = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
+            return [log for log in client.read_logs(mine) if log.message.startswith(words)]
+
+        def heartbeats(run: Any) -> int:
+            # made anew each time: it looks for what happened until then
+            wanted = EventFilter(
+                event=EventNameFilter(name=["prefect.flow-run.heartbeat"]),
+                resource=EventResourceFilter(id=[f"prefect.flow-run.{run.id}"]),
+            )
+            return int(client.read_events(wanted, limit=1).total)
+
+        until(lambda: logged(silent, "waiting for 1 of 'gpu'") and heartbeats(silent))
+        process = next(found for found in ui.processes() if found.environ()["PREFECT__FLOW_RUN_ID"] == f"{silent.id}")
+        process.suspend()
+        until(lambda: logged(waiting, "waiting for 1 of 'gpu'"))
+        # what is cached waits for no slot, and of what waits nothing runs yet
+        assert ui.tasks(waiting, client, 1)["rows"].name == "Cached"
+        jobs = [found.environ()["POSTTRAIN_JOB"] for found in ui.processes()]
+        assert not [job for job in jobs if job.startswith(f"{ui.store_folder}")]
+        client.release_concurrency_slots_with_lease(taken)
+        assert ui.ended(waiting, client).state_name == "Completed" and logged(waiting, "has 1 of 'gpu' after ")
+        assert client.read_global_concurrency_limit_by_name("gpu").active_slots == 0
+        crashed = ui.ended(silent, client).state
+        assert (crashed.name, crashed.message.partition(":")[0]) == ("Crashed", "no heartbeat for 10 s")
+        process.kill()
+        until(lambda: not ui.processes(), LEFT_SECONDS)
+        client.delete_automation(watch)
+        client.update_deployment(scheduled.deployment_id, DeploymentUpdate(concurrency_limit=1))
+
+
+def test_a_run_that_beats_as_prefect_does_by_itself_is_not_silent() -> None:
+    # `posttrain run` beside a lasting server: three heartbeats must be missing before it counts as gone
+    assert timedelta(seconds=3 * FlowsSettings.model_fields["heartbeat_frequency"].default) <= SILENCE
+
+
 def test_another_ui_finds_the_first_and_runs_report_to_it(ui: Ui) -> None:
     second, said = ui.start("--port", "0")
     assert second.wait(60) == 0
@@ -189,8 +237,13 @@ def test_what_the_last_ui_left_is_put_right(ui: Ui) -> None:
         assert client.read_flow_run(about).state_name == "Scheduled"
         assert len(said) == 2 and any("goes on from its last checkpoint" in line for line in said)
         assert client.read_global_concurrency_limit_by_name("left-gpu").limit == 3
-        assert len(client.read_automations_by_name(AUTOMATION)) == 1
+        [watching] = client.read_automations_by_name(AUTOMATION)
         assert prepare(client, "left", {}) == []
+        assert client.read_automations_by_name(AUTOMATION) == [watching]
+        client.delete_automation(watching.id)
+        client.create_automation(crashed_when_silent(silence=timedelta(seconds=180)))  # of an earlier version
+        prepare(client, "left", {})
+        assert [found.trigger for found in client.read_automations_by_name(AUTOMATION)] == [watching.trigger]
         client.delete_deployment(deployment)
 
 
