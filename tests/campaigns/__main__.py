@@ -38,6 +38,12 @@ CAMPAIGNS = {
     "mutations": ("mutations:campaign", "mutations", 200_000, "spoiled recipes, rows, manifests, headers, templates"),
     "corruption": ("corruption:campaign", "flips", 2000, "damage of every kind in a store"),
     "soak": ("soak:campaign", "minutes", 15, "recipes again and again beside one server: memory and handles stay"),
+    "simulation": (
+        "simulation:campaign",
+        "operations",
+        5_000_000,
+        "operations on stores in memory beside a model of them",
+    ),
     "mutants": ("mutants:campaign", "bugs", 100, "planted bugs, each of which one of the others must find"),
 }
 

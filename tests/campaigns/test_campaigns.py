@@ -2,10 +2,13 @@
 
 import logging
 from collections.abc import Iterator
+from unittest import mock
 
 import pytest
 
-from tests.campaigns import compound, corruption, disk_faults, interposed, mutants, storage_faults
+from artifacts.files import Publication
+from artifacts.remote import RemoteFiles
+from tests.campaigns import compound, corruption, disk_faults, interposed, mutants, simulation, storage_faults
 from tests.campaigns.outcome import Outcome
 from tests.campaigns.real_recipe import miniature
 from tests.campaigns.small_recipe import installed
@@ -39,6 +42,22 @@ def test_faults_at_random() -> None:
 def test_two_troubles_in_a_row() -> None:
     outcome = compound.campaign(32, seed=2)
     assert outcome.anomalies == [] and outcome.counts["pairs of troubles"] == 32
+
+
+def test_simulated_operations() -> None:
+    outcome = simulation.campaign(1500, seed=4)
+    assert outcome.anomalies == [] and outcome.counts["deaths"] > 10 and outcome.counts["surrenders"] > 5
+
+
+def test_a_simulation_finds_a_manifest_that_comes_before_its_files() -> None:
+    publish = RemoteFiles.publish
+
+    def early(self: RemoteFiles, publication: Publication) -> None:
+        self.write(f"{publication.key}/{publication.marker[0]}", publication.marker[1])
+        publish(self, publication)
+
+    with mock.patch.object(RemoteFiles, "publish", early):
+        assert simulation.campaign(3000, seed=4).anomalies
 
 
 def test_damage_of_every_kind() -> None:
