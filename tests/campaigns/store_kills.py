@@ -7,6 +7,7 @@ On a local disk a forked process really ends. Behind a remote store nothing that
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import random
 import tempfile
@@ -146,6 +147,16 @@ def kills(victim: Victim, outcome: Outcome, rng: random.Random) -> Iterator[None
         if rng.random() < 0.5:
             outcome.anomalies += [f"{where}, then in full: {text}" for text in finished(victim, operation, expected)]
         yield
+
+
+def every_kill(kind: type[Victim], folder: Path, seed: int) -> Outcome:
+    """One pass over all operations on a new store in a folder."""
+    logging.disable(logging.WARNING)  # what is damaged on purpose is named there
+    outcome = Outcome(seed)
+    with every_holder_is_dead():
+        for _ in kills(kind(folder), outcome, random.Random(seed)):
+            pass
+    return outcome
 
 
 def finished(victim: Victim, operation: Operation, expected: Expected) -> list[str]:
