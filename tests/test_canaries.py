@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,7 @@ def _collect_command_lines(process: subprocess.Popen[str], lines: set[str]) -> N
                 lines.add(" ".join(child.cmdline()))
         except psutil.Error:
             continue
+        time.sleep(0.02)  # it would take a core from what it looks at
 
 
 PLANTED = CANARIES | {name: CANARIES[name].replace("é", "e") for name in ("HF_TOKEN", "OPENAI_API_KEY")}
