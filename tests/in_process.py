@@ -1,6 +1,7 @@
 """Whole recipes in this process: planned, leased, run and recorded as by `posttrain run`, without a start per stage.
 
-Starting a process and importing torch takes ten times as long as the work of a tiny stage.
+Starting a process and importing torch takes ten times as long as the work of a tiny stage. Stages of several processes
+are started as ever.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import flows.run
 import stages.__main__
 from artifacts import Store, open_store
 from artifacts.errors import PosttrainError
+from flows.command import LaunchSettings
 from flows.failure import explain
-from flows.launch import StageFailed, StageResult
+from flows.launch import StageFailed, StageResult, run_stage_process
 from flows.plan import plan
 from flows.recipe import Recipe
 from flows.run import Run
@@ -26,9 +28,12 @@ from stages.stage import STAGES
 Payload = dict[str, Any]
 
 
-def run_here(recipe: Path, store: Path | str, settings: Sequence[str] = ()) -> Payload:
-    """The payload of the run; stages that fail are entered as such, and what follows from them as skipped."""
-    run = Run(plan(Recipe.load(str(recipe), list(settings)), open_store(str(store))))
+def run_here(
+    recipe: Path, store: Path | str, settings: Sequence[str] = (), *, only: Sequence[str] = (), until: Sequence[str] = ()
+) -> Payload:
+    """The payload of the run, of all stages or of some; stages that fail are entered as such, and what follows from
+    them as skipped."""
+    run = Run(plan(Recipe.load(str(recipe), list(settings)), open_store(str(store)), only=only, until=until))
     with mock.patch.object(flows.run, "run_stage_process", _run_stage), run.supervisors:
         for name in run.pending():
             if (cause := run.blocked(name)) is not None:
@@ -39,8 +44,12 @@ def run_here(recipe: Path, store: Path | str, settings: Sequence[str] = ()) -> P
         return run.finish()
 
 
-def _run_stage(spec: dict[str, Any], _: object, __: Callable[[Any], None], **___: object) -> StageResult:
+def _run_stage(
+    spec: dict[str, Any], launch: LaunchSettings, on_event: Callable[[Any], None], **rest: Any
+) -> StageResult:
     """`python -m stages spec.json`, with what it leaves read as the launcher reads it."""
+    if launch.processes > 1:
+        return run_stage_process(spec, launch, on_event, **rest)
     job = Path(spec["job"])
     job.mkdir(parents=True)
     (job / "spec.json").write_text(json.dumps(spec))
