@@ -29,7 +29,12 @@ Payload = dict[str, Any]
 
 
 def run_here(
-    recipe: Path, store: Path | str, settings: Sequence[str] = (), *, only: Sequence[str] = (), until: Sequence[str] = ()
+    recipe: Path,
+    store: Path | str,
+    settings: Sequence[str] = (),
+    *,
+    only: Sequence[str] = (),
+    until: Sequence[str] = (),
 ) -> Payload:
     """The payload of the run, of all stages or of some; stages that fail are entered as such, and what follows from
     them as skipped."""

@@ -6,8 +6,6 @@ Not among the tests that always run are all eight of them (minutes, on two cores
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from statistics import fmean
 
@@ -15,7 +13,7 @@ import pytest
 
 import flows
 from artifacts import open_store
-from tests.in_process import run_here
+from tests.in_process import failures, run_here
 
 RECIPE = Path(flows.__file__).parent / "recipes" / "online.yaml"
 LEAST_GAIN = 0.10
@@ -23,11 +21,9 @@ LEAST_GAIN = 0.10
 
 def accuracies(store: Path, *names: str) -> dict[str, float]:
     """Algorithm -> accuracy on problems that none has seen; `sft` is where all start."""
-    wanted = [word for name in names for word in ("--until", f"eval_{name}")]
-    command = [sys.executable, "-m", "flows.cli", "run", str(RECIPE), "--store", str(store), "--json", *wanted]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    stages = json.loads(done.stdout)["stages"]
+    payload = run_here(RECIPE, store, until=[f"eval_{name}" for name in names])
+    assert payload["state"] == "ok", failures(payload)
+    stages = payload["stages"]
     return {name: stages[f"eval_{name}"]["metrics"]["accuracy"] for name in names}
 
 

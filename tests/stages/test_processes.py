@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.tiny_recipe import metrics_of, run_recipe, write_recipe
+from tests.in_process import failures, run_here
+from tests.tiny_recipe import metrics_of, write_recipe
 
 TRAINING = {"learning_rate": 1e-2, "max_steps": 6, "train_batch_size": 8, "max_length": 64}
 STAGES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -37,7 +38,7 @@ STAGES: dict[str, tuple[str, str, dict[str, Any]]] = {
 @pytest.mark.slow
 def test_two_processes_and_other_micro_batches_equal_one(tmp_path: Path) -> None:
     """Only operational settings differ, so each variant starts from a copy of one prepared store."""
-    run_recipe(write_recipe(tmp_path / "recipe", {}), tmp_path / "prepared")
+    run_here(write_recipe(tmp_path / "recipe", {}), tmp_path / "prepared")
     found: dict[str, dict[str, list[dict[str, float]]]] = {}
     for name, processes, budget in (("8x1", 1, 4096), ("1x8", 1, 1), ("two processes", 2, 16)):
         stages = {
@@ -51,7 +52,9 @@ def test_two_processes_and_other_micro_batches_equal_one(tmp_path: Path) -> None
         }
         store = tmp_path / name
         shutil.copytree(tmp_path / "prepared", store)
-        entries = run_recipe(write_recipe(tmp_path / "recipe", stages), store)
+        payload = run_here(write_recipe(tmp_path / "recipe", stages), store)
+        assert payload["state"] == "ok", failures(payload)
+        entries = payload["stages"]
         assert entries["base"]["state"] == "cached"
         found[name] = {stage: metrics_of(store, entries[stage]) for stage in STAGES}
     for stage in STAGES:
