@@ -50,8 +50,8 @@ class EngineConfig(Config):
     """What samples, and how its weights are kept the trainer's."""
 
     engine: EngineName = "embedded"
-    """embedded: the model in training itself; vllm: an engine of vLLM in the training process; vllm_server: servers of
-    vLLM that the stage starts and stops, or that `urls` names."""
+    """embedded: the model in training itself; vllm: an engine of vLLM in the training process, of several one in each;
+    vllm_server: servers of vLLM that the stage starts and stops, or that `urls` names."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """What vLLM computes in; null: as the stage does (`bf16`)."""
     gpu_memory_utilization: float = operational(0.3, gt=0, lt=1)

@@ -30,15 +30,16 @@ class VllmEngine:
     """An `Engine` that computes in this process, on its device. `load` comes first: it begins with random weights, or
     without its adapter."""
 
-    def __init__(self, model: ServedModel, settings: EngineConfig) -> None:
-        """Raises StageError where vLLM is not installed, or does not take the model."""
+    def __init__(self, model: ServedModel, settings: EngineConfig, processes: int = 1) -> None:
+        """`processes`: those that train together; each opens an engine of its own, at the same time. Raises StageError
+        where vLLM is not installed, or does not take the model."""
         self._model, self._sleeps = model, settings.enable_sleep_mode
         self._asleep = False
         self._adapter: Any = None
         if self._sleeps and not torch.cuda.is_available():
             raise StageError("rollouts.enable_sleep_mode needs a GPU: vLLM on a CPU keeps its memory; leave it out")
         with _process_kept():
-            self._llm: Any = _open(model, settings)
+            self._llm: Any = _open(model, settings, processes)
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Copies tensor after tensor; an adapter by its folder."""
@@ -117,7 +118,7 @@ class VllmEngine:
         self._llm = None
 
 
-def _open(model: ServedModel, settings: EngineConfig) -> Any:
+def _open(model: ServedModel, settings: EngineConfig, processes: int) -> Any:
     os.environ.update({name: value for name, value in _SETTINGS.items() if name not in os.environ})
     try:
         from vllm import LLM
@@ -140,6 +141,8 @@ def _open(model: ServedModel, settings: EngineConfig) -> Any:
             enable_sleep_mode=settings.enable_sleep_mode,
             logprobs_mode="processed_logprobs",
             generation_config="vllm",  # nothing but what a request says
+            # in the group of processes that is there, in place of one of its own
+            distributed_executor_backend="external_launcher" if processes > 1 else None,
             **({} if model.adapter is None else room_for(model.adapter)),
         )
     except (ValueError, RuntimeError, NotImplementedError, KeyError, AssertionError) as error:

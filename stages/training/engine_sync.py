@@ -35,7 +35,7 @@ _OTHERS = -1
 class SyncedEngine:
     """A Sampler: before it samples, its engine gets the weights of the moment, if it has others.
 
-    With several processes each asks for completions of its own; the first one sends the weights.
+    With several processes each asks for completions of its own.
     """
 
     def __init__(
@@ -131,16 +131,19 @@ def _require_same_form(policy: Scorer, other: Scorer) -> None:
         )
 
 
-def send_weights(engine: Engine, processes: Processes, scorer: Scorer, *, adapter: bool = False) -> None:
-    """From the first process; all wait until the weights are there, and all stop where they do not come. `adapter`: its
-    own alone."""
+def send_weights(
+    engine: Engine, processes: Processes, scorer: Scorer, settings: EngineConfig, *, adapter: bool = False
+) -> None:
+    """From the first process, or from each to the engine inside it; all wait until the weights are there, and all stop
+    where they do not come. `adapter`: its own alone."""
     problem: str | None = None
-    if processes.rank == 0:
+    inside = settings.engine == "vllm"
+    if inside or processes.rank == 0:
         try:
             engine.load(sent(scorer, adapter=adapter))
         except StageError as error:
             problem = str(error)
-    if (problem := processes.share(problem)) is not None:
+    if (problem := problem if inside else processes.share(problem)) is not None:
         raise StageError(problem)
 
 
@@ -190,7 +193,7 @@ def engine_of(trainer: Trainer, end_token_ids: Sequence[int], config: Any) -> Sa
     return SyncedEngine(
         engine,
         proof,
-        lambda engine, scorer: send_weights(engine, trainer.processes, scorer, adapter=adapter is not None),
+        lambda engine, scorer: send_weights(engine, trainer.processes, scorer, settings, adapter=adapter is not None),
         policy=trainer.policy,
         version=lambda: trainer.steps_done,
         interval=settings.proof_interval,
@@ -211,12 +214,8 @@ def _in_process(
 ) -> Engine:
     from stages.rollouts.vllm_engine import VllmEngine
 
-    if processes.size > 1:
-        raise StageError(
-            f"rollouts.engine vllm is for one training process, here are {processes.size}; use vllm_server"
-        )
     context.phase("starting vLLM")
-    return VllmEngine(model, settings)
+    return VllmEngine(model, settings, processes.size)
 
 
 def _served(context: Context, processes: Processes, settings: EngineConfig, model: ServedModel, role: str) -> Engine:

@@ -47,7 +47,7 @@ def frozen_engine_of(
     model = ServedModel(source.folder, source.tokenizer, dtype, scorer.vocabulary, tuple(end_token_ids), config.seed)
     engine = open_engine(context, processes, settings, model)
     if source.adapter is not None or not reads_the_folder(settings):
-        send_weights(engine, processes, scorer)
+        send_weights(engine, processes, scorer, settings)
     proof = SyncProof(
         engine,
         TokenBudget(context, config.micro_batch_tokens),

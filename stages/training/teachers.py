@@ -85,7 +85,7 @@ class ServedTeacher:
         assert isinstance(engine, ServerEngine), "the stage's check lets no other be a teacher"
         if source.adapter is not None or not reads_the_folder(settings):
             scorer = frozen_scorer(context, "teacher", bf16=config.bf16).to(trainer.accelerator.device)
-            send_weights(engine, trainer.processes, scorer)
+            send_weights(engine, trainer.processes, scorer, settings)
             budget = TokenBudget(context, config.micro_batch_tokens)
             dtypes = (dtype, "bfloat16" if config.bf16 else "float32")
             _prove(SyncProof(engine, budget, tolerance=settings.tolerance(config.bf16), dtypes=dtypes), scorer)

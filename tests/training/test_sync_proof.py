@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from artifacts.errors import StageError
 from stages.context import local_context
+from stages.rollouts.engine_settings import EngineConfig
 from stages.rollouts.requests import Completion, SampleRequest, SamplingConfig
 from stages.training.engine_sync import SyncedEngine, send_weights
 from stages.training.model import Scorer
@@ -113,7 +114,7 @@ def test_weights_are_sent_when_they_have_changed_and_proved_at_every_nth_sync(sc
     synced = SyncedEngine(
         engine,
         proof,
-        lambda engine, scorer: send_weights(engine, Processes(0, 1, torch.device("cpu")), scorer),
+        lambda engine, scorer: send_weights(engine, Processes(0, 1, torch.device("cpu")), scorer, EngineConfig()),
         policy=lambda: scorer,
         version=lambda: version[0],
         interval=3,

@@ -84,6 +84,8 @@ def test_a_server_tells_the_teachers_likeliest_tokens(
     settings = {"lmbda": 0.0, "train_batch_size": 4, "max_steps": 2, "learning_rate": 1e-2, "loss_top_k": most}
     engine = {"engine": "vllm_server", "kv_cache_gib": 0.05}
     there = done("distill", tmp_path / "there", wired, **settings, teacher_engine=engine)
+    # apart from those of servers that sample for the student
+    assert (Path(there.spec.job) / "vllm-teacher.log").exists() and "teacher/server_1/tokens" in there.timings
     assert len(told) == 8 and {(*p, *c) for (p, c), _ in told} == {(*ids(p), *ids(c), EOS) for p, c in ROWS}
     for (prompt, completion), places in told:
         with torch.no_grad():

@@ -38,12 +38,18 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def whole(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Context:
-    return done(context_of(tmp_path_factory.mktemp("whole"), inputs))
+def whole(
+    inputs: dict[str, Path], servers: tuple[dict[str, str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Context:
+    """By somebody else's server, which is there already."""
+    folder = tmp_path_factory.mktemp("whole")
+    given = {"urls": [servers[0]["tied"]], "weights_folder": str(folder)}
+    return done(context_of(folder, inputs, **given))
 
 
-def context_of(folder: Path, inputs: dict[str, Path]) -> Context:
-    return local_context("rl", SETTINGS, folder=folder, inputs=dict(inputs))
+def context_of(folder: Path, inputs: dict[str, Path], **engine: Any) -> Context:
+    settings = {**SETTINGS, "rollouts": {**SETTINGS["rollouts"], **engine}}
+    return local_context("rl", settings, folder=folder, inputs=dict(inputs))
 
 
 def test_one_step_off(inputs: dict[str, Path], whole: Context) -> None:
