@@ -14,8 +14,8 @@ from pathlib import Path
 from artifacts import Store, StoreError
 from artifacts.local import LocalFiles
 from tests.campaigns.disk_faults import DISK_FAULTS, FaultyDisk
-from tests.campaigns.interposed import FAULTS, Fault, Interposed, Killed, at, death
-from tests.campaigns.operations import OPERATIONS, Bench, Expected, Operation, Value, reset
+from tests.campaigns.interposed import FAULTS, SHORT, Fault, Interposed, Killed, at, death
+from tests.campaigns.operations import HALF, OPERATIONS, Bench, Expected, Operation, Value, reset
 from tests.campaigns.outcome import Outcome
 from tests.campaigns.places import Clock
 from tests.campaigns.small_recipe import attempt
@@ -24,13 +24,15 @@ from tests.campaigns.store_kills import MOST_RECORDS, Local, Memory, Victim, eve
 
 MOST_CALLS = 30
 RUN_CALLS = 230
-Strike = Callable[[Victim, Operation, Value], bool]
-"""Does an operation in the midst of trouble; True: it was broken off."""
+SPOILED: frozenset[Value] = frozenset([HALF, "another"])
+"""What a place shows whose one file was overwritten with half of it, again and again: damage, which is said."""
+Strike = Callable[[Victim, Operation, Value], tuple[bool, frozenset[Value]]]
+"""Does an operation in the midst of trouble: whether it was broken off, and what may be seen then besides."""
 
 
 def _killed(rng: random.Random) -> Strike:
     last, after = rng.randint(1, MOST_CALLS), rng.random() < 0.5
-    return lambda victim, operation, before: victim.dies(operation, before, last, after)
+    return lambda victim, operation, before: (victim.dies(operation, before, last, after), frozenset())
 
 
 def _failing(rng: random.Random) -> Strike:
@@ -41,13 +43,14 @@ def _failing(rng: random.Random) -> Strike:
         rng.choice(FAULTS),
     )
 
-    def strike(victim: Victim, operation: Operation, before: Value) -> bool:
+    def strike(victim: Victim, operation: Operation, before: Value) -> tuple[bool, frozenset[Value]]:
         with _failing_store(victim, number, for_ever, of_disk, of_store) as store:
             try:
                 operation.act(Bench(store, victim.folder / "made"), before)
             except StoreError:
-                return True
-        return False
+                halves = for_ever and of_store is SHORT and isinstance(victim, Memory)
+                return True, SPOILED if halves else frozenset()
+        return False, frozenset()
 
     return strike
 
@@ -87,13 +90,19 @@ def of_operations(victim: Victim, count: int, outcome: Outcome, rng: random.Rand
 def _struck(victim: Victim, operation: Operation, expected: Expected, strike: Strike, outcome: Outcome) -> bool:
     before = expected.now(operation.place)
     expected.begin(operation)
-    broken = strike(victim, operation, before)
+    broken, spoiled = strike(victim, operation, before)
     if not broken:
         expected.end(operation, before)
+    expected.values[operation.place] |= spoiled
     store = victim.open()
     name = f"{type(victim).__name__}: {operation.name}"
     outcome.anomalies += [f"{name}: {text}" for text in expected.problems(store, [operation.place])]
     expected.see(store, operation.place)
+    if expected.now(operation.place) in spoiled:
+        operation.act(victim.bench, before)
+        expected.see(store, operation.place)
+        if expected.now(operation.place) in spoiled:
+            outcome.anomalies.append(f"{name}: is not mended by the next one")
     return broken
 
 
