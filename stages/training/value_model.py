@@ -103,7 +103,7 @@ def valued_policy_of(context: Context) -> Callable[[Any], Scorer]:
 
 def require_room(scorer: Scorer, prompts: Sequence[TokenizedPrompt], max_completion_length: int) -> None:
     """Raises StageError where a prompt with its completion is longer than the value model takes."""
-    if not isinstance(scorer, PolicyAndValueModel):
+    if not prompts or not isinstance(scorer, PolicyAndValueModel):
         return
     room = scorer.value_model.context_length - max_completion_length
     longest = max(prompts, key=lambda prompt: len(prompt.prompt_ids))
