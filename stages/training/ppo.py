@@ -85,7 +85,11 @@ class PpoLoss:
         return asked_tokens(group)
 
     def __call__(self, forward: Forward, batch: TokenBatch) -> tuple[Tensor, dict[str, Mean]]:
-        """(summed policy loss + vf_coef x summed value loss, TRL's PPO metrics)."""
+        """(summed policy loss + vf_coef x summed value loss, TRL's PPO metrics).
+
+        Without TRL's `val/ratio_var`: it is a variance of micro-batches' means, which says how a step was cut up. Half
+        the mean square of log-ratios is `policy/approxkl_avg`, so twice that is about the variance of ratios.
+        """
         settings, targets = self.settings, Targets.of(batch)
 
         def token_loss(logprobs_C: Tensor, part: slice) -> Tensor:
