@@ -1,9 +1,11 @@
-"""The folders in which stages ran, on this machine: scratch/<run>/<stage>."""
+"""What runs leave on this machine: the folders in which their stages ran, scratch/<run>/<stage>, and pages of them,
+<run>.html, that somebody gives out."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +34,21 @@ def job_folders(scratch: Path) -> tuple[float, list[JobFolder]]:
     if not scratch.is_dir():
         return 0.0, []
     with reported("list", scratch):
-        with tempfile.TemporaryFile(dir=scratch) as file:
-            now = os.fstat(file.fileno()).st_mtime
+        now = _now(scratch)
         paths = sorted(path for path in scratch.iterdir() if path.is_dir() and not path.is_symlink())
         return now, [job_folder(path) for path in paths]
+
+
+def run_pages(folder: Path, runs: Iterable[str]) -> tuple[float, list[Path]]:
+    """(now by the clock of that disk, the pages of these runs); those of other stores' runs are nothing of ours."""
+    if not folder.is_dir():
+        return 0.0, []
+    with reported("list", folder):
+        known = {f"{run}.html" for run in runs}
+        paths = [path for path in sorted(folder.iterdir()) if path.name in known and path.is_file()]
+        return _now(folder), paths
+
+
+def _now(folder: Path) -> float:
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return os.fstat(file.fileno()).st_mtime

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from artifacts import claims
-from artifacts.job_folders import JobFolder, job_folders
+from artifacts.job_folders import JobFolder, job_folders, run_pages
 from artifacts.keeping import DAY, GROUNDS, HOUR, Lineage, Policy, Roots, find_roots
 from artifacts.manifest import Artifact
 from artifacts.stock import Lot, Stock, Work, take_stock
@@ -15,8 +16,8 @@ from artifacts.store import Store
 
 @dataclass(frozen=True)
 class Item:
-    """One thing in the store. `name`: its key, or the name of a job folder; `written`: when it was last written
-    or used, by the store's clock; whoever deletes spares what is younger by then."""
+    """One thing in the store. `name`: its key, the name of a job folder, or the path of a run's page; `written`: when
+    it was last written or used, by the store's clock; whoever deletes spares what is younger by then."""
 
     what: str
     name: str
@@ -47,9 +48,9 @@ class Survey:
         (self.stays if kept else self.goes).append(item)
 
 
-def survey(store: Store, policy: Policy) -> Survey:
-    """Looks at everything. Raises StoreError where it cannot be known what must stay: an alias, a run or a claim
-    that cannot be read."""
+def survey(store: Store, policy: Policy, pages: Path | None = None) -> Survey:
+    """Looks at everything. `pages`: a folder with pages of runs, of which those of this store's runs count. Raises
+    StoreError where it cannot be known what must stay: an alias, a run or a claim that cannot be read."""
     now, stock = store.files.now(), take_stock(store)
     young = now - policy.grace_hours * HOUR
     roots = find_roots(store, policy, now, _perhaps_worked_on(stock, now))
@@ -61,6 +62,8 @@ def survey(store: Store, policy: Policy) -> Survey:
     here, folders = job_folders(store.scratch)
     for folder in folders:
         _enter_job_folder(folder, roots, here - folder.written, found)
+    if pages is not None:
+        _enter_pages(store, pages, roots, found)
     for key, stored in sorted(store.files.unfinished().items()):
         kept = stored.modified >= young
         reason = f"written in the last {policy.grace_hours:g} h" if kept else "its writer never finished it"
@@ -120,10 +123,22 @@ def _work_reason(
 
 
 def _enter_job_folder(folder: JobFolder, roots: Roots, age: float, found: Survey) -> None:
-    if folder.name in roots.runs:
-        reason, kept = "of a run that is kept", True
-    elif age < found.policy.grace_hours * HOUR:
-        reason, kept = f"written in the last {found.policy.grace_hours:g} h", True
-    else:
-        reason, kept = "of a run that is not kept", False
+    reason, kept = _run_reason(folder.name, roots, age, found.policy)
     found.enter(Item("job folder", folder.name, folder.size, reason, folder.written), kept)
+
+
+def _enter_pages(store: Store, pages: Path, roots: Roots, found: Survey) -> None:
+    here, paths = run_pages(pages, store.runs())
+    for path in paths:
+        status = path.stat()
+        reason, kept = _run_reason(path.stem, roots, here - status.st_mtime, found.policy)
+        found.enter(Item("page", str(path), status.st_size, reason, status.st_mtime), kept)
+
+
+def _run_reason(run: str, roots: Roots, age: float, policy: Policy) -> tuple[str, bool]:
+    """(why, whether it is kept)"""
+    if run in roots.runs:
+        return "of a run that is kept", True
+    if age < policy.grace_hours * HOUR:
+        return f"written in the last {policy.grace_hours:g} h", True
+    return "of a run that is not kept", False

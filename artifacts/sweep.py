@@ -6,10 +6,12 @@ and runs are never deleted: they are small, and say what there was.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from artifacts import claims, collected
 from artifacts.errors import StoreError
@@ -152,6 +154,15 @@ def _delete_job_folder(store: Store, item: Item) -> bool:
     return True
 
 
+def _delete_page(store: Store, item: Item) -> bool:
+    path = Path(item.name)
+    with reported("delete", path), contextlib.suppress(FileNotFoundError):
+        if path.stat().st_mtime > item.written:
+            return False
+        path.unlink()
+    return True
+
+
 def _delete_temporary(store: Store, item: Item) -> bool:
     store.files.abandon(item.name)
     return True
@@ -164,5 +175,6 @@ _DELETE: dict[str, Callable[[Store, Item], bool]] = {
     "lease": _delete_work,
     "claim": _delete_claim,
     "job folder": _delete_job_folder,
+    "page": _delete_page,
     "temporary": _delete_temporary,
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -21,15 +22,19 @@ from artifacts.errors import RequestError, StageError
 from flows.command import Command, python_path
 from flows.holder import Holder, Place, hold
 from flows.launch import Supervisors
-from flows.server import QUIET, ServerProcess, loopback_without_proxy
+from flows.server import QUIET, REPORTS, ServerProcess, loopback_without_proxy
 
 POLL_SECONDS = 0.5
+LOG_BYTES = 16 * 2**20
+"""Of the worker's log, which has all that its runs print; what came before is kept once, in as many bytes."""
 
 SERVER = {
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     # leases of slots that a killed server held are found again and expire; in memory they would be taken for ever
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     "PREFECT_UI_ENABLED": "1",
+    # runs that ended 90 days ago leave its database with their logs; what the store says of them stays
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
 }
 WORKER = {
     "PREFECT_WORKER_QUERY_SECONDS": "5",
@@ -59,7 +64,7 @@ def serve(what: Lasting, started: Callable[[Place, bool], None], say: Callable[[
             started(held, True)
             return
         with _told_to_end() as ending, loopback_without_proxy():
-            reports = what.home / "reports"
+            reports = what.home / REPORTS
             reports.mkdir(exist_ok=True)
             # Prefect would prepare its pages in its own package, where it may not write
             settings = {**SERVER, "PREFECT_UI_STATIC_DIRECTORY": str(what.home / "pages")}
@@ -95,6 +100,7 @@ def _work(
         held.tell(place)
         started(place, False)
         while not ending.wait(POLL_SECONDS):
+            keep_short(_job(what) / "log.txt")
             if server.ended():
                 raise StageError(f"Prefect's server ended by itself: {server.last_line()}")
             if not alive():
@@ -121,6 +127,14 @@ def _worker(what: Lasting, url: str) -> Iterator[Callable[[], bool]]:
 
 def _job(what: Lasting) -> Path:
     return what.home / "worker"
+
+
+def keep_short(log: Path, most: int = LOG_BYTES) -> None:
+    """Puts a log that has become long aside, in the place of what was put there before. Whoever has it open to append
+    goes on at its beginning."""
+    if log.stat().st_size > most:
+        shutil.copyfile(log, log.with_suffix(".before.txt"))
+        os.truncate(log, 0)
 
 
 @contextlib.contextmanager

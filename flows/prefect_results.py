@@ -14,7 +14,7 @@ from flows.prefect_shown import cell, only_shown, show_link, show_table, show_te
 from flows.report import write_report
 from flows.reporting.reading import Reader, artifact_of
 from flows.reporting.text import clipped, number, plain
-from flows.server import prefect_home
+from flows.server import REPORTS, prefect_home
 
 if TYPE_CHECKING:
     from flows.run import Run
@@ -73,7 +73,7 @@ def publish_report(run: Run) -> None:
         show_text([f"`{command}`"], "report", run.recipe.name, title=title)
         return
     with only_shown():
-        write_report(run.store, run.id, prefect_home() / "reports" / f"{run.id}.html")
+        write_report(run.store, run.id, prefect_home() / REPORTS / f"{run.id}.html")
         url = f"{place.address}/reports/{run.id}.html"
         show_link(url, f"{title}: graph, curves, samples, lineage", "report", run.recipe.name, title=f"`{command}`")
 

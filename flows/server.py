@@ -32,6 +32,10 @@ noticed at once."""
 ANSWER_SECONDS = 10
 _HEALTH_BYTES = 1024
 
+LOGS = 20
+"""Of servers that ended badly."""
+REPORTS = "reports"
+"""In Prefect's home: the reports that `posttrain ui` gives out, <run>.html."""
 QUIET = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -104,6 +108,7 @@ class ServerProcess:
     def __init__(self, home: Path, settings: Mapping[str, str], *, port: int = 0, reports: Path | None = None) -> None:
         home.mkdir(parents=True, exist_ok=True)
         self._log = home / f"server-{os.getpid()}.log"
+        clear_logs(home)
         with _listen(port) as listener:
             self.address = f"http://127.0.0.1:{listener.getsockname()[1]}"
             self.url = f"{self.address}/api"
@@ -174,6 +179,25 @@ class ServerProcess:
         self.close()
         if error is None:
             self._log.unlink(missing_ok=True)
+
+
+def clear_logs(home: Path, most: int = LOGS) -> None:
+    """A server whose run failed leaves its log: of those the newest stay, and those of runs that go on."""
+    with contextlib.suppress(FileNotFoundError):  # another one clears them away
+        logs = sorted(home.glob("server-*.log"), key=lambda log: log.stat().st_mtime, reverse=True)
+        for log in logs[most:]:
+            if not _lives(log.stem.removeprefix("server-")):
+                log.unlink()
+
+
+def _lives(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except PermissionError:
+        return True
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True
 
 
 def temporary_server(home: Path) -> ServerProcess:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import DamagedError, MissingError, StoreError
 from flows.request import open_named, print_json
+from flows.server import REPORTS, prefect_home
 
 if TYPE_CHECKING:
     from artifacts import Artifact, Store
@@ -62,7 +63,7 @@ def gc(options: Namespace) -> int:
 
     policy = Policy(options.keep_runs, options.keep_days, options.grace_hours, options.keep_reward_days)
     store = open_named(options)
-    found = survey(store, policy)
+    found = survey(store, policy, prefect_home() / REPORTS)
     swept = None
     if options.delete:
         from artifacts.sweep import sweep
