@@ -74,6 +74,10 @@ def failures(fault: Fault, every: int = 5, for_ever: bool = False) -> Hunt:
     return hunt
 
 
+REFUSED_LISTS = Fault("a list is refused", interposed.FORBIDDEN.act, interposed.LISTS, passes=False)
+"""The order of other calls is that of threads, so every so manieth of all would be a list by luck."""
+
+
 def damages() -> list[str]:
     """Damage of contents on a local disk."""
     outcome = Outcome(0)
@@ -206,7 +210,7 @@ MUTANTS = (
     Mutant("files are written in place", _written_in_place, power_cuts("alias", "run")),
     Mutant("checkpoints are deleted before the next is saved", _deleted_before_saved, deaths),
     Mutant("files are deleted before their manifest", _files_deleted_before_the_marker, deaths),
-    Mutant("a refusal is taken as a miss", _refusal_taken_as_a_miss, failures(interposed.FORBIDDEN)),
+    Mutant("a refusal is taken as a miss", _refusal_taken_as_a_miss, failures(REFUSED_LISTS, 1)),
     Mutant("a miss that comes too early is believed", _early_miss_believed, failures(interposed.NOT_YET, 2)),
     Mutant("failed calls are not repeated", _failed_calls_are_not_repeated, failures(interposed.RESET, 20)),
     Mutant("small writes are not read back", _writes_not_read_back, failures(interposed.SHORT)),
