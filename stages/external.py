@@ -17,6 +17,7 @@ from artifacts.errors import DataError, PosttrainError, RequestError, StageError
 from stages.data.files import Located, SourceFile, locate
 from stages.hub import hub_revision
 from stages.names import nearest
+from stages.raised import raised
 
 HUB = "hub:"
 _CHUNK_BYTES = 1 << 20
@@ -71,7 +72,7 @@ def load_code(reference: str) -> Callable[..., Any]:
     source, name = reference.rsplit(":", 1)
     if source.endswith(".py"):
         path = Path(source).resolve()
-        spec = importlib.util.spec_from_file_location(f"posttrain_user_{path.stem}", path)
+        spec = importlib.util.spec_from_file_location(_module_name(source), path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.path.insert(0, str(path.parent))  # so that the file can import its neighbours
@@ -94,7 +95,12 @@ def load_named(what: str, reference: str) -> Callable[..., Any]:
     except PosttrainError:
         raise
     except Exception as error:  # the user's code may raise anything
-        raise StageError(f"cannot load {what} {reference}: {type(error).__name__}: {error}") from error
+        place = raised(error, _module_name(reference.rsplit(":", 1)[0]))
+        raise StageError(f"cannot load {what} {reference}: {place}") from error
+
+
+def _module_name(source: str) -> str:
+    return f"posttrain_user_{Path(source).stem}" if source.endswith(".py") else source
 
 
 def code_identity(reference: str) -> Any:

@@ -88,7 +88,7 @@ ALL_EQUAL = r"none of the 1 rows is left .*\(1 filtered: chosen equals rejected\
 DIVERGED = (
     r"step 2: loss \S+, gradient norm nan; rows [0-9a-f]{24}.* no checkpoint was saved before; lower learning_rate"
 )
-RAISED = r"'raises' raised ZeroDivisionError: division by zero, for row [0-9a-f]{24}, completion 0: '"
+RAISED = r"'raises' raised ZeroDivisionError: division by zero \(bad\.py:\d+\), for row [0-9a-f]{24}, completion 0: '"
 
 # what is bad: a stage, and what its message must say
 CASES: dict[str, tuple[dict[str, Any], str]] = {

@@ -23,6 +23,7 @@ from stages.data.tools import read, stored
 from stages.data.types import Row, required_columns, text_columns
 from stages.identity import load_code
 from stages.names import nearest
+from stages.raised import raised
 
 if TYPE_CHECKING:
     from stages.normalize import NormalizeConfig
@@ -136,7 +137,7 @@ class FirstPass:
         try:
             answer = self._keep(read(copy.deepcopy(row), self._message_columns()))
         except Exception as error:  # the user's code may raise anything
-            raise DataError(f"{where}: filter {name} failed: {type(error).__name__}: {error}") from error
+            raise DataError(f"{where}: filter {name} failed: {raised(error, self._keep)}") from error
         if not isinstance(answer, bool):
             raise DataError(f"{where}: filter {name} gave {answer!r}; it must give True or False")
         if not answer:

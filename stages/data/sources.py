@@ -16,6 +16,7 @@ from artifacts.errors import DataError
 from stages.data.faults import what_is
 from stages.data.files import SourceFile, local_copy, locate
 from stages.data.readers import ROWS_PER_BATCH, read_rows, table_rows
+from stages.raised import raised
 
 
 @dataclass
@@ -122,7 +123,7 @@ def function_source(function: Callable[..., Any], name: str, arguments: Mapping[
         try:
             yield from function(**arguments)
         except Exception as error:  # the user's code may raise anything
-            raise DataError(f"source function {name} failed: {type(error).__name__}: {error}") from error
+            raise DataError(f"source function {name} failed: {raised(error, function)}") from error
 
     return Source(lambda source: _digested(source, rows(), name))
 
@@ -139,7 +140,7 @@ def mapped(source: Source, function: Callable[..., Any], name: str, arguments: M
             try:
                 found = function(row.values, **arguments)
             except Exception as error:  # the user's code may raise anything
-                raise DataError(f"{row.where}: {name} failed: {type(error).__name__}: {error}") from error
+                raise DataError(f"{row.where}: {name} failed: {raised(error, function)}") from error
             if isinstance(found, dict):
                 yield SourceRow(row.part, row.position, row.where, found)
                 continue

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from artifacts.errors import PosttrainError, StageError
+from stages.raised import raised
 from stages.rollouts.reward_base import OvertimeError
 from stages.rollouts.reward_limits import awaited, limited
 
@@ -185,8 +186,10 @@ def _blame(function: RewardFunction, call: Call, error: Exception) -> PosttrainE
         if isinstance(again, Exception):
             error, where = again, f"for {place}: {one.arguments['completions'][0]!r:.200}"
             break
-    said = str(error) if isinstance(error, OvertimeError) else f"raised {type(error).__name__}: {error},"
-    return StageError(f"reward function {function.name!r} {said} {where}")
+    said = str(error) if isinstance(error, OvertimeError) else f"raised {raised(error, function.function)},"
+    blamed = StageError(f"reward function {function.name!r} {said} {where}")
+    blamed.__cause__ = error  # the log shows its frames
+    return blamed
 
 
 def _listed(name: str, values: Any, places: Sequence[Place]) -> list[Any]:

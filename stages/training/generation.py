@@ -195,14 +195,15 @@ def by_the_first(accelerator: Accelerator, compute: Callable[[], ByFunction]) ->
     if accelerator.num_processes == 1:
         return compute()
     told: list[Any] = [None, None]
+    cause = None
     if accelerator.is_main_process:
         try:
             told[0] = compute()
         except PosttrainError as error:
-            told[1] = str(error)
+            told[1], cause = str(error), error
     found, problem = broadcast_object_list(told)
     if problem is not None:
-        raise StageError(problem)
+        raise StageError(problem) from cause
     return found  # type: ignore[no-any-return]
 
 

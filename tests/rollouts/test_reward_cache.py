@@ -88,7 +88,7 @@ def test_row_parameters_and_source_count(world):
 def test_what_was_paid_before_a_failure_is_kept(world, monkeypatch):
     monkeypatch.setattr("stages.rollouts.rewards._SAVED_AT_ONCE", 2)
     texts = [["a", "bb", "c", "bad", "dd"]]
-    with pytest.raises(StageError, match="raised ValueError: bad, for row row0, completion 3: 'bad'"):
+    with pytest.raises(StageError, match=r"raised ValueError: bad \(.*:\d+\), for row row0, completion 3: 'bad'"):
         score(world.rewards(), prompts("x"), texts)
     # the first two together; c and bad together, then one by one to find the culprit
     assert world.asked() == ["a", "bb", "c", "bad", "c", "bad"]
@@ -102,7 +102,9 @@ def test_another_functions_failure_costs_nothing(world, tmp_path):
     other = f"{tmp_path}/others.py:raises"
     for order in ([world.judge, other], [other, world.judge]):
         rewards = RewardSet([spec(name, cache=True) for name in order], open_shards=world.store.shards)
-        with pytest.raises(StageError, match="'raises' raised ValueError: mine, for row row0, completion 0"):
+        with pytest.raises(
+            StageError, match=r"'raises' raised ValueError: mine \(others\.py:2\), for row row0, completion 0"
+        ):
             score(rewards, prompts("x"), [["a"]])
     assert world.asked() == ["a"]
 

@@ -82,7 +82,7 @@ def test_slow_only_together(tmp_path):
 def test_a_time_out_of_the_functions_own_is_an_error_like_others(tmp_path):
     (tmp_path / "judges.py").write_text("async def judge(completions, **_):\n    raise TimeoutError('mine')\n")
     rewards = RewardSet([spec(f"{tmp_path}/judges.py:judge", timeout_seconds=60, on_timeout="none")])
-    with pytest.raises(StageError, match=r"raised TimeoutError: mine, for row row0, completion 0"):
+    with pytest.raises(StageError, match=r"raised TimeoutError: mine \(judges\.py:2\), for row row0, completion 0"):
         score(rewards, prompts("x"), [["a"]])
 
 

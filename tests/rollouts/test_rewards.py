@@ -1,5 +1,8 @@
 """Rewards: verdicts, totals, and what is said of a function that misbehaves."""
 
+import re
+import traceback
+
 import pytest
 
 from artifacts.errors import DataError, RequestError, StageError
@@ -108,9 +111,12 @@ def test_async_functions_run_together(tmp_path):
 FAULTS = [
     (
         "return [1 / (c != 'b') for c in completions]",
-        r"'judge' raised ZeroDivisionError: .* for row row0, completion 1: 'b'",
+        r"'judge' raised ZeroDivisionError: division by zero \(judges\.py:2\), for row row0, completion 1: 'b'",
     ),
-    ("assert len(completions) < 2; return [1]", r"raised AssertionError: .* for 3 completions together, though not"),
+    (
+        "assert len(completions) < 2; return [1]",
+        r"raised AssertionError \(judges\.py:2\), for 3 completions together, though not",
+    ),
     ("return [1, 2]", r"returned 2 values for 3 completions \(rows row0 to row1\); it must return a list of 3"),
     ("return None", r"returned None; it must return a list of 3, one number \(or None\) a completion"),
     ("return 1.0", r"returned 1\.0; it must return a list of 3"),
@@ -140,6 +146,18 @@ def test_faults_are_named(function, prefix, body, message):
         score(rewards, prompts("x", "y"), [["a", "b"], ["c"]])
 
 
+def test_an_error_names_the_users_line_and_keeps_the_users_frames(function):
+    """Also where a library raises it: the innermost line of the user's file is 5, below that come frames of json."""
+    source = "import json\ndef judge(completions):\n    return read('x')\n\ndef read(text): return json.loads(text)\n"
+    rewards = RewardSet([function(source)])
+    with pytest.raises(
+        StageError, match=r"raised JSONDecodeError: .* \(judges\.py:5\), for row row0, completion 0"
+    ) as caught:
+        score(rewards, prompts("x"), [["a"]])
+    shown = "".join(traceback.format_exception(caught.value))
+    assert re.findall(r'judges\.py", line (\d+), in (\w+)', shown) == [("3", "judge"), ("5", "read")]
+
+
 def test_a_function_that_asks_for_a_column_that_is_not_there(function):
     rewards = RewardSet([function("def judge(completions, solution):\n    return [1]\n")])
     with pytest.raises(
@@ -163,7 +181,9 @@ def test_requests_that_cannot_work(function):
         RewardSet(["exact_match"], [1, 2, 3])
     with pytest.raises(RequestError, match="two rewards have one name: judge, judge"):
         RewardSet([function("def judge(**c): ...\n")] * 2)
-    with pytest.raises(StageError, match=r"cannot load reward .*judges\.py:judge: ModuleNotFoundError: .*'nowhere'"):
+    with pytest.raises(
+        StageError, match=r"cannot load reward .*judges\.py:judge: ModuleNotFoundError: .*'nowhere' \(judges\.py:1\)"
+    ):
         RewardSet([function("import nowhere\ndef judge(**c): ...\n")])
 
 

@@ -86,7 +86,7 @@ def test_user_functions_that_fail(tmp_path):
     (tmp_path / "a.jsonl").write_text(PAIR)
     path = str(tmp_path / "a.jsonl")
     for source, config, message in [
-        ({"function": f"{code}:fails"}, {}, r"source function rows\.py:fails failed: KeyError: 'x'"),
+        ({"function": f"{code}:fails"}, {}, r"source function rows\.py:fails failed: KeyError: 'x' \(rows\.py:3\)"),
         ({"function": f"{code}:numbers"}, {}, r"rows\.py:numbers row 1 is a whole number; a row is a dict"),
         ({"function": f"{code}:nothing"}, {}, r"rows\.py:nothing gave no row"),
         (
@@ -94,9 +94,17 @@ def test_user_functions_that_fail(tmp_path):
             {},
             r"py:bad_map gave a whole number; a dict",
         ),
-        ({"path": path, "function": f"{code}:failing_map"}, {}, r"row 1: rows\.py:failing_map failed: KeyError"),
+        (
+            {"path": path, "function": f"{code}:failing_map"},
+            {},
+            r"failing_map failed: KeyError: 'missing' \(rows\.py:9\)",
+        ),
         ({"path": path}, {"filters": {"keep": f"{code}:maybe"}}, r"row 1: filter rows\.py:maybe gave 1; it must give"),
-        ({"path": path}, {"filters": {"keep": f"{code}:failing_filter"}}, r"row 1: filter .* failed: ValueError: no"),
+        (
+            {"path": path},
+            {"filters": {"keep": f"{code}:failing_filter"}},
+            r"row 1: filter .* failed: ValueError: no \(rows\.py:11\)",
+        ),
     ]:
         with pytest.raises(DataError, match=message):
             Normalized(tmp_path, source, **config)

@@ -398,7 +398,7 @@ def test_a_reward_that_fails_ahead_is_named(
     complaining.calls = 0  # type: ignore[attr-defined]
     _, rollouts = server
     rewards = ["tests.stages.test_overlap:complaining"]
-    with pytest.raises(StageError, match=r"'complaining' raised KeyError: 'no such thing', .* row r\d"):
+    with pytest.raises(StageError, match=r"'complaining' raised KeyError: 'no such thing' \(\w+\.py:\d+\), .* row r\d"):
         done(context_of(tmp_path, inputs, {**rollouts, "max_staleness": 2}, rewards=rewards))
     assert not [thread for thread in threading.enumerate() if thread.name == "line"]
 

@@ -12,6 +12,7 @@ from artifacts.errors import StageError
 from stages.data.chat import Encoder
 from stages.data.encode import arguments_of, tools_of
 from stages.data.types import Message
+from stages.raised import raised
 from stages.rollouts.multi_turn.environment import Make, WrongAnswerError, maker_of, observed, stepped
 from stages.rollouts.multi_turn.episode import Opening
 from stages.rollouts.multi_turn.rollout import Rollout
@@ -103,7 +104,7 @@ class EnvironmentAnswers:
             rollout.environment = None
 
     def _contained(self, rollout: Rollout, method: str) -> Contained:
-        return Contained(self.spec, rollout, method)
+        return Contained(self.spec, self._make, rollout, method)
 
     def _require_some(self, rollouts: Sequence[Rollout]) -> None:
         """Raises StageError where every one of several environments broke: then it is none of the episodes' fault."""
@@ -116,22 +117,24 @@ class EnvironmentAnswers:
 class Contained:
     """Makes an error of an environment the end of its episode, or of the stage, as the recipe says."""
 
-    def __init__(self, spec: EnvironmentSpec, rollout: Rollout, method: str) -> None:
-        self._spec, self._rollout, self._method = spec, rollout, method
+    def __init__(self, spec: EnvironmentSpec, make: Make, rollout: Rollout, method: str) -> None:
+        self._spec, self._make, self._rollout, self._method = spec, make, rollout, method
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: Any) -> bool:
         if not isinstance(error, Exception):
             return False
-        said = str(error) if isinstance(error, WrongAnswerError) else f"{self._method}: {reason_of(error)}"
-        message = f"{self._rollout}: {said}"
+        wrong = isinstance(error, WrongAnswerError)
         if self._spec.on_error == "error":
+            code = self._make if self._rollout.environment is None else self._rollout.environment
+            said = str(error) if wrong else f"{self._method}: {raised(error, code)}"
             raise StageError(
-                f"environment {self._spec.name}, {message}; correct it, or leave such episodes out with on_error: "
-                "unscored"
+                f"environment {self._spec.name}, {self._rollout}: {said}; correct it, or leave such episodes out with "
+                "on_error: unscored"
             ) from error
-        self._rollout.error, self._rollout.ending = message, "broken"
+        said = str(error) if wrong else f"{self._method}: {reason_of(error)}"
+        self._rollout.error, self._rollout.ending = f"{self._rollout}: {said}", "broken"
         return True
 
 

@@ -241,7 +241,7 @@ def test_instances_are_apart() -> None:
 
 
 BROKEN = [
-    ("raise", r"step: KeyError: 'lost'"),
+    ("raise", r"step: KeyError: 'lost' \(user_code\.py:89\); correct it"),
     ("hang", r"step: OvertimeError: took longer than its limit of 0.05 seconds"),
     ("nonsense", r"step returned 'nonsense'; give \(observation: text"),
 ]
