@@ -88,6 +88,20 @@ def stage_records(files: Files, stage: str, newest: int | None = None) -> list[R
     return _read(files, keys, stage)
 
 
+def every_record(files: Files) -> dict[str, Record]:
+    """Key -> record, of every stage. Damaged ones are named in the log and left out."""
+    stages = [name for name in files.children("index") if STAGE.fullmatch(name)]
+    keys = [f"index/{stage}/{path}" for stage in stages for path in files.tree(f"index/{stage}") if _is_place(path)]
+    found = in_parallel(lambda key: _read_one(files, key, key.split("/")[1]), keys, THREADS)
+    return {key: record for key, record in zip(keys, found, strict=True) if record is not None}
+
+
+def _is_place(path: str) -> bool:
+    """Whether it is `<fingerprint>/<time>-<random>.json`."""
+    fingerprint, _, name = path.partition("/")
+    return is_sha256(fingerprint) and bool(NAME.fullmatch(name))
+
+
 def fingerprint_of(producer: Mapping[str, Any]) -> str:
     """Under which the work of a manifest's producer was recorded: what a manifest names is the identity."""
     return sha256_bytes(canonical_json(producer))

@@ -153,12 +153,14 @@ def _items(items: list[Item]) -> list[dict[str, Any]]:
 def _moved(options: Namespace, moved: Moved) -> int:
     if options.json:
         ids = {name: [found.id for found in getattr(moved, name)] for name in ("copied", "there")}
-        aliases = {"named": list(moved.named), "taken": list(moved.taken)}
-        print_json({"folder": str(options.folder), **ids, "records": moved.records, **aliases})
+        besides = {name: list(getattr(moved, name)) for name in ("left_out", "named", "taken")}
+        print_json({"folder": str(options.folder), **ids, "records": moved.records, **besides})
     else:
         for artifact in moved.copied:
             print(artifact.id, artifact.kind)
         print(f"{len(moved.copied)} copied, {len(moved.there)} there already, {moved.records} records")
+        for missing in moved.left_out:
+            print(f"no record of {missing} {'were' if ',' in missing else 'was'} not exported")
         for words, names in (("named", moved.named), ("named otherwise there, and left so", moved.taken)):
             if names:
                 print(f"{words}: {', '.join(f'@{name}' for name in names)}")

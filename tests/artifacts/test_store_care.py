@@ -95,6 +95,56 @@ def test_what_is_exported_is_cached_where_it_is_imported(store, fill, tmp_path):
     assert list(target.scratch.iterdir()) == [], "nothing is left of the copying"
 
 
+def make_pair(store: Store, fill, config: str, *inputs: Artifact) -> tuple[Artifact, Artifact, str]:
+    """Model and rollouts of one work, and its fingerprint; the bytes do not depend on `config`."""
+    named = {f"input{position}": artifact.digest for position, artifact in enumerate(inputs)}
+    identity = {"stage": "rl", "version": 1, "config": {"content": config}, "inputs": named}
+    model = store.put("model", fill({"a": b"policy"}), producer=identity)
+    rollouts = store.put("dataset", fill({"a": b"rollouts"}), producer=identity)
+    fingerprint = sha256_bytes(canonical_json(identity))
+    outputs = {"model": model, "rollouts": rollouts}
+    store.append_record(Record("rl", fingerprint, identity, outputs, provenance={"stage_name": "grpo"}))
+    return model, rollouts, fingerprint
+
+
+def test_with_lineage_every_work_behind_it_is_cached_with_all_its_outputs(store, fill, tmp_path):
+    """The judge reads the model only; a record counts with all outputs, so the rollouts come along. A later work of
+    other settings wrote the same bytes: it is cached there too. One from other inputs is not of this lineage."""
+    base, other = make(store, fill, "base", "sft"), make(store, fill, "other", "sft")
+    model, rollouts, first = make_pair(store, fill, "1", base)
+    *_, second = make_pair(store, fill, "2", base)
+    judge = make(store, fill, "score", "evaluate", model, kind="evaluation")
+    make(store, fill, "not asked for", "evaluate", rollouts, kind="evaluation")
+    *_, third = make_pair(store, fill, "3", other)
+    moved = export(store, [judge], tmp_path / "out", lineage=True)
+    assert set(moved.copied) == {base, model, rollouts, judge} and moved.left_out == ()
+    target = open_store(str(tmp_path / "target"))
+    assert import_(target, tmp_path / "out").left_out == ()
+    for fingerprint in (first, second):
+        found = target.lookup("rl", fingerprint)
+        assert found is not None and found.outputs == {"model": model, "rollouts": rollouts}
+    assert other not in set(target.artifacts()) and target.lookup("rl", third) is not None
+
+
+def test_an_output_that_another_stage_needs_brings_what_that_was_made_from(store, fill, tmp_path):
+    """The rollouts were stored first by another work, from data that the model does not need."""
+    data, base = make(store, fill, "rows", "normalize", kind="dataset"), make(store, fill, "base", "sft")
+    rollouts = make(store, fill, "rollouts", "normalize", data, kind="dataset")
+    model, same, _ = make_pair(store, fill, "1", base)
+    assert same == rollouts
+    moved = export(store, [model], tmp_path / "out", lineage=True)
+    assert set(moved.copied) == {data, base, rollouts, model} and moved.records == 4
+
+
+def test_a_record_that_stays_behind_is_named(store, fill, tmp_path):
+    model, rollouts, _ = make_pair(store, fill, "1")
+    said = ("grpo: its output rollouts",)
+    assert export(store, [model], tmp_path / "one").left_out == said
+    store.files.remove(rollouts.key, first="manifest.json")  # as gc does
+    moved = export(store, [model], tmp_path / "two", lineage=True)
+    assert (moved.copied, moved.records, moved.left_out) == ((model,), 0, said)
+
+
 def test_without_lineage_only_the_artifact_goes(store, fill, tmp_path):
     data = make(store, fill, "rows", "normalize", kind="dataset")
     model = make(store, fill, "weights", "sft", data)

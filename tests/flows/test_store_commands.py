@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from artifacts import Artifact, Store, open_store
+from artifacts import Artifact, Record, Store, open_store
 from flows import cli
 
 
@@ -75,6 +75,17 @@ def test_ls_shows_the_newest(store, capsys):
     assert answer(capsys, "ls", "--kind", "dataset")["artifacts"] == []
     assert run("ls", "--limit", "2") == 0
     assert "2 of 5 artifacts, newest first; --limit 0 shows all" in capsys.readouterr().out
+
+
+def test_export_says_whose_record_lacks_an_output(store, capsys, tmp_path):
+    model, rollouts = put(store, "model"), put(store, "rollouts")
+    outputs = {"model": model, "rollouts": rollouts}
+    store.append_record(Record("rl", "ab" * 32, {}, outputs, provenance={"stage_name": "grpo"}))
+    assert run("export", model.id, str(tmp_path / "one")) == 0
+    assert capsys.readouterr().out.endswith(
+        "1 copied, 0 there already, 0 records\nno record of grpo: its output rollouts was not exported\n"
+    )
+    assert answer(capsys, "export", model.id, str(tmp_path / "two"), "--lineage")["left_out"] == []
 
 
 def test_du_export_import_and_verify(store, capsys, tmp_path):
