@@ -94,7 +94,8 @@ class NormalizeConfig(Config):
     filters: Filters = Filters()
     """Rows to leave out."""
     on_bad_row: Literal["fail", "drop"] = "fail"
-    """What a row that cannot be converted does: stop the stage, or be dropped and counted."""
+    """What a row does that cannot be converted, or a line of JSON lines that is none: stop the stage, or be dropped and
+    counted."""
     limit: int | None = Field(default=None, ge=1)
     """Keep so many rows, drawn by seed and content."""
     test_size: int | float | None = Field(default=None, gt=0)

@@ -83,8 +83,9 @@ def _present(row: Mapping[str, Any], name: str, where: str, *, may_be_null: bool
         for step in name.split("."):
             if not isinstance(value, Mapping) or step not in value:
                 hint = nearest(step, value) if isinstance(value, Mapping) else ""
-                raise RowError(where, name, "missing column", f"columns {', '.join(row) or 'none'}{hint}")
+                found = f"columns {', '.join(row) or 'none'}{hint}"
+                raise RowError(where, name, "missing column", found, say_drop=True)
             value = value[step]
     if value is None and not may_be_null:
-        raise RowError(where, name, "the column is null", do="fill it, or leave the row out")
+        raise RowError(where, name, "the column is null", do="fill it, or leave the row out", say_drop=True)
     return value

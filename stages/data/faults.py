@@ -12,16 +12,28 @@ NO_SHARED_PROMPT = "filtered: chosen and rejected share no prompt"
 
 EMPTY_COMPLETION = "the completion is empty"
 FILL_OR_DROP = "fill it in, or leave such rows out with on_bad_row: drop"
+WOULD_BE_LEFT_OUT = "on_bad_row: drop would leave such rows out"
+"""Said where nobody drops them: it is no part of a `detail`, which the ledger shows of a row that was dropped."""
 
 
-class RowError(DataError):
-    """A row is wrong. `reason` is the same for every row with that fault; `detail` names no path."""
+class BadRow(DataError):
+    """A row is wrong, and those beside it need not be. `reason` is the same for every row with that fault; `detail`
+    names no path."""
 
-    def __init__(self, where: str, column: str, reason: str, found: str = "", do: str = "") -> None:
-        self.reason = reason
+    def __init__(self, message: str, reason: str, detail: str) -> None:
+        self.reason, self.detail = reason, detail
+        super().__init__(message)
+
+
+class RowError(BadRow):
+    """A field of a row is wrong."""
+
+    def __init__(
+        self, where: str, column: str, reason: str, found: str = "", do: str = "", *, say_drop: bool = False
+    ) -> None:
         text = f"field {column!r}: {reason}"
-        self.detail = "; ".join(part for part in (text, found and f"found {found}", do) if part)
-        super().__init__(f"{where}: {self.detail}")
+        detail = "; ".join(part for part in (text, found and f"found {found}", do) if part)
+        super().__init__(f"{where}: {detail}{f'; {WOULD_BE_LEFT_OUT}' if say_drop else ''}", reason, detail)
 
 
 class Dropped(Exception):
@@ -54,4 +66,5 @@ def require_columns(row: Row, columns: tuple[str, ...], where: str, row_type: st
             reason = f"a {row_type} row has no {column!r}"
             found = ", ".join(name for name, value in row.items() if value is not None)
             found = f"columns {found}" if found else "null in all columns"
-            raise RowError(where, column, reason, found, "map it with `columns`, or choose another `type`")
+            do = "map it with `columns`, or choose another `type`"
+            raise RowError(where, column, reason, found, do, say_drop=True)

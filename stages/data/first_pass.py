@@ -14,7 +14,7 @@ from artifacts.errors import DataError
 from stages.data.columns import ColumnPlan
 from stages.data.convert import RECOGNIZED, Converter
 from stages.data.dataset import column_types
-from stages.data.faults import Dropped, RowError
+from stages.data.faults import BadRow, Dropped, RowError
 from stages.data.ledger import RowLedger
 from stages.data.media import refuse_media
 from stages.data.schema import ColumnTypes
@@ -84,7 +84,7 @@ class FirstPass:
         except Dropped as dropped:
             self.ledger.drop(label, dropped.state, dropped.detail)
             return
-        except RowError as error:
+        except BadRow as error:
             if self.config.on_bad_row == "fail":
                 raise
             self.ledger.drop(label, f"bad row: {error.reason}", error.detail)
@@ -98,6 +98,8 @@ class FirstPass:
         self.kept.groups.append(group)
 
     def _convert(self, source_row: SourceRow, label: str) -> Row:
+        if source_row.fault is not None:
+            raise source_row.fault
         if not source_row.values and self.config.source.function is not None:
             raise Dropped(f"filtered: {short_name(self.config.source.function)}", "gave no row")
         planned = self._plan.apply(source_row.values, source_row.where)

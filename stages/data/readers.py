@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from artifacts.errors import DataError
-from stages.data.faults import what_is
+from stages.data.faults import WOULD_BE_LEFT_OUT, BadRow, what_is
 from stages.data.files import FORMATS, SourceFile
-from stages.data.strict_json import lines, parse, parse_object
+from stages.data.strict_json import JsonError, lines, parse, parse_object
 from stages.data.tools import JSON_COLUMNS
 
 if TYPE_CHECKING:
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 ROWS_PER_BATCH = 1024
 
 
-def read_rows(file: SourceFile, path: Path, wanted: str) -> Iterator[dict[str, Any]]:
-    """The rows of the local copy `path` of `file`, in `wanted` format or by its extension.
+def read_rows(file: SourceFile, path: Path, wanted: str) -> Iterator[dict[str, Any] | BadRow]:
+    """The rows of the local copy `path` of `file`, in `wanted` format or by its extension; in the place of a line of
+    JSON lines that is no row, why.
 
-    Raises DataError for an unknown extension, a file without rows and whatever is wrong with a row.
+    Raises DataError for an unknown extension, a file without rows and whatever else is wrong with a row.
     """
     name = _format(file, path, wanted)
     count = 0
@@ -56,10 +57,19 @@ def _opened(file: SourceFile, path: Path) -> IO[bytes]:
     return gzip.open(path, "rb") if file.packed else open(path, "rb")  # type: ignore[return-value]
 
 
-def _jsonl(file: SourceFile, path: Path) -> Iterator[dict[str, Any]]:
+def _jsonl(file: SourceFile, path: Path) -> Iterator[dict[str, Any] | BadRow]:
     with _opened(file, path) as stream:
         for number, line in enumerate(lines(stream, file.shown), 1):
-            yield parse_object(line, f"{file.shown} row {number}")
+            yield _row_of_line(line, f"{file.shown} row {number}")
+
+
+def _row_of_line(line: bytes, where: str) -> dict[str, Any] | BadRow:
+    """The rows around a line can be read whatever it holds."""
+    try:
+        return parse_object(line, where)
+    except JsonError as error:
+        advice = "" if error.of_the_file else f"; {WOULD_BE_LEFT_OUT}"
+        return BadRow(f"{error}{advice}", error.reason, error.detail)
 
 
 def _json(file: SourceFile, path: Path) -> Iterator[dict[str, Any]]:
@@ -165,7 +175,7 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(entry) for entry in value] if isinstance(value, list) else value
 
 
-READERS: dict[str, Callable[[SourceFile, Path], Iterator[dict[str, Any]]]] = {
+READERS: dict[str, Callable[[SourceFile, Path], Iterator[dict[str, Any] | BadRow]]] = {
     "jsonl": _jsonl,
     "json": _json,
     "csv": _csv,

@@ -13,7 +13,7 @@ from typing import Any
 
 from artifacts.digest import canonical_json
 from artifacts.errors import DataError
-from stages.data.faults import what_is
+from stages.data.faults import BadRow, what_is
 from stages.data.files import SourceFile, local_copy, locate
 from stages.data.readers import ROWS_PER_BATCH, read_rows, table_rows
 from stages.raised import raised
@@ -50,6 +50,8 @@ class SourceRow:
     position: str
     where: str
     values: dict[str, Any]
+    fault: BadRow | None = None
+    """Why it has no values: a line of JSON lines that is none."""
 
 
 @dataclass
@@ -92,8 +94,9 @@ def path_source(url: str, wanted: str, split: str | None, scratch: Path) -> Sour
             part = source.add(file.name if several else "")
             with local_copy(file, scratch) as (path, sha256, size):
                 count = 0
-                for count, values in enumerate(read_rows(file, path, wanted), 1):
-                    yield SourceRow(part, str(count - 1), f"{file.shown} row {count}", values)
+                for count, row in enumerate(read_rows(file, path, wanted), 1):
+                    values, fault = ({}, row) if isinstance(row, BadRow) else (row, None)
+                    yield SourceRow(part, str(count - 1), f"{file.shown} row {count}", values, fault)
             source.finish(part, sha256, size, count)
 
     return Source(stream, ignored=located.ignored)
@@ -137,6 +140,9 @@ def mapped(source: Source, function: Callable[..., Any], name: str, arguments: M
     def stream(outer: Source) -> Iterator[SourceRow]:
         outer.parts = source.parts
         for row in source:
+            if row.fault is not None:
+                yield row
+                continue
             try:
                 found = function(row.values, **arguments)
             except Exception as error:  # the user's code may raise anything

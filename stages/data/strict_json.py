@@ -19,8 +19,18 @@ LONGEST_NUMBER = 4000
 """Digits of a whole number; Python reads a few more."""
 
 
+class JsonError(DataError):
+    """Something is no JSON, or none that a dataset may hold. `reason` is the same wherever there is that fault,
+    `detail` says what was found, without the place; `of_the_file`: other lines have it too, most likely."""
+
+    def __init__(self, where: str, reason: str, said: str, *, of_the_file: bool = False) -> None:
+        """`said` goes on where the place ends: ` is not JSON`, `: NaN is not JSON`."""
+        self.reason, self.detail, self.of_the_file = reason, said.removeprefix(":").strip(), of_the_file
+        super().__init__(f"{where}{said}")
+
+
 def parse(data: bytes, where: str) -> Any:
-    """The value in `data`. Raises DataError naming `where`."""
+    """The value in `data`. Raises JsonError naming `where`."""
     try:
         value = json.loads(
             data.decode("utf-8"),
@@ -32,59 +42,66 @@ def parse(data: bytes, where: str) -> Any:
         if b"\\ud" in data.lower():
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{where} is not UTF-8 ({error.reason} at byte {error.start}); convert the file") from error
+        said = f" is not UTF-8 ({error.reason} at byte {error.start}); convert the file"
+        raise JsonError(where, "not UTF-8", said) from error
     except UnicodeEncodeError as error:
-        raise DataError(f"{where} has half of a surrogate pair (\\ud800 to \\udfff alone); remove it") from error
+        said = " has half of a surrogate pair (\\ud800 to \\udfff alone); remove it"
+        raise JsonError(where, "half of a surrogate pair", said) from error
     except json.JSONDecodeError as error:
-        found = _excerpt(error.doc, error.pos)
-        raise DataError(
-            f"{where} is not JSON: {error.msg} at character {error.pos + 1}{found}{_hint(error)}"
-        ) from error
+        found, hint = _excerpt(error.doc, error.pos), _hint(error)
+        said = f" is not JSON: {error.msg} at character {error.pos + 1}{found}{hint}"
+        raise JsonError(where, "not JSON", said, of_the_file=bool(hint)) from error
     except RecursionError as error:
-        raise DataError(f"{where} is nested too deeply") from error
+        raise JsonError(where, "nested too deeply", " is nested too deeply") from error
     except _RefusedError as error:
-        raise DataError(f"{where}: {error}") from error
+        raise JsonError(where, error.reason, f": {error}") from error
     return value
 
 
 def parse_object(data: bytes, where: str) -> dict[str, Any]:
-    """The object in `data`. Raises DataError when it holds anything else."""
+    """The object in `data`. Raises JsonError when it holds anything else, or nothing."""
+    if not data.strip():
+        raise JsonError(where, "an empty line", " is an empty line; remove it")
     value = parse(data, where)
     if not isinstance(value, dict):
-        raise DataError(f"{where} is {what_is(value)}, not an object; each row is {{column: value}}")
+        said = f" is {what_is(value)}, not an object; each row is {{column: value}}"
+        raise JsonError(where, "not an object", said)
     return value
 
 
 def lines(stream: IO[bytes], where: str) -> Iterator[bytes]:
-    """The lines without their \\n. Raises DataError for an empty line and for one without end."""
+    """The lines without their \\n. Raises DataError for one without end."""
     number = 0
     while line := stream.readline(LONGEST_LINE_BYTES + 1):
         number += 1
         if len(line) > LONGEST_LINE_BYTES:
             raise DataError(f"{where} row {number} is longer than {LONGEST_LINE_BYTES >> 20} MiB")
-        if not line.strip():
-            raise DataError(f"{where} row {number} is an empty line; remove it")
         yield line.removesuffix(b"\n")
 
 
 class _RefusedError(ValueError):
     """A value that JSON parsers accept and a dataset does not."""
 
+    def __init__(self, reason: str, said: str) -> None:
+        self.reason = reason
+        super().__init__(said)
+
 
 def _refuse_constant(name: str) -> Any:
-    raise _RefusedError(f"{name} is not JSON; write null")
+    raise _RefusedError("no number of JSON", f"{name} is not JSON; write null")
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise _RefusedError(f"the number {text} is too large; write null or text")
+        raise _RefusedError("a number too large", f"the number {text} is too large; write null or text")
     return value
 
 
 def _whole(text: str) -> int:
     if len(text) > LONGEST_NUMBER:
-        raise _RefusedError(f"the number {text[:20]}... has {len(text)} digits; write text")
+        said = f"the number {text[:20]}... has {len(text)} digits; write text"
+        raise _RefusedError("a number of too many digits", said)
     return int(text)
 
 
@@ -93,7 +110,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
         double = next(name for name in names if names.count(name) > 1)
-        raise _RefusedError(f"the key {double!r} occurs twice in one object; keep one")
+        raise _RefusedError("a key twice", f"the key {double!r} occurs twice in one object; keep one")
     return found
 
 

@@ -1,5 +1,7 @@
 """Every form that people keep rows in, and the typed rows it must give."""
 
+from hashlib import sha256
+
 import pytest
 
 from tests.stages.normalized import Normalized, assistant, system, user, write_jsonl
@@ -233,6 +235,37 @@ def test_bad_rows_can_be_dropped_and_counted(tmp_path):
             "found user, assistant, user; cut or leave it out",
         }
     ]
+
+
+def test_lines_that_are_no_rows_can_be_dropped_and_counted(tmp_path):
+    """The others keep the ids that their places give them; a function sees the good ones alone."""
+    good = ['{"text": "a"}', '{"text": "b"}', '{"text": "c"}']
+    bad = ['{"text": "x"', "", '["x"]', '{"text": "x", "text": "y"}', '{"n": NaN}', '{"n": 1e999}', "   "]
+    lines = [good[0], *bad, good[1], b"\xe9".decode("latin-1"), good[2]]
+    path = tmp_path / "a.jsonl"
+    path.write_bytes("\n".join(lines).encode("latin-1") + b"\n\n")
+    (tmp_path / "code.py").write_text("def upper(row): return {'text': row['text'].upper()}\n")
+    made = Normalized(tmp_path, path, on_bad_row="drop")
+    assert [row["text"] for row in made.rows()] == ["a", "b", "c"]
+    assert made.ledger()["input"] == 12
+    assert made.ledger()["states"] == {
+        "bad row: a key twice": 1,
+        "bad row: a number too large": 1,
+        "bad row: an empty line": 3,
+        "bad row: no number of JSON": 1,
+        "bad row: not JSON": 1,
+        "bad row: not UTF-8": 1,
+        "bad row: not an object": 1,
+        "used": 3,
+    }
+    assert made.ledger()["examples"]["bad row: not an object"] == [
+        {"row": "row 4", "detail": "is a list, not an object; each row is {column: value}"}
+    ]
+    digest = sha256(path.read_bytes()).hexdigest()
+    ids = [sha256(f"{digest}:{index}".encode()).hexdigest()[:24] for index in (0, 8, 10)]
+    assert [row["row_id"] for row in made.rows(ids=True)] == ids
+    source = {"path": str(path), "function": f"{tmp_path}/code.py:upper"}
+    assert Normalized(tmp_path / "mapped", source, on_bad_row="drop").rows() == [{"text": t} for t in "ABC"]
 
 
 def test_columns_of_other_types_stay_as_they_are(tmp_path):
