@@ -12,6 +12,7 @@ from artifacts.digest import is_sha256
 from artifacts.errors import DamagedError, MissingError, PosttrainError
 from flows.reporting.reading import Reader
 from flows.reporting.wiring import read_wiring
+from flows.written import named
 from stages import stage as registry
 
 DEEPEST = 100
@@ -135,17 +136,17 @@ class Ancestry:
             if not isinstance(part, Mapping):
                 continue
             name = str(part.get("name") or "")
-            file = f"{written.rstrip('/')}/{name}" if written and name else written or name
+            folder = written.split("*", 1)[0].rstrip("/")
+            file = f"{folder}/{name}" if folder and name else written or name
             yield {"file": file, "sha256": str(part.get("sha256") or ""), "rows": part.get("rows")}
 
     def _written_source(self, dataset: Artifact) -> str:
-        """How the recipe names the source: manifests hold no path. Empty where no run tells."""
+        """How the recipe names the source: manifests hold no path. Empty where neither record nor run tells."""
         for record in self._made.get(dataset.digest, ()):
             run, stage = record.provenance.get("run"), record.provenance.get("stage_name")
-            settings = self._settings(str(run)).get(str(stage), {}).get("with") or {}
-            source = settings.get("source") if isinstance(settings, Mapping) else None
-            if isinstance(source, Mapping):
-                return str(source.get("path") or source.get("function") or "").split("*", 1)[0]
+            written = record.provenance.get("source") or named(self._settings(str(run)).get(str(stage), {}).get("with"))
+            if written:
+                return str(written)
         return ""
 
     def _settings(self, run: str) -> Mapping[str, Any]:

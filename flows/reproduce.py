@@ -130,6 +130,7 @@ class _Job:
             "processes": self.launch.processes,
             "threads": self.launch.threads or default_threads(self.launch.processes, 1),
             "launcher": self.launch.config,
+            "source": str(self.provenance.get("source") or ""),
         }
 
     def surroundings(self, made: Manifest) -> list[tuple[str, Any, Any]]:

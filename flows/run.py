@@ -30,6 +30,7 @@ from flows.plan import Decision, Plan
 from flows.recipe import RecipeStage
 from flows.sharing import Occupy, no_slots, renewing
 from flows.within_memory import within_memory
+from flows.written import source_of
 
 logger = logging.getLogger(__name__)
 
@@ -231,6 +232,7 @@ class Run:
             "processes": stage.launch.processes,
             "threads": threads,
             "launcher": stage.launch.config,
+            "source": source_of(self.recipe, stage.name),
         }
 
     @contextlib.contextmanager

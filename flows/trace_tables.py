@@ -31,11 +31,10 @@ def lineage_tables(down: Node, up: Node) -> list[RenderableType]:
 
 
 def _grow(tree: Tree, node: Node) -> None:
+    for source in node.sources:
+        tree.add(_source(source))
     for below in node.below:
-        branch = tree.add(_node(below))
-        for source in below.sources:
-            branch.add(_source(source))
-        _grow(branch, below)
+        _grow(tree.add(_node(below)), below)
 
 
 def _node(node: Node) -> Text:

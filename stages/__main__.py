@@ -131,6 +131,7 @@ def _provenance(context: Context) -> dict[str, Any]:
         "recipe": context.spec.recipe,
         "stage_name": context.spec.name,
         "command": context.spec.command,
+        "source": context.spec.source,
         "processes": context.processes,
         "threads": context.threads,
         "launcher": context.spec.launcher,

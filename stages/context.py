@@ -46,6 +46,8 @@ class Spec:
     inputs_store: str | None = None
     """Where input artifacts lie; None: in `store`."""
     command: list[str] = field(default_factory=list)
+    source: str = ""
+    """What the recipe calls the file or function that rows come from: for people, no part of a result."""
 
     @classmethod
     def read(cls, path: Path) -> Spec:

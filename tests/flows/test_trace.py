@@ -5,15 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from artifacts import open_store
+from artifacts.transfer import export, import_
 from flows.costs import Bill, Cost, run_bill
 from flows.row_sources import Place, places
 from flows.scores import recomputed
-from tests.flows.asked_runs import ROWS, WRONG, Asked, row_id
+from flows.written import named
+from tests.flows.asked_runs import ROWS, WRONG, Asked, make_asked, row_id
+from tests.in_process import run_here
 from tests.tiny_recipe import artifact_folder
 
 
@@ -140,8 +145,60 @@ def test_lineage_goes_down_to_files_and_up_to_every_use(asked: Asked, capsys):
         for stage in ("base", "sft", "more", "judge")
         for output in run["stages"][stage]["outputs"].values()
     }
+    assert "└── rows.jsonl: 40 rows, sha256 " in asked.show(capsys, "lineage", "@small/rows")
     shown = asked.show(capsys, "lineage", "@small/sft")
     assert "rows.jsonl: 40 rows" in shown and "used by" in shown
+
+
+def test_the_source_has_its_name_where_the_run_is_not(tmp_path: Path, capsys):
+    """A run that was killed leaves no account of itself, and an export takes none along: the record has the name, as
+    the recipe writes it, and the artifact, whose digest it would change, has not."""
+    asked = make_asked(tmp_path)
+    payload = run_here(asked.recipe, asked.store, only=["rows"])
+    store = open_store(str(asked.store))
+    (artifact,) = store.artifacts()
+    assert store.lineage(artifact)["artifact"] == payload["stages"]["rows"]["outputs"]["train"]["id"]
+    export(store, [artifact], tmp_path / "out", lineage=True)
+    other = Asked(tmp_path / "other")
+    import_(open_store(str(other.store)), tmp_path / "out")
+    shutil.rmtree(asked.store / "runs")
+    sha256 = hashlib.sha256(asked.rows.read_bytes()).hexdigest()
+    for place in (asked, other):
+        found = place.ask(capsys, "lineage", "@small/rows")["made_of"]
+        assert found["sources"] == [{"file": "rows.jsonl", "sha256": sha256, "rows": 40}]
+    (record,) = store.stage_records("normalize")
+    assert record.provenance["source"] == "rows.jsonl"
+    assert "rows.jsonl" not in store.files.read(f"{artifact.key}/manifest.json").decode()
+    # as it was written before records had the name
+    (path,) = store.files.tree("index")
+    older = {name: value for name, value in record.provenance.items() if name != "source"}
+    store.files.write(f"index/{path}", replace(record, provenance=older).to_bytes())
+    assert f"a source: 40 rows, sha256 {sha256[:12]}" in asked.show(capsys, "lineage", "@small/rows")
+
+
+def test_files_of_a_pattern_are_named_one_by_one(tmp_path: Path, capsys):
+    asked = make_asked(tmp_path)
+    (tmp_path / "data").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / f"data/{name}.jsonl").write_text(json.dumps({"prompt": name, "completion": "x"}) + "\n")
+    run_here(asked.recipe, asked.store, ["rows.source.path=data/*.jsonl"], only=["rows"])
+    found = asked.ask(capsys, "lineage", "@small/rows")["made_of"]["sources"]
+    assert {(one["file"], one["rows"]) for one in found} == {("data/a.jsonl", 1), ("data/b.jsonl", 1)}
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ({"path": "chats.jsonl", "function": "code.py:change"}, "chats.jsonl"),
+        ({"function": "arithmetic.py:problems"}, "arithmetic.py:problems"),
+        ({"path": "s3://bucket/part-?.jsonl"}, "s3://bucket/part-?.jsonl"),
+        ({"path": "https://host/chats.jsonl?sig=abc&se=1"}, "https://host/chats.jsonl"),
+        ({"path": "s3://me:word@bucket/chats.jsonl"}, "s3://***@bucket/chats.jsonl"),
+        (None, ""),
+    ],
+)
+def test_a_source_is_named_as_it_was_written_but_for_secrets(source, name):
+    assert named({"source": source}) == name
 
 
 def test_lineage_of_what_loops_back_many_ways_is_short(tmp_path: Path):
