@@ -37,7 +37,7 @@ class Node:
     """As a recipe calls it."""
     run: str = ""
     metrics: Mapping[str, Any] = field(default_factory=dict)
-    """The main one."""
+    """The main one of its stage; of a dataset its own rows."""
     sources: tuple[Mapping[str, Any], ...] = ()
     """Files with `file`, `sha256` and `rows`, of a dataset that came from outside."""
     note: str = ""
@@ -63,6 +63,7 @@ class Ancestry:
         self.store = store
         self.reader = Reader(store)
         self._runs: dict[str, Mapping[str, Any]] = {}
+        self._descriptions: dict[Artifact, Mapping[str, Any]] = {}
 
     def down(self, artifact: Artifact) -> Node:
         """All that it was made of."""
@@ -118,18 +119,30 @@ class Ancestry:
         record = self.record_of(artifact)
         known: dict[str, Any] = {}
         if record is not None:
-            main = registry.load_stage(record.stage).main_metric
             known = {
                 "uses": record.stage,
                 "stage": str(record.provenance.get("stage_name", "")),
                 "run": str(record.provenance.get("run", "")),
-                "metrics": {main: record.metrics[main]} if main in record.metrics else {},
+                "metrics": self._main_metric(artifact, record),
             }
         return Node(role, artifact.id, artifact.kind, self._names.get(artifact, ""), **known, **fields)
 
+    def _main_metric(self, artifact: Artifact, record: Record) -> dict[str, Any]:
+        """A stage's metrics are of all its outputs together, so a dataset says itself how many rows it has."""
+        if artifact.kind == "dataset":
+            rows = self._described(artifact).get("rows")
+            return {} if rows is None else {"rows": rows}
+        main = registry.load_stage(record.stage).main_metric
+        return {main: record.metrics[main]} if main in record.metrics else {}
+
+    def _described(self, dataset: Artifact) -> Mapping[str, Any]:
+        if dataset not in self._descriptions:
+            self._descriptions[dataset] = self.reader.json(dataset, "dataset.json", "dataset")
+        return self._descriptions[dataset]
+
     def sources(self, dataset: Artifact) -> Iterator[Mapping[str, Any]]:
         """The files that a dataset was read from: `file` as the recipe has it, `sha256`, `rows`."""
-        described = self.reader.json(dataset, "dataset.json", "dataset").get("source")
+        described = self._described(dataset).get("source")
         parts = described.get("parts") if isinstance(described, Mapping) else None
         written = self._written_source(dataset)
         for part in parts if isinstance(parts, list) else ():

@@ -186,6 +186,16 @@ def test_files_of_a_pattern_are_named_one_by_one(tmp_path: Path, capsys):
     assert {(one["file"], one["rows"]) for one in found} == {("data/a.jsonl", 1), ("data/b.jsonl", 1)}
 
 
+def test_every_output_has_its_own_number_of_rows(tmp_path: Path, capsys):
+    """Of 40 rows 5 are held out; the stage's metric `rows` is of the other 35."""
+    asked = make_asked(tmp_path)
+    run_here(asked.recipe, asked.store, ["rows.test_size=5"], only=["rows"])
+    for output, rows in (("train", 35), ("test", 5)):
+        found = asked.ask(capsys, "lineage", f"@small/rows.{output}")["made_of"]
+        assert found["metrics"] == {"rows": rows}, output
+    assert "rows 5\n" in asked.show(capsys, "lineage", "@small/rows.test")
+
+
 @pytest.mark.parametrize(
     ("source", "name"),
     [
