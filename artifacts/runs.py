@@ -18,20 +18,20 @@ PARTS = ("inputs", "outputs", "metrics", "timings", "counts")
 
 
 def write(files: Files, run_id: str, payload: Mapping[str, Any]) -> None:
-    files.write(_key(run_id), seal(payload))
+    files.write(key(run_id), seal(payload))
 
 
 def read(files: Files, run_id: str) -> dict[str, Any]:
     """Raises RequestError for an unknown run, naming the nearest one; DamagedError."""
-    key = _key(run_id)
+    place = key(run_id)
     try:
-        value = unseal(read_sealed(files, key), f"{files.url}/{key}")
+        value = unseal(read_sealed(files, place), f"{files.url}/{place}")
     except FileNotFoundError:
         close = difflib.get_close_matches(run_id, names(files), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise RequestError(f"there is no run {run_id!r} in {files.url}{hint}") from None
     if not _looks_right(value):
-        raise DamagedError(f"{files.url}/{key} is not what a run writes; delete it")
+        raise DamagedError(f"{files.url}/{place} is not what a run writes; delete it")
     return value
 
 
@@ -56,7 +56,8 @@ def written(files: Files) -> list[tuple[float, str]]:
     return [(modified, name) for modified, name in found if NAME.fullmatch(name)]
 
 
-def _key(run_id: str) -> str:
+def key(run_id: str) -> str:
+    """Where its file is."""
     if not NAME.fullmatch(run_id):
         raise RequestError(f"not the id of a run (letters, digits, '.', '_' and '-'): {run_id!r}")
     return f"runs/{run_id}.json"

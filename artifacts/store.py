@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from artifacts import aliases, claims, index, lineage, listing, runs
+from artifacts import aliases, claims, index, lineage, listing, running, runs
 from artifacts.checkpoints import Checkpoints
 from artifacts.errors import DamagedError, MissingError, StoreError
 from artifacts.files import Files, Publication
@@ -260,9 +260,13 @@ class Store:
     def write_run(self, run_id: str, payload: Mapping[str, Any]) -> None:
         runs.write(self.files, run_id, payload)
 
+    def write_running(self, run_id: str, payload: Mapping[str, Any]) -> None:
+        """What this process has done so far of a run that goes on."""
+        running.write(self.files, run_id, payload)
+
     def read_run(self, run_id: str) -> dict[str, Any]:
-        """Raises RequestError for an unknown run."""
-        return runs.read(self.files, run_id)
+        """Raises RequestError for an unknown run. One whose process is gone without a word is `killed`."""
+        return running.read(self.files, run_id)
 
     def runs(self) -> list[str]:
         """Ids of the runs, the one written last first."""

@@ -90,7 +90,7 @@ def _positive(text: str) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status 0: well; 1: a stage failed or something is damaged; 2: the request was wrong."""
+    """Exit status 0: well; 1: a stage failed or something is damaged; 2: the request was wrong; 130: Ctrl-C."""
     options, unknown = parser().parse_known_args(arguments)
     if unknown:
         options.parser.refuse(unknown)

@@ -8,9 +8,10 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from flows.entries import BROKEN
 from stages.stage import load_stage
 
-STYLES = {"cached": "cyan", "ran": "green", "failed": "bold red", "skipped": "yellow"}
+STYLES = {"cached": "cyan", "ran": "green", "failed": "bold red", "interrupted": "magenta", "skipped": "yellow"}
 SHORT_ID = 12
 """Hexadecimal digits of an id that are shown; the store finds an artifact by eight."""
 
@@ -25,7 +26,7 @@ def closing_table(payload: Mapping[str, Any]) -> Table:
     table.add_column("artifact")
     for name, entry in payload["stages"].items():
         state = f"[{STYLES[entry['state']]}]{entry['state']}[/]"
-        seconds = f"{entry['seconds']:,.1f} s" if entry["state"] in ("ran", "failed") else ""
+        seconds = f"{entry['seconds']:,.1f} s" if entry["state"] in ("ran", *BROKEN) else ""
         artifact = "" if entry["error"] is None else entry["error"].splitlines()[0]
         artifact = artifact or ", ".join(short_id(found["id"]) for found in entry["outputs"].values())
         table.add_row(escape(name), state, seconds, escape(main_metric(entry)), escape(artifact))

@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from flows.costs import Bill
+from flows.entries import BROKEN
 from flows.reporting.text import duration, number
 from flows.tables import STATE_STYLES, plain_table
 
@@ -58,7 +59,7 @@ def cost_tables(bill: Bill) -> list[RenderableType]:
     for column in table.columns[2:]:
         column.justify = "right"
     for name, state, *values in words.rows:
-        style = STATE_STYLES.get(state, "red" if state == "failed" else "green")
+        style = STATE_STYLES.get(state, "red" if state in BROKEN else "green")
         table.add_row(Text(name, style="bold"), Text(state, style=style), *values)
     for name, state, *values in words.sums:
         table.add_row(Text(name, style="yellow"), state, *(Text(value, style="yellow") for value in values))

@@ -13,7 +13,7 @@ from flows.which_run import LATEST, read_run
 
 SUMMED = ("seconds", "cpu_seconds", "gpu_seconds", "tokens", "energy_joules")
 MEASURED = (*SUMMED, "tokens_per_second", "peak_memory_gb", "mfu")
-SPENT = ("ran", "failed")
+SPENT = ("ran", "failed", "interrupted")
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,14 @@ from typing import Any, TypeVar
 
 from artifacts import Artifact
 from artifacts.errors import PosttrainError
-from flows.launch import StageResult
+from flows.launch import StageResult, StageStopped
 from flows.plan import Decision
 from flows.recipe import RecipeStage
 
 Entry = dict[str, Any]
 T = TypeVar("T")
+BROKEN = ("failed", "interrupted")
+"""States of stages that were at work and gave nothing."""
 
 
 def entry_of(stage: RecipeStage, decision: Decision, *, state: str, reason: str | None = None) -> Entry:
@@ -53,14 +55,26 @@ def ran_entry(stage: RecipeStage, decision: Decision, result: StageResult) -> En
 
 
 def failed_entry(stage: RecipeStage, decision: Decision, error: BaseException, seconds: float) -> Entry:
-    """A stage that ended with an error; an unforeseen one is named by its type."""
+    """A stage that ended with an error, an unforeseen one named by its type, or because the run was ended."""
+    interrupted = isinstance(error, StageStopped) or not isinstance(error, Exception)
     words = str(error) if isinstance(error, PosttrainError) else f"{type(error).__name__}: {error}"
-    return {**entry_of(stage, decision, state="failed"), "seconds": round(seconds, 3), "error": words}
+    state = "interrupted" if interrupted else "failed"
+    return {**entry_of(stage, decision, state=state), "seconds": round(seconds, 3), "error": words}
 
 
 def skipped_entry(stage: RecipeStage, decision: Decision, reason: str) -> Entry:
     """A stage that was not run; where its result was there already, the entry names it."""
     return entry_of(stage, decision, state="skipped", reason=reason)
+
+
+def running_entry(stage: RecipeStage, decision: Decision) -> Entry:
+    """A stage that is worked on; how long it takes is not known yet."""
+    return {**entry_of(stage, decision, state="running"), "seconds": None}
+
+
+def waiting_entry(stage: RecipeStage, decision: Decision) -> Entry:
+    """A stage whose turn has not come."""
+    return entry_of(stage, decision, state="waiting")
 
 
 def in_order(stage: RecipeStage, outputs: Mapping[str, T]) -> dict[str, T]:

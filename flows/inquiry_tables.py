@@ -11,6 +11,7 @@ from rich.tree import Tree
 
 from flows.causes import Cause
 from flows.compare import RunDifferences, StageResults
+from flows.entries import BROKEN
 from flows.reporting.text import duration, in_words, number, short
 from flows.tables import STATE_STYLES, plain_table
 from flows.why import Why
@@ -22,7 +23,7 @@ _WORDS = {"run": "will run", "may_run": "may run", "resume": "will resume"}
 
 def why_tables(why: Why) -> list[RenderableType]:
     """The causes as a tree, and below it where it all begins."""
-    style = STATE_STYLES.get(why.state, "red" if why.state == "failed" else "green")
+    style = STATE_STYLES.get(why.state, "red" if why.state in BROKEN else "green")
     head = Text.assemble((why.stage, "bold"), f" ({why.uses}) ", (_WORDS.get(why.state, why.state), style))
     if why.words:
         head.append(f" {why.words}" if why.state == "resume" else f": {why.words}")

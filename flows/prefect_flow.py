@@ -25,6 +25,7 @@ from prefect.states import Cancelled, Completed, Crashed
 
 from artifacts import open_store
 from artifacts.errors import StageError
+from flows.entries import BROKEN
 from flows.launch import STOP_SECONDS, StageStopped
 from flows.plan import plan
 from flows.prefect_report import Progress
@@ -125,7 +126,7 @@ def posttrain(  # noqa: PLR0913  (each is a field of the run form)
             payload = run.finish()
             publish_results(run, payload)
         publish_report(run)  # a run that is cancelled has no time for it
-    failed = {name: entry["error"] for name, entry in run.entries.items() if entry["state"] == "failed"}
+    failed = {name: entry["error"] for name, entry in run.entries.items() if entry["state"] in BROKEN}
     if failed:
         raise PipelineFailed("; ".join(f"{name}: {error}" for name, error in failed.items()))
     return payload

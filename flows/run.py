@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,12 +23,13 @@ from artifacts.errors import StoreError
 from flows.again import again
 from flows.claiming import RunClaim
 from flows.command import default_threads
-from flows.entries import Entry, entry_of, failed_entry, in_order, ran_entry, skipped_entry
+from flows.entries import BROKEN, Entry, entry_of, failed_entry, in_order, ran_entry, skipped_entry
 from flows.inputs import input_specs
 from flows.launch import Event, StageResult, StageStopped, Supervisors, run_stage_process
 from flows.listener import Listener, Silence
 from flows.plan import Decision, Plan
 from flows.recipe import RecipeStage
+from flows.run_record import RunRecord
 from flows.sharing import Occupy, no_slots, renewing
 from flows.within_memory import within_memory
 from flows.written import source_of
@@ -63,7 +65,9 @@ class Run:
         self.flow_run_id: str | None = None
         """Prefect's id of the run, once it has one."""
         self._started = time.monotonic()
+        self._record = RunRecord(plan, self.id, self.payload)
         self._final: dict[str, Any] | None = None
+        self._interrupted = False
         self._cut_short = False
         """It ended before every stage had its turn, so it is not ok though none failed."""
 
@@ -74,14 +78,14 @@ class Run:
             if decision.state == "skipped":
                 self.outputs[name] = decision.outputs
                 self._end(name, skipped_entry(self._stage(name), decision, "; ".join(decision.reasons)))
+        self._record.write()
         return [name for name in self.recipe.stages if name not in self.entries]
 
     def blocked(self, name: str) -> str | None:
         """The stage on which `name` waits in vain, if there is one."""
-        broken = ("failed", "skipped")
         for need in self._stage(name).needs:
             entry = self.entries.get(need)
-            if entry is not None and entry["state"] in broken and not self.outputs.get(need):
+            if entry is not None and entry["state"] in (*BROKEN, "skipped") and not self.outputs.get(need):
                 return need
         return None
 
@@ -94,6 +98,7 @@ class Run:
         """Enter a stage that ended with an error."""
         known = decision or self.plan.decisions[name]
         self._end(name, failed_entry(self._stage(name), known, error, seconds))
+        self._record.write()
 
     def execute(self, name: str, on_event: Callable[[Event], None] | None = None, occupy: Occupy = no_slots) -> Outcome:
         """Take the stage's result from the store or make it. Raises what went wrong, after entering it.
@@ -120,11 +125,12 @@ class Run:
         """The run so far, as `posttrain run --json` and the report have it."""
         stages = {name: self.entries[name] for name in self.recipe.stages if name in self.entries}
         done = len(stages) == len(self.recipe.stages)
-        failed = any(entry["state"] == "failed" for entry in stages.values())
+        failed = any(entry["state"] in BROKEN for entry in stages.values())
+        ended = "ok" if done and not failed and not self._cut_short else "failed"
         return {
             "run": self.id,
             "recipe": self.recipe.name,
-            "state": "ok" if done and not failed and not self._cut_short else "failed",
+            "state": "interrupted" if self._interrupted else ended,
             "seconds": round(time.monotonic() - self._started, 3),
             "started_at": self.started_at,
             "recipe_yaml": self.recipe.text,
@@ -136,13 +142,15 @@ class Run:
         if self._final is not None:
             return self._final
         self.supervisors.stop()
+        why = sys.exception()
+        self._interrupted = why is not None and not isinstance(why, Exception)  # Ctrl-C, SIGTERM, cancelled
         for name, decision in self.plan.decisions.items():
             if name not in self.entries:
                 self._cut_short = True
                 self._end(name, skipped_entry(self._stage(name), decision, "the run ended before"))
         self._final = payload = self.payload()
         try:
-            self.store.write_run(self.id, payload)
+            self._record.end(payload)
             self.claim.drop()
         finally:  # people see how the stages ended even where the store cannot keep it
             self.listener.finished(payload)
@@ -170,11 +178,13 @@ class Run:
         outputs = decision.outputs
         self._publish(name, outputs)
         self._end(name, entry_of(self._stage(name), decision, state="cached"))
+        self._record.write()
         return Outcome(True, "; ".join(decision.reasons), outputs)
 
     def _make(self, name: str, decision: Decision, on_event: Callable[[Event], None] | None, occupy: Occupy) -> Outcome:
         stage = self._stage(name)
         self.listener.started(name, "; ".join(decision.reasons))
+        self._record.begin(name, decision)
 
         def tell(event: Event) -> None:
             self.listener.event(name, event)
@@ -203,6 +213,7 @@ class Run:
         outputs = _artifacts(result)
         self._publish(name, outputs)
         self._end(name, ran_entry(stage, decision, result))
+        self._record.write()
         _tidy(Path(spec["job"]))
         return Outcome(False, "; ".join(decision.reasons), outputs)
 

@@ -10,6 +10,7 @@ from typing import Any
 from artifacts import Record, Store
 from artifacts.errors import RequestError
 from flows.causes import Cause, roots, to_json
+from flows.entries import BROKEN
 from flows.history import Comparison, History, Step
 from flows.inputs import StageOutput, input_digests
 from flows.plan import Plan
@@ -94,12 +95,11 @@ def why_in_run(store: Store, run: Mapping[str, Any], name: str) -> Why:
     known = record is None or (found.record is not None and not found.causes)
     if known or "forced" in entry["reasons"]:  # what differs from older records is not why
         causes = tuple(Cause(name, text) for text in entry["reasons"]) if entry["state"] != "cached" else ()
-    words = {"ran": f"in {entry['seconds']:.1f} s", "failed": str(entry["error"]), "skipped": str(entry["reason"])}
     return Why(
         stage=name,
         uses=str(entry["uses"]),
         state=str(entry["state"]),
-        words=words[entry["state"]] if record is None or entry["state"] != "cached" else _done(record),
+        words=_done(record) if record is not None and entry["state"] == "cached" else _outcome(entry),
         run=str(run["run"]),
         fingerprint=entry["fingerprint"],
         made_by=_run_of(record),
@@ -161,6 +161,13 @@ class _OfPlan:
 
 def _causes(name: str, found: Comparison) -> tuple[Cause, ...]:
     return (Cause(name, History.FIRST),) if found.record is None else found.causes
+
+
+def _outcome(entry: Mapping[str, Any]) -> str:
+    """How a stage of a run ended, or that its turn is to come."""
+    if entry["state"] == "ran":
+        return f"in {entry['seconds']:.1f} s"
+    return str(entry["error"] if entry["state"] in BROKEN else entry["reason"])
 
 
 def _done(record: Record) -> str:

@@ -225,5 +225,5 @@ def _box(
     lines += [
         f"{output}: {value['kind']} {short(str(value['id']))}" for output, value in (entry.get("outputs") or {}).items()
     ]
-    time = "" if entry["state"] in ("cached", "skipped") else f" · {duration(entry.get('seconds'))}"
+    time = "" if entry["state"] in ("cached", "skipped", "waiting") else f" · {duration(entry.get('seconds'))}"
     return Box(name, f"{entry['uses']}{time}", str(entry["state"]), left, top, "\n".join(lines), anchors[name])

@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from artifacts.errors import RequestError
+from flows import cli
 from flows.pipeline import run_pipeline
 from flows.run import Run
 from flows.server import temporary_server
@@ -205,11 +206,12 @@ def test_an_api_that_does_not_answer(world: World, monkeypatch: pytest.MonkeyPat
 
 
 class Command:
-    """The run as a process with a temporary Prefect server of its own."""
+    """The run as a process, reporting to `api`, or else to a temporary Prefect server of its own."""
 
-    def __init__(self, folder: Path, home: Path, *overrides: str) -> None:
+    def __init__(self, folder: Path, home: Path, *overrides: str, api: str | None = None) -> None:
         env = {**os.environ, "PYTHONPATH": str(HERE.parent.parent), "PREFECT_HOME": str(home)}
         env.pop("PREFECT_API_URL", None)
+        env |= {"PREFECT_API_URL": api} if api is not None else {}
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "pipeline_process.py"), str(folder), *overrides],
             env=env,
@@ -239,6 +241,46 @@ def own_home(server: str, prefect_home: Path, tmp_path: Path) -> Path:
     return home
 
 
+def test_a_killed_run_is_listed_and_answers_for_what_it_finished(
+    world: World, api: Api, prefect_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = Command(world.folder, prefect_home, "two.until=never", "parallel=1", api=api.url)
+    try:
+        log = world.folder / "log"
+        until(lambda: log.exists() and "two" in log.read_text().split(), 60)
+        command.process.kill()
+        command.process.communicate(timeout=30)
+    finally:
+        if command.process.poll() is None:
+            command.process.kill()
+    (run,) = world.store.runs()
+
+    def ask(*arguments: str) -> Any:
+        assert cli.main([*arguments, "--json", "--store", world.store.url]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    assert [(found["run"], found["state"]) for found in ask("ls")["runs"]] == [(run, "killed")]
+    bill = ask("ledger", run)["stages"]
+    assert [(cost["stage"], cost["state"], "seconds" in cost) for cost in bill] == [
+        ("one", "ran", True),
+        ("two", "interrupted", False),
+    ]
+    assert ask("why", "two", "--run", run)["words"] == "the run was killed while this stage was at work"
+    assert ask("why", "three", "--run", run)["words"] == "the run was killed before"
+    page = world.folder / "run.html"
+    ask("report", run, "-o", str(page))
+    assert '<dd class="interrupted" data-count="interrupted">1</dd>' in page.read_text()
+    # the run that goes on cites it, and both can be told apart
+    again = run_pipeline(world.plan())
+    assert again["stages"]["one"]["reason"] == f"done by run {run}"
+    assert {found["stage"]: found["states"] for found in ask("diff", run, again["run"])["stages"].values()} == {
+        "one": ["ran", "cached"],
+        "two": ["interrupted", "ran"],
+        "three": ["skipped", "ran"],
+        "beside": ["skipped", "ran"],
+    }
+
+
 def test_embedded_server_cached_run(world: World, api: Api, own_home: Path) -> None:
     run_pipeline(world.plan())
     world.ran()
@@ -265,6 +307,9 @@ def test_a_run_that_is_ended_leaves_nothing(world: World, own_home: Path, number
         until(lambda: log.exists() and len(log.read_text().split()) == 2, 60)
         left = command.descendants()
         assert len(left) >= 5  # Prefect's server, two supervisors, two stages
+        going = world.store.read_run(world.store.runs()[0])
+        assert going["state"] == "running"
+        assert states(going) == {"one": "running", "two": "waiting", "three": "waiting", "beside": "running"}
         command.process.send_signal(number)
         until(lambda: all(map(ended, left)), LIMIT_SECONDS)
         _, errors = command.process.communicate(timeout=30)
@@ -272,8 +317,11 @@ def test_a_run_that_is_ended_leaves_nothing(world: World, own_home: Path, number
         if command.process.poll() is None:
             command.process.kill()
     assert command.process.returncode == status, errors
-    if number != signal.SIGKILL:
-        payload = world.store.read_run(world.store.runs()[0])
-        assert payload["state"] == "failed"
-        assert states(payload) == {"one": "failed", "two": "skipped", "three": "skipped", "beside": "failed"}
-        assert payload["stages"]["one"]["error"] == "stage one was stopped because the run ended"
+    payload = world.store.read_run(world.store.runs()[0])
+    assert payload["state"] == ("killed" if number == signal.SIGKILL else "interrupted")
+    assert states(payload) == {"one": "interrupted", "two": "skipped", "three": "skipped", "beside": "interrupted"}
+    assert payload["stages"]["one"]["error"] == (
+        "the run was killed while this stage was at work"
+        if number == signal.SIGKILL
+        else "stage one was stopped because the run ended"
+    )
