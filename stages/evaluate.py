@@ -80,6 +80,7 @@ def check(config: Config, wired: frozenset[str]) -> list[str]:
 def run(context: Context) -> None:
     """Measure input `model` on input `dataset`."""
     from stages.data.dataset import read_dataset
+    from stages.data.ledger import say_dropped
     from stages.evaluation.measuring import measure_answers, measure_loss, measure_pairs
     from stages.evaluation.rows import TaskLedger, draw_rows, joint_ledger
     from stages.training.processes import prepare_process
@@ -105,6 +106,7 @@ def run(context: Context) -> None:
         context.metrics |= {name: found.value, f"{name}/low": found.low, f"{name}/high": found.high}
     if context.is_main:
         ledger = joint_ledger(ledgers, left_out)
+        say_dropped(context, ledger.states)
         _write(context, {name: estimates[name] for name in names}, _records(dataset, measured), ledger.to_json())
     context.timings["peak_memory_gb"] = peak_memory_gb()
 

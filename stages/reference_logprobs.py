@@ -42,7 +42,7 @@ def run(context: Context) -> None:
     """Score input `dataset` under input `model`."""
     from stages.data.dataset import read_dataset
     from stages.data.given_tokens import require_vocabulary
-    from stages.data.ledger import RowLedger
+    from stages.data.ledger import RowLedger, say_dropped
     from stages.training.processes import prepare_process
     from stages.training.reference import UNPAIRED, score_rows
     from stages.training.reporting import peak_memory_gb
@@ -55,6 +55,7 @@ def run(context: Context) -> None:
     dataset, ledger = read_dataset(context.input("dataset")), RowLedger()
     require_vocabulary(dataset, scorer.vocabulary)
     groups, names = _groups(context, dataset, min(config.max_length, scorer.context_length), ledger)
+    say_dropped(context, ledger.states)
     scored = score_rows(context, accelerator, scorer, groups, config=config, per_token=config.per_token)
     if context.is_main:
         _write(context.output("logprobs"), scored, groups, names, ledger.to_json())

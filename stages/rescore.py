@@ -120,6 +120,7 @@ def _measure(context: Context, recorded: Recorded) -> None:
 def _publish(context: Context, name: str, table: Table, dataset: Dataset) -> None:
     """Write a table as a dataset. Raises StageError when it is empty."""
     from stages.data.dataset import write_dataset
+    from stages.data.ledger import say_dropped
 
     if not table.rows:
         raise StageError(
@@ -127,6 +128,7 @@ def _publish(context: Context, name: str, table: Table, dataset: Dataset) -> Non
             f"{name} out of outputs"
         )
     context.counts[f"{name}_rows"] = len(table.rows)
+    say_dropped(context, table.ledger.states, output=name)
     write_dataset(
         context.output(name),
         table.rows,

@@ -118,6 +118,7 @@ def _publish(
 ) -> None:
     """Write every table as a dataset. Raises StageError, before anything is written, when one is empty."""
     from stages.data.dataset import write_dataset
+    from stages.data.ledger import say_dropped
     from stages.evaluation.rows import outcome_ledger
 
     ledgers = {name: outcome_ledger(prompts, table.reasons, left_out) for name, table in tables.items()}
@@ -131,6 +132,7 @@ def _publish(
     if not context.is_main:
         return
     for name, table in tables.items():
+        say_dropped(context, ledgers[name].states, output=name)
         write_dataset(
             context.output(name),
             table.rows,

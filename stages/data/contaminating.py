@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import DataError
 from stages.data.dataset import read_dataset, write_dataset
-from stages.data.ledger import RowLedger
+from stages.data.ledger import RowLedger, say_dropped
 from stages.data.minhash import similar_pairs
 from stages.data.overlap import Overlaps, overlaps
 from stages.data.shingles import Texts, words_of
@@ -223,6 +223,7 @@ def _write_train(context: Context, train: Dataset, flagged: dict[str, str]) -> N
             ledger.use(row[ROW_ID])
             kept.append(row)
     ledger.check(len(train))
+    say_dropped(context, ledger.states)
     write_dataset(
         context.output("train"),
         kept,

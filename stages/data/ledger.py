@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from artifacts.digest import canonical_json
 from artifacts.errors import StageError
+
+if TYPE_CHECKING:
+    from stages.context import Context
 
 EXAMPLES = 5
 """Examples kept of each state and of each change."""
@@ -116,3 +120,31 @@ class RowLedger:
         examples = self._examples.setdefault(name, [])
         if len(examples) < EXAMPLES:
             examples.append({"row": row_id, "detail": detail})
+
+
+def say_dropped(
+    context: Context, states: Mapping[str, int], kept: Mapping[str, int] | None = None, *, output: str = ""
+) -> None:
+    """Logs what a ledger's `states` say was dropped: `400 rows: 48 train, 50 test; 302 dropped: duplicate`; nothing
+    where nothing was. `kept`: rows by output, where the states do not have them; `output`: the one that it is about."""
+    dropped = {state: count for state, count in states.items() if not _is_kept(state)}
+    if not dropped:
+        return
+    if kept is None:
+        kept = Counter()
+        for state in filter(_is_kept, states):
+            kept[_kind(state)] += states[state]
+    rows = sum(kept.values()) + sum(dropped.values())
+    left = ", ".join(f"{count} {name}" for name, count in kept.items()) or "none left"
+    causes = sorted(dropped.items(), key=lambda item: (-item[1], item[0]))
+    why = causes[0][0] if len(causes) == 1 else ", ".join(f"{count} {state}" for state, count in causes)
+    context.log(f"{output}{output and ': '}{rows} rows: {left}; {sum(dropped.values())} dropped: {why}")
+
+
+def _is_kept(state: str) -> bool:
+    return _kind(state) in ("used", "truncated")
+
+
+def _kind(state: str) -> str:
+    """Of `used: <by one task, not by another>`, `used`."""
+    return state.partition(":")[0]

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from artifacts.errors import DataError
 from stages.data.dataset import column_types, merge, read_dataset, write_dataset
-from stages.data.ledger import RowLedger
+from stages.data.ledger import RowLedger, say_dropped
 from stages.data.schema import ColumnTypes
 from stages.data.tools import stored
 from stages.data.types import OPTIONAL_COLUMNS, ROW_ID, Dataset, Row, text_columns
@@ -81,6 +81,7 @@ def mix(context: Context) -> None:
         for part, (dataset, count) in enumerate(zip(datasets, counts, strict=True)):
             mixture.take(part, dataset, count)
         mixture.ledger.check(sum(map(len, datasets)))
+        say_dropped(context, mixture.ledger.states)
         context.phase("writing the dataset")
         context.metrics["rows"] = write_dataset(
             context.output("dataset"),

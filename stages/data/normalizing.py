@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from artifacts.errors import DataError
 from stages.data.dataset import write_dataset
 from stages.data.first_pass import FirstPass, KeptRows, short_name
+from stages.data.ledger import say_dropped
 from stages.data.selection import held_out_indices, sample_indices
 from stages.data.sources import Source, function_source, hub_source, mapped, path_source
 from stages.data.types import ROW_ID, Row
@@ -81,6 +82,8 @@ def _write(context: Context, source: Source, done: FirstPass) -> None:
     for name in splits:
         _write_split(context, source, done, splits, name)
         context.metrics["rows" if name == "train" else f"{name}_rows"] = len(splits[name])
+    sizes = {name: len(rows) for name, rows in splits.items()}
+    say_dropped(context, done.ledger.states, sizes if len(sizes) > 1 else {"used": len(selected)})
     context.counts.update({"input": done.seen, "used": len(selected), **done.ledger.states, **done.ledger.changes})
 
 

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 
 from artifacts.errors import StageError
 from stages.context import Context
+from stages.data.ledger import say_dropped
 from stages.monitors import Notice, Watch, notices_of_rows
 from stages.seeds import derive
 from stages.sharding import Whole
@@ -104,6 +105,7 @@ class Trainer:
         if isinstance(self.objective, Remembering):
             self.objective.load(progress.objective)
         watch = Watch(progress.metrics)
+        say_dropped(context, states)
         if progress.step == 0:
             self._give_notice(notices_of_rows(states))
         with Trackers(context, self.config) as trackers, self.saver.background:

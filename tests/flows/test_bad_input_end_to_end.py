@@ -50,6 +50,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.bad_stages import CASES, CODE, SOUND, TRAINING
 from tests.in_process import Payload, assert_nothing_half_written, failures, run_here
+from tests.stages.small_models import logged
 from tests.tiny_recipe import artifact_folder, metrics_of, write_recipe
 
 
@@ -106,5 +107,12 @@ def test_dropped_rows_are_counted(ended: Ended) -> None:
         return found
 
     assert ledger("some_long") == {"used": 1, "filtered: prompt too long": 1}
+
+    def told(name: str) -> list[str]:
+        (job,) = ended.store.glob(f"scratch/*/{name}")
+        return [line for line in logged(job) if "dropped" in line]
+
+    assert told("some_long") == ["2 rows: 1 used; 1 dropped: filtered: prompt too long"]
+    assert told("some_equal") == ["2 rows: 1 used; 1 dropped: filtered: chosen equals rejected"]
     assert ledger("some_equal") == {"used": 1, "filtered: chosen equals rejected": 1}
     assert len(metrics_of(ended.store, stages["some_equal"])) == TRAINING["max_steps"]

@@ -83,6 +83,12 @@ def states(folder: Path) -> dict[str, int]:
     return ledger["states"]
 
 
+def logged(job: Path) -> list[str]:
+    """The lines for people of a stage that ran in that folder."""
+    path = job / "events.jsonl"
+    return [event["text"] for event in read_lines(path) if event["kind"] == "log"] if path.exists() else []
+
+
 def greedy(model: Any, prompt_ids: list[int], length: int) -> list[int]:
     """transformers' own greedy completion."""
     made = model.generate(torch.tensor([prompt_ids]), do_sample=False, max_new_tokens=length, pad_token_id=0)

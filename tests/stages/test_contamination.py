@@ -10,7 +10,7 @@ import pytest
 from artifacts.errors import DataError
 from tests.data.characters import answers, turns
 from tests.data.test_dataset import write
-from tests.stages.small_models import output, read_json, read_lines, rows_of, run_stage
+from tests.stages.small_models import logged, output, read_json, read_lines, rows_of, run_stage
 
 QUESTION = "How many apples does Ann have if she buys seven bags with three apples each and eats two of them?"
 STORY = "Long ago a miller had three sons and nothing to leave them but his mill his donkey and a cat"
@@ -79,6 +79,10 @@ def test_found_rows_are_removed_and_counted(tmp_path: Path) -> None:
         "used": 1,
     }
     assert ledger["input"] == 6
+    assert logged(made.parents[1]) == [
+        "6 rows: 1 used; 5 dropped: 3 filtered: equals an evaluation row, 1 filtered: near duplicate of an evaluation "
+        "row, 1 filtered: overlaps an evaluation row"
+    ]
 
 
 def test_near_duplicates_inside_the_training_data(tmp_path: Path) -> None:

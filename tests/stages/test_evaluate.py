@@ -19,6 +19,7 @@ from tests.stages.small_models import (
     greedy,
     kill_after,
     labels_loss,
+    logged,
     output,
     read_json,
     read_lines,
@@ -197,6 +198,9 @@ def test_every_row_is_in_one_state(tmp_path: Path, model_folder: Path) -> None:
         "used": 1,
     }
     assert read_json(output(context, "evaluation") / "ledger.json")["truncated_tokens"] == 3
+    assert logged(tmp_path / "run" / "job") == [
+        "3 rows: 2 used; 1 dropped: filtered: accuracy filtered: prompt too long, loss masked"
+    ]
 
 
 def test_limit_draws_rows_by_the_seed(tmp_path: Path, model_folder: Path) -> None:

@@ -16,7 +16,7 @@ from stages.data.mixing import copies_of_each, rows_of_each
 from stages.mixture import Config
 from tests.data.characters import answers, turns
 from tests.data.test_dataset import write
-from tests.stages.small_models import output, read_json, rows_of, run_stage
+from tests.stages.small_models import logged, output, read_json, rows_of, run_stage
 
 
 @pytest.mark.parametrize(
@@ -94,6 +94,7 @@ def test_up_and_down_sampling_with_lineage(tmp_path: Path) -> None:
     for row in rows:  # a copy is its row
         name, number = row["row_id"][0], row["row_id"].partition("*")[0][1:]
         assert (row["prompt"], row["source"]) == (f"{name} {number}", {"a": "few", "b": "many"}[name])
+    assert logged(made.parents[1]) == ["52 rows: 7 used; 45 dropped: filtered: not drawn by weight"]
     ledger = read_json(made / "ledger.json")
     assert ledger["states"] == {"filtered: not drawn by weight": 45, "used": 7} and ledger["input"] == 52
     assert ledger["changes"] == {"further copies of rows": 3}

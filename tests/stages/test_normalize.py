@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.stages.normalized import Normalized, assistant, system, user, write_jsonl
+from tests.stages.small_models import logged
 
 QA = [{"prompt": f"question {i}", "completion": f"answer {i}", "score": i} for i in range(7)]
 
@@ -48,6 +49,7 @@ def test_golden(tmp_path):
         "truncated_tokens": 0,
         "examples": {"duplicate": [{"row": "row 3", "detail": ""}]},
     }
+    assert logged(tmp_path / "job") == ["4 rows: 2 train, 1 test; 1 dropped: duplicate"]
 
 
 @pytest.fixture
@@ -171,7 +173,11 @@ def test_duplicates_and_length_filters_are_counted_with_examples(tmp_path):
     assert made.ledger()["examples"]["filtered: max_characters"] == [{"row": "row 5", "detail": "9 characters"}]
     made = Normalized(tmp_path / "2", path, deduplicate=["text"], filters=bounds)
     assert [row["id"] for row in made.rows()] == [1, 2]
-    assert len(Normalized(tmp_path / "3", path, deduplicate=False).rows()) == 6
+    assert logged(tmp_path / "2" / "job") == [
+        "6 rows: 2 used; 4 dropped: 2 duplicate, 1 filtered: max_characters, 1 filtered: min_characters"
+    ]
+    assert len(Normalized(tmp_path / "3", path, deduplicate=False, filters={}).rows()) == 6
+    assert logged(tmp_path / "3" / "job") == []
 
 
 def test_limit_and_split_depend_on_content_and_seed_not_on_order(tmp_path):

@@ -19,6 +19,7 @@ from stages.training.rollout_records import Recorder, Sampled
 from tests.data.characters import ids
 from tests.stages.small_models import (
     EOS,
+    logged,
     output,
     read_json,
     reward_of,
@@ -178,6 +179,9 @@ def test_pairs_of_the_best_against_the_worst(tmp_path: Path, made: dict[str, Pat
         },
     ]
     assert states(folder) == {"used": 4, "filtered: in no pair": 2 + 4 + 1, "filtered: not scored": 1}
+    assert logged(folder.parents[1]) == [
+        "pairs: 12 rows: 4 used; 8 dropped: 7 filtered: in no pair, 1 filtered: not scored"
+    ]
     wide = output(rescore(tmp_path / "wide", made, outputs=["pairs"], min_gap=3.0), "pairs")
     assert [row["row_id"] for row in rows_of(wide)] == ["r0/2/1-2"] and "margin" not in rows_of(wide)[0]
     split = output(rescore(tmp_path / "split", made, outputs=["pairs"], threshold=4.0), "pairs")

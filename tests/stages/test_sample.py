@@ -17,6 +17,7 @@ from tests.stages.small_models import (
     Killed,
     count_saves,
     kill_after,
+    logged,
     output,
     read_json,
     rows_of,
@@ -151,6 +152,8 @@ def test_the_three_datasets_agree(tmp_path: Path, inputs: dict[str, Path]) -> No
             seen.add((row["prompt_row_id"], text))
     assert seen
     assert states(output(context, "completions")) == {"filtered: prompt too long": 2, "used": 6}
+    told = [line for line in logged(output(context, "completions").parents[1]) if line.startswith("completions")]
+    assert told == ["completions: 8 rows: 6 used; 2 dropped: filtered: prompt too long"]
     assert states(output(context, "best")).get("used") == len(best)
     assert sum(states(output(context, "pairs")).values()) == len(PROMPTS)
     assert states(output(context, "pairs"))["used"] == len({row_id for row_id, _ in seen})
