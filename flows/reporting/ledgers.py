@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from artifacts import Artifact
 from flows.reporting.reading import Reader, artifact_of
 from flows.reporting.text import clipped, plain
 
 MAX_EXAMPLES = 5
+MOST_STEPS = 1_000_000
+PIECE = re.compile(r"(#\d+|/chosen|/rejected)$")
+"""What steps add to a row's id: which piece of a long row, or which side of a pair, they trained on."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +43,19 @@ class Ledger:
     truncated_tokens: int
     states: tuple[State, ...]
     problem: str | None
+    seen: int | None = None
+    """Rows that a step trained on, where the steps ended before all rows for training had their turn."""
 
     @property
     def is_full(self) -> bool:
         """Every row was used, and used whole."""
         states = {state.name for state in self.states if state.count}
-        return states <= {"used"} and not self.truncated_tokens and self.problem is None
+        return states <= {"used"} and not self.truncated_tokens and self.problem is None and self.seen is None
+
+    @property
+    def trainable(self) -> int:
+        """Rows that are used, whole or cut."""
+        return sum(state.count for state in self.states if state.kind in ("used", "truncated"))
 
 
 @dataclass(frozen=True)
@@ -65,13 +77,25 @@ def read_ledgers(run: Mapping[str, Any], reader: Reader) -> Ledgers:
             artifact = artifact_of(output)
             content = reader.json(artifact, "ledger.json", stage, expected=output["kind"] == "dataset")
             if content:
-                ledgers.append(_ledger(stage, name, content, reader))
+                ledger = _ledger(stage, name, content, reader)
+                # rows of `rollouts` are completions, and steps name prompts
+                is_of_dataset = "dataset" in (entry.get("inputs") or {})
+                ledgers.append(replace(ledger, seen=_seen(artifact, ledger, reader)) if is_of_dataset else ledger)
     return Ledgers(
         ledgers=tuple(ledger for ledger in ledgers if not ledger.is_full),
         full=tuple(ledger for ledger in ledgers if ledger.is_full),
         kinds=frozenset(state.kind for ledger in ledgers for state in ledger.states),
         notes=tuple(reader.notes),
     )
+
+
+def _seen(artifact: Artifact, ledger: Ledger, reader: Reader) -> int | None:
+    """Rows in the records of steps; None: there are none, or every row is in them."""
+    rows: set[str] = set()
+    for line in reader.lines(artifact, "steps.jsonl", ledger.stage, MOST_STEPS):
+        found = line.get("rows")
+        rows.update(PIECE.sub("", str(row)) for row in (found if isinstance(found, list) else ()))
+    return len(rows) if 0 < len(rows) < ledger.trainable else None
 
 
 def counts_of(ledger: Mapping[str, Any]) -> dict[str, int]:

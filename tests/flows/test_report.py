@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -332,6 +333,26 @@ def test_a_ledger_with_nothing_to_tell_is_one_line(tmp_path: Path) -> None:
         run.stage(name, "normalize", {}, {"out": ("dataset", {"ledger.json": json.dumps(ledger)})})
     rows = {tag: a["data-stage"] for tag, a in page_of(run).elements if a.get("data-rows") == "5"}
     assert rows == {"tr": "full", "article": "cut"}
+
+
+def test_rows_that_no_step_came_to_are_not_said_to_be_used(tmp_path: Path) -> None:
+    """Two steps of two of five rows. A long row's pieces and a pair's sides are one row; steps on `rollouts` name
+    prompts, of which each stands for several rows of it."""
+    run, ledger = SmallRun(tmp_path), json.dumps({"input": 5, "states": {"used": 4, "truncated": 1}})
+    run.stage("data", "normalize", {}, {"train": ("dataset", {"ledger.json": ledger})})
+    steps = {
+        "short": [["a", "b"], ["c", "a"]],
+        "pieces": [["a#0", "a#1"], ["b/chosen", "b/rejected"]],
+        "whole": [["a", "b"], ["c", "d", "e"]],
+        "replay": [["a", "b"]],
+    }
+    for name, rows in steps.items():
+        lines = jsonl([{"step": step, "rows": found} for step, found in enumerate(rows, 1)])
+        files = {"ledger.json": ledger, "steps.jsonl": lines}
+        inputs = {"rollouts" if name == "replay" else "dataset": "data"}
+        run.stage(name, "sft", inputs, {"model": ("model", files)})
+    text = page_of(run).text
+    assert re.findall(r"seen (\d) of (\d)", text) == [("3", "5"), ("2", "5")]
 
 
 def test_reasons_are_listed_once(run: SmallRun) -> None:
