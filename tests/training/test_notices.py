@@ -49,7 +49,8 @@ def said(folder: Path) -> list[str]:
 
 def test_a_spike_is_said_at_its_step(tmp_path: Path) -> None:
     train(tmp_path)
-    rows, spike = said(tmp_path)
+    dropped, rows, spike = said(tmp_path)
+    assert dropped == "13 rows: 12 used; 1 dropped: masked"
     assert rows.startswith("step 0: masked_rows: 1 masked of 13 rows: nothing of them is trained")
     assert spike.startswith(f"step {SPIKE}: loss_spike: loss ") and "lower learning_rate" in spike
 
