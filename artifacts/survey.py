@@ -12,6 +12,7 @@ from artifacts.keeping import DAY, GROUNDS, HOUR, Lineage, Policy, Roots, find_r
 from artifacts.manifest import Artifact
 from artifacts.stock import Lot, Stock, Work, take_stock
 from artifacts.store import Store
+from artifacts.work_names import work_names
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Item:
     reason: str
     written: float = 0.0
     artifact: Artifact | None = None
+    of: str = ""
+    """Unfinished work: `recipe/stage`, where the store knows it."""
 
     @property
     def ground(self) -> str:
@@ -95,12 +98,17 @@ def _fragment(lot: Lot, young: float) -> str:
 
 
 def _enter_work(store: Store, work: Mapping[str, Work], roots: Roots, now: float, found: Survey) -> None:
-    finished = {name for stage in store.files.children("index") for name in store.files.children(f"index/{stage}")}
+    finished = {
+        name: stage for stage in store.files.children("index") for name in store.files.children(f"index/{stage}")
+    }
+    # what caches rewards is no stage's
+    names = work_names(store, (name for name, lot in work.items() if lot.files and not lot.holds_rewards), finished)
     for fingerprint, lot in sorted(work.items()):
         if fingerprint != claims.SWEEPER:
             reason, kept = _work_reason(fingerprint, lot, roots, now, found.policy, fingerprint in finished)
             name = f"work/{fingerprint}"
-            found.enter(Item(lot.what, name, lot.size, reason, max(lot.written, lot.leased or 0.0)), kept)
+            last = max(lot.written, lot.leased or 0.0)
+            found.enter(Item(lot.what, name, lot.size, reason, last, of=names.get(fingerprint, "")), kept)
 
 
 def _work_reason(

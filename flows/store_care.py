@@ -147,7 +147,9 @@ def _run_line(store: Store, run_id: str) -> dict[str, Any]:
 
 
 def _items(items: list[Item]) -> list[dict[str, Any]]:
-    return [{"what": item.what, "name": item.name, "bytes": item.size, "why": item.reason} for item in items]
+    return [
+        {"what": item.what, "name": item.name, "of": item.of, "bytes": item.size, "why": item.reason} for item in items
+    ]
 
 
 def _moved(options: Namespace, moved: Moved) -> int:

@@ -56,7 +56,7 @@ def survey_tables(url: str, found: Survey, swept: Swept | None) -> list[Renderab
     largest = sorted(goes, key=lambda item: (-item.size, item.name))
     single = plain_table("goes" if swept is None else "deleted", "what", "size", "why")
     for item in largest[:ROWS]:
-        name = short_id(item.artifact.digest) if item.artifact is not None else item.name
+        name = short_id(item.artifact.digest) if item.artifact is not None else _work_name(item)
         what = item.artifact.kind if item.artifact is not None else item.what
         single.add_row(Text(name), what, size_in_words(item.size), Text(item.reason))
     if len(goes) > ROWS:
@@ -66,6 +66,12 @@ def survey_tables(url: str, found: Survey, swept: Swept | None) -> list[Renderab
     parts.append(_by_reason("stays", found.stays))
     parts += [Text(f"{problem}; what it was made from may go", style="red") for problem in found.problems]
     return [*parts, Text(_closing(goes, swept))]
+
+
+def _work_name(item: Item) -> str:
+    """`quickstart/sft work/1f2e3d4c5b6a`; the whole key where nobody knows whose it is."""
+    folder, _, fingerprint = item.name.partition("/")
+    return f"{item.of} {folder}/{short_id(fingerprint)}" if item.of else item.name
 
 
 def _by_reason(heading: str, items: Iterable[Item]) -> Table:

@@ -112,6 +112,18 @@ def test_runs_are_kept_by_number_and_by_age(tmp_path, fill):
     assert kept(keep_runs=0, keep_days=0) == []
 
 
+def test_unfinished_work_has_the_name_of_its_stage_where_the_store_knows_it(store, fill):
+    """From the record of a finished stage, or from a run that failed; a damaged run tells nothing."""
+    for fingerprint in (FINGERPRINT, OTHER, THIRD):
+        store.checkpoints(fingerprint).save(3, fill({"state": b"3"}))
+    store.append_record(Record("sft", FINGERPRINT, provenance={"recipe": "mine", "stage_name": "chat"}))
+    store.write_run("run-1", {"recipe": "mine", "stages": {"grpo": {"fingerprint": OTHER, "state": "failed"}}})
+    store.files.write("runs/run-2.json", b"{}")
+    found = survey(store, Policy(keep_runs=0, keep_days=0))
+    names = {item.name: item.of for item in (*found.goes, *found.stays) if item.what == "checkpoints"}
+    assert names == {f"work/{FINGERPRINT}": "mine/chat", f"work/{OTHER}": "mine/grpo", f"work/{THIRD}": ""}
+
+
 def test_work_that_is_finished_or_given_up_goes_and_other_work_stays(store, fill):
     for fingerprint in (FINGERPRINT, OTHER):
         store.checkpoints(fingerprint).save(3, fill({"state": b"3"}))

@@ -67,6 +67,20 @@ def test_gc_says_what_and_why_and_deletes_only_when_told(store, capsys):
     assert "expected a number of 0 or more" in capsys.readouterr().err
 
 
+def test_gc_names_the_stage_of_a_checkpoint(store, capsys, tmp_path):
+    for fingerprint in ("ab" * 32, "cd" * 32):
+        (tmp_path / fingerprint).mkdir()
+        (tmp_path / fingerprint / "state").write_text("x")
+        store.checkpoints(fingerprint).save(1, tmp_path / fingerprint)
+    store.write_run("run-1", {"recipe": "mine", "stages": {"sft": {"fingerprint": "ab" * 32, "state": "failed"}}})
+    young = ("--grace-hours", "0", "--keep-days", "0")
+    assert run("gc", *young) == 0
+    out = capsys.readouterr().out
+    assert "mine/sft work/abababababab " in out and f"work/{'cd' * 32}" in out
+    found = answer(capsys, "gc", *young)["goes"]
+    assert {item["name"]: item["of"] for item in found} == {f"work/{'ab' * 32}": "mine/sft", f"work/{'cd' * 32}": ""}
+
+
 def test_ls_shows_the_newest(store, capsys):
     made = [put(store, str(number), days_old=number) for number in range(5)]
     found = answer(capsys, "ls", "--limit", "2")
