@@ -93,7 +93,7 @@ def run_bill(run: Mapping[str, Any]) -> Bill:
         for name, entry in run["stages"].items()
         if entry["state"] in (*SPENT, "cached")
     ]
-    return Bill.of(f"run {run['run']}", costs)
+    return Bill.of(f"run {run['run']} of recipe {run['recipe']}", costs)
 
 
 def artifact_bill(store: Store, artifact: Artifact) -> Bill:

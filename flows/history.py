@@ -19,6 +19,7 @@ from flows.causes import Cause, roots
 from flows.changes import Change, changes, nearest_identities
 from flows.inputs import StageOutput
 from flows.recipe import Recipe, RecipeStage
+from flows.written import source_of
 
 RECENT = 200
 """Of a kind of stage, so many that had a record last are looked at: a store may hold any number."""
@@ -39,14 +40,29 @@ class Step:
     sources: Mapping[str, tuple[str | None, ...]]
     config: Mapping[str, Any] = field(default_factory=dict)
     """With the names of files, as written."""
+    source: str = ""
+    """Where its rows come from, as the recipe names it."""
 
     @classmethod
-    def of(cls, stage: RecipeStage) -> Step:
+    def of(cls, recipe: Recipe, stage: RecipeStage) -> Step:
         sources = {
             name: tuple(entry.stage if isinstance(entry, StageOutput) else None for entry in entries)
             for name, entries in stage.inputs.items()
         }
-        return cls(stage.name, stage.uses.name, sources, stage.config.model_dump(mode="json"))
+        config = stage.config.model_dump(mode="json")
+        return cls(stage.name, stage.uses.name, sources, config, source_of(recipe, stage.name))
+
+    def words(self, change: Change, before: Record) -> str:
+        """Of a change since a record, which holds what the recipe called the source by then."""
+        was = str(before.provenance.get("source") or "")
+        if (
+            change.what in ("data", "code")
+            and change.name.startswith("source.")
+            and was
+            and self.source not in ("", was)
+        ):
+            return f"with.{change.name}: {was} -> {self.source}"
+        return change.words(self.config)
 
 
 @dataclass(frozen=True)
@@ -73,7 +89,7 @@ class History:
     @classmethod
     def of(cls, recipe: Recipe, store: Store) -> History:
         """Of the stages of a recipe."""
-        return cls(recipe.name, {name: Step.of(stage) for name, stage in recipe.stages.items()}, store)
+        return cls(recipe.name, {name: Step.of(recipe, stage) for name, stage in recipe.stages.items()}, store)
 
     def why(self, name: str, identity: Mapping[str, Any], fingerprint: str) -> tuple[str, ...]:
         """Why no record of this fingerprint counts."""
@@ -127,7 +143,7 @@ class History:
         candidates = self._candidates(step, before)
         found = nearest_identities(identity, [_without(record.identity, unknown) for record in candidates])
         compared = [
-            (candidates[index], tuple(self._cause(step, change) for change in differences))
+            (candidates[index], tuple(self._cause(step, change, candidates[index]) for change in differences))
             for index, differences in found[:MOST_COMPARED]
         ]
         if not compared:
@@ -184,9 +200,9 @@ class History:
                 writers[digest] = behind[0]
         return writers.get(digest)
 
-    def _cause(self, step: Step, change: Change) -> Cause:
+    def _cause(self, step: Step, change: Change, before: Record) -> Cause:
         because = self._behind(step, change) if change.kind == "input" else ()
-        return Cause(step.name, change.words(step.config), change, because)
+        return Cause(step.name, step.words(change, before), change, because)
 
     def _behind(self, step: Step, change: Change) -> tuple[Cause, ...]:
         """What made the stages that wrote an input write something else, as far as it can be found out."""
@@ -216,7 +232,7 @@ class History:
         if not differences:
             yield Cause(producer.name, "wrote other bytes from equal inputs")
         for change in differences:
-            yield self._cause(producer, change)
+            yield self._cause(producer, change, old)
 
 
 def _place(record: Record) -> tuple[str, str]:

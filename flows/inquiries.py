@@ -11,14 +11,15 @@ from flows.request import open_named, plan_named, print_json
 
 def why(options: Namespace) -> int:
     """`posttrain why`"""
-    from flows.which_run import read_run
+    from flows.which_run import newest_with, read_run
     from flows.why import why_in_plan, why_in_run
 
     if options.recipe is not None:
         found = why_in_plan(plan_named(options), options.stage)
     else:
         store = open_named(options)
-        found = why_in_run(store, read_run(store, options.run), options.stage)
+        run = newest_with(store, options.stage) if options.run is None else read_run(store, options.run)
+        found = why_in_run(store, run, options.stage)
     if options.json:
         print_json(found.to_json())
     else:

@@ -15,7 +15,7 @@ def add_inquiries(add: Callable[..., argparse.ArgumentParser], changed: Any, ref
     why = add("why", "why a stage will run, ran or was cached, followed to the cause", changed)
     why.add_argument("stage")
     why.add_argument("--recipe", metavar="R", help="what a run of this recipe would do (default: what the run did)")
-    why.add_argument("--run", default="latest", help=f"{RUN} (the default)")
+    why.add_argument("--run", help=f"{RUN} (default: the newest that has the stage)")
     diff = add("diff", "what two runs differ in, and what followed from it")
     diff.add_argument("run", help=RUN)
     diff.add_argument("other", metavar="run", help="the other one")

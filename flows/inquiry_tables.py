@@ -33,6 +33,8 @@ def why_tables(why: Why) -> list[RenderableType]:
         below = tree.add(Text(f"which run {why.made_by} made because", style="dim"))
     _grow(below, why.stage, why.causes, set())
     parts: list[RenderableType] = [tree]
+    if why.run is not None:
+        parts.append(Text(f"in run {why.run} of recipe {why.recipe}", style="dim"))
     if why.compared_with is not None and why.causes:
         parts.append(Text(f"compared with what run {why.compared_with} made", style="dim"))
     if any(cause.because for cause in why.causes):

@@ -18,6 +18,15 @@ def read_run(store: Store, reference: str) -> dict[str, Any]:
     return in_order(store.read_run(run_id(store, reference)))
 
 
+def newest_with(store: Store, stage: str) -> dict[str, Any]:
+    """As `read_run`, of the newest run with a stage of that name, or where none has one, of the newest."""
+    for name in store.runs():
+        run = store.read_run(name)
+        if stage in run.get("stages", {}):
+            return in_order(run)
+    return read_run(store, "latest")
+
+
 def run_id(store: Store, reference: str) -> str:
     """Its id; a reference that nothing is known of is given back, for the store to say so."""
     counted = LATEST.fullmatch(reference)

@@ -15,6 +15,7 @@ from flows.history import Comparison, History, Step
 from flows.inputs import StageOutput, input_digests
 from flows.plan import Plan
 from flows.reporting.wiring import read_wiring
+from flows.written import named
 from stages.identity import identity
 from stages.names import nearest
 
@@ -34,6 +35,7 @@ class Why:
     state: str
     words: str
     run: str | None
+    recipe: str
     fingerprint: str | None
     made_by: str | None
     compared_with: str | None
@@ -46,7 +48,7 @@ class Why:
 
     def to_json(self) -> dict[str, Any]:
         """For `posttrain why --json`."""
-        names = ("stage", "uses", "state", "words", "run", "fingerprint", "made_by", "compared_with")
+        names = ("stage", "uses", "state", "words", "run", "recipe", "fingerprint", "made_by", "compared_with")
         return {
             **{name: getattr(self, name) for name in names},
             "causes": to_json(self.causes),
@@ -71,6 +73,7 @@ def why_in_plan(plan: Plan, name: str) -> Why:
         state=decision.state,
         words="; ".join(decision.reasons) if decision.state == "skipped" else words,
         run=None,
+        recipe=plan.recipe.name,
         fingerprint=decision.fingerprint,
         made_by=_run_of(record),
         compared_with=_run_of(found.record),
@@ -87,7 +90,8 @@ def why_in_run(store: Store, run: Mapping[str, Any], name: str) -> Why:
         sources: dict[str, tuple[str | None, ...]] = {}
         for wire in wiring.wires[stage]:
             sources[wire.name] = (*sources.get(wire.name, ()), wire.source)
-        steps[stage] = Step(stage, str(other["uses"]), sources, wiring.settings.get(stage, {}).get("with") or {})
+        settings = wiring.settings.get(stage, {}).get("with") or {}
+        steps[stage] = Step(stage, str(other["uses"]), sources, settings, named(settings))
     history = History(str(run["recipe"]), steps, store)
     record = record_of(store, run, entry)
     found = Comparison(None, ()) if record is None else history.compare(name, record.identity, before=record)
@@ -101,6 +105,7 @@ def why_in_run(store: Store, run: Mapping[str, Any], name: str) -> Why:
         state=str(entry["state"]),
         words=_done(record) if record is not None and entry["state"] == "cached" else _outcome(entry),
         run=str(run["run"]),
+        recipe=str(run["recipe"]),
         fingerprint=entry["fingerprint"],
         made_by=_run_of(record),
         compared_with=_run_of(found.record),

@@ -294,7 +294,11 @@ def test_sums_leave_out_what_nobody_measured():
 
 def test_failed_stages_cost_what_they_took_and_skipped_ones_nothing():
     entry = {"timings": {}, "state": "failed", "seconds": 7.0}
-    run = {"run": "r", "stages": {"a": entry, "b": {"timings": {"seconds": 9.0}, "state": "skipped", "seconds": 0.0}}}
+    run = {
+        "run": "r",
+        "recipe": "small",
+        "stages": {"a": entry, "b": {"timings": {"seconds": 9.0}, "state": "skipped", "seconds": 0.0}},
+    }
     assert run_bill(run).spent == {"seconds": 7.0}
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from tests.flows.asked_runs import Asked, make_asked, source
+from tests.flows.asked_runs import STAGES, Asked, make_asked, source
+from tests.in_process import run_here
 
 
 def test_a_field_three_stages_up_is_named_with_old_and_new_value(asked: Asked, capsys):
@@ -65,6 +67,39 @@ def test_changed_data_code_and_force(tmp_path: Path, capsys):
     asked.rows.write_text(source([(1, 1), (2, 3), (3, 5)]))
     roots = asked.ask(capsys, "why", "more", *plan)["roots"]
     assert roots == [{"stage": "rows", "text": "data of rows.jsonl changed"}]
+
+
+def test_another_source_is_no_change_of_the_old_file(tmp_path: Path, capsys):
+    asked = make_asked(tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "rows.jsonl").write_text(source([(1, 1), (2, 3)]))
+    rows = {"rows": STAGES["rows"]}
+    asked.recipe.write_text(json.dumps({"name": "small", "launch": {"threads": 1}, "stages": rows}))
+    asked.run()
+    asked.run("rows.source.path=other/rows.jsonl")
+    expected = {"stage": "rows", "text": "with.source.path: rows.jsonl -> other/rows.jsonl"}
+    assert asked.ask(capsys, "why", "rows")["roots"] == [expected]
+    (tmp_path / "third.jsonl").write_text(source([(1, 1)]))
+    plan = ("--recipe", str(asked.recipe), "--set", "rows.source.path=third.jsonl")
+    assert asked.ask(capsys, "why", "rows", *plan)["roots"] == [
+        {"stage": "rows", "text": "with.source.path: other/rows.jsonl -> third.jsonl"}
+    ]
+
+
+def test_without_a_run_it_is_the_newest_that_has_the_stage(tmp_path: Path, capsys):
+    """Whatever ran since: of another recipe, or ended before it came to that stage."""
+    asked = make_asked(tmp_path)
+    asked.recipe.write_text(json.dumps({"name": "small", "launch": {"threads": 1}, "stages": {"rows": STAGES["rows"]}}))
+    first = asked.run()["run"]
+    other = tmp_path / "other.yaml"
+    other.write_text(json.dumps({"name": "other", "launch": {"threads": 1}, "stages": {"others": STAGES["rows"]}}))
+    second = run_here(other, asked.store)["run"]
+    found = asked.ask(capsys, "why", "rows")
+    assert (found["run"], found["recipe"]) == (first, "small")
+    assert f"in run {first} of recipe small" in asked.show(capsys, "why", "rows")
+    assert f"ledger of run {second} of recipe other" in asked.show(capsys, "ledger")
+    shown = asked.show(capsys, "why", "rows", "--run", "latest", status=2)
+    assert shown == f"posttrain: run {second} has no stage 'rows'; there are: others\n"
 
 
 def test_unknown_names_are_refused_with_the_nearest(asked: Asked, capsys):
