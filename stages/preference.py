@@ -32,6 +32,7 @@ def run(context: Context) -> None:
     from stages.data.given_tokens import require_vocabulary
     from stages.data.ledger import RowLedger
     from stages.data.pairs import tokenize_pairs
+    from stages.data.truncation import RowLimit
     from stages.training.export import export
     from stages.training.pair_losses import following_reference, pair_loss, pair_settings
     from stages.training.pair_windows import CoupledWindows
@@ -51,7 +52,7 @@ def run(context: Context) -> None:
     pairs = tokenize_pairs(
         dataset,
         tokenizer,
-        max_length=min(config.max_length, trainer.scorer.context_length),
+        max_length=RowLimit.of(config.max_length, trainer.scorer.context_length),
         ledger=ledger,
         truncation_mode=config.truncation_mode,
     )

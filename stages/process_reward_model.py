@@ -36,6 +36,7 @@ def run(context: Context) -> None:
     from stages.data.dataset import read_dataset
     from stages.data.ledger import RowLedger
     from stages.data.steps import tokenize_steps
+    from stages.data.truncation import RowLimit
     from stages.training.classifiers import load_step_judge
     from stages.training.export import export
     from stages.training.start import start_classifier
@@ -49,7 +50,7 @@ def run(context: Context) -> None:
         read_dataset(context.input("dataset")),
         tokenizer,
         step_separator=config.step_separator,
-        max_length=min(config.max_length, trainer.scorer.context_length),
+        max_length=RowLimit.of(config.max_length, trainer.scorer.context_length),
         last_step_only=config.train_on_last_step_only,
         ledger=ledger,
     )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from stages.data.truncation import TruncationMode
+from stages.data.truncation import RowLimit, TruncationMode
 from stages.stage import MODELS, Input, Stage, operational
 from stages.stage import Config as StageConfig
 from stages.training.memory import Phase, Request, scoring
@@ -54,7 +54,7 @@ def run(context: Context) -> None:
     scorer = frozen_scorer(context, "model", bf16=config.bf16).to(accelerator.device)
     dataset, ledger = read_dataset(context.input("dataset")), RowLedger()
     require_vocabulary(dataset, scorer.vocabulary)
-    groups, names = _groups(context, dataset, min(config.max_length, scorer.context_length), ledger)
+    groups, names = _groups(context, dataset, RowLimit.of(config.max_length, scorer.context_length), ledger)
     say_dropped(context, ledger.states)
     scored = score_rows(context, accelerator, scorer, groups, config=config, per_token=config.per_token)
     if context.is_main:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from stages.data.truncation import TruncationMode
+from stages.data.truncation import RowLimit, TruncationMode
 from stages.stage import Input, Stage
 from stages.training.config import TrainingConfig
 from stages.training.memory import Phase, Request, training_step
@@ -53,7 +53,7 @@ def run(context: Context) -> None:
     pairs = tokenize_pairs(
         require_vocabulary(read_dataset(context.input("dataset")), trainer.scorer.vocabulary),
         tokenizer,
-        max_length=min(config.max_length, trainer.scorer.context_length),
+        max_length=RowLimit.of(config.max_length, trainer.scorer.context_length),
         ledger=ledger,
         truncation_mode=config.truncation_mode,
     )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from stages.data.truncation import TruncationMode
+from stages.data.truncation import RowLimit, TruncationMode
 from stages.losses.supervised import SUPERVISED_LOSSES
 from stages.stage import MODELS, Input, Stage
 from stages.training.config import PolicyConfig, policy_outputs
@@ -95,7 +95,7 @@ def run(context: Context) -> None:
     weights = row_weights(dataset, config.weight_column, config.source_column, config.source_weights)
     if weights is not None:
         dataset = without_idle_rows(dataset, weights, ledger)
-    longest = min(config.max_length, trainer.scorer.context_length)
+    longest = RowLimit.of(config.max_length, trainer.scorer.context_length)
     rows = tokenize_sequences(
         dataset,
         tokenizer,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from stages.data.truncation import TruncationMode
+from stages.data.truncation import RowLimit, TruncationMode
 from stages.losses.unpaired import UNPAIRED_LOSSES
 from stages.stage import MODELS, Input, Stage, operational
 from stages.training.config import PolicyConfig, policy_outputs
@@ -102,7 +102,7 @@ def run(context: Context) -> None:
     loss = UNPAIRED_LOSSES[config.loss_type].with_settings(config.model_dump())
     measured = {"kto": ("kl",), "bco": ("delta",)}.get(config.loss_type, ())
     trainer, tokenizer = start(context, config, UnpairedLoss(loss, config.beta, measured))
-    ledger, longest = RowLedger(), min(config.max_length, trainer.scorer.context_length)
+    ledger, longest = RowLedger(), RowLimit.of(config.max_length, trainer.scorer.context_length)
     rows = tokenize_unpaired(
         require_vocabulary(read_dataset(context.input("dataset")), trainer.scorer.vocabulary),
         tokenizer,

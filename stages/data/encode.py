@@ -9,6 +9,7 @@ from artifacts.errors import DataError
 from stages.data.chat import Arguments, Encoder, Tools
 from stages.data.ledger import RowLedger
 from stages.data.tools import TEMPLATE_ARGUMENTS, TOOLS
+from stages.data.truncation import RowLimit
 from stages.data.types import ROW_ID, Dataset, Row
 
 ROWS_PER_BLOCK = 256
@@ -25,11 +26,13 @@ def require_type(dataset: Dataset, accepted: tuple[str, ...]) -> None:
         )
 
 
-def require_rows(items: list[Any], dataset: Dataset, ledger: RowLedger) -> list[Any]:
+def require_rows(items: list[Any], dataset: Dataset, ledger: RowLedger, max_length: int | None) -> list[Any]:
+    """Raises DataError where none is left, and says which limit it was that `max_length` comes from."""
     if not items:
+        remedy = max_length.remedy if isinstance(max_length, RowLimit) else RowLimit.remedy
         raise DataError(
-            f"none of the {len(dataset)} rows is left after tokenization ({ledger.summary()}); raise "
-            f"max_length or look at the rows"
+            f"none of the {len(dataset)} rows is left after tokenization ({ledger.summary()}); {remedy}, or look at "
+            "the rows"
         )
     return items
 

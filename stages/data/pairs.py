@@ -69,7 +69,7 @@ def tokenize_pairs(
                 everything = (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids, pair.gold_ids or ())
                 note_unknown(ledger, pair.row_id, encoder, [token for ids in everything for token in ids])
                 pairs.append(pair)
-    return require_rows(pairs, dataset, ledger)
+    return require_rows(pairs, dataset, ledger, max_length)
 
 
 def _encoded(encoder: Encoder, dataset: Dataset, rows: Sequence[Row]) -> list[tuple[list[int], list[list[int]]]]:

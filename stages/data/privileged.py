@@ -48,7 +48,7 @@ def tokenize_privileged(
             note_unknown(ledger, row[ROW_ID], encoder, teacher_ids)
             ledger.use(row[ROW_ID], tokens=len(prompt_ids))
             prompts.append(TokenizedPrompt(row[ROW_ID], prompt_ids, row, teacher_ids))
-    return require_rows(prompts, dataset, ledger)
+    return require_rows(prompts, dataset, ledger, max_length)
 
 
 def teacher_prompt(row: Row, template: str) -> str | list[Message]:

@@ -56,7 +56,7 @@ def tokenize_steps(
             if kept is not None:
                 note_unknown(ledger, kept.row_id, encoder, kept.token_ids)
                 found.append(kept)
-    return require_rows(found, dataset, ledger)
+    return require_rows(found, dataset, ledger, max_length)
 
 
 def _join(row: Row, prompt: list[int], steps: list[list[int]], separator: list[int]) -> TokenizedSteps:

@@ -91,7 +91,7 @@ def tokenize_sequences(
             if sequence is not None:
                 note_unknown(ledger, sequence.row_id, encoder, sequence.token_ids)
                 sequences.append(sequence)
-    return require_rows(sequences, dataset, ledger)
+    return require_rows(sequences, dataset, ledger, max_length)
 
 
 def _check_masks(dataset: Dataset, assistant_only: bool, completion_only: bool | None) -> None:
@@ -138,7 +138,7 @@ def tokenize_prompts(
                 note_unknown(ledger, row[ROW_ID], encoder, prompt_ids)
                 ledger.use(row[ROW_ID], tokens=len(prompt_ids))
                 prompts.append(TokenizedPrompt(row[ROW_ID], prompt_ids, row))
-    return require_rows(prompts, dataset, ledger)
+    return require_rows(prompts, dataset, ledger, max_length)
 
 
 def usable_prompt(row: Row, prompt_ids: Sequence[int], max_length: int | None, ledger: RowLedger) -> bool:

@@ -16,6 +16,25 @@ PROMPT_TOO_LONG = "filtered: prompt too long"
 COMPLETION_TOO_LONG = "filtered: completion too long"
 
 
+class RowLimit(int):
+    """The most tokens that a row may have: max_length, or what the model's context leaves where that is less.
+    `remedy`: what to do where it is too few."""
+
+    remedy = "raise max_length"
+
+    @classmethod
+    def of(cls, max_length: int, context_length: int, max_completion_length: int = 0) -> RowLimit:
+        """Of a prompt where `max_completion_length` tokens are to follow it, of a whole row where none are."""
+        room = context_length - max_completion_length
+        limit = cls(min(max_length, room))
+        if room <= max_length:
+            least = f"the model's context of {context_length} tokens is the limit"
+            limit.remedy = f"{least} (max_length is {max_length}): take a model with a longer one"
+            if max_completion_length:
+                limit.remedy = f"{least}, and leaves {room} to a prompt: lower max_completion_length"
+        return limit
+
+
 def kept_part(row_id: str, length: int, max_length: int | None, mode: TruncationMode) -> slice | None:
     """The tokens of a row that stay; None: the row is dropped. Raises DataError where the mode is error."""
     if max_length is None or length <= max_length:

@@ -74,7 +74,7 @@ def tokenize_unpaired(
             if one is not None:
                 note_unknown(ledger, one.row_id, encoder, [*one.prompt_ids, *one.completion_ids])
                 found.append(one)
-    return require_rows(found, dataset, ledger)
+    return require_rows(found, dataset, ledger, max_length)
 
 
 def _completion(

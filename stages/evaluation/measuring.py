@@ -15,6 +15,7 @@ from stages.context import Context
 from stages.data.ledger import RowLedger
 from stages.data.pairs import tokenize_pairs
 from stages.data.tokenize import tokenize_sequences
+from stages.data.truncation import RowLimit
 from stages.data.types import Dataset
 from stages.evaluation.answers import Answer, answer_prompts, open_prompts, reward_model_of
 from stages.evaluation.intervals import Estimate, mean_estimate, ratio_estimate, share_estimate
@@ -44,7 +45,7 @@ class Subject:
     @property
     def max_length(self) -> int:
         """Longest row in tokens."""
-        return min(int(self.context.config.max_length), self.scorer.context_length)
+        return RowLimit.of(self.context.config.max_length, self.scorer.context_length)
 
 
 @dataclass(frozen=True)

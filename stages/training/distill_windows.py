@@ -13,6 +13,7 @@ from stages.data.given_tokens import require_vocabulary
 from stages.data.ledger import RowLedger
 from stages.data.privileged import tokenize_privileged
 from stages.data.tokenize import TokenizedPrompt, tokenize_prompts, tokenize_sequences
+from stages.data.truncation import RowLimit
 from stages.data.types import Dataset
 from stages.seeds import derive, generator
 from stages.training.batch import Branch, Group
@@ -102,7 +103,7 @@ def distill_windows(
         rows = tokenize_sequences(
             dataset,
             tokenizer,
-            max_length=min(config.max_length, room),
+            max_length=RowLimit.of(config.max_length, room),
             ledger=ledger if config.lmbda == 0 else RowLedger(),
         )
         given = [Group(row.row_id, (), (Branch(row.token_ids, row.loss_mask),)) for row in rows]

@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from artifacts.errors import PosttrainError, StageError
 from stages.context import Context
 from stages.data.tokenize import TokenizedPrompt
+from stages.data.truncation import RowLimit
 from stages.rollouts.multi_turn.loop import MultiTurn
 from stages.rollouts.requests import Completion, Sampler, SampleRequest, SamplingConfig
 from stages.rollouts.rewards import ByFunction, RewardSet
@@ -42,7 +43,7 @@ def sampling_settings(config: Any) -> SamplingConfig:
     return SamplingConfig(**fields)
 
 
-def room_for_prompts(scorer: Scorer, max_length: int, max_completion_length: int) -> int:
+def room_for_prompts(scorer: Scorer, max_length: int, max_completion_length: int) -> RowLimit:
     """The longest prompt, in tokens, that leaves room for a completion. Raises StageError when there is none."""
     room = scorer.context_length - max_completion_length
     if room < 1:
@@ -50,7 +51,7 @@ def room_for_prompts(scorer: Scorer, max_length: int, max_completion_length: int
             f"max_completion_length is {max_completion_length}, but the model takes {scorer.context_length} tokens "
             "in all, so there is no room for a prompt; lower it"
         )
-    return min(max_length, room)
+    return RowLimit.of(max_length, scorer.context_length, max_completion_length)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from stages.data.steps import tokenize_steps
 from stages.data.unpaired import tokenize_unpaired
 from stages.sft import STAGE, Config
 from tests.data.characters import build_tokenizer, dataset, ids
+from tests.stages.small_models import run_stage, save_dataset, save_model
 
 TOKENIZER = build_tokenizer()
 MODES = ("keep_start", "keep_end", "drop")
@@ -182,3 +184,30 @@ def test_steps_are_counted() -> None:
         "input": 15,
         "states": {"used": 4, "truncated": 3, "filtered: prompt too long": 8},
     }
+
+
+@pytest.mark.parametrize(
+    ("stage", "fields", "said"),
+    [
+        # 65 of the prompt, and the model takes 64
+        (
+            "sft",
+            {"max_length": 512},
+            r"\(1 masked\); the model's context of 64 tokens is the limit \(max_length is 512\): take a model with a",
+        ),
+        ("sft", {"max_length": 63}, r"\(1 masked\); raise max_length, or look at the rows"),
+        ("reference_logprobs", {"max_length": 64}, r"the model's context of 64 tokens is the limit"),
+        (
+            "sample",
+            {"max_completion_length": 60},
+            r"prompt too long\); the model's context of 64 tokens is the limit, and leaves 4 to a prompt: lower "
+            "max_completion_length, or look at the rows",
+        ),
+        ("sample", {"max_completion_length": 20, "max_length": 43}, r"prompt too long\); raise max_length, or"),
+    ],
+)
+def test_the_limit_that_binds_is_named(tmp_path: Path, stage: str, fields: dict[str, Any], said: str) -> None:
+    save_model(tmp_path / "model", seed=1)
+    data = save_dataset(tmp_path / "rows", "prompt_completion", [{"prompt": "a" * 65, "completion": "b"}])
+    with pytest.raises(DataError, match=said):
+        run_stage(stage, tmp_path / "run", {"model": tmp_path / "model", "dataset": data}, **fields)
