@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -154,3 +155,20 @@ def test_aliases_cannot_blow_up():
         text += f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n"
     with pytest.raises(RequestError, match="more than 100000 values, aliases expanded"):
         parse_document(text, "f.yaml")
+
+
+def test_paths_count_from_the_folder_of_the_recipe_wherever_one_stands(tmp_path, monkeypatch):
+    folder = tmp_path / "project"
+    (folder / "data").mkdir(parents=True)
+    for name in ("a", "b"):
+        (folder / f"data/{name}.jsonl").write_text(json.dumps({"text": name}) + "\n")
+    (folder / "code.py").write_text("def change(row):\n    return row\n")
+    settings = {"source": {"path": "data/a.jsonl"}, "filters": ["code.py:change"]}
+    body = {"uses": "prepare", "with": settings}
+    (folder / "mine.yaml").write_text(json.dumps({"name": "mine", "stages": {"rows": body}}))
+    for place, name in ((folder, "mine.yaml"), (tmp_path, "project/mine.yaml")):
+        monkeypatch.chdir(place)
+        for given, file in (([], "a"), (["rows.source.path=data/b.jsonl"], "b")):
+            found = Recipe.load(name, given).stages["rows"].config
+            assert found.source.path == str(folder / f"data/{file}.jsonl")
+            assert found.filters == (f"{folder / 'code.py'}:change",)
