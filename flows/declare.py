@@ -16,7 +16,7 @@ from flows.yaml_lines import Document, Place
 from stages import stage as registry
 from stages.external import resolve_reference
 from stages.identity import resolve_externals
-from stages.names import FOREIGN_STAGES, nearest
+from stages.names import stage_hint
 from stages.stage import Config, External, Stage
 
 KEYS = ("uses", "inputs", "with", "launch")
@@ -79,8 +79,7 @@ class _StageReader:
         elif not isinstance(name, str):
             self._fail(("uses",), f"expected the name of a stage, found {found(name)}; there are: {known}")
         elif name not in registry.STAGES:
-            elsewhere = FOREIGN_STAGES.get(name.lower())
-            hint = f"; here it is {elsewhere}" if elsewhere else nearest(name, registry.STAGES)
+            hint = stage_hint(name, registry.STAGES)
             self._fail(("uses",), f"unknown stage {name!r}{hint}; there are: {known}")
         else:
             return registry.load_stage(name)

@@ -92,8 +92,16 @@ def find_recipe(path_or_name: str | Path) -> Path:
     if path.is_dir():
         raise RequestError(f"{text} is a folder; give the recipe's YAML file; {known}")
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        raise RequestError(f"no such recipe file: {text}{nearest(path.stem, shipped)}; {known}")
-    raise RequestError(f"no recipe {text!r}{nearest(text, shipped)}; give a YAML file; {known}")
+        raise RequestError(f"no such recipe file: {text}{_meant(path, shipped)}; {known}")
+    raise RequestError(f"no recipe {text!r}{_meant(path, shipped)}; give a YAML file; {known}")
+
+
+def _meant(path: Path, shipped: Iterable[str]) -> str:
+    """The file beside it whose name is nearest, or a shipped recipe."""
+    beside = [file for ending in ("*.yaml", "*.yml") for file in sorted(path.parent.glob(ending))]
+    same = [file for file in beside if file.stem == path.stem]
+    close = f"; did you mean {str(same[0])!r}?" if same else nearest(str(path), map(str, beside))
+    return close or nearest(path.stem, shipped)
 
 
 def shipped_recipes() -> dict[str, Path]:

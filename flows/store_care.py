@@ -10,9 +10,10 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from artifacts.errors import DamagedError, MissingError, StoreError
+from artifacts.errors import DamagedError, MissingError, RequestError, StoreError
 from flows.request import open_named, print_json
 from flows.server import REPORTS, prefect_home
+from stages.names import nearest
 
 if TYPE_CHECKING:
     from artifacts import Artifact, Store
@@ -25,6 +26,7 @@ RUNS_LISTED = 20
 def ls(options: Namespace) -> int:
     """`posttrain ls`"""
     store = open_named(options)
+    _require_kind(store, options.kind)
     names: dict[Artifact, list[str]] = {}
     for name, named in store.aliases().items():
         names.setdefault(named, []).append(name)
@@ -127,6 +129,18 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
 def _plural(what: str, count: int) -> str:
     """`1 alias`, `9 aliases`"""
     return what if count == 1 else f"{what}es" if what.endswith("s") else f"{what}s"
+
+
+def _require_kind(store: Store, kind: str | None) -> None:
+    """Raises RequestError for a kind that neither the store nor any stage has."""
+    if kind is None or kind in (stored := store.files.children("artifacts")):
+        return
+    from stages import stage as registry
+
+    made = {made for name in registry.STAGES for made in registry.load_stage(name).outputs.values()}
+    known = sorted({*stored, *made})
+    if kind not in known:
+        raise RequestError(f"there is no kind {kind!r}{nearest(kind, known)}; there are: {', '.join(known)}")
 
 
 def _listed(store: Store, artifact: Artifact, aliases: list[str]) -> dict[str, Any]:

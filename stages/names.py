@@ -95,7 +95,13 @@ FOREIGN_STAGES = {
     "grpo": "`uses: rl` with `loss_type: grpo`",
     "dapo": "`uses: rl` with `loss_type: dapo`",
     "gspo": "`uses: rl` with `loss_type: gspo`",
+    **{name: f"`uses: rl` with `loss_type: {name}`" for name in ("bnpo", "dr_grpo", "luspo", "gspo_token", "cispo")},
+    **{name: f"`uses: rl` with `loss_type: {name}`" for name in ("sapo", "vespo", "gmpo")},
     "rloo": "`uses: rl` with `advantage_estimator: rloo`",
+    "reinforce": "`uses: rl` with `advantage_estimator: rloo`",
+    "reinforce++": "`uses: rl` with `advantage_estimator: reinforce_plus_plus_baseline`",
+    "reinforce_plus_plus": "`uses: rl` with `advantage_estimator: reinforce_plus_plus_baseline`",
+    "xpo": "`uses: online_dpo` with `xpo_alpha`",
     "gkd": "`uses: distill`",
     "distillation": "`uses: distill`",
     "reward": "`uses: reward_model`",
@@ -110,3 +116,12 @@ FOREIGN_STAGES = {
     "dataset": "`uses: normalize`",
 }
 """Names of algorithms and steps elsewhere that are settings or stages of another name here."""
+
+
+def stage_hint(name: str, stages: Iterable[str]) -> str:
+    """`; here it is ...` for what others call a stage (`grpo`, `PPOTrainer`), or the nearest of ours."""
+    known = list(stages)
+    plain = name.lower().removesuffix("trainer").rstrip("_-")
+    same = f"`uses: {plain}`" if plain in known else None
+    elsewhere = FOREIGN_STAGES.get(plain, same)
+    return f"; here it is {elsewhere}" if elsewhere else nearest(name, known)

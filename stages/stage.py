@@ -120,9 +120,9 @@ class Stage:
 def load_stage(name: str) -> Stage:
     """The stage of that name. Raises RequestError for an unknown one, naming the nearest."""
     if name not in STAGES:
-        from stages.names import nearest
+        from stages.names import stage_hint
 
-        raise RequestError(f"unknown stage {name!r}{nearest(name, STAGES)}; there are: {', '.join(STAGES)}")
+        raise RequestError(f"unknown stage {name!r}{stage_hint(name, STAGES)}; there are: {', '.join(STAGES)}")
     stage = importlib.import_module(f"stages.{name}").STAGE
     assert isinstance(stage, Stage) and stage.name == name
     return stage

@@ -92,6 +92,39 @@ def test_unknown_names_have_status_2(store, capsys, arguments, expected):
     assert capsys.readouterr().err.startswith(expected)
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("mine.yml", "mine.yaml"),
+        ("mine", "mine.yaml"),
+        ("mien.yaml", "mine.yaml"),
+        ("folder/../mine.yml", "folder/../mine.yaml"),
+    ],
+)
+def test_the_recipe_that_lies_there_is_meant(store, tmp_path, monkeypatch, capsys, name, meant):
+    """`mine` resembles `online`, which is shipped."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "mine.yaml").write_text("stages: {}")
+    assert run("plan", name) == 2
+    assert f"; did you mean '{meant}'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("reinforce", "`uses: rl` with `advantage_estimator: rloo`"),
+        ("GRPOTrainer", "`uses: rl` with `loss_type: grpo`"),
+        ("ppo_trainer", "`uses: ppo`"),
+        ("DPO", "`uses: preference` with `loss_type: sigmoid`"),
+        ("dr_grpo", "`uses: rl` with `loss_type: dr_grpo`"),
+    ],
+)
+def test_what_others_call_a_stage(capsys, name, ours):
+    assert run("stages", name) == 2
+    assert f"unknown stage {name!r}; here it is {ours}; there are: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("arguments", [("rnu",), ("run",), ("run", "x", "--forse", "y"), ()])
 def test_wrong_options_have_status_2(capsys, arguments):
     with pytest.raises(SystemExit) as left:

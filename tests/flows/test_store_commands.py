@@ -102,6 +102,13 @@ def test_export_says_whose_record_lacks_an_output(store, capsys, tmp_path):
     assert answer(capsys, "export", model.id, str(tmp_path / "two"), "--lineage")["left_out"] == []
 
 
+def test_ls_of_a_kind_that_there_is_not(store, capsys):
+    put(store, "a")
+    assert run("ls", "--kind", "models") == 2
+    assert "there is no kind 'models'; did you mean 'model'?; there are: adapter, " in capsys.readouterr().err
+    assert answer(capsys, "ls", "--kind", "adapter")["artifacts"] == []  # a kind of which there is none yet
+
+
 def test_du_export_import_and_verify(store, capsys, tmp_path):
     base = put(store, "base")
     model = put(store, "model", 0, base)
