@@ -26,7 +26,7 @@ from artifacts.sealed import scrub
 from flows import supervise
 from flows.command import Command, LaunchSettings, stage_command, stage_environment
 from flows.failure import explain, killed_for_memory, may_pass, smaller_micro_batch
-from flows.tail import follow_json, follow_lines, is_warning, scrub_file
+from flows.tail import before_failure, follow_json, follow_lines, is_warning, scrub_file
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ def run_stage_process(
     started = time.monotonic()
     with contextlib.nullcontext(supervisors) if supervisors else Supervisors() as live:
         with live.start(command, job, stage_environment(command)) as process:
-            events, lines = follow_json(job / "events.jsonl"), follow_lines(job / "log.txt")
+            events, lines = follow_json(job / "events.jsonl"), before_failure(follow_lines(job / "log.txt"))
             ended, pass_tokens = False, None
             while not ended:
                 ended = _wait(process, POLL_SECONDS) or live.stopping.is_set()
@@ -187,7 +187,12 @@ def run_stage_process(
                 for line in next(lines):
                     if on_warning is not None and is_warning(line):
                         on_warning(scrub(line))
-        return _result(job, process, live, StageRun(command, time.monotonic() - started, pass_tokens))
+        try:
+            return _result(job, process, live, StageRun(command, time.monotonic() - started, pass_tokens))
+        except StageFailed as error:
+            if error.expected and not isinstance(error, StageStopped):  # else the message names it
+                on_event({"kind": "log", "text": f"the whole output is in {job / 'log.txt'}"})
+            raise
 
 
 def _prepare(job: Path, spec: dict[str, Any], launch: LaunchSettings) -> Command:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from artifacts.sealed import scrub
+from stages.context import FAILED_LINE
 
 logger = logging.getLogger(__name__)
 LONGEST_LINE_BYTES = 100_000
 """A longer one is passed on in pieces; Prefect's log cuts a record at 1 MB."""
 
-_WARNING = re.compile(r"\b(WARN(ING)?|ERROR|CRITICAL|FATAL)\b|\b\w*(Error|Exception|Warning)\b(:|$)|^Traceback")
+_WARNING = re.compile(r"\b(WARN(ING)?|ERROR|CRITICAL|FATAL)\b|\b\w*(Error|Exception|Warning)\b(:|$)")
 
 
 _IDLE = re.compile(r"\[real_accelerator\.py:\d+:get_accelerator\] Setting accelerator to CPU\.")
@@ -37,6 +38,17 @@ def follow_lines(path: Path) -> Iterator[list[str]]:
             lines, tail = [*lines, tail], b""
         position, rest = position + len(rest) - len(tail), tail
         yield [line.decode("utf-8", "replace") for line in lines if line.strip()]
+
+
+def before_failure(following: Iterator[list[str]]) -> Iterator[list[str]]:
+    """The lines that a stage's process and its launcher write until it fails: what they write of that is not news."""
+    failed = False
+    for lines in following:
+        if not failed and FAILED_LINE in lines:
+            yield lines[: lines.index(FAILED_LINE)]
+            failed = True
+        else:
+            yield [] if failed else lines
 
 
 def follow_json(path: Path) -> Iterator[list[dict[str, Any]]]:

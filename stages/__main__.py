@@ -20,7 +20,7 @@ from typing import Any
 
 from artifacts import Record, open_store, scrub
 from artifacts.errors import OutOfMemory, PosttrainError, StageError
-from stages.context import Context, Spec
+from stages.context import FAILED_LINE, Context, Spec
 from stages.identity import operational_config
 from stages.leaving import leave
 from stages.scrubbing import scrubbed_output
@@ -144,6 +144,7 @@ def _provenance(context: Context) -> dict[str, Any]:
 
 
 def _report_failure(job: Path, error: BaseException) -> None:
+    print(FAILED_LINE, file=sys.stderr)
     traceback.print_exception(error)
     # nobody reads unfinished outputs, and on a full disk they would leave no room for the message
     shutil.rmtree(job / "out", ignore_errors=True)

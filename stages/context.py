@@ -22,6 +22,9 @@ from stages.hub import hub_folder
 from stages.identity import fingerprint, identity
 from stages.stage import Config, Stage, load_stage
 
+FAILED_LINE = "the stage failed, and this is where:"
+"""In its output, before the traceback: whoever started us has the error from `error.json`, and shows it once."""
+
 _SECONDS_BETWEEN_EVENTS = 0.5
 
 

@@ -78,6 +78,10 @@ def test_in_the_terminal_in_the_log_and_in_prefect(tmp_path: Path) -> None:
         (log,) = tmp_path.glob(f"store/scratch/*/{name}/log.txt")
         places = {"json": failures(payload)[name], "terminal": done.stderr, "log": log.read_text(), "prefect": told}
         assert {place for place, text in places.items() if not re.search(message, text)} == set(), (name, places)
+        told_of_it = [line for line in done.stderr.splitlines() if line.startswith(f"{name}: ")]
+        assert sum(bool(re.search(message, line)) for line in told_of_it) == 1, told_of_it
+        assert f"{name}: the whole output is in {log}" in told_of_it
+    assert "Traceback" not in done.stderr
     assert_nothing_half_written(tmp_path / "store", payload)
 
 

@@ -136,6 +136,18 @@ def test_failures_in_words(tmp_path: Path, do: str, expected: bool, words: list[
         assert (exit_of(tmp_path)["returncode"], exit_of(tmp_path)["signal"]) == (None, signal.SIGKILL)
 
 
+def test_an_error_of_ours_is_said_once_and_where_the_rest_is(tmp_path: Path) -> None:
+    """The output's last lines are its traceback and what the launcher says of it: no warnings."""
+    events: list[dict[str, Any]] = []
+    warnings: list[str] = []
+    with pytest.raises(StageFailed, match=r"^pairs\.jsonl row 3: no 'rejected'$"):
+        run_stage_process(spec(tmp_path, "expected"), launch(), events.append, on_warning=warnings.append)
+    assert warnings == ["WARNING something odd"]
+    log = tmp_path / "run" / "s" / "log.txt"
+    assert [event["text"] for event in events if event["kind"] == "log"] == [f"the whole output is in {log}"]
+    assert "DataError: pairs.jsonl row 3" in log.read_text()
+
+
 def test_a_command_that_cannot_be_started(tmp_path: Path) -> None:
     with pytest.raises(StageFailed, match=r"cannot start .*nowhere.*No such file"):
         run_stage_process(spec(tmp_path, "ok"), launch(python="/nowhere/python"), lambda event: None)
@@ -295,7 +307,7 @@ def test_lines_are_followed_across_writes(tmp_path: Path) -> None:
     [
         ("WARNING lr is high", True),
         ("ValueError: x", True),
-        ("Traceback (most recent call last):", True),
+        ("Traceback (most recent call last):", False),  # the line of the error follows
         ("INFO step 3 of 4", False),
         # what DeepSpeed says of every machine without GPU helps nobody; of other things it is listened to
         ("[2026-11-28 06:40:37,749] [WARNING] [real_accelerator.py:213:get_accelerator] Setting accelerator to CPU. If "

@@ -45,6 +45,8 @@ def out_of_memory_above(tokens: int) -> None:
 
 
 def expected_failure() -> None:
+    print("WARNING something odd\nthe stage failed, and this is where:\nTraceback (most recent call last):", flush=True)
+    print("artifacts.errors.DataError: pairs.jsonl row 3: no 'rejected'\nERROR failed (exitcode: 1)", flush=True)
     error = {"type": "DataError", "message": "pairs.jsonl row 3: no 'rejected'", "expected": True}
     (job / "error.json").write_text(json.dumps(error))
     sys.exit(1)
