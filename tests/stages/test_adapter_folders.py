@@ -49,15 +49,6 @@ def test_a_folder_as_base_is_kept_in_the_store(chain: Chain, run_on_chain: Calla
     assert (again / "model.safetensors").read_bytes() == (merged / "model.safetensors").read_bytes()
 
 
-def test_one_of_several_processes_merges(chain: Chain, tmp_path: Path) -> None:
-    """The others would write into the same folder meanwhile."""
-    inputs: dict[str, Path | list[Path]] = {"adapter": chain.folder("sft")}
-    context = local_context("merge_adapter", {}, folder=tmp_path, inputs=inputs, store=str(chain.store))
-    context.rank = 1
-    context.stage.run(context)
-    assert not (tmp_path / "job" / "out").exists()
-
-
 def test_a_missing_base_is_said(chain: Chain, tmp_path: Path) -> None:
     store, empty = open_store(str(chain.store)), open_store(str(tmp_path / "empty"))
     copy = tmp_path / "adapter"

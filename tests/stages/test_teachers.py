@@ -106,8 +106,8 @@ def test_answers_that_are_none(spoilt: Any, message: str, tmp_path: Path, inputs
     with model_server(tmp_path / "other") as (server, engine):
         plain = server._of_prompt
 
-        def answer(prompt: list[int], most: int) -> list[Any]:
-            found = plain(prompt, most)
+        def answer(logprobs_TV: torch.Tensor, prompt: list[int], most: int) -> list[Any]:
+            found = plain(logprobs_TV, prompt, most)
             return found if most == 0 else [place and spoilt(place) for place in found]
 
         server._of_prompt = answer
