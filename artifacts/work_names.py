@@ -18,7 +18,7 @@ def work_names(store: Store, fingerprints: Iterable[str], finished: Mapping[str,
     newest runs tells."""
     wanted = set(fingerprints)
     found = {name: told for name in wanted & finished.keys() if (told := _recorded(store, finished[name], name))}
-    for run_id in store.runs()[:NEWEST]:
+    for run_id in store.runs()[:NEWEST] if wanted > found.keys() else ():
         if wanted <= found.keys():
             break
         for fingerprint, name in _of_run(store, run_id).items():
