@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-
-from stages.training.objective import Window, Windows
+from stages.training.objective import Window, Windows, WindowsAround
 from stages.training.opponents import ByEpoch
 
 
@@ -26,28 +24,16 @@ def first_beta(beta: float | tuple[float, ...]) -> float:
     return beta[0] if isinstance(beta, tuple) else beta
 
 
-class ChangingBeta:
+class ChangingBeta(WindowsAround):
     """Windows that tell the objective the beta of their step, and log it."""
 
     def __init__(self, windows: Windows, betas: ByEpoch, use: Callable[[float], None]) -> None:
-        self.windows, self.betas, self.use = windows, betas, use
-        self.total_steps = windows.total_steps
+        super().__init__(windows)
+        self.betas, self.use = betas, use
 
     def window(self, step: int) -> Window:
-        """That of the windows."""
+        """That of the windows inside."""
         beta = self.betas.at(step)
         self.use(beta)
         window = self.windows.window(step)
         return replace(window, metrics={**window.metrics, "beta": beta})
-
-    def state(self) -> dict[str, Any]:
-        """Theirs: beta follows from the step."""
-        return self.windows.state()
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Theirs."""
-        return self.windows.tensors()
-
-    def load(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Into them."""
-        self.windows.load(state, tensors)

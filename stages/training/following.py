@@ -12,7 +12,7 @@ from torch import Tensor
 from artifacts.errors import StageError
 from stages.training.loop import Trainer
 from stages.training.model import Scorer
-from stages.training.objective import Window, Windows
+from stages.training.objective import Window, Windows, WindowsAround
 
 
 @dataclass(frozen=True)
@@ -59,27 +59,23 @@ class Follower:
                 parameter.copy_(tensors[name])
 
 
-class FollowedWindows:
+class FollowedWindows(WindowsAround):
     """Windows before whose steps a model follows."""
 
     def __init__(self, windows: Windows, follower: Follower) -> None:
-        self.windows, self.follower = windows, follower
-        self.total_steps = windows.total_steps
+        super().__init__(windows)
+        self.follower = follower
 
     def window(self, step: int) -> Window:
         """The groups of a step."""
         self.follower.before(step)
-        return self.windows.window(step)
-
-    def state(self) -> dict[str, Any]:
-        """That of the windows inside."""
-        return self.windows.state()
+        return super().window(step)
 
     def tensors(self) -> dict[str, Tensor]:
         """The follower's weights too."""
-        return {**self.windows.tensors(), **self.follower.tensors()}
+        return {**super().tensors(), **self.follower.tensors()}
 
     def load(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Into the windows inside and the follower."""
-        self.windows.load(state, tensors)
+        super().load(state, tensors)
         self.follower.load(tensors)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from stages.seeds import generator
 from stages.training.batch import Group, TokenBatch
 from stages.training.metrics import Mean
 from stages.training.model import token_losses
-from stages.training.objective import Forward, Window, Windows
+from stages.training.objective import Forward, Window, Windows, WindowsAround
 
 
 def asked_tokens(group: Group) -> int:
@@ -101,12 +100,12 @@ class EmbeddingNoise:
         return embeddings_BTH + noise_BTH.to(embeddings_BTH)
 
 
-class NoisyWindows:
-    """Windows whose rows draw new noise at every step."""
+class NoisyWindows(WindowsAround):
+    """Windows whose rows draw new noise at every step, which follows from the step."""
 
     def __init__(self, windows: Windows, seed: int) -> None:
-        self.windows, self.seed = windows, seed
-        self.total_steps = windows.total_steps
+        super().__init__(windows)
+        self.seed = seed
 
     def window(self, step: int) -> Window:
         """The groups of a step, each with the key of its noise."""
@@ -116,15 +115,3 @@ class NoisyWindows:
     def _with_noise(self, group: Group, step: int) -> Group:
         settings = group.data or RowSettings()
         return replace(group, data=replace(settings, noise_key=(self.seed, "neftune", step, group.row_id)))
-
-    def state(self) -> dict[str, Any]:
-        """That of the windows inside; the noise follows from the step."""
-        return self.windows.state()
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Those of the windows inside."""
-        return self.windows.tensors()
-
-    def load(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Into the windows inside."""
-        self.windows.load(state, tensors)

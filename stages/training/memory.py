@@ -18,8 +18,8 @@ from stages.training.memory_activations import (
     saved_bytes,
     stream_bytes,
 )
-from stages.training.memory_allocator import ALLOCATOR_SHARE, Device, slack
-from stages.training.memory_head import HeadUse, held_bytes, scoring_bytes
+from stages.training.memory_allocator import ALLOCATOR_SHARE, Device, room_for, slack
+from stages.training.memory_head import HeadUse, held_tensors, scoring_bytes
 from stages.training.memory_shape import Adapters, ModelShape
 from stages.training.memory_training import Setup, Training
 
@@ -139,7 +139,7 @@ def training_step(training: Training, work: Passes, use: HeadUse, *, reference: 
     shape, setup, layers = training.shape, training.setup, training.layers
     state = training.state()
     whole, several = isinstance(setup.sharding, Whole), work.count > 1
-    head = held_bytes(
+    held = held_tensors(
         shape,
         use,
         work.read,
@@ -148,7 +148,7 @@ def training_step(training: Training, work: Passes, use: HeadUse, *, reference: 
         frozen=not training.trains_head,
         in_place=whole and several and not training.bf16 and (use.together or setup.device == "cpu"),
     )
-    head += training.widened_head
+    head = room_for(held, setup.device) + training.widened_head
     saved = saved_bytes(layers, work.tokens, work.read, work.longest)
     inside = _activation_slack(shape, setup.device, work.tokens)
     streams = stream_bytes(layers, work.tokens)

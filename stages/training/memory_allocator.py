@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 Device = Literal["cpu", "cuda"]
@@ -20,3 +20,8 @@ def slack(tensor_bytes: float, device: Device) -> float:
     """Bytes held for every byte of tensors of this size that come and go: 1 and more."""
     in_heap = device == "cpu" and tensor_bytes < HEAP_BYTES
     return 1 + (HEAP_SHARE if in_heap else ALLOCATOR_SHARE[device])
+
+
+def room_for(tensors: Sequence[int], device: Device) -> float:
+    """Bytes held for tensors of these sizes."""
+    return sum(slack(size, device) * size for size in tensors)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stages.training.memory_allocator import Device, slack
+from stages.training.memory_allocator import Device
 from stages.training.memory_shape import ModelShape
 
 _FLOAT = 4
@@ -35,21 +35,6 @@ def chunk_bytes(shape: ModelShape, read: int, device: Device) -> int:
     return _FLOAT * shape.vocabulary * -(-read // max(1, parts))
 
 
-def held_bytes(
-    shape: ModelShape,
-    use: HeadUse,
-    read: int,
-    *,
-    device: Device,
-    compute: int,
-    frozen: bool,
-    in_place: bool = False,
-) -> float:
-    """At the end of a forward pass, or when its backward pass begins, whichever is more; with what allocators add."""
-    tensors = held_tensors(shape, use, read, device=device, compute=compute, frozen=frozen, in_place=in_place)
-    return sum(slack(size, device) * size for size in tensors)
-
-
 def held_tensors(
     shape: ModelShape,
     use: HeadUse,
@@ -60,8 +45,8 @@ def held_tensors(
     frozen: bool,
     in_place: bool = False,
 ) -> list[int]:
-    """Bytes of every tensor that is held at that moment. `in_place`: the weight's gradient is added to that of
-    the passes before."""
+    """Bytes of every tensor that is held at the end of a forward pass, or when its backward pass begins, whichever is
+    more. `in_place`: the weight's gradient is added to that of the passes before."""
     if shape.classifier:
         return []
     weight = _FLOAT * shape.embedding_parameters

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from operator import attrgetter
 from typing import Any
@@ -20,7 +20,7 @@ from stages.training.initial import Reference
 from stages.training.loop import Trainer
 from stages.training.metrics import Mean
 from stages.training.model import token_losses
-from stages.training.objective import Forward, Window
+from stages.training.objective import Forward, Window, WindowsAround
 from stages.training.opponents import ByEpoch, Contest, by_author, margin
 from stages.training.out_of_memory import TokenBudget
 from stages.training.policy_known import Rollouts, token_values
@@ -92,13 +92,14 @@ class NashMdLoss:
         return loss, metrics
 
 
-class ContestWindows:
+class ContestWindows(WindowsAround):
     """Rollouts of two authors; the policy's completions go on, with the reference's log-probabilities."""
 
     def __init__(
         self, rollouts: RolloutWindows, contest: Contest, mixture: ByEpoch, trainer: Trainer, preference: Preference
     ) -> None:
-        self.rollouts, self.total_steps = rollouts, rollouts.total_steps
+        super().__init__(rollouts)
+        self.rollouts = rollouts
         self.contest, self.mixture, self.trainer, self.preference = contest, mixture, trainer, preference
         self.budget = TokenBudget(trainer.context, trainer.config.micro_batch_tokens)
 
@@ -119,18 +120,6 @@ class ContestWindows:
             if (scores := metrics.get(f"objective/{author}_scores")) is not None:
                 metrics[f"rewards/{name}"] = scores
         return replace(window, groups=groups, metrics=metrics, num_tokens=sum(group.length for group in groups))
-
-    def state(self) -> dict[str, Any]:
-        """That of the rollouts."""
-        return self.rollouts.state()
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Those of the rollouts."""
-        return self.rollouts.tensors()
-
-    def load(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Into the rollouts."""
-        self.rollouts.load(state, tensors)
 
 
 def _of_first(rollouts: Rollouts, reference_logprobs: list[float]) -> Rollouts:

@@ -102,3 +102,26 @@ class Windows(Protocol):
     def load(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Take up a saved state."""
         ...
+
+
+class WindowsAround:
+    """Windows that make something of what others give; what is saved is the others'."""
+
+    def __init__(self, windows: Windows) -> None:
+        self.windows, self.total_steps = windows, windows.total_steps
+
+    def window(self, step: int) -> Window:
+        """The groups of a step."""
+        return self.windows.window(step)
+
+    def state(self) -> dict[str, Any]:
+        """That of the windows inside."""
+        return self.windows.state()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Those of the windows inside."""
+        return self.windows.tensors()
+
+    def load(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Into the windows inside."""
+        self.windows.load(state, tensors)

@@ -3,11 +3,9 @@ lowest; or for XPO one of its own and one of the reference's."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
-
-from torch import Tensor
 
 from stages.context import Context
 from stages.data.tokenize import TokenizedPrompt
@@ -16,7 +14,7 @@ from stages.training.eos_penalty import penalized
 from stages.training.generation import Generation, Sampling
 from stages.training.initial import Reference as ReferenceModel
 from stages.training.loop import Trainer
-from stages.training.objective import Window, Windows
+from stages.training.objective import Window, Windows, WindowsAround
 from stages.training.online_loss import JudgedPair
 from stages.training.opponents import ByEpoch, Contest, by_author, margin
 from stages.training.pair_windows import PairWindows
@@ -45,12 +43,13 @@ class Judgement:
         return [[ahead, -ahead] for ahead in margins]
 
 
-class OnlinePairs:
+class OnlinePairs(WindowsAround):
     """Rollouts as pairs: the better completion first, no reference yet. Equal ones teach nothing and are left out,
     unless the reference's completions count by themselves (XPO)."""
 
     def __init__(self, rollouts: RolloutWindows, judgement: Judgement, exploration: ByEpoch | None = None) -> None:
-        self.rollouts, self.total_steps = rollouts, rollouts.total_steps
+        super().__init__(rollouts)
+        self.rollouts = rollouts
         self.judgement, self.exploration = judgement, exploration
 
     def window(self, step: int) -> Window:
@@ -69,18 +68,6 @@ class OnlinePairs:
         if self.exploration is not None:
             metrics |= {"alpha": alpha, **by_author(self.judgement.seen)}
         return replace(window, groups=kept, uncounted_items=float(len(pairs) - len(kept)), metrics=metrics)
-
-    def state(self) -> dict[str, Any]:
-        """That of the rollouts."""
-        return self.rollouts.state()
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Those of the rollouts."""
-        return self.rollouts.tensors()
-
-    def load(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Into the rollouts."""
-        self.rollouts.load(state, tensors)
 
 
 def _judged(group: Group, entry: Sampled, alpha: float) -> Group:

@@ -62,7 +62,7 @@ class FollowingReference(PairWindows):
 
     def tensors(self) -> dict[str, Tensor]:
         """The reference's weights too."""
-        return {**self.windows.tensors(), **self.follower.tensors()}
+        return {**super().tensors(), **self.follower.tensors()}
 
     def load(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Take up the reference as it was when the state was saved."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,17 +11,17 @@ from torch import Tensor
 from stages.training.batch import Group
 from stages.training.loop import Trainer
 from stages.training.model import Scorer
-from stages.training.objective import Window, Windows
+from stages.training.objective import Window, Windows, WindowsAround
 from stages.training.out_of_memory import TokenBudget
 from stages.training.reference import branch_logprobs
 
 
-class ScoredWindows:
+class ScoredWindows(WindowsAround):
     """The windows of a dataset, with something added to every group."""
 
     def __init__(self, windows: Windows, trainer: Trainer) -> None:
-        self.windows, self.trainer = windows, trainer
-        self.total_steps = windows.total_steps
+        super().__init__(windows)
+        self.trainer = trainer
         self.budget = TokenBudget(trainer.context, trainer.config.micro_batch_tokens)
 
     def window(self, step: int) -> Window:
@@ -49,15 +48,3 @@ class ScoredWindows:
         for index, found in zip(mine, scored, strict=True):
             values_BK[index] = torch.tensor(measure([values for values, _ in found]), dtype=torch.float64)
         return processes.sum(values_BK.to(processes.device)).cpu()
-
-    def state(self) -> dict[str, Any]:
-        """That of the windows inside."""
-        return self.windows.state()
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Those of the windows inside."""
-        return self.windows.tensors()
-
-    def load(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Into the windows inside."""
-        self.windows.load(state, tensors)

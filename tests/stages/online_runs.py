@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from accelerate.state import AcceleratorState
 
 from tests.stages.small_models import output, read_lines, rows_of, run_stage, save_dataset, save_model
@@ -32,3 +34,18 @@ def trained(
         inputs["reference"] = made["folder"] / "reference"
     context = run_stage(stage, folder, inputs, **settings)
     return read_lines(output(context, "model") / "metrics.jsonl"), rows_of(output(context, "rollouts"))
+
+
+def beta_changes(run: Callable[..., list[dict[str, Any]]], folder: Path) -> None:
+    """Four prompts, half a pass a step, and weights that stay: steps are those of runs with one beta each.
+
+    `run`: (folder, **settings) -> rows of metrics.
+    """
+    changes = {"train_batch_size": 2, "max_steps": 5, "learning_rate": 1e-30}
+    rows = run(folder / "both", beta=[0.2, 0.7], **changes)
+    plain = {beta: run(folder / str(beta), beta=beta, **changes) for beta in (0.2, 0.7)}
+    betas = [row.pop("beta") for row in rows]
+    assert betas == [0.2, 0.2, 0.7, 0.7, 0.7]
+    for step, (row, beta) in enumerate(zip(rows, betas, strict=True)):
+        assert row == pytest.approx(plain[beta][step], rel=1e-6)
+    assert rows[2]["loss"] != pytest.approx(plain[0.2][2]["loss"], rel=1e-3)

@@ -16,7 +16,7 @@ from stages.nash_md import STAGE, Config
 from stages.training.token_table import TokenTable
 from tests.data.characters import ids
 from tests.stages import online_runs
-from tests.stages.online_runs import make_inputs
+from tests.stages.online_runs import beta_changes, make_inputs
 from tests.tiny_recipe import write_recipe
 
 BETA = 0.3
@@ -105,15 +105,7 @@ def test_the_mixture_may_change_from_pass_to_pass(made: dict[str, Any], tmp_path
 
 
 def test_beta_may_change_from_pass_to_pass(made: dict[str, Any], tmp_path: Path) -> None:
-    """Four prompts, half a pass a step, and weights that stay: steps are those of runs with one beta each."""
-    changes = {"train_batch_size": 2, "max_steps": 5, "learning_rate": 1e-30}
-    rows, _ = trained(made, tmp_path / "both", beta=[0.2, 0.7], **changes)
-    plain = {beta: trained(made, tmp_path / str(beta), beta=beta, **changes)[0] for beta in (0.2, 0.7)}
-    betas = [row.pop("beta") for row in rows]
-    assert betas == [0.2, 0.2, 0.7, 0.7, 0.7]
-    for step, (row, beta) in enumerate(zip(rows, betas, strict=True)):
-        assert row == pytest.approx(plain[beta][step], rel=1e-6)
-    assert rows[2]["loss"] != pytest.approx(plain[0.2][2]["loss"], rel=1e-3)
+    beta_changes(lambda folder, **changes: trained(made, folder, **changes)[0], tmp_path)
 
 
 def test_the_higher_reward_is_always_preferred(made: dict[str, Any], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from stages.online_dpo import STAGE, Config
 from stages.training.token_table import TokenTable
 from tests.data.characters import ids
 from tests.stages import online_runs
-from tests.stages.online_runs import make_inputs
+from tests.stages.online_runs import beta_changes, make_inputs
 from tests.stages.small_models import output, read_lines, rows_of, run_stage, states
 
 BETA = 0.3
@@ -160,15 +160,7 @@ def test_adapters_explore_away_from_the_model_without_them(made: dict[str, Any],
 
 
 def test_beta_may_change_from_pass_to_pass(made: dict[str, Any], tmp_path: Path) -> None:
-    """Four prompts, half a pass a step, and weights that stay: steps are those of runs with one beta each."""
-    changes = {"train_batch_size": 2, "max_steps": 5, "learning_rate": 1e-30, "other_reference": True}
-    rows, _ = trained(made, tmp_path / "both", beta=[0.2, 0.7], **changes)
-    plain = {beta: trained(made, tmp_path / str(beta), beta=beta, **changes)[0] for beta in (0.2, 0.7)}
-    betas = [row.pop("beta") for row in rows]
-    assert betas == [0.2, 0.2, 0.7, 0.7, 0.7]
-    for step, (row, beta) in enumerate(zip(rows, betas, strict=True)):
-        assert row == pytest.approx(plain[beta][step], rel=1e-6)
-    assert rows[2]["loss"] != pytest.approx(plain[0.2][2]["loss"], rel=1e-3)
+    beta_changes(lambda folder, **changes: trained(made, folder, other_reference=True, **changes)[0], tmp_path)
 
 
 def test_against_itself_every_pair_starts_at_log_2(made: dict[str, Any], tmp_path: Path) -> None:

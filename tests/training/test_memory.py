@@ -24,8 +24,8 @@ from stages.training.memory_activations import (
     norm_bytes,
     saved_bytes,
 )
-from stages.training.memory_allocator import ALLOCATOR_SHARE, HEAP_BYTES, slack
-from stages.training.memory_head import HeadUse, held_bytes, held_tensors
+from stages.training.memory_allocator import ALLOCATOR_SHARE, HEAP_BYTES, room_for, slack
+from stages.training.memory_head import HeadUse, held_tensors
 from stages.training.memory_sampling import Sampled, sampling
 from stages.training.memory_shape import Adapters, ModelShape, UnknownShapeError, read_shape
 from stages.training.memory_training import Setup, Training
@@ -210,7 +210,7 @@ def test_what_allocators_add_goes_by_the_size_of_a_tensor() -> None:
     """Of a vocabulary of 2 million, a chunk (8 positions) and a gradient (8 floats a token) take 64 MB: they are given
     back, and 12 % is held beside them. Hidden states (1.6 kB) stay in the heap, which holds as much again."""
     shape = replace(HAND, vocabulary=2_000_000)
-    found = held_bytes(shape, HeadUse(), 50, device="cpu", compute=4, frozen=False)
+    found = room_for(held_tensors(shape, HeadUse(), 50, device="cpu", compute=4, frozen=False), "cpu")
     assert found == pytest.approx(1.12 * 2 * 64e6 + 2 * 1_600)
     assert slack(HEAP_BYTES - 1, "cpu") == 2 and slack(1, "cuda") == 1.05
 
