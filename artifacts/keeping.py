@@ -138,7 +138,7 @@ class Lineage:
         kept = dict(reasons)
         layer = list(kept)
         while layer:
-            found = in_parallel(self._inputs_of, layer, THREADS if self._store.files.local_root is None else 1)
+            found = in_parallel(self.inputs_of, layer, THREADS if self._store.files.local_root is None else 1)
             above, layer = layer, []
             for artifact, inputs in zip(above, found, strict=True):
                 for needed in inputs:
@@ -147,7 +147,8 @@ class Lineage:
                         layer.append(needed)
         return kept
 
-    def _inputs_of(self, artifact: Artifact) -> list[Artifact]:
+    def inputs_of(self, artifact: Artifact) -> list[Artifact]:
+        """What it was made from, as far as that is there."""
         if artifact not in self._inputs:
             self._inputs[artifact] = self._read(artifact)
         return self._inputs[artifact]

@@ -87,9 +87,20 @@ def _writers(records: Mapping[str, Record], artifacts: Iterable[Artifact]) -> di
 
 
 def _in_order(lineage: Lineage, artifacts: list[Artifact]) -> list[Artifact]:
-    """With their lineage, what was needed before what needed it: a kill leaves nothing without its inputs."""
-    reached = lineage.extend(dict.fromkeys(artifacts, ""))
-    return list(reversed(reached))
+    """With their lineage, what was needed before what needed it: a kill leaves nothing without its inputs. Of works
+    that gave each other's bytes, as may be, either comes first."""
+    lineage.extend(dict.fromkeys(artifacts, ""))  # reads what it needs side by side
+    ordered: dict[Artifact, None] = {}
+    opened: set[Artifact] = set()
+    waiting = list(reversed(artifacts))
+    while waiting:
+        artifact = waiting[-1]
+        if artifact in opened:
+            ordered[waiting.pop()] = None
+            continue
+        opened.add(artifact)
+        waiting += [needed for needed in lineage.inputs_of(artifact) if needed not in opened]
+    return list(ordered)
 
 
 def _move(source: Store, target: Store, artifacts: list[Artifact], records: Mapping[str, Record]) -> Moved:

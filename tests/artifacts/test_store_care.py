@@ -136,6 +136,17 @@ def test_an_output_that_another_stage_needs_brings_what_that_was_made_from(store
     assert set(moved.copied) == {data, base, rollouts, model} and moved.records == 4
 
 
+def test_what_is_needed_is_there_before_what_needs_it(store, fill, tmp_path):
+    """The data is needed by the base and, nearer, by the model itself. The base's bytes were made from the same
+    bytes, as by a work that changes nothing: that is no reason to go on for ever."""
+    data = make(store, fill, "rows", "normalize", kind="dataset")
+    same = make(open_store(str(tmp_path / "elsewhere")), fill, "base", "sft")
+    base = make(store, fill, "base", "sft", same, data)
+    model = make(store, fill, "weights", "preference", data, base)
+    assert same == base
+    assert export(store, [model], tmp_path / "out", lineage=True).copied == (data, base, model)
+
+
 def test_a_record_that_stays_behind_is_named(store, fill, tmp_path):
     model, rollouts, _ = make_pair(store, fill, "1")
     said = ("grpo: its output rollouts",)
