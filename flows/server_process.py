@@ -19,6 +19,12 @@ from typing import Any
 
 GRACE_SECONDS = 1.0
 TRIM_SECONDS = 60.0
+STATEMENTS = 16
+"""Prepared ones that each connection to the database keeps. Prefect writes events and states by the batch, and the text
+of each size of a batch is another one: Python would keep 128 for each connection, of up to 200 kB, hardly ever used
+again."""
+SQLITE_BYTES = 32 * 2**20
+"""What SQLite may take before it uses pages again instead of taking more: Prefect allows each connection 80 MB."""
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -32,6 +38,7 @@ def main() -> None:
     threading.Thread(target=_give_back_memory, daemon=True).start()
 
     logging.getLogger("docket.dependencies").addFilter(_is_news)
+    keep_sqlite_small()
 
     import uvicorn
 
@@ -75,6 +82,23 @@ def _is_news(record: logging.LogRecord) -> bool:
     """Every poll of a worker marks deployments as ready; on SQLite two at once are one too many, which the next puts
     right. A traceback each would fill the disk."""
     return "mark_deployments_ready(" not in record.getMessage()
+
+
+def keep_sqlite_small() -> None:
+    """Of this process, whatever the address of its database; with another kind of database it changes nothing."""
+    import sqlite3
+
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    def few_statements(dialect: Any, record: Any, arguments: Any, options: dict[str, Any]) -> None:
+        if dialect.name == "sqlite":
+            options["cached_statements"] = STATEMENTS
+
+    event.listen(Engine, "do_connect", few_statements)
+    connection = sqlite3.connect(":memory:")
+    connection.execute(f"PRAGMA soft_heap_limit = {SQLITE_BYTES}")
+    connection.close()
 
 
 def _give_back_memory() -> None:
