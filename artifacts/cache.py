@@ -1,40 +1,44 @@
 """The local copies of what lies in remote stores: folders named by content, of bounded size in all.
 
-Room is made by the time of last use, by the clock of the cache's own disk. A process holds a shared lock on every
-copy that it uses until it ends, so no copy goes while somebody reads it, however many processes share the cache.
+A copy has an empty file in `uses`, from before it is fetched until it is deleted: its name says the copy's key and
+bytes, so that a list of names tells how much there is at most; its time is that of the last use, by the clock of the
+cache's own disk. A process holds every copy that it uses until it ends, so no copy goes while somebody reads it,
+however many processes share the cache.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from artifacts.disk import temporary_name
 from artifacts.errors import RequestError
 from artifacts.folder import scan
+from artifacts.holds import alone, hold
 from artifacts.local_errors import reported
+from artifacts.owner import is_dead
 
 logger = logging.getLogger(__name__)
 VARIABLE = "POSTTRAIN_CACHE_GB"
 DEFAULT_GB = 200.0
 USES = "uses"
-_held: dict[Path, int] = {}
-"""Files of uses that this process has locked, until it ends."""
+ASIDE = "aside"
+COUNTED = ".counted"
+"""Marks that every copy has its file of uses."""
+ROOM = "room"
+PATIENCE_SECONDS = 60.0
 
 
-@dataclass(frozen=True)
-class Copy:
-    """One copy: its key, bytes, and when it was used last."""
+class Copy(NamedTuple):
+    """One copy: its key, and bytes."""
 
     key: str
     size: int
-    used: float
 
 
 def limit_bytes() -> float:
@@ -49,87 +53,130 @@ def limit_bytes() -> float:
     return value * 1e9
 
 
-def use(cache: Path, key: str) -> None:
-    """From now on until this process ends, nobody makes room by deleting the copy of `key`."""
-    path = _use_file(cache, key)
+def use(cache: Path, copy: Copy) -> None:
+    """From now on the copy counts, fetched or not, and until this process ends nobody makes room by deleting it."""
+    path = use_file(cache, copy)
     with reported("use the cache in", path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        while path not in _held or not _is_at(_held[path], path):
-            old = _held.pop(path, None)
-            if old is not None:
-                os.close(old)
-            descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
-            _held[path] = descriptor
-        os.utime(_held[path])
+        for name in (USES, ASIDE):
+            (cache / name).mkdir(parents=True, exist_ok=True)
+        _count(cache)
+        hold(path.parent, copy.key)
+        path.touch()
 
 
-def make_room(cache: Path, needed: int = 0) -> None:
-    """Deletes the copies used longest ago that nobody uses now, until `needed` more bytes keep to the limit."""
-    allowed = limit_bytes() - needed
-    found = sorted(copies(cache), key=lambda copy: (copy.used, copy.key))
-    total = sum(copy.size for copy in found)
-    for copy in found:
-        if total <= allowed:
+def make_room(cache: Path) -> None:
+    """Deletes the copies used longest ago that nobody uses now, until what is counted keeps to the limit. Whoever
+    fetches has counted its own first: of several at once, the last to count sees all of them."""
+    limit = limit_bytes()
+    with reported("make room in", cache):
+        if sum(copy.size for copy in _counted(cache)) <= limit:
             return
-        if _delete(cache, copy.key):
+        # one after the other, so that none takes what another is deleting for in use; for a stopped one nobody waits
+        with alone(cache, ROOM, PATIENCE_SECONDS):
+            _delete_oldest(cache, limit)
+
+
+def _delete_oldest(cache: Path, limit: float) -> None:
+    found = list(_counted(cache))
+    total = sum(copy.size for copy in found)
+    for copy in sorted(found, key=lambda copy: (_used(cache, copy), copy.key)):
+        if total <= limit:
+            return
+        if _delete(cache, copy):
             total -= copy.size
-    if total > allowed:
-        logger.warning(
-            "the cache %s is larger than %s allows (%.1f GB): all that is in it is in use",
-            cache,
-            VARIABLE,
-            allowed / 1e9,
-        )
+    if total <= limit:
+        return
+    logger.warning(
+        "the cache %s is larger than %s allows (%.1f GB): all that is in it is in use", cache, VARIABLE, limit / 1e9
+    )
 
 
 def copies(cache: Path) -> Iterator[Copy]:
-    """Every copy that is there. One that was never said to be used is older than all others."""
-    for pattern in ("artifacts/*/*", "work/*/checkpoints/*"):
-        for folder in cache.glob(pattern):
-            if folder.name.startswith("."):
-                continue
-            key = folder.relative_to(cache).as_posix()
+    """Every copy that is there, by a walk through all files."""
+    for folder in _folders(cache):
+        if not folder.name.startswith("."):  # what was put together there once
             with contextlib.suppress(FileNotFoundError):
                 size = sum(status.st_size for status in scan(folder).values())
-                yield Copy(key, size, _used(cache, key))
+                yield Copy(folder.relative_to(cache).as_posix(), size)
 
 
-def _used(cache: Path, key: str) -> float:
+def use_file(cache: Path, copy: Copy) -> Path:
+    return cache / USES / f"{_name(copy.key)}={copy.size}"
+
+
+def aside(cache: Path, key: str) -> Path:
+    """Where a copy is put together, or taken away to; another place each time."""
+    return cache / ASIDE / f"{_name(key)}={temporary_name()}"
+
+
+def clear_after_dead(cache: Path, key: str) -> None:
+    """Deletes what processes that died left of a copy that they put together or took away."""
+    for path in _left_aside(cache, key):
+        if is_dead(path.name.rpartition("=")[2]):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _left_aside(cache: Path, key: str) -> list[Path]:
+    return [cache / ASIDE / name for name in os.listdir(cache / ASIDE) if name.startswith(f"{_name(key)}=")]
+
+
+def _counted(cache: Path) -> Iterator[Copy]:
+    for name in os.listdir(cache / USES):
+        key, _, size = name.rpartition("=")
+        if size.isdigit():
+            yield Copy(key.replace("+", "/"), int(size))
+
+
+def _used(cache: Path, copy: Copy) -> float:
     try:
-        return os.stat(_use_file(cache, key)).st_mtime
+        return os.stat(use_file(cache, copy)).st_mtime
     except FileNotFoundError:
         return 0.0
 
 
-def _delete(cache: Path, key: str) -> bool:
-    """False: somebody uses it."""
-    path, folder = _use_file(cache, key), cache / key
-    with reported("make room in", folder):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not _is_at(descriptor, path):
-                return False
-            away = folder.parent / f".old-{temporary_name()}"
+def _delete(cache: Path, copy: Copy) -> bool:
+    """False: somebody uses it. It counts until its last byte is gone."""
+    folder = cache / copy.key
+    with alone(cache / USES, copy.key) as free:
+        if free:
             with contextlib.suppress(FileNotFoundError):
-                os.rename(folder, away)
-            os.unlink(path)
-        except BlockingIOError:
-            return False
-        finally:
-            os.close(descriptor)
-        shutil.rmtree(away, ignore_errors=True)
-    return True
+                os.rename(folder, aside(cache, copy.key))
+            # nobody fetches it now: what else is there is of processes that died
+            for path in _left_aside(cache, copy.key):
+                shutil.rmtree(path)
+            use_file(cache, copy).unlink(missing_ok=True)
+    return free
 
 
-def _use_file(cache: Path, key: str) -> Path:
-    return cache / USES / key.replace("/", "+")
+def _count(cache: Path) -> None:
+    """Gives every copy of a cache without the mark its file of uses: posttrain had others once, without a size, and
+    somebody may have deleted them. A copy that was never said to be used is older than all others."""
+    mark = cache / USES / COUNTED
+    if mark.exists():
+        return
+    for copy in copies(cache):
+        path = use_file(cache, copy)
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            if not path.exists():
+                _note(mark.parent / _name(copy.key), path)
+    for folder in _folders(cache):
+        if is_dead(folder.name.partition("-")[2]):
+            shutil.rmtree(folder, ignore_errors=True)
+    mark.touch()
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
+def _note(former: Path, path: Path) -> None:
     try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+        os.rename(former, path)
     except FileNotFoundError:
-        return False
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+        os.utime(path, (0, 0))
+
+
+def _folders(cache: Path) -> Iterator[Path]:
+    for pattern in ("artifacts/*/*", "work/*/checkpoints/*"):
+        yield from cache.glob(pattern)
+
+
+def _name(key: str) -> str:
+    return key.replace("/", "+")

@@ -22,6 +22,7 @@ ADVICE = {
     errno.ELOOP: "a link is where a file should be; the store holds no links",
     errno.EIO: "the disk reports errors: check it, then run again",
     errno.EMFILE: "too many open files: raise `ulimit -n`",
+    errno.ENOLCK: "its file system keeps no locks; choose another disk",
     errno.ESTALE: "the network file system lost the file: mount it again",
 }
 

@@ -34,13 +34,13 @@ def _acquired(path: Path, patience_seconds: float) -> int:
             while not _try(descriptor):
                 if time.monotonic() > deadline:
                     # its holder is stopped; the next to come make a new file
-                    if _is_at(descriptor, path):
+                    if is_at(descriptor, path):
                         with contextlib.suppress(FileNotFoundError):
                             os.unlink(path)
                     break
                 time.sleep(0.005)
             else:
-                if _is_at(descriptor, path):
+                if is_at(descriptor, path):
                     return descriptor
         except BaseException:
             os.close(descriptor)
@@ -57,7 +57,7 @@ def _try(descriptor: int) -> bool:
     return True
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
+def is_at(descriptor: int, path: Path) -> bool:
     """Whether the locked file is still the one that others will find."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))

@@ -8,15 +8,14 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from artifacts.cache import make_room, use
+from artifacts.cache import Copy, aside, clear_after_dead, make_room, use
 from artifacts.digest import FileEntry
-from artifacts.disk import READ_ONLY, temporary_name
+from artifacts.disk import READ_ONLY
 from artifacts.errors import DamagedError, MissingError
 from artifacts.files import Files
 from artifacts.folder import check_folder, differences, in_parallel
 from artifacts.local_errors import reported
 from artifacts.no_links import require_no_links
-from artifacts.owner import is_dead
 
 THREADS = 4
 
@@ -65,31 +64,24 @@ def fetched(
     again. Copies that nobody uses make room for it. `ignore`: files of the store that are no payload. Raises
     DamagedError naming what is wrong in the store."""
     target = cache / key
-    use(cache, key)
+    needed = sum(entry.size for entry in expected)
+    use(cache, Copy(key, needed))
     with reported("read the cache in", target):
         if target.exists() and not check_folder(target, expected):
             return target
     found = {path: stored.size for path, stored in files.tree(place).items() if path not in ignore}
     _raise_if_any(differences(found, expected), f"{files.url}/{place}")
-    needed = sum(entry.size for entry in expected)
-    make_room(cache, needed)
+    make_room(cache)
     with reported("fetch into", target, needed=needed):
         target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target.parent)
-        building = target.parent / f".new-{temporary_name()}"
+        clear_after_dead(cache, key)
+        building = aside(cache, key)
         try:
             _download(files, place, expected, building)
-            _put_in_place(building, target, expected)
+            _put_in_place(building, target, expected, aside(cache, key))
         finally:
             shutil.rmtree(building, ignore_errors=True)
     return target
-
-
-def _sweep(folder: Path) -> None:
-    """Clears away what processes that died here left half-fetched."""
-    for path in sorted(folder.glob(".*")):
-        if is_dead(path.name.partition("-")[2]):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def _download(files: Files, place: str, expected: tuple[FileEntry, ...], building: Path) -> None:
@@ -115,7 +107,7 @@ def _raise_if_any(problems: list[str], where: str) -> None:
         raise DamagedError(f"{where} is damaged: {'; '.join(problems[:5])}; run again: what made it will be done again")
 
 
-def _put_in_place(building: Path, target: Path, expected: tuple[FileEntry, ...]) -> None:
+def _put_in_place(building: Path, target: Path, expected: tuple[FileEntry, ...], away: Path) -> None:
     """The cache is checked at every use, so it needs no fsync; another process may fetch the same."""
     for _ in range(3):
         try:
@@ -124,7 +116,6 @@ def _put_in_place(building: Path, target: Path, expected: tuple[FileEntry, ...])
         except OSError:
             if target.exists() and not check_folder(target, expected):
                 return
-            away = target.parent / f".old-{temporary_name()}"
             try:
                 os.rename(target, away)
             except FileNotFoundError:

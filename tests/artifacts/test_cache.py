@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from artifacts import DamagedError, RequestError, Store, open_store, remote
+from artifacts import Artifact, DamagedError, RequestError, Store, holds, open_store, remote
 from artifacts import cache as copies
 from artifacts.remote import RemoteFiles
 
@@ -29,9 +29,13 @@ def made(remote_store, fill):
 
 def forget() -> None:
     """This process uses nothing any more, as if it had ended."""
-    for descriptor in copies._held.values():
+    for descriptor in holds._held.values():
         os.close(descriptor)
-    copies._held.clear()
+    holds._held.clear()
+
+
+def copy_of(artifact: Artifact) -> copies.Copy:
+    return copies.Copy(artifact.key, SIZE)
 
 
 def held(folder: Path) -> list[str]:
@@ -48,7 +52,7 @@ def test_what_was_used_longest_ago_makes_room(remote_store, made, cache: Path, m
     for turn, number in enumerate((0, 1, 0, 2, 3, 0)):
         artifact = made[number]
         assert (remote_store.materialize(artifact) / "a").read_bytes() == bytes([number]) * SIZE
-        os.utime(copies._use_file(cache, artifact.key), (turn, turn))
+        os.utime(copies.use_file(cache, copy_of(artifact)), (turn, turn))
         used = [key for key in used if key != artifact.key] + [artifact.key]
         forget()
         # an independent model: the last two used
@@ -73,7 +77,8 @@ def test_another_process_keeps_what_it_uses(remote_store, made, cache: Path, mon
     forget()
     code = (
         "import sys; from pathlib import Path; from artifacts import cache; "
-        f"cache.use(Path({str(cache)!r}), {made[0].key!r}); print('ready', flush=True); sys.stdin.read()"
+        f"cache.use(Path({str(cache)!r}), cache.Copy({made[0].key!r}, {SIZE})); "
+        "print('ready', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None and other.stdout.readline() == "ready\n"
