@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 GRACE_SECONDS = 1.0
-TRIM_SECONDS = 60.0
+TRIM_SECONDS = 15.0
 STATEMENTS = 16
 """Prepared ones that each connection to the database keeps. Prefect writes events and states by the batch, and the text
 of each size of a batch is another one: Python would keep 128 for each connection, of up to 200 kB, hardly ever used

@@ -1,6 +1,7 @@
 """One store, one `posttrain ui`, one process that runs recipes again and again: hits, misses, failures, killed and
 cancelled runs that are taken up later, runs of the worker that end or are cancelled, and upkeep. The processes that
 stay hold the same after many cycles as after a few (`flatness`), and every result is the one it was the first time.
+What is kept up to a number is full before the minutes begin (`soak_filling`): then whatever grows has no end.
 
 Files of others in /dev/shm count as well: where others work, give it one of its own (`unshare -m sh -c "mount -t tmpfs
 tmpfs /dev/shm; exec python -m tests.campaigns soak"`).
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,14 +29,19 @@ import psutil
 from prefect.states import Cancelling
 
 from tests.campaigns import soak_driver
-from tests.campaigns.flatness import MEMORY_SHARE, WARM_UP_SHARE, Series, described, grown
+from tests.campaigns.flatness import MEMORY_SHARE, Series, described, grown
 from tests.campaigns.outcome import Outcome
+from tests.campaigns.soak_filling import fill
 from tests.flows.lasting_ui import ROOT, Ui, until
 
 KINDS = ("hit",) * 6 + ("miss", "fail", "die", "cancel")
 """Drawn from, one for each cycle. What failed, died or was cancelled is taken up by the cycle after it."""
-UPKEEP_EVERY, WORKER_EVERY = 20, 50
-"""Cycles."""
+UPKEEP_EVERY, WORKER_EVERY = 20, 20
+"""Cycles. What the worker keeps grows by a step with each of its runs: of a few steps the line through most samples
+would see none."""
+WARM_UP = (*KINDS, "upkeep", "worker run", *KINDS, "cancelled worker run", *KINDS)
+"""The cycles before the minutes: what is loaded when it is first needed is loaded, and what Python has
+room for between its objects is found."""
 DONE = {"first": "cached", "second": "ran", "third": "ran"}
 ENDS: dict[str, Any] = {
     "hit": dict.fromkeys(DONE, "cached"),
@@ -50,8 +56,6 @@ PLURALS = {"miss": "misses", "fail": "failures", "die": "deaths of a stage", "up
 LINE_EVERY = 50
 RESUMED_AT = 4
 """The step of the last checkpoint before the middle."""
-SETTLING_MINUTES = {"server memory": 30}
-"""Prefect's server keeps the ids of the events of half an hour, at most 10,000: those of some 370 runs."""
 SECONDS_UNTIL_GONE = 10.0
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -81,19 +85,13 @@ class Samples:
         """The memory of each process now."""
         return ", ".join(f"{name} {samples[-1][1] / 1e6:.1f} MB" for name, samples in self.memory.items())
 
-    def judged(self, minutes: float) -> Iterator[str]:
-        """What grew, of what so many minutes say something about."""
-        for series in self.series():
-            found = grown(series)
-            if found is not None and minutes * WARM_UP_SHARE >= SETTLING_MINUTES.get(series.what, 0):
-                yield found
+    def judged(self) -> Iterator[str]:
+        """What grew."""
+        yield from filter(None, map(grown, self.series()))
 
-    def measured(self, minutes: float) -> Iterator[str]:
-        """The memory of each process, and whether it was judged."""
-        for series in self.series():
-            if series.growth_share is not None:
-                early = minutes * WARM_UP_SHARE < SETTLING_MINUTES.get(series.what, 0)
-                yield described(series) + (" (not judged: still filling)" if early else "")
+    def measured(self) -> Iterator[str]:
+        """The memory of each process."""
+        yield from (described(series) for series in self.series() if series.growth_share is not None)
 
     def series(self) -> list[Series]:
         """All of them."""
@@ -218,14 +216,18 @@ class Cycles:
 
 
 def campaign(minutes: float, seed: int) -> Outcome:
-    """So many minutes of cycles."""
+    """So many minutes of cycles, after a warm-up."""
     outcome = Outcome(seed)
     with tempfile.TemporaryDirectory() as temporary, running(Path(temporary)) as (ui, driver):
         places = (Path(temporary) / "temporary", ui.store_folder / "tmp", ui.store_folder / "claims", SHARED_MEMORY)
         samples, cycles = Samples(staying(ui, driver), places), Cycles(ui, driver, outcome)
         driver.ask("miss", cycles.good)
+        print(f"{fill(ui.url):,} events fill what the server keeps", flush=True)
+        for number, kind in enumerate(_resumed(WARM_UP), -2 * len(WARM_UP)):
+            cycles.attempt(number, kind)
+        outcome.counts.clear()
         deadline = time.monotonic() + 60 * minutes
-        for number, kind in enumerate(_drawn(seed), 1):
+        for number, kind in enumerate(_resumed(_drawn(seed)), 1):
             if time.monotonic() > deadline:
                 break
             cycles.attempt(number, kind)
@@ -233,21 +235,26 @@ def campaign(minutes: float, seed: int) -> Outcome:
             outcome.counts["cycles"] = number
             if number % LINE_EVERY == 0:
                 print(f"{outcome.line()}; {samples.last()}", flush=True)
-    outcome.anomalies += samples.judged(minutes)
-    outcome.notes += samples.measured(minutes)
+    outcome.anomalies += samples.judged()
+    outcome.notes += samples.measured()
     print("; ".join(map(described, samples.series())), flush=True)
     return outcome
 
 
 def _drawn(seed: int) -> Iterator[str]:
-    """Kinds of cycles without end; after trouble comes `resume`."""
+    """Kinds of cycles without end."""
     draws = random.Random(seed)
     for number in itertools.count(1):
         if number % WORKER_EVERY == 0:
             yield "cancelled worker run" if number % (2 * WORKER_EVERY) == 0 else "worker run"
         if number % UPKEEP_EVERY == 0:
             yield "upkeep"
-        kind = draws.choice(KINDS)
+        yield draws.choice(KINDS)
+
+
+def _resumed(kinds: Iterable[str]) -> Iterator[str]:
+    """After trouble comes `resume`."""
+    for kind in kinds:
         yield kind
         if kind in soak_driver.TROUBLE:
             yield "resume"

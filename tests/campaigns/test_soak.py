@@ -52,6 +52,34 @@ def test_a_lost_handle_in_fifty_cycles_is_found(counts: list[int], flat: bool) -
     assert (found is None) == flat, found
 
 
+def worker(step: float, cycles: int = 240) -> Series:
+    """Its 190 MB grow by a step with each run, every 20 cycles."""
+    return Series("worker memory", [(cycle, 190e6 + cycle // 20 * step) for cycle in range(cycles)], MEMORY_SHARE)
+
+
+def test_growth_by_steps_is_growth() -> None:
+    # 1 % of 190 MB in 1,000 cycles, fifty runs, is 38 kB a run
+    assert grown(worker(0)) is None
+    assert grown(worker(20e3)) is None
+    assert "worker memory: +" in str(grown(worker(60e3)))
+
+
+@pytest.mark.parametrize(("full_at", "flat"), [(0, True), (100, True), (10_000, False)])
+def test_a_cache_is_judged_by_what_comes_after_it_is_full(full_at: int, flat: bool) -> None:
+    # 4 kB a cycle until then, 1.4 % in 1,000; of 300 cycles those from the 120th on count
+    kept = [(cycle, 280e6 + 4e3 * min(cycle, full_at)) for cycle in range(300)]
+    found = grown(Series("server memory", kept, MEMORY_SHARE))
+    assert (found is None) == flat, found
+
+
+@pytest.mark.parametrize("leak", [0, 300, 2000])
+def test_memory_that_is_given_back_every_now_and_then(leak: float) -> None:
+    # 100 MB; up to 2 MB are free and kept for seven cycles
+    kept = [(cycle, 100e6 + cycle * leak + cycle % 7 * 0.3e6) for cycle in range(300)]
+    found = grown(Series("server memory", kept, MEMORY_SHARE))
+    assert (found is None) == (leak < 1000), found
+
+
 def test_too_few_cycles_are_not_judged() -> None:
     with pytest.raises(ValueError, match="say nothing"):
         grown(Series("handles", [(cycle, 1.0) for cycle in range(12)]))
