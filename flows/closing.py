@@ -8,6 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from flows.attempts import state_in_words, total_seconds
 from flows.entries import BROKEN
 from stages.stage import load_stage
 
@@ -25,12 +26,22 @@ def closing_table(payload: Mapping[str, Any]) -> Table:
     table.add_column("main metric")
     table.add_column("artifact")
     for name, entry in payload["stages"].items():
-        state = f"[{STYLES[entry['state']]}]{entry['state']}[/]"
-        seconds = f"{entry['seconds']:,.1f} s" if entry["state"] in ("ran", *BROKEN) else ""
-        artifact = "" if entry["error"] is None else entry["error"].splitlines()[0]
-        artifact = artifact or ", ".join(short_id(found["id"]) for found in entry["outputs"].values())
-        table.add_row(escape(name), state, seconds, escape(main_metric(entry)), escape(artifact))
+        state = f"[{STYLES[entry['state']]}]{state_in_words(entry)}[/]"
+        artifact = ", ".join(short_id(found["id"]) for found in entry["outputs"].values())
+        table.add_row(escape(name), state, _time(entry), escape(main_metric(entry)), artifact or _where(entry))
     return table
+
+
+def _time(entry: Mapping[str, Any]) -> str:
+    if entry["state"] not in ("ran", *BROKEN):
+        return ""
+    total = total_seconds(entry)
+    return f"{entry['seconds']:,.1f} s" + ("" if total is None else f", {total:,.1f} s in all")
+
+
+def _where(entry: Mapping[str, Any]) -> str:
+    """Errors are long, and were said when they came."""
+    return "its error is above" if entry["error"] else ""
 
 
 def main_metric(entry: Mapping[str, Any]) -> str:

@@ -37,11 +37,14 @@ def entry_of(stage: RecipeStage, decision: Decision, *, state: str, reason: str 
         "command": [] if record is None else list(record.provenance.get("command", [])),
         "error": None,
         "resumed_from": None,
+        "earlier_seconds": None,
     }
 
 
-def ran_entry(stage: RecipeStage, decision: Decision, result: StageResult) -> Entry:
-    """A stage that a process of this run made."""
+def ran_entry(
+    stage: RecipeStage, decision: Decision, result: StageResult, earlier_seconds: float | None = None
+) -> Entry:
+    """A stage that a process of this run made. `earlier_seconds`: of attempts before, as far as they are known."""
     return {
         **entry_of(stage, decision, state="ran"),
         "seconds": round(result.seconds, 3),
@@ -51,6 +54,7 @@ def ran_entry(stage: RecipeStage, decision: Decision, result: StageResult) -> En
         "counts": result.counts,
         "command": result.command,
         "resumed_from": result.resumed_from,
+        "earlier_seconds": None if earlier_seconds is None else round(earlier_seconds, 3),
     }
 
 

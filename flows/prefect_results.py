@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from prefect.settings import PREFECT_API_URL
 
 from artifacts.sealed import scrub
+from flows.attempts import state_in_words
 from flows.closing import main_metric, short_id
 from flows.holder import holder
 from flows.prefect_shown import cell, only_shown, show_link, show_table, show_text
@@ -41,7 +42,7 @@ def publish_results(run: Run, payload: Mapping[str, Any]) -> None:
     rows = [
         {
             "stage": name,
-            "state": entry["state"],
+            "state": state_in_words(entry),
             "seconds": entry["seconds"],
             "main metric": main_metric(entry),
             "artifact": ", ".join(short_id(found["id"]) for found in entry["outputs"].values()),

@@ -21,11 +21,12 @@ from typing import Any
 from artifacts import Artifact
 from artifacts.errors import StoreError
 from flows.again import again
+from flows.attempts import earlier_seconds
 from flows.claiming import RunClaim
 from flows.command import default_threads
 from flows.entries import BROKEN, Entry, entry_of, failed_entry, in_order, ran_entry, skipped_entry
 from flows.inputs import input_specs
-from flows.launch import Event, StageResult, StageStopped, Supervisors, run_stage_process
+from flows.launch import Event, StageFailed, StageResult, StageStopped, Supervisors, run_stage_process
 from flows.listener import Listener, Silence
 from flows.plan import Decision, Plan
 from flows.recipe import RecipeStage
@@ -191,14 +192,21 @@ class Run:
             if on_event is not None:
                 on_event(event)
 
+        in_vain: list[float] = []
+
         def start(spec: dict[str, Any]) -> StageResult:
-            return run_stage_process(
-                spec,
-                stage.launch,
-                tell,
-                on_warning=lambda line: tell({"kind": "warning", "text": line}),
-                supervisors=self.supervisors,
-            )
+            began = time.monotonic()
+            try:
+                return run_stage_process(
+                    spec,
+                    stage.launch,
+                    tell,
+                    on_warning=lambda line: tell({"kind": "warning", "text": line}),
+                    supervisors=self.supervisors,
+                )
+            except StageFailed:
+                in_vain.append(time.monotonic() - began)
+                raise
 
         spec = self._spec(stage, decision)
         launch = stage.launch
@@ -212,10 +220,16 @@ class Run:
             )
         outputs = _artifacts(result)
         self._publish(name, outputs)
-        self._end(name, ran_entry(stage, decision, result))
+        earlier = None if result.resumed_from is None else self._earlier_seconds(spec)
+        known = [*in_vain, *([] if earlier is None else [earlier])]
+        self._end(name, ran_entry(stage, decision, result, sum(known) if known else None))
         self._record.write()
         _tidy(Path(spec["job"]))
         return Outcome(False, "; ".join(decision.reasons), outputs)
+
+    def _earlier_seconds(self, spec: Mapping[str, Any]) -> float | None:
+        """Of attempts in other runs."""
+        return earlier_seconds(self.store.scratch.absolute(), spec["fingerprint"], Path(spec["job"]))
 
     def _publish(self, name: str, outputs: Mapping[str, Artifact]) -> None:
         """Make the outputs known to the stages after it and, by name, to people and other recipes."""

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import DamagedError, MissingError, RequestError, StoreError
+from flows.attempts import resumed_at
 from flows.request import open_named, print_json
 from flows.server import REPORTS, prefect_home
 from stages.names import nearest
@@ -157,7 +158,9 @@ def _run_line(store: Store, run_id: str) -> dict[str, Any]:
         payload = store.read_run(run_id)
     except StoreError as error:
         return {"run": run_id, "damaged": str(error)}
-    return {name: payload.get(name) for name in ("run", "recipe", "state", "started_at", "seconds")}
+    known = {name: payload.get(name) for name in ("run", "recipe", "state", "started_at", "seconds")}
+    resumed = {name: resumed_at(entry) for name, entry in payload.get("stages", {}).items()}
+    return {**known, "resumed": {name: step for name, step in resumed.items() if step is not None}}
 
 
 def _items(items: list[Item]) -> list[dict[str, Any]]:

@@ -89,10 +89,13 @@ def listing_tables(
         table.add_row(short_id(entry["id"]), entry["kind"], *about, _lines(entry["aliases"]))
     listed = plain_table("run", "recipe", "state", "started", "seconds")
     for entry in runs:
+        resumed = [f"{name} resumed at step {step:,}" for name, step in entry.get("resumed", {}).items()]
         values = [
             entry["run"],
             entry.get("damaged") or entry["recipe"],
-            *(entry.get(key) for key in ("state", "started_at", "seconds")),
+            "; ".join([str(entry.get("state") or ""), *resumed]),
+            entry.get("started_at"),
+            entry.get("seconds"),
         ]
         listed.add_row(*(Text("" if value is None else str(value)) for value in values))
     return [Text(f"store {url}"), table, listed]

@@ -20,6 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from flows.attempts import total_seconds
 from flows.closing import STYLES, closing_table
 
 if TYPE_CHECKING:
@@ -151,6 +152,8 @@ class Terminal:
         with self._lock:
             self._lines.pop(name, None)
         what = f"{entry['state']} in {clock(entry['seconds'])}" if entry["state"] == "ran" else entry["state"]
+        if (total := total_seconds(entry)) is not None:
+            what += f", {clock(total)} in all"
         detail = entry["error"] or (entry["reason"] if entry["state"] != "ran" else "")
         self._say(name, f"{what}{': ' if detail else ''}{detail}", STYLES[entry["state"]])
 

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from artifacts.errors import PosttrainError
+from flows.attempts import resumed_at, total_seconds
 from flows.reporting.reading import Reader, artifact_of
 from flows.reporting.text import duration, number, plain, short, turns, with_intervals
 from flows.reporting.wiring import Wire, Wiring
@@ -55,6 +56,8 @@ class Section:
     """The stage's main metric with its value, if it has both."""
     error: str
     resumed_from: str
+    total_time: str
+    """With the attempts before, where they are known."""
     settings: tuple[Setting, ...]
     launch: tuple[tuple[str, str], ...]
     inputs: tuple[Wire, ...]
@@ -83,7 +86,7 @@ def read_sections(run: Mapping[str, Any], wiring: Wiring, anchors: Mapping[str, 
 def _section(name: str, entry: Mapping[str, Any], wiring: Wiring, anchor: str, reader: Reader) -> Section:
     uses, written = str(entry["uses"]), wiring.settings.get(name, {})
     identity, provenance = _record(name, uses, entry, reader)
-    resumed = entry.get("resumed_from")
+    resumed = resumed_at(entry)
     return Section(
         name=name,
         anchor=anchor,
@@ -95,6 +98,7 @@ def _section(name: str, entry: Mapping[str, Any], wiring: Wiring, anchor: str, r
         headline=_main_metric(uses, entry.get("metrics") or {}),
         error=str(entry.get("error") or ""),
         resumed_from="" if resumed is None else number(resumed),
+        total_time="" if (total := total_seconds(entry)) is None else duration(total),
         settings=tuple(_settings(name, uses, identity.get("config") or {}, written.get("with") or {}, reader)),
         launch=tuple(_pairs(written.get("launch"))),
         inputs=wiring.wires[name],

@@ -172,6 +172,7 @@ def small_run(folder: Path) -> SmallRun:
         metrics={"loss": 2.0 / STEPS},
         timings={"tokens_per_second": 1234.5},
         resumed_from=7,
+        earlier_seconds=61.5,
     )
     for model in ("base", "sft"):
         files = {"results.json": json.dumps(RESULTS[model]), "samples.jsonl": samples(model)}

@@ -185,13 +185,17 @@ def test_show_path_and_ls(store, capsys):
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
     assert run("ls") == 0
     assert model.digest[:12] in capsys.readouterr().out
-    store.write_run("r1", {"run": "r1", "recipe": "small", "state": "ok", "started_at": "now", "seconds": 2.0})
+    known = {"run": "r1", "recipe": "small", "state": "ok", "started_at": "now", "seconds": 2.0}
+    resumed = {"uses": "sft", "state": "ran", "outputs": {}, "resumed_from": 1200}
+    store.write_run("r1", {**known, "stages": {"sft": resumed, "rest": {**resumed, "resumed_from": None}}})
+    assert run("ls") == 0
+    assert "ok; sft resumed at step 1,200" in capsys.readouterr().out
     assert run("ls", "--json") == 0
     listed = json.loads(capsys.readouterr().out)
     assert listed["artifacts"][0] == {
         "id": model.id, "kind": "model", "aliases": ["base"], "stage": "train", "files": 2, "bytes": 1502,
     }  # fmt: skip
-    assert listed["runs"] == [{"run": "r1", "recipe": "small", "state": "ok", "started_at": "now", "seconds": 2.0}]
+    assert listed["runs"] == [{**known, "resumed": {"sft": 1200}}]
 
 
 def test_verify_names_what_is_damaged(store, capsys):

@@ -101,13 +101,33 @@ def test_failures_and_skips_say_why() -> None:
 def test_closing_table(make: None) -> None:
     text = io.StringIO()
     failed = {**ENTRY, "state": "failed", "seconds": 0.2, "error": "row 3\nmore", "outputs": {}, "metrics": {}}
-    payload = {"recipe": "r", "run": "1", "state": "failed", "stages": {"a": ENTRY, "b": failed}}
+    resumed = {**ENTRY, "resumed_from": 1200, "earlier_seconds": 20.25}
+    stages = {"a": ENTRY, "b": failed, "c": resumed, "d": {**resumed, "earlier_seconds": None}}
+    payload = {"recipe": "r", "run": "1", "state": "failed", "stages": stages}
     Terminal(console=Console(file=text, width=200)).finished(payload)
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.getvalue().splitlines() if "│" in line]
     assert rows == [
         ["a", "ran", "61.0 s", "length 3", "abababababab"],
-        ["b", "failed", "0.2 s", "", "row 3"],
+        ["b", "failed", "0.2 s", "", "its error is above"],
+        ["c", "ran, resumed at step 1,200", "61.0 s, 81.2 s in all", "length 3", "abababababab"],
+        ["d", "ran, resumed at step 1,200", "61.0 s", "length 3", "abababababab"],
     ]
+
+
+def test_an_error_is_said_once_and_in_full(make: None) -> None:
+    text = io.StringIO()
+    failed = {**ENTRY, "state": "failed", "error": "row 3\nhas no prompt", "outputs": {}, "metrics": {}}
+    with Terminal(console=Console(file=text, width=200)) as terminal:
+        terminal.ended("b", failed)
+        terminal.finished({"recipe": "r", "run": "1", "state": "failed", "stages": {"b": failed}})
+    assert text.getvalue().count("row 3") == text.getvalue().count("has no prompt") == 1
+
+
+def test_a_resumed_stage_says_what_it_took_in_all() -> None:
+    text = io.StringIO()
+    with Terminal(console=Console(file=text, width=200)) as terminal:
+        terminal.ended("a", {**ENTRY, "resumed_from": 40, "earlier_seconds": 20.0})
+    assert text.getvalue() == "a: ran in 1:01, 1:21 in all\n"
 
 
 def test_a_terminal_is_redrawn_in_place(make: None) -> None:

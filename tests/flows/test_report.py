@@ -246,7 +246,8 @@ def test_settings_are_told_from_defaults(run: SmallRun) -> None:
         *(False, False),
         *(True, True, True),
     ]
-    assert "Resumed from step 7" in html and "python -m stages &#39;a spec.json&#39;" in html
+    assert "Resumed at step 7" in html and "With the attempts before: 1 min 5 s" in html
+    assert "python -m stages &#39;a spec.json&#39;" in html
 
 
 def test_lineage_leads_to_the_source(run: SmallRun) -> None:
