@@ -47,12 +47,13 @@ class Prediction:
     @property
     def worst(self) -> Phase:
         """The phase that decides."""
-        return worst_of(self.phases)
+        assert self.limit is not None
+        return worst_of(self.phases, self.limit)
 
     @property
     def fits(self) -> bool | None:
         """None: not known."""
-        return None if self.unknown is not None or self.limit is None else self.worst.total <= self.limit
+        return None if self.unknown is not None or self.limit is None else self.worst.filling(self.limit) <= 1
 
     def to_json(self) -> dict[str, Any]:
         """For `posttrain plan --memory --json`."""
@@ -66,7 +67,7 @@ class Prediction:
             "phase": self.worst.name,
             "parts": parts,
             "phases": {phase.name: round(phase.total) for phase in self.phases},
-            "limit_bytes": self.limit,
+            "limit_bytes": self.limit if self.worst.room is None else round(self.worst.room),
             "fits": self.fits,
             "change": None if self.change is None else self.change.to_json(),
         }
@@ -104,7 +105,7 @@ def _setup(stage: RecipeStage, machine: Machine) -> Setup:
     launch = stage.launch
     sharding: Sharding = Whole() if launch.config is None else sharding_of(launcher_settings(launch.config))
     device: Device = "cpu" if launch.config == "cpu" or machine.gpu_bytes is None else "cuda"
-    return Setup(launch.processes, sharding, device)
+    return Setup(launch.processes, sharding, device, machine.gpu_bytes)
 
 
 @dataclass

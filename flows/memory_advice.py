@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from flows.machine import Machine
+from flows.memory_engine_advice import differences, engine_changes
 from flows.within_memory import LEAST_MICRO_BATCH_TOKENS
-from stages.identity import is_operational
 from stages.sharding import Whole, Zero
 from stages.training.memory import Phase, Request, worst
 from stages.training.memory_training import Setup
@@ -63,9 +63,10 @@ def smallest_change(memory: Memory, request: Request, machine: Machine) -> Chang
         for tokens in _budgets(request.config):
             values = {**way.config, **tokens}
             tried = replace(request, config=request.config.model_copy(update=values), setup=setup)
-            need = worst(memory(tried)).total
-            if need <= machine.for_each(setup):
-                return _change(request, values, way.setup, round(need))
+            limit = machine.for_each(setup)
+            need = worst(memory(tried), limit)
+            if need.filling(limit) <= 1:
+                return _change(request, values, way.setup, round(need.total))
     return None
 
 
@@ -90,13 +91,16 @@ def _ways(request: Request) -> Iterator[_Way]:
     adapters = {"lora_r": _RANK} if fresh else {}
     sets: list[dict[str, Any]] = [{}, free]
     more = list(_more_processes(request))
-    yield from (_Way(values) for values in _different(sets))
-    yield from (_Way(values, setup) for values in _different(sets) for setup in more)
+    engines: list[dict[str, Any]] = [{}, *engine_changes(request)]
+    lossless = [{**values, **engine} for values in _different(sets) for engine in engines]
+    yield from (_Way(values) for values in lossless)
+    yield from (_Way(values, setup) for setup in more for values in lossless)
     results = _different([narrow, {**free, **narrow}, adapters, {**free, **adapters}, {**free, **narrow, **adapters}])
-    yield from (_Way(values) for values in results)
+    yield from (_Way({**values, **engine}) for values in results for engine in engines)
     everything = {**free, **narrow}
-    yield from (_Way(everything, setup) for setup in more)
-    yield from (_Way({**free, **narrow, **adapters, **shorter}) for shorter in _shorter(config))
+    yield from (_Way({**everything, **engine}, setup) for setup in more for engine in engines)
+    most = {**everything, **adapters}
+    yield from (_Way({**most, **shorter, **engine}) for shorter in _shorter(config) for engine in engines)
 
 
 def _different(sets: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -110,7 +114,7 @@ def _more_processes(request: Request) -> Iterator[Setup]:
         return
     for processes in _PROCESSES:
         if processes > setup.processes or (processes == setup.processes and isinstance(setup.sharding, Whole)):
-            yield Setup(processes, Zero(3), setup.device)
+            yield replace(setup, processes=processes, sharding=Zero(3))
 
 
 def _shorter(config: Any) -> Iterator[dict[str, int]]:
@@ -124,8 +128,9 @@ def _shorter(config: Any) -> Iterator[dict[str, int]]:
 
 def _change(request: Request, values: Mapping[str, Any], setup: Setup | None, need: int) -> Change:
     config = request.config
-    changed = {name: (getattr(config, name), then) for name, then in values.items() if getattr(config, name) != then}
-    same_result = all(is_operational(type(config).model_fields[name]) for name in changed)
+    differing = [change for name, then in values.items() for change in differences(config, name, then)]
+    changed = {name: (now, then) for name, now, then, _ in differing}
+    same_result = all(operational for _, _, _, operational in differing)
     if setup is not None:
         if setup.processes != request.setup.processes:
             changed["launch.processes"] = (request.setup.processes, setup.processes)

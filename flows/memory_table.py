@@ -40,7 +40,9 @@ def _cells(prediction: Prediction, parts: list[str]) -> list[RenderableType]:
 def _verdict(prediction: Prediction) -> list[RenderableType]:
     assert prediction.limit is not None
     among = f" x {prediction.processes}" if prediction.processes > 1 else ""
-    room = f"{size_in_words(prediction.limit)}{among} {'GPU' if prediction.device == 'cuda' else 'RAM'}"
+    worst = prediction.worst
+    where = f"{among} {'GPU' if prediction.device == 'cuda' else 'RAM'}" if worst.room is None else f" for {worst.name}"
+    room = size_in_words(worst.room or prediction.limit) + where
     if prediction.fits:
         return [Text(f"yes, of {room}", style="green"), ""]
     change = prediction.change

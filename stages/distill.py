@@ -16,8 +16,9 @@ from stages.rollouts.engine_settings import EngineChoice, EngineConfig, engine_p
 from stages.stage import MODELS, Input, Stage
 from stages.training.config import PolicyConfig, policy_outputs
 from stages.training.memory import Phase, Request, same_shape, training_step
+from stages.training.memory_distill import student_phases, with_teacher_servers
 from stages.training.memory_head import HeadUse
-from stages.training.memory_sampling import Sampled, sampling
+from stages.training.memory_sampling import Sampled
 
 if TYPE_CHECKING:
     from stages.context import Context
@@ -200,11 +201,9 @@ def memory(request: Request) -> list[Phase]:
     work = request.passes(row=row, rows=config.train_batch_size)
     phases = [training_step(training, work, HeadUse(teacher=None if apart else teacher), reference=others)]
     if own:
-        state = training.state()
-        resident = {"weights": state["weights"], "optimizer": state["optimizer"], "reference": others}
         asked = Sampled(-(-config.train_batch_size // request.setup.processes), max(1, row - own), own)
-        phases.append(sampling(request.model, request.setup, asked, number=training.weight, resident=resident))
-    return phases
+        phases = student_phases(request, phases[0], asked, reference=others)
+    return with_teacher_servers(request, teacher, phases, row=row) if apart else phases
 
 
 STAGE = Stage(

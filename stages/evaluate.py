@@ -222,13 +222,12 @@ def memory(request: Request) -> list[Phase]:
     """Answers where they are asked for; else the pass over the rows' own text, of the reference too."""
     config = request.config
     answers = {"accuracy", "reward"} & set(config.tasks) or (not config.tasks and config.rewards)
-    phases = answering_phases(request) if answers and not request.model.classifier else []
     weights = {"weights": request.frozen(request.model)}
     work = request.passes(row=2 * request.longest, rows=_ROWS_AT_ONCE)
-    phases.append(scoring(request.model, request.setup, work, bf16=config.bf16))
+    phases = [scoring(request.model, request.setup, work, bf16=config.bf16)]
     if (reference := request.models.get("reference")) is not None:
         phases.append(scoring(reference, request.setup, work, resident=weights, own="reference", bf16=config.bf16))
-    return phases
+    return answering_phases(request, phases) if answers and not request.model.classifier else phases
 
 
 STAGE = Stage(

@@ -31,11 +31,13 @@ PARTS = (
     "head",
     "reference",
     "sampler",
+    "engine",
     "checkpoint",
     "process",
 )
 """What memory is for. `weights`: with float32 masters and gathered shards; `reference`: reference, teacher and
-reward models; `checkpoint`: what is gathered of slices to be written; `process`: Python and its libraries."""
+reward models; `engine`: vLLM, in the process or as the stage's servers; `checkpoint`: what is gathered of slices to be
+written; `process`: Python and its libraries."""
 
 _FLOAT = 4
 _MOMENTS = 2 * _FLOAT
@@ -100,11 +102,22 @@ class Phase:
 
     name: str
     parts: Mapping[str, float]
+    room: float | None = None
+    """What it may have, where that is not what a process may: vLLM's share of a GPU, or its cache."""
 
     @property
     def total(self) -> float:
         """All parts."""
         return sum(self.parts.values())
+
+    def with_parts(self, changed: Mapping[str, float]) -> Phase:
+        """With these parts in the place of its own; parts in their order."""
+        known = {**self.parts, **changed}
+        return replace(self, parts={part: float(known[part]) for part in PARTS if known.get(part)})
+
+    def filling(self, limit: float) -> float:
+        """Share of its room that it takes, or of the `limit` of a process; it fits up to 1."""
+        return self.total / (limit if self.room is None else self.room)
 
 
 @dataclass(frozen=True)
@@ -226,13 +239,15 @@ def frozen_bytes(shape: ModelShape, device: Device, *, bf16: bool) -> float:
 
 def phase(name: str, parts: Mapping[str, float], setup: Setup) -> Phase:
     """With what the process itself holds; parts in their order."""
-    known = {**parts, "process": PROCESS_BYTES[setup.device]}
-    return Phase(name, {part: float(known[part]) for part in PARTS if known.get(part)})
+    return Phase(name, {}).with_parts({**parts, "process": PROCESS_BYTES[setup.device]})
 
 
-def worst(phases: Sequence[Phase]) -> Phase:
-    """The phase that decides."""
-    return max(phases, key=lambda one: one.total)
+def worst(phases: Sequence[Phase], limit: float) -> Phase:
+    """The phase that decides where a process may have so much: the one that is furthest past its room, or the largest
+    of the process where all fit."""
+    over = [one for one in phases if one.filling(limit) > 1]
+    largest = max((one for one in phases if one.room is None), key=lambda one: one.total)
+    return max(over, key=lambda one: one.filling(limit), default=largest)
 
 
 def same_shape(config: Any, models: Mapping[str, ModelShape]) -> dict[str, ModelShape]:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from stages.rollouts.engine_settings import OverlappedEngineConfig
-from stages.training.memory import PARTS, Passes, Phase, Request, scoring, training_step
+from stages.training.memory import Passes, Phase, Request, scoring, training_step
+from stages.training.memory_engine import beside, rollout_engine, sampling_apart
 from stages.training.memory_head import HeadUse
 from stages.training.memory_sampling import Sampled, sampling
 from stages.training.memory_shape import ModelShape
@@ -36,8 +37,11 @@ def online_phases(
     others += request.kept_adapters if reference is not None else 0
     state = training.state()
     resident = {"weights": state["weights"], "optimizer": state["optimizer"], "reference": others}
+    engine = rollout_engine(request, asked, sent=sent_bytes(request))
     phases = [
-        sampling(request.model, setup, asked, number=training.weight, resident=resident),
+        sampling(request.model, setup, asked, number=training.weight, resident=resident)
+        if engine is None
+        else sampling_apart(engine, setup, resident),
         *(
             scoring(shape, setup, passes, resident=resident, own=None, bf16=training.bf16)
             for shape, passes in scored
@@ -45,21 +49,24 @@ def online_phases(
         ),
         training_step(training, work, use, reference=others),
     ]
-    return [_beside(held_bytes(request), one) for one in phases]
+    held = held_bytes(request)
+    phases = [one.with_parts({"sampler": one.parts.get("sampler", 0.0) + held}) for one in phases]
+    return phases if engine is None else [phases[0], *(beside(engine, one) for one in phases[1:]), *engine.own]
+
+
+def sent_bytes(request: Request) -> float:
+    """Of the weights of the policy as an engine gets them: with the head under its own name, or its adapters alone."""
+    rollouts: Any = getattr(request.config, "rollouts", None)
+    training, model = request.training, request.model
+    head = model.embedding_parameters if model.tied else 0
+    alone = rollouts is not None and rollouts.lora_sync == "adapter"
+    return float((training.trained if alone else model.parameters + head) * training.weight)
 
 
 def held_bytes(request: Request) -> float:
     """Of the weights that wait to sample later generations (`max_staleness`); beside a GPU they are in the host's
     memory, which is not what is predicted there."""
     rollouts: Any = getattr(request.config, "rollouts", None)
-    training, model = request.training, request.model
     if not isinstance(rollouts, OverlappedEngineConfig) or request.setup.device != "cpu":
         return 0.0
-    head = model.embedding_parameters if model.tied else 0  # held under both names
-    weights = training.trained if rollouts.lora_sync == "adapter" else model.parameters + head
-    return float(rollouts.max_staleness * weights * training.weight)
-
-
-def _beside(held: float, one: Phase) -> Phase:
-    parts = {**one.parts, "sampler": one.parts.get("sampler", 0.0) + held}
-    return Phase(one.name, {part: parts[part] for part in PARTS if parts.get(part)})
+    return rollouts.max_staleness * sent_bytes(request)

@@ -25,6 +25,8 @@ class Setup:
     processes: int = 1
     sharding: Sharding = field(default_factory=Whole)
     device: Device = "cpu"
+    device_bytes: int | None = None
+    """Memory of one GPU, where the machine has any."""
 
 
 @dataclass(frozen=True)

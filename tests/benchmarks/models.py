@@ -79,17 +79,22 @@ def _tokenizer(vocabulary: int) -> Any:
     from tokenizers.pre_tokenizers import WhitespaceSplit
     from transformers import PreTrainedTokenizerFast
 
-    words = {f"w{index}": index for index in range(vocabulary)}
-    tokenizer = Tokenizer(WordLevel(words, unk_token=f"w{EOS}"))
+    words = {word_of(token): token for token in range(vocabulary)}
+    tokenizer = Tokenizer(WordLevel(words, unk_token=word_of(EOS)))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token=f"w{PAD}",
-        bos_token=f"w{BOS}",
-        eos_token=f"w{EOS}",
-        unk_token=f"w{EOS}",
+        pad_token=word_of(PAD),
+        bos_token=word_of(BOS),
+        eos_token=word_of(EOS),
+        unk_token=word_of(EOS),
         padding_side="right",
     )
+
+
+def word_of(token: int) -> str:
+    """A token's word. Special ones are found inside others, so no other word has one of theirs in it."""
+    return f"<{token}>" if token in (PAD, BOS, EOS) else f"w{token}"
 
 
 def load(folder: Path, *, classifier: bool = False, dtype: torch.dtype = torch.float32) -> Any:

@@ -21,7 +21,7 @@ from stages.data.dataset import write_dataset
 from stages.data.ledger import RowLedger
 from tests.benchmarks.cases import Case
 from tests.benchmarks.folder import CaseFolder
-from tests.benchmarks.models import EPSILON, SETTINGS
+from tests.benchmarks.models import EPSILON, SETTINGS, word_of
 from tests.benchmarks.online_reward import even_share
 from tests.benchmarks.plain import PlainLoop
 from tests.benchmarks.recorder import Recorder
@@ -49,7 +49,7 @@ def run_ours(case: Case, steps: Steps, folder: CaseFolder, recorder: Recorder) -
         "micro_batch_tokens": case.prompt_tokens + case.completions * case.completion_tokens,
         "rewards": [f"{Path(__file__).with_name('online_reward.py')}:even_share"],
     }
-    inputs: dict[str, Path | list[Path]] = {"model": folder.model, "dataset": _dataset(steps[0], folder)}
+    inputs: dict[str, Path | list[Path]] = {"model": folder.model, "dataset": save_prompts(steps[0], folder)}
     # a run's own folder: another one would find its states and have nothing to do
     own = Path(mkdtemp(dir=folder.scratch))
     context = local_context("rl", settings, folder=own, inputs=inputs)
@@ -70,7 +70,8 @@ def run_ours(case: Case, steps: Steps, folder: CaseFolder, recorder: Recorder) -
         run(context)
 
 
-def _dataset(rows: Sequence[Row], folder: CaseFolder) -> Path:
+def save_prompts(rows: Sequence[Row], folder: CaseFolder) -> Path:
+    """The rows' prompts as a dataset artifact's folder."""
     path = folder.scratch / "prompts"
     path.mkdir(parents=True, exist_ok=True)
     prompts = [{"row_id": row.row_id, "prompt": text_of(row)} for row in rows]
@@ -82,7 +83,7 @@ def _dataset(rows: Sequence[Row], folder: CaseFolder) -> Path:
 
 def text_of(row: Row) -> str:
     """The prompt in the words of the benchmark's tokenizer, one a token."""
-    return " ".join(f"w{token}" for token in row.prompt)
+    return " ".join(map(word_of, row.prompt))
 
 
 def run_plain(case: Case, steps: Steps, folder: CaseFolder, recorder: Recorder) -> None:
