@@ -34,6 +34,7 @@ _OWNERS: dict[str, tuple[EngineName, ...]] = {
     "weights_folder": ("vllm_server",),
     "api_key_variable": ("vllm_server",),
     "max_staleness": ("vllm_server",),
+    "in_flight_updates": ("vllm_server",),
     "start_timeout_seconds": ("vllm_server",),
     "request_timeout_seconds": ("vllm_server",),
 }
@@ -98,6 +99,11 @@ class EngineConfig(Config):
         """Whether the engine has weights of its own."""
         return self.engine != "embedded"
 
+    @property
+    def changes_in_flight(self) -> bool:
+        """Whether a completion may go on with other weights than it began with."""
+        return False
+
     def devices_of(self, server: int) -> str | None:
         """The CUDA_VISIBLE_DEVICES of one of the servers, counted from 0."""
         return self.devices[server] if isinstance(self.devices, tuple) else self.devices
@@ -118,6 +124,14 @@ class OverlappedEngineConfig(EngineConfig):
     max_staleness: int = Field(default=0, ge=0)
     """Generations that are sampled while earlier ones are trained on: each with the weights from before the one that is
     so many places earlier. 0: with the weights of the moment, while the trainer waits."""
+    in_flight_updates: bool = False
+    """Give vLLM new weights in the middle of those completions: they go on with them, over what was computed with the
+    weights before (PipelineRL, arXiv:2509.19128). No token is of older ones than with max_staleness alone."""
+
+    @property
+    def changes_in_flight(self) -> bool:
+        """Whether a completion may go on with other weights than it began with."""
+        return self.in_flight_updates
 
 
 class EngineChoice(Config):

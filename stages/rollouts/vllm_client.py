@@ -15,6 +15,7 @@ from stages.rollouts.engine import ServedModel
 from stages.rollouts.engine_settings import EngineConfig
 from stages.rollouts.requests import Completion, Progress, SampleRequest, SamplingConfig
 from stages.rollouts.vllm_connection import Address, Connection, ServerFailure
+from stages.rollouts.vllm_in_flight import Amid, Named
 from stages.rollouts.vllm_requests import Answer, Asked, Reading, bundles, filled, parameters, stop_tokens, wanted
 from stages.rollouts.vllm_spread import Asking, Homes, Job, Round
 
@@ -31,7 +32,7 @@ Likely = list[tuple[int, float]]
 """Tokens that are likely in a place, with their log-probabilities."""
 
 
-class Servers(Protocol):
+class Servers(Named, Protocol):
     """The servers of an engine."""
 
     @property
@@ -40,7 +41,7 @@ class Servers(Protocol):
         ...
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Have all of them take these weights; none of them answers with others any more."""
+        """Have all of them take these weights; none of them makes a token by others any more."""
         ...
 
     def absent(self) -> dict[int, str]:
@@ -72,6 +73,7 @@ class ServerEngine:
         count = len(self._connections)
         self._homes = Homes(count, min(QUESTIONS_AT_ONCE, _CONNECTIONS // count))
         self._tokens = [0] * count
+        self._ask = Amid(servers).ask if settings.changes_in_flight else _completions
         for connection in self._connections:
             with suppress(ServerFailure):  # one that is being started again says its name with every answer
                 connection.check_name()
@@ -86,10 +88,10 @@ class ServerEngine:
 
         async def complete(server: int, client: httpx.AsyncClient, index: int) -> list[Completion]:
             async def together(bundle: list[Asked]) -> list[Completion]:
-                body = {"prompt": bundle[0].prompt_ids, "n": len(bundle), **parameters(bundle[0], settings, stops)}
-                choices = await self._connections[server].choices(client, body)
+                given = parameters(bundle[0], settings, stops)
+                answers = await self._ask(self._connections[server], client, bundle, given)
                 read = readings[server].completion
-                return [read(one, _answer(choice)) for one, choice in zip(bundle, choices, strict=True)]
+                return [read(one, answer) for one, answer in zip(bundle, answers, strict=True)]
 
             found = await asyncio.gather(*map(together, bundles(prompts[index])))
             return [completion for bundle in found for completion in bundle]
@@ -246,6 +248,14 @@ def _likeliest(place: dict[int, float], most: int) -> Likely:
 
 def _tokens_of(answer: Sequence[Any]) -> int:
     return sum(len(one.token_ids) for one in answer if isinstance(one, Completion))
+
+
+async def _completions(
+    connection: Connection, client: httpx.AsyncClient, asked: Sequence[Asked], parameters: dict[str, Any]
+) -> list[Answer]:
+    """Of one prompt, wholly by the weights of the moment."""
+    body = {"prompt": asked[0].prompt_ids, "n": len(asked), **parameters}
+    return [_answer(choice) for choice in await connection.choices(client, body)]
 
 
 def _answer(choice: dict[str, Any]) -> Answer:

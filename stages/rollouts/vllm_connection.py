@@ -80,14 +80,24 @@ class Connection:
     async def choices(self, client: httpx.AsyncClient, body: dict[str, Any]) -> list[dict[str, Any]]:
         """As many as were asked for, in order."""
         forms = {"return_token_ids": True, "return_tokens_as_token_ids": True}
+        return await self._chosen(client, "/v1/completions", {**forms, **body}, body.get("n", 1))
+
+    async def generations(self, client: httpx.AsyncClient, body: dict[str, Any]) -> list[dict[str, Any]]:
+        """The same of vLLM's interface of tokens, whose answers say by which weights each was made; a server has it
+        that was started with --enable-scale-out."""
+        return await self._chosen(client, "/inference/v1/generate", body, body["sampling_params"]["n"])
+
+    async def _chosen(
+        self, client: httpx.AsyncClient, path: str, body: dict[str, Any], count: int
+    ) -> list[dict[str, Any]]:
         try:
-            response = await client.post("/v1/completions", json={"model": self.address.asked, **forms, **body})
+            response = await client.post(path, json={"model": self.address.asked, **body})
         except httpx.HTTPError as error:
             raise self._unreachable(error, "complete a prompt") from error
         values = self._values(response, "complete a prompt")
         if values.get("model") != self.address.asked:
             raise self.malformed(f"an answer of model {values.get('model')!r} in the place of {self.address.asked!r}")
-        choices, count = values.get("choices"), body.get("n", 1)
+        choices = values.get("choices")
         if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
             raise self.malformed("no list of completions")
         if sorted(str(choice.get("index")) for choice in choices) != sorted(map(str, range(count))):
@@ -105,12 +115,20 @@ class Connection:
 
     def take_weights(self, folder: Path) -> None:
         """Have it read the files there, and forget what it computed with the weights before."""
+        self.read_weights(folder)
+        self.forget_prefixes()
+
+    def read_weights(self, folder: Path) -> None:
+        """Have it read the files there, and no more."""
         if self.address.adapter is None:
             body = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
             self.post("/collective_rpc", body, "take new weights")
         else:
             self._take_adapter(self.address.adapter, folder)
-        self.forget_prefixes()
+
+    def name_weights(self, name: str) -> None:
+        """What it calls its weights from now on, also in answers."""
+        self.post("/update_weight_version", {"new_version": name}, "keep the version of its weights")
 
     def _take_adapter(self, name: str, folder: Path) -> None:
         """As one that was never there: of one that replaces another in place it would read the files at every step."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from artifacts.errors import StageError
 from stages.rollouts.engine import ServedModel
 from stages.rollouts.engine_settings import EngineConfig
 from stages.rollouts.vllm_connection import Address, Connection, ServerFailure, ServerRefusal, ServerSilence
+from stages.rollouts.vllm_in_flight import exchange, name_of
 from stages.rollouts.weight_files import WeightFiles
 
 if TYPE_CHECKING:
@@ -48,7 +50,10 @@ class GivenServers:
         """`run`: names it among all that may use the servers; `transfer`: what carries weights, None for files. Raises
         StageError where one cannot serve this run."""
         self._transfer = transfer
-        self._files, self._run, self._say = files, run, say
+        self._files, self.run, self._say = files, run, say
+        self._ours = f"{run}-"
+        """How names of its weights begin."""
+        self._in_flight = settings.changes_in_flight
         key = _key(settings.api_key_variable)
         found = [
             Address("", url, key=key, label=f"the vLLM server at {url}", adapter=model.adapter_name, hint=_HINT)
@@ -59,13 +64,19 @@ class GivenServers:
         self.addresses = [_looked_at(address, model, timeout, deadline) for address in found]
         self._connections = [Connection(address, timeout) for address in self.addresses]
         self._sent = 0
-        self._version = ""
-        """The newest one, when it was last looked for."""
+        self.weights_name = ""
+        """Of the newest ones, when they were last looked for."""
+        self._changing = threading.Lock()
+        """Held while some may have other weights than others."""
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """To each; one that is not there is left out until the next ones. Raises StageError where one refuses them."""
-        self._sent += 1
-        version = f"{self._run}-{self._sent:09d}"
+        with self._changing:
+            self._sent += 1
+            self._give(weights, name := name_of(self.run, self._sent))
+            self.weights_name = name
+
+    def _give(self, weights: Iterable[tuple[str, Tensor]], version: str) -> None:
         if self._transfer is not None:
             there = [one for one in self._connections if not isinstance(_version_of(one), StageError)]
             self._transfer.send(weights, there, version)
@@ -83,10 +94,11 @@ class GivenServers:
 
     def absent(self) -> dict[int, str]:
         """Those without the newest weights that a server has of this run."""
-        versions = self._of_all(_version_of)
-        of_run = [version for version in versions if isinstance(version, str) and version.startswith(f"{self._run}-")]
-        self._version = max(of_run, default=f"{self._run}-")
-        problems = {number: _problem(version, self._version) for number, version in enumerate(versions)}
+        with self._changing:
+            versions = self._of_all(_version_of)
+            of_run = [version for version in versions if isinstance(version, str) and version.startswith(self._ours)]
+            self.weights_name = max(of_run, default=self._ours)
+            problems = {number: _problem(version, self.weights_name) for number, version in enumerate(versions)}
         return {number: problem for number, problem in problems.items() if problem is not None}
 
     def broke_off(self, server: int, error: ServerFailure) -> str | None:
@@ -96,7 +108,8 @@ class GivenServers:
 
     def doubt(self, server: int) -> str | None:
         """Whether it still has the weights that it had."""
-        return _problem(_version_of(self._connections[server]), self._version)
+        with self._changing:
+            return _problem(_version_of(self._connections[server]), self.weights_name)
 
     def restarts(self) -> list[int]:
         """Nobody here starts them."""
@@ -105,8 +118,11 @@ class GivenServers:
     def _send(self, connection: Connection, version: str) -> str | None:
         """Why it could not be reached; None: it has them."""
         try:
-            connection.take_weights(self._files.folder)
-            connection.post("/update_weight_version", {"new_version": version}, "keep the version of its weights")
+            if self._in_flight:
+                exchange(connection, self._files.folder, version)
+            else:
+                connection.take_weights(self._files.folder)
+                connection.name_weights(version)
         except ServerRefusal:
             raise
         except (ServerFailure, ServerSilence) as error:

@@ -21,6 +21,7 @@ from stages.rollouts.engine import ServedModel
 from stages.rollouts.engine_settings import EngineConfig
 from stages.rollouts.kept_folder import KeptFolder, remove_forgotten
 from stages.rollouts.vllm_connection import Address, Connection, ServerFailure, ServerRefusal
+from stages.rollouts.vllm_in_flight import exchange, name_of
 from stages.rollouts.vllm_server import MODULE, VllmServer
 from stages.rollouts.weight_files import WeightFiles, private_place
 
@@ -45,6 +46,7 @@ class SeenServers:
     ) -> None:
         """`adapter`: name of the one that they apply."""
         self.folder, self.count = folder, count
+        self.run, self.weights_name = folder.name, ""
         self.addresses: Sequence[Address] = [
             Address(
                 folder.name,
@@ -104,6 +106,7 @@ class OwnServers(SeenServers):
         self._model, self._settings, self._logs, self._say, self._module = model, settings, logs, say, module
         self._files, self._transfer = WeightFiles(self.folder / "weights", model.adapter), transfer
         self._log_name = log_name
+        self._sent = 0
         self._loading, self._changing = threading.Lock(), threading.Lock()
         self._closing = threading.Event()
         self._restarts = [0] * self.count
@@ -140,16 +143,18 @@ class OwnServers(SeenServers):
             return
         with self._loading:
             self._files.write(weights)
+            self._sent += 1
             serving = [number for number, server in enumerate(self._servers) if server.socket.exists()]
             with ThreadPoolExecutor(self.count) as pool:
                 list(pool.map(self._give_weights, serving))
+            self.weights_name = name_of(self.run, self._sent)
             if not self._settings.max_restarts:
                 self._files.remove()
 
     def _give_weights(self, number: int) -> None:
         server = self._servers[number]
         try:
-            self._connection(number).take_weights(self._files.folder)
+            self._hand_over(self._connection(number))
         except ServerFailure as error:
             state = server.state()
             if server.has_ended():
@@ -158,6 +163,12 @@ class OwnServers(SeenServers):
                 raise
             self._say(f"{error}; {state}")
             server.stop()  # or it would serve the weights before
+
+    def _hand_over(self, connection: Connection) -> None:
+        if self._settings.changes_in_flight:
+            exchange(connection, self._files.folder, name_of(self.run, self._sent))
+        else:
+            connection.take_weights(self._files.folder)
 
     def restarts(self) -> list[int]:
         """How often each was started again."""
@@ -232,7 +243,7 @@ class OwnServers(SeenServers):
         server.await_answer()
         with self._loading:
             if self._files.exist:
-                self._connection(number, server.unready_socket).take_weights(self._files.folder)
+                self._hand_over(self._connection(number, server.unready_socket))
             server.publish()
 
     def _connection(self, number: int, socket: Path | None = None) -> Connection:

@@ -105,6 +105,8 @@ class Answer:
     token_ids: Any
     logprobs: Any
     finish_reason: Any
+    weights: Sequence[int] = ()
+    """Numbers of those behind each token, where they may change in the middle."""
 
 
 class Reading:
@@ -119,7 +121,8 @@ class Reading:
             raise StageError(f"{self._source} answered {asked.name} with {problem}; its log may say why")
         logprobs = [float(value) for value in answer.logprobs]
         plain = [] if self._settings.changes_the_distribution() else list(logprobs)
-        return Completion(list(answer.token_ids), logprobs, answer.finish_reason == "stop", plain)
+        finished = answer.finish_reason == "stop"
+        return Completion(list(answer.token_ids), logprobs, finished, plain, weight_versions=list(answer.weights))
 
     def _problems(self, asked: Asked, answer: Answer) -> Iterator[str]:
         tokens, logprobs, reason = answer.token_ids, answer.logprobs, answer.finish_reason

@@ -180,6 +180,7 @@ def _arguments(model: ServedModel, settings: EngineConfig, name: str, socket: Pa
         # of a prompt read in parts it sets the random numbers back, which generators of a CPU cannot
         flags.append("--no-enable-chunked-prefill")
     flags.append("--disable-uvicorn-access-log")
+    flags += ["--enable-scale-out"] if settings.changes_in_flight else []  # its answers name the weights of each token
     flags += [] if model.adapter is None else options_for(model.adapter)
     return [*(str(part) for pair in options.items() for part in pair), *flags]
 

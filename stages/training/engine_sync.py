@@ -180,9 +180,11 @@ def engine_of(trainer: Trainer, end_token_ids: Sequence[int], config: Any) -> Sa
         dtypes=(dtype, "bfloat16" if training.bf16 else "float32"),
     )
     if is_ahead:
+        from stages.training.in_flight_engine import InFlightEngine
         from stages.training.lagging_engine import LaggingEngine
 
-        return LaggingEngine(
+        kind = InFlightEngine if settings.changes_in_flight else LaggingEngine
+        return kind(
             engine,
             proof,
             partial(sent, adapter=adapter is not None),

@@ -43,22 +43,27 @@ class LaggingEngine:
         `policy`. The proof is due at every `interval`-th time that weights are held, the first one included."""
         self._engine, self._proof, self._weights_of = engine, proof, weights_of
         self._policy, self._version, self._interval = policy, version, interval
-        self._loaded: int | None = None
+        self._given: list[int] = []
+        """Versions of all weights that the engine got."""
         self._proves_next = False
         self._held = 0
 
     def hold(self) -> tuple[Held, bool]:
         """(a copy of the present weights, whether a proof is due with them); in the trainer's thread."""
+        weights = tuple((name, _on_host(weight)) for name, weight in self._weights_of(self._policy()))
+        return Held(self._version(), weights), self._is_due()
+
+    def _is_due(self) -> bool:
         is_due = self._held % self._interval == 0
         self._held += 1
-        weights = tuple((name, _on_host(weight)) for name, weight in self._weights_of(self._policy()))
-        return Held(self._version(), weights), is_due
+        return is_due
+
+    def renew(self) -> None:
+        """Nothing: what is being sampled keeps the weights that it began with."""
 
     def take(self, held: Held, *, prove: bool = False) -> None:
         """Sample with these from now on. `prove`: what is sampled next, while the trainer has the same weights."""
-        if held.version != self._loaded:
-            self._engine.load(held.weights)
-            self._loaded = held.version
+        self._give(held.version, held.weights)
         self._proves_next = prove
 
     def prove(self, groups: Sequence[Sampled], settings: SamplingConfig) -> None:
@@ -71,12 +76,20 @@ class LaggingEngine:
         self, requests: Sequence[SampleRequest], settings: SamplingConfig, on_progress: Progress | None = None
     ) -> list[list[Completion]]:
         """Of the weights that were taken; their version is with every token. Raises StageError where a proof fails."""
-        assert self._loaded is not None, "weights are taken before anything is sampled"
+        assert self._given, "weights are taken before anything is sampled"
         sampled = self._engine.sample(requests, settings, on_progress)
         if self._proves_next:
             self._proof(self._policy(), requests, sampled, settings)
             self._proves_next = False
-        return [[stamped(completion, self._loaded) for completion in group] for group in sampled]
+        return [[self._stamped(completion) for completion in group] for group in sampled]
+
+    def _give(self, version: int, weights: Iterable[tuple[str, Tensor]]) -> None:
+        if self._given[-1:] != [version]:
+            self._engine.load(weights)
+            self._given.append(version)
+
+    def _stamped(self, completion: Completion) -> Completion:
+        return stamped(completion, self._given[-1])
 
 
 @torch.no_grad()

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+_NOTHING_IN_FLIGHT = (
+    "rollouts.in_flight_updates is true, but with rollouts.max_staleness 0 the trainer waits for all completions, and "
+    "there are none whose weights could change; set max_staleness to 1 or more, or leave in_flight_updates out"
+)
+
 
 def overlap_problems(config: Any) -> list[str]:
     """Of a stage that can train on them, and of its policy's loss."""
     if not config.rollouts.max_staleness:
-        return []
+        return [_NOTHING_IN_FLIGHT] if config.rollouts.in_flight_updates else []
     problems = []
+    if config.rollouts.in_flight_updates and config.rollouts.lora_sync == "adapter":
+        problems.append(
+            "rollouts.lora_sync adapter with rollouts.in_flight_updates: vLLM ends a completion with the adapter that "
+            "it began with; use merged, or leave in_flight_updates out"
+        )
     if config.importance_sampling_mode is None:
         problems.append(
             "importance_sampling_mode is null, but rollouts.max_staleness has completions sampled by older weights, "

@@ -12,9 +12,38 @@ STALENESS_MEAN, STALENESS_MAX = "sample/staleness_mean", "sample/staleness_max"
 """Optimizer steps between the weights that made a step's tokens and those that learn from them."""
 
 
+STALE_TOKENS = "sample/stale_tokens"
+"""Share of them that older weights made than those that learn from them; where weights change amid completions."""
+VERSIONS_MEAN, VERSIONS_MAX = "sample/weight_versions_mean", "sample/weight_versions_max"
+"""Weights that made tokens of one completion; where they change amid completions."""
+
+
+def staleness_metrics(sampled: Sequence[Sampled], step: int) -> dict[str, float]:
+    """Of a generation before the optimizer step with this index, its first one."""
+    ages = [step - version for versions in _versions(sampled) for version in versions]
+    return {STALENESS_MEAN: fmean(ages), STALENESS_MAX: float(max(ages))} if ages else {}
+
+
+def mixture_metrics(sampled: Sequence[Sampled], step: int) -> dict[str, float]:
+    """The same, and how many weights made it together."""
+    counts = [len(set(versions)) for versions in _versions(sampled) if versions]
+    if not counts:
+        return {}
+    stale = fmean(version < step for versions in _versions(sampled) for version in versions)
+    mixed = {STALE_TOKENS: stale, VERSIONS_MEAN: fmean(counts), VERSIONS_MAX: float(max(counts))}
+    return staleness_metrics(sampled, step) | mixed
+
+
+def _versions(sampled: Sequence[Sampled]) -> list[list[int]]:
+    """By completion, those of its tokens."""
+    return [completion.weight_versions for one in sampled for completion in one.completions]
+
+
 def aged(metrics: Mapping[str, float], steps: int) -> dict[str, float]:
     """The metrics of a generation so many optimizer steps after the first one that uses it."""
     older = {name: metrics[name] + steps for name in (STALENESS_MEAN, STALENESS_MAX) if name in metrics}
+    if steps and STALE_TOKENS in metrics:
+        older[STALE_TOKENS] = 1.0
     return {**metrics, **older}
 
 

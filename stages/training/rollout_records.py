@@ -46,7 +46,8 @@ class Sampled:
     totals: list[float | None]
     """Weighted sums; None where nothing scored the completion."""
     weight_version: int | None = None
-    """Optimizer steps behind the weights that sampled it; None: those behind the present ones."""
+    """Optimizer steps behind the weights that sampled it, of several the oldest; None: those behind the present
+    ones."""
 
 
 class Recorder:
@@ -89,8 +90,8 @@ def rollout_records(
 ) -> list[dict[str, Any]]:
     """One row a completion of a generation, whose first step is `step`, counted from 1.
 
-    `weight_version`: the number of optimizer steps behind the weights that sampled it, and where an engine with weights
-    of its own did, `weight_versions` of each of its tokens. `group`: which of the
+    `weight_version`: the number of optimizer steps behind the weights that sampled its group, of several the oldest,
+    and where an engine with weights of its own did, `weight_versions` of each of its tokens. `group`: which of the
     generation's groups it belongs to. A prompt that is sampled more than once goes on counting its completions, so
     row ids `<prompt>/<step>/<number>` differ.
     """

@@ -3,16 +3,19 @@
 Generation g is sampled with the weights from before generation g - k was trained on, k being `max_staleness`, and the
 first ones with those of the beginning. So the weights, like all else, follow from the number of the generation, and
 neither the speed of the engine nor that of the trainer can change what is sampled.
+
+With `in_flight_updates` those are the oldest that it has: whenever the trainer comes for a generation, the engine gets
+the weights of the moment, and all that it is sampling then goes on with them. How far it has come by then depends on
+who is fast.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from statistics import fmean
 from typing import Any, Self
 
 from stages.context import Context
@@ -24,9 +27,12 @@ from stages.training.generation import Completing, Sampling
 from stages.training.lagging_engine import Held, LaggingEngine
 from stages.training.line import Line
 from stages.training.rollout_drawing import Draws
-from stages.training.rollout_metrics import STALENESS_MAX, STALENESS_MEAN
+from stages.training.rollout_metrics import mixture_metrics, staleness_metrics
 from stages.training.rollout_plan import Plan
 from stages.training.rollout_records import Sampled
+
+Measure = Callable[[Sequence[Sampled], int], dict[str, float]]
+"""(a generation, the optimizer steps before its first one) -> how old the weights behind it are then."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +64,18 @@ class Ahead:
     those that sampled it."""
 
     def __init__(
-        self, drawing: Draws, plan: Plan, engine: LaggingEngine, line: Line, *, staleness: int, settings: SamplingConfig
+        self,
+        drawing: Draws,
+        plan: Plan,
+        engine: LaggingEngine,
+        line: Line,
+        *,
+        staleness: int,
+        settings: SamplingConfig,
+        measure: Measure = staleness_metrics,
     ) -> None:
         self.drawing, self.plan, self.engine = drawing, plan, engine
-        self._line, self._staleness, self._settings = line, staleness, settings
+        self._line, self._staleness, self._settings, self._measure = line, staleness, settings, measure
         self._ahead: deque[Future[Drawn]] = deque()
         self._last: Drawn | None = None
         self._generations = -(-plan.total_steps(len(drawing)) // plan.steps_per_batch)
@@ -79,6 +93,8 @@ class Ahead:
                 self._begin(number, held, prove=is_due and number == 0)
             drawn = self._ahead.popleft().result()
         else:
+            if generation + self._staleness < self._generations or not all(one.done() for one in self._ahead):
+                self.engine.renew()
             drawn = self._ahead.popleft().result()
             if generation + self._staleness < self._generations:
                 self._begin(generation + self._staleness, self._proved(drawn))
@@ -101,10 +117,10 @@ class Ahead:
     def _draw(self, generation: int, held: Held, prove: bool) -> Drawn:
         self.engine.take(held, prove=prove)
         kept, replaced = self.drawing.draw(generation)
-        ages = _staleness([*kept, *replaced], generation * self.plan.steps_per_batch)
+        ages = self._measure([*kept, *replaced], generation * self.plan.steps_per_batch)
         return Drawn(
-            [replace(one, weight_version=held.version) for one in kept],
-            [replace(one, weight_version=held.version) for one in replaced],
+            [_dated(one, held.version) for one in kept],
+            [_dated(one, held.version) for one in replaced],
             self.drawing.metrics(kept, replaced) | ages,
         )
 
@@ -138,8 +154,16 @@ def ahead_of(context: Context, drawing: Draws, plan: Plan, sampling: Completing)
         return drawing
     line = Line()
     context.resources.callback(line.close)  # before the engine's: nobody asks a server that is being stopped
-    staleness = context.config.rollouts.max_staleness
-    return Ahead(drawing, plan, sampling.engine, line, staleness=staleness, settings=sampling.settings)
+    rollouts = context.config.rollouts
+    return Ahead(
+        drawing,
+        plan,
+        sampling.engine,
+        line,
+        staleness=rollouts.max_staleness,
+        settings=sampling.settings,
+        measure=mixture_metrics if rollouts.changes_in_flight else staleness_metrics,
+    )
 
 
 def _arrived(drawn: Drawn) -> Future[Drawn]:
@@ -148,11 +172,10 @@ def _arrived(drawn: Drawn) -> Future[Drawn]:
     return future
 
 
-def _staleness(sampled: Sequence[Sampled], step: int) -> dict[str, float]:
-    """Optimizer steps between the weights of the tokens and those of the trainer."""
-    completions = [completion for one in sampled for completion in one.completions]
-    ages = [step - version for completion in completions for version in completion.weight_versions]
-    return {STALENESS_MEAN: fmean(ages), STALENESS_MAX: float(max(ages))} if ages else {}
+def _dated(one: Sampled, version: int) -> Sampled:
+    """With the oldest version behind it; one without tokens has that which it would have begun with."""
+    versions = [version for completion in one.completions for version in completion.weight_versions]
+    return replace(one, weight_version=min(versions, default=version))
 
 
 def _saved(one: Sampled) -> dict[str, Any]:

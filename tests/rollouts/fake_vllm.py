@@ -99,6 +99,8 @@ class Model:
             self.version = body["new_version"]
         if path == "/v1/completions":
             return self._complete(body)
+        if path == "/inference/v1/generate":
+            return self._generate(body)
         return {
             "/health": {},
             "/v1/models": {"data": [{"id": self.name}, {"id": self.adapter, "parent": self.name}]},
@@ -107,6 +109,8 @@ class Model:
             "/collective_rpc": {"results": [None]},
             "/reset_prefix_cache": {"success": True},
             "/update_weight_version": {"success": True},
+            "/pause?mode=keep&clear_cache=false": {"status": "paused"},
+            "/resume": {"status": "resumed"},
             "/weight_info": {"weight_version": self.version},
             "/server_info?config_format=json": {"vllm_config": {"model_config": self.settings}},
         }.get(path, 404)
@@ -126,13 +130,23 @@ class Model:
         self.answered += len(choices)
         return {"model": body["model"] if body["model"] == self.adapter else self.name, "choices": choices}
 
+    def _generate(self, body: dict[str, Any]) -> Any:
+        """The same, in the words of that interface."""
+        answer = self._complete({"model": body["model"], "prompt": body["token_ids"], **body["sampling_params"]})
+        for choice in answer["choices"]:
+            values = choice["logprobs"]["token_logprobs"]
+            choice["logprobs"] = {"content": [{"logprob": value} for value in values]}
+            choice["weight_versions"] = [{"version": self.version, "start": 0, "end": len(values)}]
+        return answer
+
 
 def killed_by_7(model: Respond, once: bool) -> Respond:
     """Kills its process when it is to complete a prompt that begins with token 7."""
     done = Path("killed")
 
     def respond(path: str, body: dict[str, Any]) -> Any:
-        if path == "/v1/completions" and body["prompt"][0] == 7 and not (once and done.exists()):
+        prompt = body.get("prompt") or body.get("token_ids")
+        if prompt and prompt[0] == 7 and not (once and done.exists()):
             done.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return model(path, body)

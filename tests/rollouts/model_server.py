@@ -3,16 +3,18 @@ of the weights that it is sent."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from itertools import groupby
 from pathlib import Path
+from threading import Condition
 from typing import Any
 
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from tests.rollouts.fake_vllm import serving
 
@@ -26,6 +28,11 @@ class ModelServer:
         self.adapter: Any = None
         """The model with the adapter that it was sent, under that one's name."""
         self.adapter_name = ""
+        self.before_token: Callable[[int, int, int], None] = lambda *_: None
+        """Called with the numbers of a question of /inference/v1/generate, of its completion and of the next token."""
+        self._between, self._is_paused, self._generated = Condition(), False, 0
+        self._prompts: dict[Any, Any] = {}
+        """Caches of prompts, under the salts that they were asked with."""
 
     def __call__(self, path: str, body: dict[str, Any]) -> Any:
         settings = {"model_config": {"logprobs_mode": "processed_logprobs", "dtype": "torch.float32"}}
@@ -39,6 +46,9 @@ class ModelServer:
             "/update_weight_version": lambda: self._name(body["new_version"]),
             "/collective_rpc": lambda: self._load(Path(body["kwargs"]["weights_path"])),
             "/reset_prefix_cache": lambda: {"success": True},
+            "/pause?mode=keep&clear_cache=false": lambda: self._pause(True),
+            "/resume": lambda: self._pause(False),
+            "/inference/v1/generate": lambda: {"model": body["model"], "choices": self._generate(body)},
             "/v1/completions": lambda: {"model": body["model"], "choices": self._complete(body)},
         }
         return answers[path]()
@@ -104,6 +114,53 @@ class ModelServer:
             ]
         return answer
 
+    def _pause(self, is_paused: bool) -> dict[str, Any]:
+        with self._between:
+            self._is_paused = is_paused
+            self._between.notify_all()
+        return {}
+
+    def _generate(self, body: dict[str, Any]) -> list[dict[str, Any]]:
+        number, self._generated = self._generated, self._generated + 1
+        return [{"index": index, **self._grown(body, number, index)} for index in range(body["sampling_params"]["n"])]
+
+    @torch.no_grad()
+    def _grown(self, body: dict[str, Any], number: int, index: int) -> dict[str, Any]:
+        """Token by token over a cache that stays as it is when other weights come."""
+        asked, prompt = body["sampling_params"], tuple(body["token_ids"])
+        chance = torch.Generator().manual_seed(asked["seed"] + index)
+        made: list[int] = []
+        values, names, cache = [], [], DynamicCache()
+        while len(made) < asked["max_tokens"] and (not made or made[-1] not in asked["stop_token_ids"]):
+            self.before_token(number, index, len(made))
+            with self._between:
+                self._between.wait_for(lambda: not self._is_paused)
+                if made:
+                    logits_V = self.model(torch.tensor([made[-1:]]), past_key_values=cache).logits[0, -1]
+                else:
+                    cache, logits_V = self._read(prompt, body.get("cache_salt"))
+                logits_V = logits_V / asked["temperature"]
+                made.append(int(torch.multinomial(logits_V.softmax(-1), 1, generator=chance)))
+                values.append({"logprob": float(logits_V.log_softmax(-1)[made[-1]])})
+                names.append(self.version)
+        return {
+            "token_ids": made,
+            "finish_reason": "stop" if made[-1] in asked["stop_token_ids"] else "length",
+            "logprobs": {"content": values},
+            "weight_versions": spans(names),
+        }
+
+    def _read(self, prompt: tuple[int, ...], salt: str | None) -> Any:
+        """(cache, logits of the next token) by the weights of the first time that it was asked with this salt: all but
+        the last token, as vLLM computes that one anew."""
+        if (salt, prompt) not in self._prompts:
+            cache = DynamicCache()
+            if prompt[:-1]:
+                self.model(torch.tensor([prompt[:-1]]), past_key_values=cache)
+            self._prompts[salt, prompt] = cache
+        cache = deepcopy(self._prompts[salt, prompt])
+        return cache, self.model(torch.tensor([prompt[-1:]]), past_key_values=cache).logits[0, -1]
+
     def _of_prompt(self, logprobs_TV: torch.Tensor, prompt: list[int], most: int) -> list[Any]:
         """Of every token but the first: its own and those of the `most` likeliest, as vLLM gives them."""
         places: list[Any] = [None]
@@ -111,6 +168,16 @@ class ModelServer:
             likeliest = logprobs_V.topk(most).indices.tolist()
             places.append({str(one): {"logprob": float(logprobs_V[one])} for one in [token, *likeliest]})
         return places
+
+
+def spans(names: list[str]) -> list[dict[str, Any]]:
+    """As vLLM says by which weights each token was made."""
+    found, start = [], 0
+    for name, same in groupby(names):
+        end = start + len(list(same))
+        found.append({"version": name, "start": start, "end": end})
+        start = end
+    return found
 
 
 @contextmanager

@@ -82,7 +82,8 @@ def test_an_engine_apart_is_corrected_for_unless_told_otherwise() -> None:
 
 def test_only_what_changes_the_result_is_part_of_what_it_is() -> None:
     config = rl.Config(rollouts={"engine": "vllm_server", "devices": "1", "gpu_memory_utilization": 0.8})
-    assert semantic_config(config)["rollouts"] == {"engine": "vllm_server", "dtype": None, "max_staleness": 0}
+    ahead = {"max_staleness": 0, "in_flight_updates": False}
+    assert semantic_config(config)["rollouts"] == {"engine": "vllm_server", "dtype": None, **ahead}
     assert semantic_config(rl.Config(rollouts=GIVEN)) == semantic_config(rl.Config(rollouts=SERVERS))
 
 

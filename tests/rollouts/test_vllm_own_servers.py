@@ -19,7 +19,7 @@ import torch
 from artifacts.errors import StageError
 from stages.rollouts import vllm_own_servers
 from stages.rollouts.engine import ServedAdapter, ServedModel
-from stages.rollouts.engine_settings import EngineConfig
+from stages.rollouts.engine_settings import EngineConfig, OverlappedEngineConfig
 from stages.rollouts.kept_folder import KeptFolder, remove_forgotten
 from stages.rollouts.requests import SampleRequest, SamplingConfig
 from stages.rollouts.vllm_client import ServerEngine
@@ -52,7 +52,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
         behaviour: str, adapter: ServedAdapter | None = None, **settings: float
     ) -> tuple[OwnServers, ServerEngine, list[str]]:
         monkeypatch.setenv("FAKE_VLLM", behaviour)
-        config, said = EngineConfig(engine="vllm_server", **settings), []
+        config, said = OverlappedEngineConfig(engine="vllm_server", **settings), []
         served = replace(model(tmp_path), adapter=adapter)
         servers = OwnServers(served, config, tmp_path, said.append, FAKE)
         opened.append(servers)

@@ -407,7 +407,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "grpo": (
         5,
-        "6b8b3712fca92208",
+        "bcb606e2199afc53",
         "7d6ca38bd18cf71a",
         {
             "model/metrics: loss": -0.068777,

@@ -42,6 +42,9 @@ class Holding:
         self.most = max(self.most, len(self.alive))
         return held, False
 
+    def renew(self) -> None:
+        pass
+
     def take(self, held: Held, *, prove: bool) -> None:
         pass
 

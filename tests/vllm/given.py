@@ -17,7 +17,7 @@ import httpx
 
 from stages.rollouts import server_guard
 from stages.rollouts.engine import ServedModel
-from stages.rollouts.engine_settings import EngineConfig
+from stages.rollouts.engine_settings import OverlappedEngineConfig
 from stages.rollouts.vllm_client import ServerEngine
 from stages.rollouts.vllm_given_servers import GivenServers
 from stages.rollouts.weight_files import WeightFiles
@@ -25,6 +25,7 @@ from stages.rollouts.weight_files import WeightFiles
 _START_SECONDS = 240
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 OPTIONS = ["--dtype", "float32", "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"]
+OPTIONS += ["--enable-scale-out"]  # which rollouts.in_flight_updates needs
 FOR_ADAPTERS = ["--enable-lora", "--max-lora-rank", "8", "--lora-target-modules", *LINEAR]
 # a CPU's pages of the prefix cache hold 128 tokens, and these models read 64
 SMALL = ["--kv-cache-memory-bytes", str(2**25), "--block-size", "32", "--enforce-eager", "--no-enable-chunked-prefill"]
@@ -96,6 +97,6 @@ def _free_port() -> int:
 
 def asked(url: str, model: ServedModel, folder: Path, **settings: Any) -> ServerEngine:
     """An engine behind the server, as a stage opens it; weights go through the folder."""
-    config = EngineConfig(engine="vllm_server", urls=(url,), weights_folder=str(folder), **settings)
+    config = OverlappedEngineConfig(engine="vllm_server", urls=(url,), weights_folder=str(folder), **settings)
     files = WeightFiles(folder / "weights", model.adapter)
     return ServerEngine(GivenServers(config, model, files, folder.name, print), model, config)

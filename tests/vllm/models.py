@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from stages.rollouts.engine import ServedModel
 from tests.data.characters import IDS, build_tokenizer
@@ -48,6 +48,29 @@ def teacher_forced(model: Any, prompt: Sequence[int], tokens: Sequence[int], tem
     with torch.no_grad():
         logits = model(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
     return (logits / temperature).log_softmax(-1).gather(1, torch.tensor(tokens)[:, None])[:, 0].tolist()
+
+
+@torch.no_grad()
+def over_kept_cache(
+    models: Mapping[int, Any],
+    prompt: Sequence[int],
+    tokens: Sequence[int],
+    versions: Sequence[int],
+    *,
+    prompt_by: int | None = None,
+) -> list[float]:
+    """Log-probability of each token by the model of its version, over a cache that no later one touches: every token
+    was read by the model that drew the next one, the prompt by that of the first token, or but for its last token by
+    another one."""
+    cache, found, unread = DynamicCache(), [], list(prompt)
+    if prompt_by is not None and unread[:-1]:
+        models[prompt_by](torch.tensor([unread[:-1]]), past_key_values=cache)
+        unread = unread[-1:]
+    for token, version in zip(tokens, versions, strict=True):
+        logits_V = models[version](torch.tensor([unread]), past_key_values=cache).logits[0, -1]
+        found.append(float(logits_V.log_softmax(-1)[token]))
+        unread = [token]
+    return found
 
 
 def worst(found: Sequence[Sequence[float]], expected: Sequence[Sequence[float]]) -> float:
