@@ -69,4 +69,5 @@ def held_bytes(request: Request) -> float:
     rollouts: Any = getattr(request.config, "rollouts", None)
     if not isinstance(rollouts, OverlappedEngineConfig) or request.setup.device != "cpu":
         return 0.0
-    return rollouts.max_staleness * sent_bytes(request)
+    # in flight they go to the engine as they are, while the trainer waits
+    return 0.0 if rollouts.changes_in_flight else rollouts.max_staleness * sent_bytes(request)

@@ -41,6 +41,9 @@ class Replaying:
         places = range(generation * size, (generation + 1) * size)
         return [_sampled([self.recorded.rows[i] for i in groups[place % len(groups)]]) for place in places], []
 
+    def moved_on(self) -> None:
+        """Nothing is drawn by any weights."""
+
     def metrics(self, kept: Sequence[Sampled], replaced: Sequence[Sampled]) -> dict[str, float]:
         """Nothing is chosen."""
         return {}

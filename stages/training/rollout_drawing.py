@@ -42,6 +42,10 @@ class Draws(Protocol):
         """(The groups of a generation, those that they replaced because all of their rewards were equal)."""
         ...
 
+    def moved_on(self) -> None:
+        """Called before every further step on a generation: the weights are others by now."""
+        ...
+
     def metrics(self, kept: Sequence[Sampled], replaced: Sequence[Sampled]) -> dict[str, float]:
         """What was chosen, where there is a choice."""
         ...
@@ -87,6 +91,9 @@ class Drawing:
                 replaced.append(kept[place])
                 kept[place] = entry
         return kept, replaced
+
+    def moved_on(self) -> None:
+        """The next generation is drawn by those of its time."""
 
     def _sample(self, generation: int, turn: int, count: int) -> list[Sampled]:
         """Completions of the next prompts; `turn` 0 is the generation's own, others replace groups of it."""

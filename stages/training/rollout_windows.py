@@ -64,6 +64,9 @@ class RolloutWindows:
             trim_heap()
             self._sample(generation, step)
             trim_heap()
+        else:
+            with clocked(self.context.timings, WAITING):
+                self.drawing.moved_on()
         part = use % self.plan.steps_per_generation
         size = self.plan.prompts_per_step
         groups = self.groups[part * size : (part + 1) * size]

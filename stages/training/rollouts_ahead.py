@@ -4,9 +4,8 @@ Generation g is sampled with the weights from before generation g - k was traine
 first ones with those of the beginning. So the weights, like all else, follow from the number of the generation, and
 neither the speed of the engine nor that of the trainer can change what is sampled.
 
-With `in_flight_updates` those are the oldest that it has: whenever the trainer comes for a generation, the engine gets
-the weights of the moment, and all that it is sampling then goes on with them. How far it has come by then depends on
-who is fast.
+With `in_flight_updates` those are the oldest that it has: before every step of the trainer the engine gets the weights
+of the moment, and all that it is sampling then goes on with them. How far it has come by then depends on who is fast.
 """
 
 from __future__ import annotations
@@ -93,13 +92,17 @@ class Ahead:
                 self._begin(number, held, prove=is_due and number == 0)
             drawn = self._ahead.popleft().result()
         else:
-            if generation + self._staleness < self._generations or not all(one.done() for one in self._ahead):
-                self.engine.renew()
+            self.moved_on()
             drawn = self._ahead.popleft().result()
             if generation + self._staleness < self._generations:
                 self._begin(generation + self._staleness, self._proved(drawn))
         self._last = drawn
         return drawn.kept, drawn.replaced
+
+    def moved_on(self) -> None:
+        """What is in flight goes on with the present weights, where it may."""
+        if not all(one.done() for one in self._ahead):
+            self.engine.renew()
 
     def _proved(self, drawn: Drawn) -> Held:
         """The present weights. Where a proof of them is due, it is made before the trainer changes them, with tokens of

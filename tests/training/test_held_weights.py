@@ -14,6 +14,7 @@ from peft import LoraConfig, get_peft_model
 from stages import rl
 from stages.rollouts.requests import SamplingConfig
 from stages.training.engine_sync import sent
+from stages.training.in_flight_engine import InFlightEngine
 from stages.training.lagging_engine import Held, LaggingEngine
 from stages.training.line import Line
 from stages.training.memory import Request
@@ -95,3 +96,27 @@ def test_the_prediction_counts_their_bytes(way: str, tied: bool, tmp_path: Path)
         held_bytes(Request(config, {"model": shape}, frozenset(), Setup(device=device))) for device in ("cpu", "cuda")
     ]
     assert predicted == [2 * sum(tensor.nbytes for _, tensor in held), 0]
+
+
+def test_in_flight_none_wait(tmp_path: Path) -> None:
+    """They are given to the engine at once, which has the newest ones only once."""
+    scorer = Scorer(save_model(tmp_path, 1))
+    engine = Receiving()
+    in_flight = InFlightEngine(
+        engine, engine, partial(sent, adapter=False), policy=lambda: scorer, version=lambda: 3, interval=1
+    )
+    assert [in_flight.hold()[0] for _ in range(2)] == [Held(3, ())] * 2
+    assert engine.received == [[name for name, _ in sent(scorer, adapter=False)]]
+    config = rl.Config(rollouts={"engine": "vllm_server", "max_staleness": 2, "in_flight_updates": True})
+    shape = read_shape(json.loads((tmp_path / "config.json").read_text()))
+    assert held_bytes(Request(config, {"model": shape}, frozenset(), Setup(device="cpu"))) == 0
+
+
+class Receiving:
+    """As an engine takes weights."""
+
+    def __init__(self) -> None:
+        self.received: list[list[str]] = []
+
+    def load(self, weights: Any) -> None:
+        self.received.append([name for name, _ in weights])
