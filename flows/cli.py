@@ -90,7 +90,10 @@ def _positive(text: str) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status 0: well; 1: a stage failed or something is damaged; 2: the request was wrong; 130: Ctrl-C."""
+    """Exit status 0: well; 1: a stage failed or something is damaged; 2: the request was wrong; 130: Ctrl-C.
+
+    Without `arguments` those of this process, which is then ours to end.
+    """
     options, unknown = parser().parse_known_args(arguments)
     if unknown:
         options.parser.refuse(unknown)
@@ -101,6 +104,10 @@ def main(arguments: list[str] | None = None) -> int:
 
         status = commands.COMMANDS[options.command](options)
         sys.stdout.flush()  # here, where a reader that has gone is no error
+        if arguments is None and options.command == "run":
+            from stages.leaving import leave
+
+            leave(status)  # all is recorded; to take Prefect down takes longer than to plan a run
         return status
     except RequestError as error:
         if options.json:

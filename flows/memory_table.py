@@ -14,7 +14,7 @@ from stages.training.memory import PARTS
 
 _NOTE = (
     "At most, of one process: every micro-batch full, every row as long as max_length allows. On a CPU, `process` is "
-    "Python with its libraries, and processes share the machine."
+    "Python with its libraries, and processes share the machine. `engine` is vLLM, of servers a process's share."
 )
 
 

@@ -54,14 +54,12 @@ def run_pipeline(plan: Plan, listener: Listener | None = None, *, run_id: str | 
         if url is not None:
             require_answer(url)
             _before_import({})
-            with _reporting_to(url):
-                return _flow(run)
+            return _reported(run, url)
         home = prefect_home()
         stack.enter_context(loopback_without_proxy())
         if (place := holder(home)) is not None:
             _before_import({"PREFECT_HOME": str(home)})
-            with _reporting_to(place.url):
-                return _flow(run)
+            return _reported(run, place.url)
         server = stack.enter_context(temporary_server(home))
         _before_import({"PREFECT_HOME": str(home)})
         import flows.prefect_flow  # noqa: F401  (takes as long as the server's start, so do both at once)
@@ -74,6 +72,15 @@ def run_pipeline(plan: Plan, listener: Listener | None = None, *, run_id: str | 
             finally:
                 _drain()
         return payload
+
+
+def _reported(run: Run, url: str) -> dict[str, Any]:
+    """To a server that stays."""
+    with _reporting_to(url):
+        try:
+            return _flow(run)
+        finally:
+            _drain()
 
 
 def _flow(run: Run) -> dict[str, Any]:

@@ -30,6 +30,7 @@ STARTUP_SECONDS = 240
 """A new database takes ten seconds to make, and many times that on a machine that is busy; a server that ended is
 noticed at once."""
 ANSWER_SECONDS = 10
+ENDING_SECONDS = 5.0
 _HEALTH_BYTES = 1024
 
 LOGS = 20
@@ -164,10 +165,17 @@ class ServerProcess:
         """The last that it said."""
         return (self._log.read_text(errors="replace").strip().splitlines() or ["it printed nothing"])[-1]
 
-    def close(self) -> None:
-        """End it and wait for that."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
+    def close(self, *, soon: bool = False) -> None:
+        """End it and wait for that. Unless it has to be `soon`, it first writes what it still holds."""
+        stdin = self._process.stdin
+        assert stdin is not None
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):  # it has ended, or takes too long
+            if not soon:
+                stdin.write(b"\n")
+                stdin.flush()
+                self._process.wait(ENDING_SECONDS)
+        with contextlib.suppress(OSError):
+            stdin.close()
         try:
             self._process.wait(server_process.GRACE_SECONDS + 1)
         except subprocess.TimeoutExpired:
@@ -180,7 +188,7 @@ class ServerProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(soon=error is not None)
         if error is None:
             self._log.unlink(missing_ok=True)
 

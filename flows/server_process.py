@@ -1,13 +1,15 @@
 """A Prefect API server that ends with whoever started it: `python server_process.py FD [REPORTS]`, stdin a pipe.
 
-Prefect's own temporary server outlives a killed flow. This one serves on the listening socket FD until its stdin is
-closed, and is gone GRACE_SECONDS later at most. The pages in the folder REPORTS it gives out under /reports/.
-Settings come from the environment. Started by its path: it imports nothing of ours.
+Prefect's own temporary server outlives a killed flow. This one serves on the listening socket FD until a byte comes on
+its stdin, and writes what it still holds; or until that is closed, and is gone GRACE_SECONDS later at most. The pages
+in the folder REPORTS it gives out under /reports/. Settings come from the environment. Started by its path: it imports
+nothing of ours.
 """
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import os
 import socket
@@ -30,11 +32,11 @@ App = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 def main() -> None:
-    """Serve Prefect's API until stdin is closed."""
+    """Serve Prefect's API until stdin says that it is enough."""
     listener = socket.socket(fileno=int(sys.argv[1]))
     reports = sys.argv[2] if len(sys.argv) > 2 else None
-    parent_is_gone = threading.Event()
-    threading.Thread(target=_watch, args=(parent_is_gone,), daemon=True).start()
+    stopping = threading.Event()
+    threading.Thread(target=_watch, args=(stopping,), daemon=True).start()
     threading.Thread(target=_give_back_memory, daemon=True).start()
 
     logging.getLogger("docket.dependencies").addFilter(_is_news)
@@ -52,17 +54,22 @@ def main() -> None:
     server = uvicorn.Server(config)
 
     def stop() -> None:
-        parent_is_gone.wait()
+        stopping.wait()
         server.should_exit = True
 
     threading.Thread(target=stop, daemon=True).start()
     server.run(sockets=[listener])
+    sys.stderr.flush()
+    os._exit(0)  # all is written by now; to take this interpreter down takes longer than to end the server
 
 
 def _app(reports: str | None) -> App:
+    gc.disable()  # what is made here stays, and looking for what does not takes up to a tenth of the start
     from prefect.server.api.server import create_app
 
     prefect: App = create_app()
+    gc.freeze()
+    gc.enable()
     if reports is None:
         return prefect
     from starlette.staticfiles import StaticFiles
@@ -110,9 +117,10 @@ def _give_back_memory() -> None:
         trim(0)
 
 
-def _watch(parent_is_gone: threading.Event) -> None:
-    sys.stdin.buffer.read()
-    parent_is_gone.set()
+def _watch(stopping: threading.Event) -> None:
+    sys.stdin.buffer.read(1)
+    stopping.set()
+    sys.stdin.buffer.read()  # until nobody is there any more
     # uvicorn may wait for a client that never hangs up; SQLite's log makes an abrupt end safe
     threading.Event().wait(GRACE_SECONDS)
     os._exit(0)

@@ -296,7 +296,15 @@ def test_embedded_server_cached_run(world: World, api: Api, own_home: Path) -> N
             "select distinct t.state_name from task_run t join flow_run f on f.id = t.flow_run_id where f.name like ?",
             (f"%{payload['run'][-6:]}",),
         ).fetchall()
+        events = dict(
+            database.execute(
+                "select e.event, count(*) from events e join flow_run f on e.resource_id = 'prefect.flow-run.' || f.id"
+                " or e.related_resource_ids like '%' || f.id || '%' where f.name like ? group by e.event",
+                (f"%{payload['run'][-6:]}",),
+            )
+        )
     assert shown == [("Cached",)]
+    assert (events["prefect.flow-run.Completed"], events["prefect.task-run.Cached"]) == (1, 4)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, -2), (signal.SIGKILL, -9)])
