@@ -25,8 +25,8 @@ _BLOCK_TOKENS = 128
 _BATCH_TOKENS = {"vllm": 4096, "vllm_server": 2048}
 _ROWS = {"vllm": 256, "vllm_server": 128}
 """Most tokens of a pass and completions at a time, as vLLM sets them on a CPU; a prompt is read in one pass."""
-_GPU_BATCH_TOKENS, _GPU_ROWS = 16_384, 1024
-"""The same on a large GPU."""
+_LARGE_GPU, _LARGEST_GPU = 70 * _GIB, 160 * _GIB
+"""From here on vLLM sets other numbers."""
 _LOGITS_AT_ONCE = 3
 """Those of a pass, what they are drawn by, and their log-probabilities."""
 _KEPT_TWICE = 2
@@ -131,7 +131,7 @@ def _on_gpu(request: Request, asked: Asked) -> EngineMemory:
     assert setup.device_bytes is not None
     share = settings.gpu_memory_utilization * setup.device_bytes
     needed = _weights(asked, request, on_cpu=False) + _longest_row(asked, request, 1)
-    needed += _working(asked, request, _GPU_BATCH_TOKENS, _GPU_ROWS)
+    needed += _tried(asked, request, setup.device_bytes)
     own = Phase(SHARE, {"engine": needed}, share)
     if settings.engine == "vllm":
         return EngineMemory(0.0 if settings.enable_sleep_mode else share, share, (own,))
@@ -175,9 +175,25 @@ def _coming_and_going(asked: Asked, request: Request) -> float:
 
 
 def _working(asked: Asked, request: Request, batch_tokens: int, most_rows: int) -> float:
-    """Inside the layers, or with the logits behind them, whichever is more."""
-    shape, sampled = asked.shape, asked.sampled
-    together = min(sampled.completions * sampled.prompt, max(batch_tokens, shape.context))
-    layers = passing_bytes(Layers(shape, _bytes_of(asked, request), request.setup.device), together)
-    rows = max(min(sampled.completions, most_rows), asked.reads)
+    """Of what the stage asks for."""
+    sampled = asked.sampled
+    together = min(sampled.completions * sampled.prompt, max(batch_tokens, asked.shape.context))
+    return _pass(asked, request, together, max(min(sampled.completions, most_rows), asked.reads))
+
+
+def _tried(asked: Asked, request: Request, device_bytes: int) -> float:
+    """Of the largest pass that vLLM allows: on a GPU it begins with one, and gives the cache what that leaves."""
+    if device_bytes >= _LARGEST_GPU:
+        tokens, rows = 16_384, 1024
+    elif device_bytes >= _LARGE_GPU:
+        tokens, rows = {"vllm": 16_384, "vllm_server": 8_192}[asked.settings.engine], 1024
+    else:
+        tokens, rows = {"vllm": 8_192, "vllm_server": 2_048}[asked.settings.engine], 256
+    return _pass(asked, request, tokens, max(rows, asked.reads))
+
+
+def _pass(asked: Asked, request: Request, tokens: int, rows: int) -> float:
+    """Inside the layers, or with the logits of so many rows behind them, whichever is more."""
+    shape = asked.shape
+    layers = passing_bytes(Layers(shape, _bytes_of(asked, request), request.setup.device), tokens)
     return float(max(layers, rows * shape.vocabulary * _FLOAT * _LOGITS_AT_ONCE))

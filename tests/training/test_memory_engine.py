@@ -76,6 +76,31 @@ def test_servers() -> None:
     assert wide.resting == 1_000 + WEIGHTS + 2 * HALF_A_GIB + SERVER
 
 
+@pytest.mark.parametrize(
+    ("engine", "gib", "tokens", "rows"),
+    [
+        ("vllm", 24, 8_192, 256),
+        ("vllm", 80, 16_384, 1024),
+        ("vllm_server", 24, 2_048, 256),
+        ("vllm_server", 80, 8_192, 1024),
+        ("vllm_server", 180, 16_384, 1024),
+    ],
+)
+def test_on_a_gpu_its_share_has_to_hold_the_largest_pass_that_it_allows(
+    engine: str, gib: int, tokens: int, rows: int
+) -> None:
+    """Weights, a row of 64 tokens, and a pass: in the layers, or the logits of a vocabulary of 1,000,000."""
+    setup = Setup(1, device="cuda", device_bytes=gib * 2**30)
+    given = EngineConfig(engine=engine, gpu_memory_utilization=0.5)  # type: ignore[arg-type]
+    for vocabulary, most in ((100, tokens * 4 * 88), (1_000_000, rows * 1_000_000 * 4 * 3)):
+        shape = replace(HAND, vocabulary=vocabulary)
+        found = engine_memory(replace(request(), setup=setup), Asked(shape, given, SAMPLED))
+        assert found.resting == found.sampling == gib * 2**29
+        (own,) = found.own
+        assert own.room == gib * 2**29
+        assert own.total == 4 * shape.parameters + 64 * 2 * 2 * 4 * 4 + most
+
+
 def test_it_is_there_in_every_phase_and_the_embedded_sampler_is_not() -> None:
     plain = {one.name: one for one in memory(request())}
     found = {one.name: one for one in memory(request(rollouts={"engine": "vllm", "kv_cache_gib": 0.5}))}
