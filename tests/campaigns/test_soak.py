@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tests.campaigns.flatness import MEMORY_SHARE, Series, grown, slope
+from tests.campaigns.flatness import MEMORY_SHARE, Series, floors, grown, slope
 
 MEGABYTE = 1e6
 
@@ -27,12 +27,20 @@ def test_the_slope_is_that_of_most_pairs() -> None:
     assert slope([(0, 0.0), (1, 2.0), (2, 98.0), (4, 8.0)]) == 2.0
 
 
+def test_the_floor_of_a_window_is_what_is_left_when_nothing_is_under_way() -> None:
+    # windows of three cycles, but for the last, which is not full
+    assert floors([(cycle, cycle // 3 + 5.0 * (cycle % 3)) for cycle in range(91)]) == [
+        (3 * window + 1, float(window)) for window in range(30)
+    ]
+    assert floors([(7, 2.0), (8, 1.0), (9, 3.0)]) == [(7, 2.0), (8, 1.0), (9, 3.0)]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_thousandth_of_a_percent_a_cycle_is_flat_and_twice_the_limit_is_not(seed: int) -> None:
     # 1 % of 100 MB in 1,000 cycles is 1,000 bytes a cycle
     assert grown(memory(0, seed=seed)) is None
     assert grown(memory(300, seed=seed)) is None
-    assert "memory: +" in str(grown(memory(2000, seed=seed)))
+    assert "MB, +" in str(grown(memory(2000, seed=seed)))
 
 
 @pytest.mark.parametrize(
@@ -61,7 +69,7 @@ def test_growth_by_steps_is_growth() -> None:
     # 1 % of 190 MB in 1,000 cycles, fifty runs, is 38 kB a run
     assert grown(worker(0)) is None
     assert grown(worker(20e3)) is None
-    assert "worker memory: +" in str(grown(worker(60e3)))
+    assert "worker memory 190.5 MB, +1.5" in str(grown(worker(60e3)))
 
 
 @pytest.mark.parametrize(("full_at", "flat"), [(0, True), (100, True), (10_000, False)])
@@ -74,10 +82,19 @@ def test_a_cache_is_judged_by_what_comes_after_it_is_full(full_at: int, flat: bo
 
 @pytest.mark.parametrize("leak", [0, 300, 2000])
 def test_memory_that_is_given_back_every_now_and_then(leak: float) -> None:
-    # 100 MB; up to 2 MB are free and kept for seven cycles
-    kept = [(cycle, 100e6 + cycle * leak + cycle % 7 * 0.3e6) for cycle in range(300)]
+    # 100 MB; up to 6 MB are free and kept for seven cycles
+    kept = [(cycle, 100e6 + cycle * leak + cycle % 7 * 1e6) for cycle in range(300)]
     found = grown(Series("server memory", kept, MEMORY_SHARE))
     assert (found is None) == (leak < 1000), found
+
+
+@pytest.mark.parametrize("at", range(0, 300, 20))
+def test_a_table_that_is_enlarged_once_is_no_growth_and_hides_none(at: int) -> None:
+    # 2 MB of 200 at one cycle, beside 0.2 % and 2 % in 1,000 cycles; 6 MB are too much even once
+    for leak, step, flat in ((400, 2e6, True), (4000, 2e6, False), (400, 6e6, at <= 120)):
+        kept = [(cycle, 200e6 + cycle * leak + step * (cycle >= at)) for cycle in range(300)]
+        found = grown(Series("worker memory", kept, MEMORY_SHARE))
+        assert (found is None) == flat, found
 
 
 def test_too_few_cycles_are_not_judged() -> None:
