@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -151,6 +152,43 @@ def test_a_user_who_deletes_what_is_noted_or_the_copies_does_no_harm(remote_stor
         assert made[2].key in there(cache) and bytes_in(cache) <= 2.5 * SIZE, gone
 
 
+def test_what_the_dead_left_aside_goes_before_the_same_is_fetched_again(remote_store, fill, cache):
+    artifact, other = put(remote_store, fill, range(2))
+    remote_store.materialize(other)
+    dead = cache / copies.ASIDE / f"{artifact.key.replace('/', '+')}={_dead_owner()}-0123456789ab"
+    mine, others = (
+        copies.aside(cache, artifact.key),
+        cache / copies.ASIDE / dead.name.replace(artifact.digest, "0" * 64),
+    )
+    for folder in (dead, mine, others):
+        folder.mkdir()
+        (folder / "a").write_bytes(b"half of it")
+    remote_store.materialize(artifact)
+    assert sorted((cache / copies.ASIDE).iterdir()) == sorted([mine, others])
+
+
+def test_room_is_made_by_one_after_the_other_and_by_the_next_where_one_is_stopped(
+    remote_store, fill, cache, monkeypatch
+):
+    for artifact in put(remote_store, fill, range(3)):
+        remote_store.materialize(artifact)
+    forget()
+    set_limit(monkeypatch, 2.5)
+    with holds.alone(cache, copies.ROOM) as free:
+        assert free
+        waits = threading.Thread(target=copies.make_room, args=(cache,))
+        waits.start()
+        waits.join(0.2)
+        assert waits.is_alive() and len(there(cache)) == 3
+    waits.join(20)
+    assert len(there(cache)) == 2
+    set_limit(monkeypatch, 1.5)
+    monkeypatch.setattr(copies, "PATIENCE_SECONDS", 0.1)
+    with holds.alone(cache, copies.ROOM):
+        copies.make_room(cache)
+    assert len(there(cache)) == 1
+
+
 class Workers:
     """Processes that use two copies of four of their own at a time, for ever; `artifacts[worker]` are its four."""
 
@@ -200,10 +238,10 @@ class Workers:
 def test_whoever_is_killed_when_no_byte_too_many_is_there_and_nothing_in_use_goes(
     remote_store, fill, cache, tmp_path, monkeypatch
 ):
-    """Six workers use up to twelve copies of twenty-four; the limit is thirteen and a half. All are stopped again and
+    """Six workers use up to twelve copies of twenty-four; the limit is thirteen. All are stopped again and
     again, what lies there is counted byte by byte, and one of them is killed wherever it is."""
     made = put(remote_store, fill, range(24))
-    set_limit(monkeypatch, 13.5)
+    set_limit(monkeypatch, 13.001)
     draws = random.Random(7)
     workers = Workers(remote_store, [made[first : first + 4] for first in range(0, 24, 4)], tmp_path / "wrong")
     rounds_when_full = 0
@@ -212,7 +250,7 @@ def test_whoever_is_killed_when_no_byte_too_many_is_there_and_nothing_in_use_goe
             time.sleep(draws.random() * 0.03)
             workers.stopped()
             found = bytes_in(cache)
-            assert found <= 13.5 * SIZE
+            assert found <= 13 * SIZE
             rounds_when_full += found > 10 * SIZE
             workers.go_on()
             if rounds_when_full % 2:

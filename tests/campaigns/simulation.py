@@ -12,6 +12,7 @@ import os
 import random
 import shutil
 import tempfile
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -155,9 +156,10 @@ class Flat:
 
     folder: Path
     process: psutil.Process = field(default_factory=psutil.Process)
-    samples: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    samples: dict[str, array[float]] = field(default_factory=dict)
+    """One a cycle; tuples of numbers would themselves be the memory that grows."""
 
-    def take(self, cycle: int) -> None:
+    def take(self) -> None:
         give_back()
         now = {
             "memory": self.process.memory_info().rss,
@@ -167,10 +169,13 @@ class Flat:
             "temporary files": sum(len(files) for _, _, files in os.walk(self.folder)),
         }
         for what, value in now.items():
-            self.samples.setdefault(what, []).append((cycle, value))
+            self.samples.setdefault(what, array("d")).append(value)
 
     def series(self) -> list[Series]:
-        return [Series(what, found, MEMORY_SHARE if what == "memory" else None) for what, found in self.samples.items()]
+        return [
+            Series(what, list(enumerate(found, 1)), MEMORY_SHARE if what == "memory" else None)
+            for what, found in self.samples.items()
+        ]
 
 
 class OneThread:
@@ -215,7 +220,7 @@ def campaign(count: int, seed: int) -> Outcome:
             del world
             shutil.rmtree(folder / "cache", ignore_errors=True)
             shutil.rmtree(folder / "made", ignore_errors=True)
-            flat.take(cycle)
+            flat.take()
             if cycle % LINE_EVERY == 0:
                 print(f"{cycle} cycles, {outcome.counts['operations']:,} operations", flush=True)
     if cycle >= ENOUGH_CYCLES:
