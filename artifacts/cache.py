@@ -31,6 +31,7 @@ ASIDE = "aside"
 COUNTED = ".counted"
 """Marks that every copy has its file of uses."""
 ROOM = "room"
+"""The name with which a process that makes room is alone."""
 PATIENCE_SECONDS = 60.0
 
 
@@ -84,11 +85,10 @@ def _delete_oldest(cache: Path, limit: float) -> None:
             return
         if _delete(cache, copy):
             total -= copy.size
-    if total <= limit:
-        return
-    logger.warning(
-        "the cache %s is larger than %s allows (%.1f GB): all that is in it is in use", cache, VARIABLE, limit / 1e9
-    )
+    if total > limit:
+        logger.warning(
+            "the cache %s is larger than %s allows (%.1f GB): all that is in it is in use", cache, VARIABLE, limit / 1e9
+        )
 
 
 def copies(cache: Path) -> Iterator[Copy]:
@@ -101,6 +101,7 @@ def copies(cache: Path) -> Iterator[Copy]:
 
 
 def use_file(cache: Path, copy: Copy) -> Path:
+    """By whose name a copy counts, and whose time is that of its last use."""
     return cache / USES / f"{_name(copy.key)}={copy.size}"
 
 
