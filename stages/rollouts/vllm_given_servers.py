@@ -79,7 +79,8 @@ class GivenServers:
     def _give(self, weights: Iterable[tuple[str, Tensor]], version: str) -> None:
         if self._transfer is not None:
             there = [one for one in self._connections if not isinstance(_version_of(one), StageError)]
-            self._transfer.send(weights, there, version)
+            send = self._transfer.send_amid if self._in_flight else self._transfer.send
+            send(weights, there, version)
             return
         try:
             self._files.write(weights)

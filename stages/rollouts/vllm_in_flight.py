@@ -9,8 +9,8 @@ was made; vLLM names them as it was told between stopping and going on, so no to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,18 +47,29 @@ def name_of(run: str, number: int) -> str:
 
 def exchange(connection: Connection, folder: Path, name: str) -> None:
     """Have the server go on with the weights of the files there, which are called `name`, in the middle of whatever it
-    is asked. What it makes should that fail is under a name that nobody believes."""
-    # "keep" alone would have vLLM compute anew, with the new weights, all that is in the making
-    connection.post("/pause?mode=keep&clear_cache=false", None, "pause for new weights")
-    try:
-        connection.name_weights(_NEITHER)
+    is asked."""
+    with between_tokens([connection]):
         connection.read_weights(folder)
         connection.name_weights(name)
-    except StageError:
-        with suppress(StageError):
-            _resume(connection)
+
+
+@contextmanager
+def between_tokens(connections: Sequence[Connection]) -> Iterator[None]:
+    """The servers make nothing while the block gives them weights and their name, and go on after it. What they make
+    should it fail is under a name that nobody believes."""
+    try:
+        for connection in connections:
+            # "keep" alone would have vLLM compute anew, with the new weights, all that is in the making
+            connection.post("/pause?mode=keep&clear_cache=false", None, "pause for new weights")
+            connection.name_weights(_NEITHER)
+        yield
+    except BaseException:
+        for connection in connections:
+            with suppress(StageError):
+                _resume(connection)
         raise
-    _resume(connection)
+    for connection in connections:
+        _resume(connection)
 
 
 def _resume(connection: Connection) -> None:

@@ -137,19 +137,29 @@ class OwnServers(SeenServers):
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Those that are being started again take them before they serve. Raises StageError where one refuses."""
-        if self._transfer is not None:
-            gone = self.absent()
-            self._transfer.send(weights, [self._connection(one) for one in range(self.count) if one not in gone])
-            return
         with self._loading:
-            self._files.write(weights)
             self._sent += 1
-            serving = [number for number, server in enumerate(self._servers) if server.socket.exists()]
-            with ThreadPoolExecutor(self.count) as pool:
-                list(pool.map(self._give_weights, serving))
+            if self._transfer is None:
+                self._load_files(weights)
+            else:
+                self._transfer_weights(self._transfer, weights)
             self.weights_name = name_of(self.run, self._sent)
-            if not self._settings.max_restarts:
-                self._files.remove()
+
+    def _load_files(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        self._files.write(weights)
+        serving = [number for number, server in enumerate(self._servers) if server.socket.exists()]
+        with ThreadPoolExecutor(self.count) as pool:
+            list(pool.map(self._give_weights, serving))
+        if not self._settings.max_restarts:
+            self._files.remove()
+
+    def _transfer_weights(self, transfer: NcclTransfer, weights: Iterable[tuple[str, Tensor]]) -> None:
+        gone = self.absent()
+        there = [self._connection(number) for number in range(self.count) if number not in gone]
+        if self._settings.changes_in_flight:
+            transfer.send_amid(weights, there, name_of(self.run, self._sent))
+        else:
+            transfer.send(weights, there)
 
     def _give_weights(self, number: int) -> None:
         server = self._servers[number]

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from artifacts.errors import StageError
 from stages.rollouts.vllm_connection import Address, Connection, ServerSilence
+from stages.rollouts.vllm_in_flight import between_tokens
 
 T = TypeVar("T")
 Part = list[tuple[str, Tensor]]
@@ -61,6 +62,18 @@ class NcclTransfer:
     ) -> None:
         """To all of the servers, which forget what they computed with others, and call them this version. Raises
         StageError where one fails."""
+        self._send(weights, connections, version)
+        for connection in connections:
+            connection.forget_prefixes()
+
+    def send_amid(self, weights: Iterable[tuple[str, Tensor]], connections: Sequence[Connection], version: str) -> None:
+        """The same in the middle of whatever they are asked, with which they go on, over what they computed."""
+        with between_tokens(connections):
+            self._send(weights, connections, version)
+
+    def _send(
+        self, weights: Iterable[tuple[str, Tensor]], connections: Sequence[Connection], version: str | None
+    ) -> None:
         if not connections:
             raise StageError("no vLLM server is there to take new weights; their logs may say why")
         group = self._group_with(connections)
@@ -74,8 +87,6 @@ class NcclTransfer:
             raise
         named = None if version is None else {"weight_version": version}
         self._ask_all(connections, "/finish_weight_update", named, "finish with new weights")
-        for connection in connections:
-            connection.forget_prefixes()
 
     def close(self) -> None:
         """Leave the group."""

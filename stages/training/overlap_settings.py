@@ -25,10 +25,10 @@ def overlap_problems(config: Any) -> list[str]:
             "importance_sampling_mode is null, but rollouts.max_staleness has completions sampled by older weights, "
             "which nothing else corrects for; leave it out (token_truncate), or give another one"
         )
-    if config.rollouts.weight_transfer == "nccl":
+    if config.rollouts.weight_transfer == "nccl" and not config.rollouts.in_flight_updates:
         problems.append(
             "rollouts.weight_transfer nccl sends weights that are still the trainer's; with rollouts.max_staleness use "
-            "folder"
+            "folder, or in_flight_updates, which send none that have waited"
         )
     if config.penalizes_reward:
         problems.append(

@@ -14,7 +14,7 @@ import torch
 from artifacts.errors import StageError
 from stages.rollouts import vllm_transfer
 from stages.rollouts.engine import ServedModel
-from stages.rollouts.engine_settings import EngineConfig, server_problems
+from stages.rollouts.engine_settings import EngineConfig, OverlappedEngineConfig, server_problems
 from stages.rollouts.vllm_connection import Address, Connection
 from stages.rollouts.vllm_given_servers import GivenServers
 from stages.rollouts.vllm_transfer import NcclTransfer, address_towards, parts, vllm_group
@@ -51,6 +51,8 @@ class Worker:
             self.offset = body["init_info"]["rank_offset"]
         if name == "update_weights":
             self._take(**body["update_info"])
+        if name == "update_weight_version":
+            self.version = body["new_version"]
         if name == "finish_weight_update":
             self.version = body.get("weight_version", self.version)
         if name in ("weight_info", "models", "server_info?config_format=json"):
@@ -96,6 +98,7 @@ def connected(stack: ExitStack, *workers: Worker) -> list[Connection]:
 
 
 SENT = ["start_weight_update", "update_weights", "finish_weight_update", "reset_prefix_cache"]
+STILL = ["pause?mode=keep&clear_cache=false", "update_weight_version"]
 MET = ["get_world_size", "init_weight_transfer_engine"]
 
 
@@ -133,6 +136,31 @@ def test_servers_of_somebody_else_have_the_version_that_is_sent(
         assert set(servers.absent()) == {1}
         servers.load(iter(WEIGHTS))
         assert not servers.absent() and not (tmp_path / "none").exists()
+
+
+def test_amid_completions_they_come_between_two_tokens(
+    transfer: NcclTransfer, groups: list[MemoryGroup], tmp_path: Path
+) -> None:
+    """Of servers that stand still, and forget nothing; of weights that came in part nothing is believed."""
+    model = ServedModel(Path("m"), Path("m"), "bfloat16", vocabulary=10, end_token_ids=(2,), seed=1)
+    workers = [Worker(1, groups), Worker(1, groups)]
+    with ExitStack() as stack:
+        urls = tuple(stack.enter_context(serving(worker)) for worker in workers)
+        in_flight = {"max_staleness": 1, "in_flight_updates": True}
+        settings = OverlappedEngineConfig(engine="vllm_server", weight_transfer="nccl", urls=urls, **in_flight)
+        servers = GivenServers(settings, model, WeightFiles(tmp_path / "none"), "run", print, transfer)
+        for number in (1, 2):
+            for worker in workers:
+                worker.asked.clear()
+            servers.load(iter(WEIGHTS))
+            assert servers.weights_name == f"run-00000000{number}"
+            assert {worker.version for worker in workers} == {servers.weights_name}
+        assert [worker.asked[1:] for worker in workers] == [[*STILL, *SENT[:-1], "resume"]] * 2
+        workers[1].wrong = {"update_weights": 500}
+        with pytest.raises(StageError, match="would not take new weights: status 500"):
+            servers.load(iter(WEIGHTS))
+        assert {worker.version for worker in workers} == {"neither"}
+        assert [worker.asked[-1] for worker in workers] == ["resume"] * 2
 
 
 def test_parts_are_cut_behind_the_tensor_that_is_too_much(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,6 +183,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+def test_weights_that_wait_nowhere_may_go_over_nccl() -> None:
+    nccl = {"engine": "vllm_server", "weight_transfer": "nccl", "devices": "1", "max_restarts": 0}
+    wired = frozenset({"dataset"})
+    assert rl.check(rl.Config(**SETTINGS, rollouts={**nccl, **IN_FLIGHT}), wired) == []
+    assert len(rl.check(rl.Config(**SETTINGS, rollouts={**nccl, "max_staleness": 1}), wired)) == 1
+
+
 @pytest.mark.parametrize(("engine", "message"), REFUSED)
 def test_refused(engine: dict[str, Any], message: str) -> None:
     rollouts = {"engine": "vllm_server", **IN_FLIGHT, **engine}
