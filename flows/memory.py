@@ -75,7 +75,7 @@ class Prediction:
 
 def predict(plan: Plan, machine: Machine) -> dict[str, Prediction]:
     """Every stage of the plan that says what memory it takes -> its prediction."""
-    shapes = _Shapes(plan)
+    shapes = Shapes(plan)
     found = {}
     for name, stage in plan.recipe.stages.items():
         models = shapes.of_inputs(name)
@@ -109,7 +109,7 @@ def _setup(stage: RecipeStage, machine: Machine) -> Setup:
 
 
 @dataclass
-class _Shapes:
+class Shapes:
     """The shapes of all models that the plan's stages read or write; in place of one, the reason why it is unknown."""
 
     plan: Plan

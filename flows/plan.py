@@ -18,6 +18,7 @@ from flows.inputs import External, ResolvedInput, StageOutput, input_digests, re
 from flows.recipe import Recipe, RecipeStage
 from flows.selection import Selection, select
 from stages.identity import fingerprint, identity
+from stages.rollouts.engine_settings import EngineChoice
 
 State = Literal["cached", "resume", "run", "may_run", "skipped"]
 Outputs = Mapping[str, Mapping[str, Artifact]]
@@ -106,14 +107,26 @@ def plan(
 ) -> Plan:
     """Decide for every stage.
 
-    Raises RequestError for references that lead nowhere and for selected stages whose inputs are neither in
-    the store nor selected; StoreError when the store does not answer.
+    Raises RequestError for references that lead nowhere, for selected stages whose inputs are neither in the store nor
+    selected, and for models that cannot be split as the recipe says; StoreError when the store does not answer.
     """
     selection = select(recipe, only, start, until, force)
     planner = _Planner(recipe, store, selection, {})
     planner.resolve_externals()
     decisions = planner.walk()
-    return Plan(recipe, store, selection, decisions, planner.externals)
+    made = Plan(recipe, store, selection, decisions, planner.externals)
+    _require_equal_parts(made)
+    return made
+
+
+def _require_equal_parts(made: Plan) -> None:
+    """Of models that processes sample with together."""
+    configs = [stage.config for stage in made.recipe.stages.values()]
+    if any(isinstance(config, EngineChoice) and config.rollouts.processes_per_engine > 1 for config in configs):
+        from flows.engine_parts import parts_problems  # it asks what the plan found
+
+        if problems := parts_problems(made):
+            raise RequestError(problems)
 
 
 class _Planner:

@@ -22,6 +22,8 @@ from flows.validate import unknown_key
 from flows.wiring import Wiring
 from flows.yaml_lines import Document, as_document, dump, read_document
 from stages.names import nearest
+from stages.rollouts.engine_settings import EngineChoice
+from stages.rollouts.engine_split import launch_problems
 from stages.stage import Config, Stage
 
 __all__ = ["Launch", "Recipe", "RecipeStage", "find_recipe", "shipped_recipes"]
@@ -153,8 +155,17 @@ def _read(document: Document, path: Path | None, base: Path) -> tuple[Recipe, li
         if declared.uses is not None and declared.config is not None
     }
     ordered = {name: complete[name] for name in wiring.order if name in complete}
+    problems += [problem for stage in complete.values() for problem in _launched(stage, document)]
     recipe = Recipe(str(name), path, parallel, ordered, dump(data), document)
     return recipe, [*problems, *wrong, *wrong_stages, *wiring.problems]
+
+
+def _launched(stage: RecipeStage, document: Document) -> list[Problem]:
+    """What is wrong with a stage's settings together with those of its launch."""
+    if not isinstance(stage.config, EngineChoice):
+        return []
+    place = ("stages", stage.name, "with", "rollouts", "tensor_parallel_size")
+    return [document.problem(place, what) for what in launch_problems(stage.config.rollouts, stage.launch.processes)]
 
 
 def _common_launch(document: Document, base: Path) -> tuple[dict[str, Any], list[Problem]]:

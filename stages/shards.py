@@ -25,8 +25,10 @@ def in_shards(
     compute: Callable[[Sequence[Item]], list[dict[str, Any]]],
     *,
     size: int,
+    equally_often: bool = False,
 ) -> list[dict[str, Any]]:
-    """One JSON object an item, in order, on every process. `compute` gets `size` items at a time.
+    """One JSON object an item, in order, on every process. `compute` gets `size` items at a time; `equally_often`: on
+    every process as often as on any other, in the end none.
 
     A piece depends on its own items only, so neither a resume nor the number of processes changes a byte.
     """
@@ -45,6 +47,10 @@ def in_shards(
             assert len(rows) == stop - start
             shards.save(names[number], "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode())
         context.progress(stop, total, unit="row")
+    if equally_often and accelerator.num_processes > 1:
+        calls = gather_object([len(mine) - len(finished)])
+        for _ in range(max(calls) - calls[accelerator.process_index]):
+            compute([])
     accelerator.wait_for_everyone()
     if accelerator.num_processes > 1:
         context.tokens = before + sum(gather_object([context.tokens - before]))

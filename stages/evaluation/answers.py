@@ -79,6 +79,8 @@ def answer_prompts(
             for prompt in part
         ]
         sampled = sampling(part, seeds)
+        if not part:  # only so that others go on that share the engine
+            return []
         context.tokens += sum(len(prompt.prompt_ids) for prompt in part)
         context.tokens += sum(len(completion.token_ids) for group in sampled for completion in group)
         texts = [[sampling.text(completion) for completion in group] for group in sampled]
@@ -107,5 +109,6 @@ def answer_prompts(
 
     size = max(1, _SHARD_COMPLETIONS // config.num_generations)
     context.phase("answering prompts")
-    rows = in_shards(context, accelerator, "answers", prompts, compute, size=size)
+    shared = config.rollouts.processes_per_engine > 1
+    rows = in_shards(context, accelerator, "answers", prompts, compute, size=size, equally_often=shared)
     return [[Answer(**answer) for answer in row["answers"]] for row in rows]

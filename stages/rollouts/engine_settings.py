@@ -25,7 +25,7 @@ _OWNERS: dict[str, tuple[EngineName, ...]] = {
     "sync_tolerance": _APART,
     "enable_sleep_mode": ("vllm",),
     "lora_sync": _APART,
-    "tensor_parallel_size": ("vllm_server",),
+    "tensor_parallel_size": _APART,
     "servers": ("vllm_server",),
     "devices": ("vllm_server",),
     "max_restarts": ("vllm_server",),
@@ -67,7 +67,8 @@ class EngineConfig(Config):
     enforce_eager: bool = operational(True)
     """Neither compile the model nor capture CUDA graphs: starts sooner, samples more slowly on GPUs."""
     tensor_parallel_size: int = operational(1, ge=1)
-    """GPUs that one server spreads the model over."""
+    """GPUs that one server spreads the model over; of engine vllm, the training processes that share one engine, each
+    with a part of its weights."""
     servers: int = operational(1, ge=1)
     """How many servers the stage starts; all have the same weights and share the prompts."""
     devices: str | tuple[str, ...] | None = operational(None)
@@ -103,6 +104,11 @@ class EngineConfig(Config):
     def changes_in_flight(self) -> bool:
         """Whether a completion may go on with other weights than it began with."""
         return False
+
+    @property
+    def processes_per_engine(self) -> int:
+        """Training processes that share an engine inside them."""
+        return self.tensor_parallel_size if self.engine == "vllm" else 1
 
     def devices_of(self, server: int) -> str | None:
         """The CUDA_VISIBLE_DEVICES of one of the servers, counted from 0."""

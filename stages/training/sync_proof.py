@@ -59,10 +59,12 @@ class SyncProof:
     ) -> None:
         """`sampled` are completions of the requests: `fresh` ones are the engine's under the weights that `scorer` has,
         and others are compared by what both make of them under these weights."""
-        groups = _some(requests, sampled)
+        groups, plain = _some(requests, sampled), settings.restricts() or not fresh
         if not groups:
+            if plain:  # others that share the engine may have some, and all call it equally often
+                self._engine.plain_logprobs([])
             return
-        worst = self._worst(scorer, groups, settings, plain=settings.restricts() or not fresh)
+        worst = self._worst(scorer, groups, settings, plain=plain)
         if not worst.difference <= self._tolerance:
             raise StageError(self._message(worst, scorer))
         self.passed += 1
