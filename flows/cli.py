@@ -105,8 +105,10 @@ def main(arguments: list[str] | None = None) -> int:
         status = commands.COMMANDS[options.command](options)
         sys.stdout.flush()  # here, where a reader that has gone is no error
         if arguments is None and options.command == "run":
+            from flows.pipeline import drain
             from stages.leaving import leave
 
+            drain()
             leave(status)  # all is recorded; to take Prefect down takes longer than to plan a run
         return status
     except RequestError as error:
