@@ -206,8 +206,9 @@ def test_another_ui_finds_the_first_and_runs_report_to_it(ui: Ui) -> None:
     done = ui.command("run", str(ui.recipe), "--only", "rows", "--json")
     payload = json.loads(done.stdout)
     with ui.client() as client:
-        names = [run.name for run in client.read_flow_runs()]
-    assert f"tiny {payload['run'].rpartition('-')[2]}" in names
+        names = {run.name: run for run in client.read_flow_runs()}
+        run = names[f"tiny {payload['run'].rpartition('-')[2]}"]
+        ui.tasks(run, client, 1)  # the command has sent that its task ended
 
 
 def test_a_port_that_is_taken_is_said(ui: Ui, tmp_path: Path) -> None:

@@ -111,6 +111,8 @@ def text_of(world: World, alias: str) -> str:
 
 
 def test_run_then_cached(world: World, api: Api) -> None:
+    from prefect.events.worker import EventsWorker
+
     first = run_pipeline(world.plan())
     assert first["state"] == "ok" and set(states(first).values()) == {"ran"}
     assert sorted(world.ran()) == ["beside", "one", "three", "two"]
@@ -124,7 +126,9 @@ def test_run_then_cached(world: World, api: Api) -> None:
     assert first["stages"]["one"]["command"][-1].endswith("/one/spec.json")
     assert world.store.read_run(first["run"]) == json.loads(json.dumps(first))
 
+    workers = dict(EventsWorker._instances)
     second = run_pipeline(world.plan())
+    assert workers and EventsWorker._instances == workers  # one that is drained is kept until the process ends
     assert second["state"] == "ok" and set(states(second).values()) == {"cached"}
     assert world.ran() == []
     shown = api.task_states(second["run"], 4)
