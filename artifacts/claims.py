@@ -66,8 +66,8 @@ def read_all(files: Files) -> list[Claim]:
             found.append(Claim(name, process, artifacts, stored.modified))
         except FileNotFoundError:
             continue  # taken back since it was listed
-        except (KeyError, TypeError, RequestError):
-            raise DamagedError(f"{where} is not a claim; delete it when no run is going on") from None
+        except (DamagedError, KeyError, TypeError, RequestError):
+            raise DamagedError(f"{where} is not a claim, or damaged; delete it when no run is going on") from None
     return found
 
 
@@ -99,9 +99,9 @@ def publishing(files: Files, artifact: Artifact) -> Iterator[None]:
     """Nothing below the artifact's key is deleted while its files are put there. Where nothing lies yet there is
     nothing to claim, only the last moments of a deletion to wait for."""
     name = f"put-{temporary_name()}" if files.children(artifact.key) else None
-    if name is not None:
-        write(files, name, [artifact])
     try:
+        if name is not None:
+            write(files, name, [artifact])  # where it fails, half of it may be there, and nobody could delete
         await_sweep(files, [artifact])
         yield
     finally:
