@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +20,9 @@ from artifacts.errors import StageError
 from stages.rollouts.engine import ServedModel
 from stages.rollouts.engine_settings import EngineConfig
 from stages.rollouts.kept_folder import KeptFolder, remove_forgotten
-from stages.rollouts.vllm_connection import Address, Connection, ServerFailure, ServerRefusal
+from stages.rollouts.vllm_connection import Connection, ServerFailure, ServerRefusal
 from stages.rollouts.vllm_in_flight import exchange, name_of
+from stages.rollouts.vllm_seen_servers import SeenServers
 from stages.rollouts.vllm_server import MODULE, VllmServer
 from stages.rollouts.weight_files import WeightFiles, private_place
 
@@ -32,56 +33,6 @@ _PREFIX = "posttrain-vllm-"
 _LOOK_SECONDS = 0.2
 _UNWELL_SECONDS = 10.0
 """So long a server may live without serving, before it is ended and started again."""
-
-
-class SeenServers:
-    """As a process sees them that has not started them, but knows their folder."""
-
-    def __init__(
-        self,
-        folder: Path,
-        count: int,
-        hint: str = "the first process started it, and has its log",
-        adapter: str | None = None,
-    ) -> None:
-        """`adapter`: name of the one that they apply."""
-        self.folder, self.count = folder, count
-        self.run, self.weights_name = folder.name, ""
-        self.addresses: Sequence[Address] = [
-            Address(
-                folder.name,
-                socket=folder / str(number) / "socket",
-                label=_label(number, count),
-                adapter=adapter,
-                hint=hint,
-            )
-            for number in range(count)
-        ]
-
-    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Whoever started them sends weights."""
-        raise AssertionError("the first process sends weights")
-
-    def absent(self) -> dict[int, str]:
-        """Those that are not started again any more."""
-        found = {number: self.broke_off(number) for number in range(self.count)}
-        return {number: reason for number, reason in found.items() if reason is not None}
-
-    def broke_off(self, server: int, error: ServerFailure | None = None) -> str | None:
-        """What its end was, where it was the last one."""
-        note = self._note(server)
-        return note.read_text(encoding="utf-8") if note.exists() else None
-
-    def doubt(self, server: int) -> str | None:
-        """None: who answers has the weights of the moment."""
-        return None
-
-    def restarts(self) -> list[int]:
-        """Not known here."""
-        return [0] * self.count
-
-    def _note(self, server: int) -> Path:
-        return self.folder / f"{server}.gone"
 
 
 class OwnServers(SeenServers):
@@ -266,7 +217,3 @@ class OwnServers(SeenServers):
         draft = note.with_suffix(".draft")
         draft.write_text(reason, encoding="utf-8")
         draft.rename(note)  # another process sees all of it or nothing
-
-
-def _label(number: int, count: int) -> str:
-    return "the vLLM server" if count == 1 else f"vLLM server {number + 1} of {count}"

@@ -23,7 +23,8 @@ from stages.rollouts.engine_settings import EngineConfig, OverlappedEngineConfig
 from stages.rollouts.kept_folder import KeptFolder, remove_forgotten
 from stages.rollouts.requests import SampleRequest, SamplingConfig
 from stages.rollouts.vllm_client import ServerEngine
-from stages.rollouts.vllm_own_servers import OwnServers, SeenServers
+from stages.rollouts.vllm_own_servers import OwnServers
+from stages.rollouts.vllm_seen_servers import SeenServers
 from stages.rollouts.weight_files import WeightFiles
 from tests.rollouts.fake_vllm import continuation, digest
 
