@@ -63,7 +63,7 @@ class RewardCache:
 
 
 def reward_identity(spec: RewardSpec) -> dict[str, Any]:
-    """What a reward follows from but for the completion: the function's source, or the version of ours, and its
+    """What a reward follows from but for the completion: the function's file, or the version of ours, and its
     parameters."""
     built_in = spec.built_in()
     if built_in is None:
