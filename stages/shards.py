@@ -39,6 +39,9 @@ def in_shards(
     finished = {names[number] for number in mine if names[number] in there and _intact(shards, names[number])}
     if finished:
         context.resumed(min(total, len(finished) * accelerator.num_processes * size))
+    idle = 0
+    if equally_often and accelerator.num_processes > 1:  # settled first, for others wait for each call of `compute`
+        idle = max(gather_object([calls := len(mine) - len(finished)])) - calls
     before = context.tokens
     for number in mine:
         start, stop = number * size, min((number + 1) * size, total)
@@ -47,10 +50,8 @@ def in_shards(
             assert len(rows) == stop - start
             shards.save(names[number], "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode())
         context.progress(stop, total, unit="row")
-    if equally_often and accelerator.num_processes > 1:
-        calls = gather_object([len(mine) - len(finished)])
-        for _ in range(max(calls) - calls[accelerator.process_index]):
-            compute([])
+    for _ in range(idle):
+        compute([])
     accelerator.wait_for_everyone()
     if accelerator.num_processes > 1:
         context.tokens = before + sum(gather_object([context.tokens - before]))
