@@ -162,8 +162,9 @@ def _keep_traceback(error: Exception) -> str:
 def _say(text: str) -> None:
     """On stderr, without secrets: what a person typed and what a server answered may hold some."""
     from artifacts import scrub
+    from stages.visible import visible
 
-    print(scrub(text), file=sys.stderr)
+    print(visible(scrub(text)), file=sys.stderr)
 
 
 def _print(answer: dict[str, object]) -> None:

@@ -27,6 +27,7 @@ from flows import supervise
 from flows.command import Command, LaunchSettings, stage_command, stage_environment
 from flows.failure import explain, killed_for_memory, may_pass, smaller_micro_batch
 from flows.tail import before_failure, follow_json, follow_lines, is_warning, scrub_file
+from stages.visible import visible
 
 logger = logging.getLogger(__name__)
 
@@ -227,7 +228,8 @@ def _result(job: Path, process: subprocess.Popen[bytes], live: Supervisors, run:
         )
     if live.stopping.is_set():
         raise StageStopped(f"stage {job.name} was stopped because the run ended", expected=True)
-    message, expected = explain(job, process.returncode)
+    said, expected = explain(job, process.returncode)
+    message = visible(said)
     if (smaller := smaller_micro_batch(job)) is not None:
         raise StageOutOfMemory(message, expected=expected, smaller=smaller)
     if killed_for_memory(job):

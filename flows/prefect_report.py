@@ -13,6 +13,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from flows.prefect_shown import key, only_shown, show_table
 from flows.reporting.text import number
+from stages.visible import visible
 
 SECONDS_BETWEEN_UPDATES = 2.0
 """Each update of a progress bar is a request to the API."""
@@ -45,11 +46,11 @@ class Progress:
     def event(self, event: Mapping[str, Any]) -> None:
         """Show one event."""
         if event["kind"] in _LEVELS:
-            self._log.log(_LEVELS[event["kind"]], "%s", event["text"])
+            self._log.log(_LEVELS[event["kind"]], "%s", visible(event["text"]))
         elif event["kind"] == "resumed":
             self._log.info("resumed at step %s", event["step"])
         elif event["kind"] == "table":
-            self._log.info("%s", event["text"])
+            self._log.info("%s", visible(event["text"]))
             show_table(event["rows"], event["name"], self._name, title=f"{self._name}: {event['title']}")
         elif event["kind"] == "progress" and event["total"]:
             self._progress(event)

@@ -10,19 +10,22 @@ from typing import Any
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
+from stages.visible import visible
+
 logger = logging.getLogger(__name__)
 
 
 def show_table(rows: Sequence[Mapping[str, Any]], *named: str, title: str) -> None:
     """One mapping a row."""
     with only_shown():
-        create_table_artifact([dict(row) for row in rows], key=key(*named), description=title)
+        shown = [{name: _cell_of_json(value) for name, value in row.items()} for row in rows]
+        create_table_artifact(shown, key=key(*named), description=title)
 
 
 def show_text(lines: Sequence[str], *named: str, title: str) -> None:
     """Markdown."""
     with only_shown():
-        create_markdown_artifact("\n".join(lines), key=key(*named), description=title)
+        create_markdown_artifact(visible("\n".join(lines)), key=key(*named), description=title)
 
 
 def show_link(url: str, text: str, *named: str, title: str) -> None:
@@ -34,6 +37,10 @@ def show_link(url: str, text: str, *named: str, title: str) -> None:
 def key(*parts: str) -> str:
     """Prefect's keys are of lower-case letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
+
+
+def _cell_of_json(value: Any) -> Any:
+    return visible(value) if isinstance(value, str) else value
 
 
 def cell(text: str) -> str:

@@ -35,6 +35,7 @@ from flows.reporting.reading import Reader
 from flows.reporting.samples import read_samples
 from flows.reporting.sections import read_sections
 from flows.reporting.wiring import in_order, read_wiring
+from stages.visible import visible
 
 
 def write_report(store: Store, run_id: str, output: Path) -> None:
@@ -97,7 +98,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("flows", "report_assets"),
         autoescape=True,
-        finalize=_without_secrets,
+        finalize=_as_shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -106,12 +107,14 @@ def _environment() -> Environment:
     return environment
 
 
-def _without_secrets(value: Any) -> Any:
+def _as_shown(value: Any) -> Any:
     """Every text that the page shows, before it is escaped; Markup is what templates made of such texts.
 
     Shorter ones hold neither a secret nor a URL with a password.
     """
-    return scrub(value) if type(value) is str and len(value) >= SHORTEST_SECRET else value
+    if type(value) is not str:
+        return value
+    return visible(scrub(value) if len(value) >= SHORTEST_SECRET else value)
 
 
 def _asset(name: str) -> str:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import Problem, RequestError, StoreError
+from stages.visible import visible
 
 if TYPE_CHECKING:
     from artifacts import Store
@@ -47,4 +48,4 @@ def _refused(options: Namespace) -> Iterator[None]:
 
 def print_json(value: Any) -> None:
     """One JSON object for scripts."""
-    print(json.dumps(value, indent=1, ensure_ascii=False))
+    print(visible(json.dumps(value, indent=1, ensure_ascii=False)))

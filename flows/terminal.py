@@ -22,6 +22,7 @@ from rich.text import Text
 
 from flows.attempts import total_seconds
 from flows.closing import STYLES, closing_table
+from stages.visible import visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -165,7 +166,7 @@ class Terminal:
         self._closing.print(closing_table(payload))
 
     def _say(self, name: str, text: str, style: str = "") -> None:
-        self._console.print(Text.assemble((name, "bold"), ": ", (text, style)), soft_wrap=True)
+        self._console.print(Text.assemble((name, "bold"), ": ", (visible(text), style)), soft_wrap=True)
 
     def _render(self) -> Group:
         with self._lock:

@@ -14,6 +14,7 @@ from flows.reporting.samples import EXPECTED
 from flows.reporting.text import clipped, number, plain, short, turns
 from flows.tables import plain_table, short_id
 from flows.trace import Row, Sample, Trace
+from stages.visible import visible
 
 MOST_CHARACTERS = 80
 """Of a prompt or completion in a table."""
@@ -56,7 +57,8 @@ def _node(node: Node) -> Text:
 
 def _source(source: Mapping[str, Any]) -> Text:
     return Text(
-        f"{source['file'] or 'a source'}: {source['rows']:,} rows, sha256 {source['sha256'][:12]}", style="yellow"
+        f"{visible(source['file'] or 'a source')}: {source['rows']:,} rows, sha256 {source['sha256'][:12]}",
+        style="yellow",
     )
 
 
@@ -85,7 +87,7 @@ def trace_tables(found: Trace) -> list[RenderableType]:
     if found.rows:
         rows = plain_table("training row", "source", "trained")
         for row in found.rows:
-            rows.add_row(row.row_id, _place(row), _trained(row))
+            rows.add_row(Text(visible(row.row_id)), _place(row), _trained(row))
         parts += [rows, *_left_out(len(found.rows), found.rows_behind, "rows")]
     return [*parts, *(Text(note, style="red") for note in found.notes)]
 
@@ -115,7 +117,7 @@ def _sample(sample: Sample) -> list[RenderableType]:
     expected = next((record[name] for name in EXPECTED if record.get(name) is not None), "")
     answer = record.get("completion", record.get("chosen", ""))
     return [
-        sample.row.row_id,
+        Text(visible(sample.row.row_id)),
         _place(sample.row),
         number(float(sample.value)),
         *(Text(_said(value)) for value in (record.get("prompt", ""), answer, expected)),
@@ -127,8 +129,8 @@ def _said(value: Any) -> str:
     return clipped(plain(" ".join(text for _, text in turns(value))), MOST_CHARACTERS)
 
 
-def _place(row: Row) -> str:
-    return "" if row.place is None else str(row.place)
+def _place(row: Row) -> Text:
+    return Text("" if row.place is None else visible(str(row.place)))
 
 
 def _trained(row: Row) -> str:

@@ -1,4 +1,4 @@
-"""What a stage prints, without the secrets of its environment.
+"""What a stage prints, without the secrets of its environment and without what steers a terminal.
 
 Clients quote keys in their errors, and user code prints what it likes; both end in logs that many people read.
 """
@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import IO
 
 from artifacts import scrub
+from stages.visible import visible
 
 
 class ScrubbedStream(io.TextIOBase):
@@ -24,13 +25,13 @@ class ScrubbedStream(io.TextIOBase):
     def write(self, text: str) -> int:
         *lines, self._line = (self._line + text).replace("\r", "\n").split("\n")
         if lines:
-            self._stream.write(scrub("\n".join(lines)) + "\n")
+            self._stream.write(visible(scrub("\n".join(lines))) + "\n")
             self._stream.flush()
         return len(text)
 
     def flush(self) -> None:
         if self._line:
-            self._stream.write(scrub(self._line))
+            self._stream.write(visible(scrub(self._line)))
             self._line = ""
         self._stream.flush()
 

@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from stages.visible import visible
+
 MAX_TEXT = 4_000
 """Characters of one prompt or completion that the page holds."""
 
@@ -53,12 +55,12 @@ def short(identifier: str) -> str:
 
 
 def plain(value: object) -> str:
-    """A value in one line: strings as they are, all else as JSON."""
+    """A value in one line: strings as they are, all else as JSON; nothing in it steers a terminal."""
     if isinstance(value, str):
-        return value
+        return visible(value)
     if isinstance(value, float):
         return repr(value)
-    return json.dumps(value, ensure_ascii=False, default=str)
+    return visible(json.dumps(value, ensure_ascii=False, default=str))
 
 
 def in_words(value: object) -> str:
@@ -92,5 +94,5 @@ def turns(value: Any) -> list[tuple[str, str]]:
     if value is None:
         return []
     if isinstance(value, list) and all(isinstance(turn, dict) and "role" in turn for turn in value):
-        return [(str(turn["role"]), clipped(plain(turn.get("content", "")))) for turn in value]
+        return [(plain(turn["role"]), clipped(plain(turn.get("content", "")))) for turn in value]
     return [("", clipped(plain(value)))]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stages.context import Context
+from stages.visible import visible
 
 ROWS = 4
 """Completions of one table."""
@@ -37,10 +38,11 @@ def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _cell(name: str, value: Any) -> str:
-    if name not in WIDTHS:
+    if not isinstance(value, str):
         return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
-    text = str(value).replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
-    room = WIDTHS[name]
+    lines = value.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
+    text = visible(lines)
+    room = WIDTHS.get(name, len(text))
     if len(text) <= room:
         return text
     return f"...{text[3 - room :]}" if name == "prompt" else f"{text[: room - 23]}...{text[-20:]}"
