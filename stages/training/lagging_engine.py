@@ -44,7 +44,7 @@ class LaggingEngine:
         self._engine, self._proof, self._weights_of = engine, proof, weights_of
         self._policy, self._version, self._interval = policy, version, interval
         self._given: list[int] = []
-        """Versions of all weights that the engine got."""
+        """Versions of all weights that the engine got, or is getting."""
         self._proves_next = False
         self._held = 0
 
@@ -85,8 +85,8 @@ class LaggingEngine:
 
     def _give(self, version: int, weights: Iterable[tuple[str, Tensor]]) -> None:
         if self._given[-1:] != [version]:
+            self._given.append(version)  # first: amid completions one may end before all servers have them
             self._engine.load(weights)
-            self._given.append(version)
 
     def _stamped(self, completion: Completion) -> Completion:
         return stamped(completion, self._given[-1])

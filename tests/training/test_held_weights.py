@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from peft import LoraConfig, get_peft_model
 
 from stages import rl
-from stages.rollouts.requests import SamplingConfig
+from stages.rollouts.requests import Completion, SamplingConfig
 from stages.training.engine_sync import sent
 from stages.training.in_flight_engine import InFlightEngine
 from stages.training.lagging_engine import Held, LaggingEngine
@@ -112,11 +113,31 @@ def test_in_flight_none_wait(tmp_path: Path) -> None:
     assert held_bytes(Request(config, {"model": shape}, frozenset(), Setup(device="cpu"))) == 0
 
 
-class Receiving:
-    """As an engine takes weights."""
+def test_a_completion_may_end_while_its_weights_are_still_on_their_way_to_others(tmp_path: Path) -> None:
+    """Two tokens by the first weights, of step 5, and one by the second ones, of step 7, which one server has."""
+    scorer, steps = Scorer(save_model(tmp_path, 1)), [5, 7]
+    engine = Receiving(lambda: in_flight.sample([], SamplingConfig()))
+    in_flight = InFlightEngine(
+        engine, engine, partial(sent, adapter=False), policy=lambda: scorer, version=lambda: steps[0], interval=1
+    )
+    for _ in range(2):
+        in_flight.renew()
+        steps.pop(0)
+    ((one,),) = engine.ended[1]
+    assert one.weight_versions == [5, 5, 7]
 
-    def __init__(self) -> None:
+
+class Receiving:
+    """As an engine takes weights, the second ones `amid` a completion."""
+
+    def __init__(self, amid: Callable[[], Any] = lambda: None) -> None:
         self.received: list[list[str]] = []
+        self.ended: list[Any] = []
+        self._amid = amid
 
     def load(self, weights: Any) -> None:
         self.received.append([name for name, _ in weights])
+        self.ended.append(self._amid() if len(self.received) == 2 else None)
+
+    def sample(self, *_: Any) -> list[list[Completion]]:
+        return [[Completion([4, 5, 6], [-0.5] * 3, False, weight_versions=[1, 1, 2])]]
