@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -17,7 +18,7 @@ from artifacts.files import Files, Publication, Stored
 from artifacts.folder import check_folder, differences
 from artifacts.manifest import file_list_problems
 from artifacts.materialize import fetched, problems_of
-from artifacts.reading import read_sealed
+from artifacts.reading import read_right, read_sealed
 from artifacts.sealed import seal, unseal
 
 logger = logging.getLogger(__name__)
@@ -113,6 +114,28 @@ class Checkpoints:
             if self._looks_whole(name, self._files.tree(f"{self._key}/{name}")):
                 return _step(name)
         return None
+
+    def newest_file(self, name: str, most: int) -> tuple[int, bytes] | None:
+        """(step, content) of the file so named, of `most` bytes or less, in the newest finished checkpoint where it is
+        right; nothing else is read. None: none has it."""
+        for checkpoint in self._names():
+            with contextlib.suppress(DamagedError, FileNotFoundError):
+                saved = self._read(checkpoint)
+                for entry in () if saved is None else saved.files:
+                    if entry.path.rpartition("/")[2] == name and entry.size <= most:
+                        data = self._right(f"{self._key}/{checkpoint}/{entry.path}", entry.sha256, most)
+                        if data is not None:
+                            return _step(checkpoint), data
+        return None
+
+    def _right(self, key: str, sha256: str, most: int) -> bytes | None:
+        """The content of a file; None: it is not as it was written."""
+
+        def is_right(data: bytes) -> bool:
+            return sha256_bytes(data) == sha256
+
+        data = read_right(self._files, key, is_right, most)
+        return data if is_right(data) else None
 
     def verify(self) -> dict[str, list[str]]:
         """Finished checkpoint -> what of it is not as it was written, by content."""

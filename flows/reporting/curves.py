@@ -1,4 +1,5 @@
-"""Training curves: metrics.jsonl of every model a run made, one row a metric, runs of a kind in one chart."""
+"""Training curves: metrics.jsonl of every model a run made, and what unfinished stages logged; one row a metric, runs
+of a kind in one chart."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from typing import Any
 
 from flows.reporting.charts import MAX_POINTS, Chart, Point, line_chart
 from flows.reporting.ledgers import counts_of
-from flows.reporting.reading import Reader, artifact_of
+from flows.reporting.reading import TRAINED, Reader, artifact_of
+from flows.reporting.unfinished import Unfinished, is_unfinished, metrics_so_far
 from stages.monitors import notices_of, notices_of_rows
 
 MAX_ROWS = 200_000
@@ -59,7 +61,13 @@ class Curves:
     folded: int
     notices: tuple[tuple[str, str], ...]
     """(stage, what a monitor noticed)"""
+    unfinished: tuple[Unfinished, ...]
     notes: tuple[str, ...]
+
+    @property
+    def partial(self) -> frozenset[str]:
+        """Stages whose lines end where these failed, or as far as they are."""
+        return frozenset(found.stage for found in self.unfinished)
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,11 @@ class _Log:
 
 def read_curves(run: Mapping[str, Any], reader: Reader) -> Curves:
     """Every curve of the run; what could not be read is in `notes`."""
-    logs = _logs(run, reader)
+    entries = run["stages"].items()
+    unfinished = tuple(
+        metrics_so_far(run, stage, entry, reader, MAX_ROWS) for stage, entry in entries if is_unfinished(entry)
+    )
+    logs = _logs(run, reader, {found.stage: found.rows for found in unfinished})
     names = sorted({name for log in logs for name in log.metrics}, key=_rank)
     rows = {name: panels for name in names if (panels := _panels(name, logs))}
     for panel in (panel for panels in rows.values() for panel in panels):
@@ -91,6 +103,7 @@ def read_curves(run: Mapping[str, Any], reader: Reader) -> Curves:
         more=_blocks(folded),
         folded=len(folded),
         notices=tuple((log.stage, notice) for log in logs for notice in log.notices),
+        unfinished=unfinished,
         notes=tuple(reader.notes),
     )
 
@@ -110,18 +123,23 @@ def _rank(name: str) -> tuple[int, str]:
     return (LEADING.index(name) if name in LEADING else len(LEADING), name)
 
 
-def _logs(run: Mapping[str, Any], reader: Reader) -> list[_Log]:
+def _logs(run: Mapping[str, Any], reader: Reader, so_far: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[_Log]:
+    """`so_far`: the rows of unfinished stages."""
     logs: list[_Log] = []
+
+    def add(stage: str, rows: Sequence[Mapping[str, Any]], ledger: Mapping[str, Any]) -> None:
+        notices = (*map(str, notices_of_rows(counts_of(ledger))), *_notices(rows))
+        uses = str(run["stages"][stage]["uses"])
+        logs.append(_Log(stage, uses, len(logs) % COLORS, _points(rows), notices))
+
     for stage, entry in run["stages"].items():
+        if so_far.get(stage):
+            add(stage, so_far[stage], {})
         for output in (entry.get("outputs") or {}).values():
-            if output["kind"] not in ("model", "adapter", "reward_model", "process_reward_model"):
-                continue
-            rows = list(reader.lines(artifact_of(output), "metrics.jsonl", stage, MAX_ROWS))
-            metrics = _points(rows)
-            if metrics:
-                ledger = reader.json(artifact_of(output), "ledger.json", stage)
-                notices = (*map(str, notices_of_rows(counts_of(ledger))), *_notices(rows))
-                logs.append(_Log(stage, str(entry["uses"]), len(logs) % COLORS, metrics, notices))
+            if output["kind"] in TRAINED:
+                rows = list(reader.lines(artifact_of(output), "metrics.jsonl", stage, MAX_ROWS))
+                if _points(rows):
+                    add(stage, rows, reader.json(artifact_of(output), "ledger.json", stage))
     return logs
 
 

@@ -17,6 +17,8 @@ from flows.reporting.text import short
 
 MAX_FILE_BYTES = 2**28
 """A larger file of metrics or samples is named, not read."""
+TRAINED = ("model", "adapter", "reward_model", "process_reward_model")
+"""Kinds of what training stages make."""
 MAX_LINE_BYTES = 8 * 2**20
 """A longer line of a JSONL file is named and skipped."""
 
@@ -59,17 +61,20 @@ class Reader:
     def lines(self, artifact: Artifact, name: str, label: str, limit: int) -> Iterator[dict[str, Any]]:
         """The JSON objects in the first `limit` lines of a JSONL file; bad lines are noted and skipped."""
         with self._opened(artifact, name, label) as file:
-            if file is None:
+            if file is not None:
+                yield from self.objects(file, name, label, limit)
+
+    def objects(self, file: IO[bytes], name: str, label: str, limit: int) -> Iterator[dict[str, Any]]:
+        """`lines` of a file that is open."""
+        for number in range(1, limit + 1):
+            line = file.readline(MAX_LINE_BYTES)
+            if not line:
                 return
-            for number in range(1, limit + 1):
-                line = file.readline(MAX_LINE_BYTES)
-                if not line:
-                    return
-                value = self._parsed(line, f"{label}: {name} line {number}")
-                if value is not None:
-                    yield value
-            if file.read(1):
-                self.note(f"{label}: only the first {limit:,} lines of {name} were read")
+            value = self._parsed(line, f"{label}: {name} line {number}")
+            if value is not None:
+                yield value
+        if file.read(1):
+            self.note(f"{label}: only the first {limit:,} lines of {name} were read")
 
     @contextmanager
     def _opened(

@@ -11,8 +11,9 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from artifacts.errors import PosttrainError
 from flows.attempts import resumed_at, total_seconds
-from flows.reporting.reading import Reader, artifact_of
+from flows.reporting.reading import TRAINED, Reader, artifact_of
 from flows.reporting.text import duration, number, plain, short, turns, with_intervals
+from flows.reporting.unfinished import completions_so_far
 from flows.reporting.wiring import Wire, Wiring
 from stages.stage import STAGES, load_stage
 
@@ -204,23 +205,26 @@ def _pairs(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _rollouts(name: str, entry: Mapping[str, Any], reader: Reader) -> Iterator[Rollout]:
-    """Completions from training, evenly from first to last."""
+    """Completions from training, evenly from first to last; of an unfinished stage those that it recorded last."""
+    yield from map(_rollout, _spread(completions_so_far(name, entry, reader), MAX_ROLLOUTS))
     for output in (entry.get("outputs") or {}).values():
-        if output["kind"] not in ("model", "adapter", "reward_model", "process_reward_model"):
-            continue
-        rows = list(reader.lines(artifact_of(output), "samples.jsonl", name, MAX_ROLLOUTS_READ))
-        for row in _spread(rows, MAX_ROLLOUTS):
-            values = tuple(
-                (field, number(value))
-                for field, value in row.items()
-                if field != "step" and isinstance(value, bool | int | float)
-            )
-            yield Rollout(
-                number(row.get("step")),
-                tuple(turns(row.get("prompt"))),
-                tuple(turns(row.get("completion"))),
-                values,
-            )
+        if output["kind"] in TRAINED:
+            rows = list(reader.lines(artifact_of(output), "samples.jsonl", name, MAX_ROLLOUTS_READ))
+            yield from map(_rollout, _spread(rows, MAX_ROLLOUTS))
+
+
+def _rollout(row: Mapping[str, Any]) -> Rollout:
+    values = tuple(
+        (field, number(value))
+        for field, value in row.items()
+        if field != "step" and isinstance(value, bool | int | float)
+    )
+    return Rollout(
+        number(row.get("step")),
+        tuple(turns(row.get("prompt"))),
+        tuple(turns(row.get("completion"))),
+        values,
+    )
 
 
 def _spread(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ from stages.training.adam import MOMENTS
 from stages.training.background import Background
 from stages.training.parallel import Parallel
 from stages.training.processes import Processes
+from stages.training.so_far import PROGRESS
 
 _COPYING_SHARE = 0.05
 _WRITING_SHARE = 0.2
@@ -134,7 +135,7 @@ class Saver:
         if self.processes.device.type != "cpu":
             _write_tensors(folder, tensors)
         if self.processes.rank == 0:
-            (folder / "progress.json").write_text(json.dumps(_json(progress)), encoding="utf-8")
+            (folder / PROGRESS).write_text(json.dumps(_json(progress)), encoding="utf-8")
         checkpoints = self.context.checkpoints
         if self.processes.size == 1:
             checkpoints.save(progress.step, folder)
@@ -191,7 +192,7 @@ def restore(context: Context, parallel: Parallel, processes: Processes, expected
     if name is None:
         return Progress(numerics=expected)
     folder = found[1] if found is not None else context.checkpoints.open(name)
-    main = next(folder.rglob("progress.json"))
+    main = next(folder.rglob(PROGRESS))
     progress = Progress(**json.loads(main.read_text(encoding="utf-8")))
     progress.tensors = _load(folder, parallel, progress.step)
     context.resumed(progress.step)

@@ -35,6 +35,7 @@ from stages.training.probes import scorers_in
 from stages.training.processes import Processes, launched_sharding
 from stages.training.reporting import Trackers, report_end, report_step
 from stages.training.schedule import learning_rate
+from stages.training.so_far import MetricsLog
 from stages.training.utilization import Utilization
 
 
@@ -104,7 +105,7 @@ class Trainer:
         progress.tensors = {}
         if isinstance(self.objective, Remembering):
             self.objective.load(progress.objective)
-        watch = Watch(progress.metrics)
+        watch, log = Watch(progress.metrics), MetricsLog(context, progress.metrics)
         say_dropped(context, states)
         if progress.step == 0:
             self._give_notice(notices_of_rows(states))
@@ -122,6 +123,7 @@ class Trainer:
                 progress.metrics.append(row)
                 progress.rows.append({"step": step + 1, "rows": ids})
                 report_step(context, step + 1, total, row, time.monotonic() - started, step_tokens)
+                log.add(row)
                 trackers.log(row)
                 self._give_notice(watch.look(row))
                 if step + 1 < total and self.saver.is_due(step + 1):

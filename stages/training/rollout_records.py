@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from stages.data.types import Row
 from stages.rollouts.multi_turn.episode import RECORD_TYPES
 from stages.rollouts.requests import Completion
 from stages.training.rollout_table import log_completions
+from stages.training.so_far import ROLLOUTS
 
 if TYPE_CHECKING:
     import pyarrow
@@ -48,6 +49,8 @@ class Sampled:
     weight_version: int | None = None
     """Optimizer steps behind the weights that sampled it, of several the oldest; None: those behind the present
     ones."""
+    failed: dict[str, int] = field(default_factory=dict)
+    """By reward function that may fail (`on_error: none`): completions for which it did."""
 
 
 class Recorder:
@@ -192,4 +195,4 @@ def saved_tables(shards: Shards, generations: int) -> Iterator[pyarrow.Table]:
 
 
 def _shard(generation: int) -> str:
-    return f"rollouts-{generation:08d}.parquet"
+    return f"{ROLLOUTS}{generation:08d}.parquet"
