@@ -68,7 +68,6 @@ def _app(reports: str | None) -> App:
     from prefect.server.api.server import create_app
 
     prefect: App = create_app()
-    gc.freeze()
     gc.enable()
     if reports is None:
         return prefect
