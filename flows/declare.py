@@ -89,9 +89,10 @@ class _StageReader:
         sections = {"launch": list(Launch.model_fields)}
         if uses is not None:
             sections = {"with": list(uses.config.model_fields), "inputs": list(uses.inputs), **sections}
+        listed: set[tuple[str, ...]] = set()
         for key in body:
             if key not in KEYS:
-                self._fail((key,), unknown_key(key, KEYS, sections))
+                self._fail((key,), unknown_key(key, KEYS, sections, listed))
 
     def _section(self, body: Mapping[str, Any], key: str) -> Mapping[str, Any]:
         value = body.get(key)

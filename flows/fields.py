@@ -25,6 +25,7 @@ _PLURALS = (
     ("one of", "any of"),
 )
 _MAPPINGS = (dict, abc.Mapping)
+_LISTS = (list, tuple, set, frozenset, abc.Sequence)
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,13 @@ def _below(slot: Slot, part: str | int) -> Iterator[Slot]:
             yield from slots(arguments[0] if several else arguments[part])
 
 
+def entry_slots(slot: Slot) -> list[Slot]:
+    """What an entry of a list of any length may be; of anything else nothing."""
+    origin, arguments = get_origin(slot.annotation), get_args(slot.annotation)
+    several = origin in _LISTS and (origin is not tuple or arguments[-1] is Ellipsis)
+    return list(slots(arguments[0])) if several else []
+
+
 def expectation(alternatives: Sequence[Slot]) -> str:
     """`a number above 0`, `one of sigmoid, hinge`, `text or a list of text`."""
     words = [_words(slot) for slot in alternatives if slot.annotation is not _NONE]
@@ -124,7 +132,7 @@ def _words(slot: Slot) -> str:
     if origin is tuple and arguments[-1] is not Ellipsis:
         parts = [expectation(list(slots(argument))) for argument in arguments]
         return f"a list of {len(parts)}: {', '.join(parts)}"
-    if origin in (list, tuple, set, frozenset, abc.Sequence):
+    if origin in _LISTS:
         return f"a list of {_plural(expectation(list(slots(arguments[0]))))}" + _length(
             slot.metadata, ("entry", "entries")
         )

@@ -131,7 +131,8 @@ def _build(document: Document, overrides: Iterable[str], path: Path | None, base
 def _read(document: Document, path: Path | None, base: Path) -> tuple[Recipe, list[Problem]]:
     """The recipe as far as it is right, and what is wrong with it."""
     data = document.data
-    problems = [document.problem((key,), unknown_key(key, KEYS, {})) for key in data if key not in KEYS]
+    listed: set[tuple[str, ...]] = set()
+    problems = [document.problem((key,), unknown_key(key, KEYS, {}, listed)) for key in data if key not in KEYS]
     name = data.get("name", path.stem if path else "recipe")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         what = f"expected letters, digits, '.', '_' and '-', beginning with a letter or digit, found {found(name)}"

@@ -5,15 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from artifacts.errors import Problem
-from flows.fields import expectation, field_slots, found, is_model, models_at, slots_at
+from flows.fields import Slot, entry_slots, expectation, field_slots, found, is_model, models_at, slots_at
 from flows.yaml_lines import Document, Place
-from stages.names import foreign, nearest
+from stages.foreign import foreign
+from stages.names import nearest
 from stages.stage import Config
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -39,23 +40,34 @@ def validate(
     try:
         return model.model_validate_json(json.dumps(values), strict=True), []
     except ValidationError as error:
+        listed: set[tuple[str, ...]] = set()
         for inner, kinds in _by_place(error, values).items():
-            problems.append(document.problem((*place, *inner), _message(model, values, inner, kinds, elsewhere)))
+            what = _message(model, values, inner, kinds, elsewhere, listed)
+            problems.append(document.problem((*place, *inner), what))
         return None, problems
 
 
-def unknown_key(key: str, valid: Sequence[str], elsewhere: Mapping[str, Sequence[str]]) -> str:
-    """`unknown key; did you mean 'beta'?`, or where the key belongs, or what we call it."""
+def unknown_key(
+    key: str, valid: Sequence[str], elsewhere: Mapping[str, Sequence[str]], listed: set[tuple[str, ...]]
+) -> str:
+    """`unknown key; did you mean 'beta'?`, or where the key belongs, or what we call it.
+
+    `listed`: the names known that a message before this one lists already; this one's are added.
+    """
     for section, names in elsewhere.items():
         if key in names:
             return f"unknown key here; {key!r} belongs under `{section}:`"
     # of several that look alike, the one that a single slip of the finger makes
-    hint = foreign(key, valid) or nearest(key, [name for name in valid if _one_slip(key, name)] or valid)
-    if not hint:
-        for section, names in elsewhere.items():
-            if near := nearest(key, names):
-                return f"unknown key{near} (it belongs under `{section}:`)"
-    return f"unknown key{hint or '; known are: ' + ', '.join(valid)}"
+    near = nearest(key, [name for name in valid if _one_slip(key, name)] or valid)
+    if hint := foreign(key, valid, elsewhere) or near:
+        return f"unknown key{hint}"
+    for section, names in elsewhere.items():
+        if near := nearest(key, names):
+            return f"unknown key{near} (it belongs under `{section}:`)"
+    if tuple(valid) in listed:
+        return "unknown key; the known ones are listed above"
+    listed.add(tuple(valid))
+    return f"unknown key; known are: {', '.join(valid)}"
 
 
 def _one_slip(typed: str, meant: str) -> bool:
@@ -128,10 +140,11 @@ def _message(
     place: Place,
     entries: Sequence[Any],
     elsewhere: Mapping[str, Sequence[str]],
+    listed: set[tuple[str, ...]],
 ) -> str:
     kinds = {entry["type"] for entry in entries}
     if kinds == {"extra_forbidden"}:
-        return _unknown_field(model, place, elsewhere)
+        return _unknown_field(model, place, elsewhere, listed)
     if "missing" in kinds:
         return f"missing; expected {expectation(slots_at(model, place))}"
     custom = [entry for entry in entries if entry["type"] in ("value_error", "assertion_error")]
@@ -140,7 +153,12 @@ def _message(
     return wrong_value(model, place, _value_at(values, place))
 
 
-def _unknown_field(model: type[BaseModel], place: Place, elsewhere: Mapping[str, Sequence[str]]) -> str:
+def _unknown_field(
+    model: type[BaseModel],
+    place: Place,
+    elsewhere: Mapping[str, Sequence[str]],
+    listed: set[tuple[str, ...]],
+) -> str:
     *above, key = place
     owners = models_at(model, above)
     for owner in owners:
@@ -154,33 +172,44 @@ def _unknown_field(model: type[BaseModel], place: Place, elsewhere: Mapping[str,
         for inner in (slot.annotation for slot in field_slots(info))
         if is_model(inner)
     }
-    return unknown_key(str(key), valid, nested if above else {**elsewhere, **nested})
+    return unknown_key(str(key), valid, nested if above else {**elsewhere, **nested}, listed)
 
 
 def wrong_value(model: type[BaseModel], place: Place, value: Any) -> str:
     """`expected a number above 0, found text '0.1' (remove the quotes)`"""
     alternatives = slots_at(model, place)
-    text = f"expected {expectation(alternatives)}, found {found(value)}"
+    return f"expected {expectation(alternatives)}, found {found(value)}{_way(alternatives, value)}"
+
+
+def _way(alternatives: Sequence[Slot], value: Any) -> str:
+    """What to write instead, as far as it can be guessed."""
+    choices = _choices(alternatives)
+    entries = _choices([entry for slot in alternatives for entry in entry_slots(slot)])
+    if value is False and "none" in choices:
+        return " (write none)"
     if isinstance(value, str):
         if any(slot.annotation in (int, float) for slot in alternatives) and _is_number(value):
-            return f"{text} (remove the quotes)"
-        if any(slot.annotation is bool for slot in alternatives) and value.lower() in (
-            "yes",
-            "no",
-            "on",
-            "off",
-        ):
-            return f"{text} (write true or false)"
-        choices = [
-            choice
-            for slot in alternatives
-            for choice in getattr(slot.annotation, "__args__", ())
-            if isinstance(choice, str)
-        ]
-        return text + nearest(value, choices)
+            return " (remove the quotes)"
+        if any(slot.annotation is bool for slot in alternatives) and value.lower() in ("yes", "no", "on", "off"):
+            return " (write true or false)"
+        if value in entries:
+            return f" (write [{value}])"
+        if entries and value.lower() == "none":
+            return " (write [])"
+        return nearest(value, [*choices, *entries])
     if any(slot.annotation is str for slot in alternatives) and isinstance(value, int | float):
-        return f"{text} (put it in quotes)"
-    return text
+        return " (put it in quotes)"
+    return ""
+
+
+def _choices(alternatives: Iterable[Slot]) -> list[str]:
+    """The texts to choose from."""
+    return [
+        choice
+        for slot in alternatives
+        for choice in getattr(slot.annotation, "__args__", ())
+        if isinstance(choice, str)
+    ]
 
 
 def _is_number(text: str) -> bool:

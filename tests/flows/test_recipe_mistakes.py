@@ -46,7 +46,7 @@ stages:
         ("lr", "unknown key; here it is `learning_rate` (Axolotl)"),
         ("pref_loss", "unknown key; here it is `loss_type` (LLaMA-Factory)"),
         ("save_steps", "unknown key; here it is `checkpoint_steps` (TRL)"),
-        ("base_model", "unknown key; here it is `inputs: {model: ...}` (Axolotl)"),
+        ("base_model", "unknown key; here it is `model` under `inputs:` (Axolotl)"),
         ("processes", "unknown key here; 'processes' belongs under `launch:`"),
         ("model", "unknown key here; 'model' belongs under `inputs:`"),
     ],

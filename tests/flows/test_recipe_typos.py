@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from flows.fields import field_slots, is_model
 from flows.validate import validate
 from flows.yaml_lines import Document, Place
-from stages.names import FOREIGN
+from stages.foreign import FOREIGN
 from stages.stage import STAGES, load_stage
 
 TYPOS_OF_A_KIND = 2
@@ -72,7 +72,7 @@ def test_one_letter_wrong(name):
                 dotted = ".".join(map(str, (*place, typo)))
                 (problem,) = [found for found in problems if found.where == f"recipe: {dotted}"]
                 assert "unknown key" in problem.what
-                if typo in FOREIGN and FOREIGN[typo][0] in problem.what:
+                if typo in FOREIGN and FOREIGN[typo].called[typo] in problem.what:
                     continue
                 suggested = re.search(r"did you mean '(\w+)'\?", problem.what)
                 assert suggested, f"{name}: {dotted}: {problem.what}"

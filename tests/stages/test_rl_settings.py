@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from stages.losses.advantages import rloo
 from stages.losses.policy import POLICY_LOSSES
 from stages.losses.policy_aggregation import AGGREGATIONS
-from stages.names import foreign
+from stages.foreign import foreign
 from stages.rl import Config, check
 from stages.training.policy_known import Known
 from stages.training.policy_terms import PolicyTerms
@@ -104,7 +104,7 @@ def test_other_tools_names_lead_to_ours() -> None:
         "vllm_importance_sampling_clip_min": "importance_sampling_clip_min",
         "clip_ratio_high": "epsilon_high",
     }.items():
-        assert f"here it is `{ours}`" in foreign(name, Config.model_fields)
+        assert f"here it is `{ours}`" in foreign(name, list(Config.model_fields))
 
 
 @pytest.fixture(autouse=True)
