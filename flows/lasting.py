@@ -106,8 +106,8 @@ def _work(
             if not alive():
                 raise StageError(f"Prefect's worker ended by itself; its output is in {_job(what) / 'log.txt'}")
         with api(url) as client:
-            for name in stop_runs(client, what.pool, alive):
-                say(f"{name} was cancelled; its next run goes on from its last checkpoint")
+            for line in stop_runs(client, what.pool, alive):
+                say(line)
 
 
 @contextlib.contextmanager

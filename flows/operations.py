@@ -44,22 +44,33 @@ def deploy(options: Namespace) -> int:
     """`posttrain deploy`"""
     if options.name is not None and len(options.recipe) > 1:
         raise RequestError("--name names one deployment; give one recipe, or leave it out: each has its recipe's name")
-    url = _api_url()
-    store = open_named(options).url
+    theirs = _settle_prefect()
     from flows.prefect_api import api
     from flows.prefect_deploy import Deployable, When
     from flows.prefect_deploy import deploy as make
-    from flows.prefect_schedule import rows
+    from flows.prefect_schedule import existing, rows
+    from flows.redeployed import changes, in_words
 
-    read = [Deployable.read(recipe, options.set) for recipe in options.recipe]
+    # what is wrong with the request is said with and without a server
     when = When(options.cron, options.interval, options.timezone)
+    when.schedules()
+    read = [Deployable.read(recipe, options.set) for recipe in options.recipe]
     names = [options.name or what.recipe.name for what in read]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise RequestError(f"several of the recipes are called {', '.join(twice)}; deploy them apart, each with --name")
+    url = _api_url(theirs)
+    store = open_named(options).url
     with api(url) as client:
+        before = existing(client, names)
         for what, name in zip(read, names, strict=True):
             make(client, what, name, when, pool=options.pool, store=store)
-        _show(options, url, rows(client, names))
+        made = rows(client, names)
+    for row in made:
+        row["changed"] = changes(before.get(row["name"], row), row)
+    _show(options, url, made)
+    if not options.json:
+        for line in (line for row in made for line in in_words(row["name"], row["changed"])):
+            print(line)
     return 0
 
 
@@ -67,7 +78,7 @@ def schedule(options: Namespace) -> int:
     """`posttrain schedule`"""
     if options.action != "list" and not options.name:
         raise RequestError(f"say which: posttrain schedule {options.action} NAME; `posttrain schedule` lists them")
-    url = _api_url()
+    url = _api_url(_settle_prefect())
     from flows.prefect_api import api
     from flows.prefect_schedule import ACTIONS
 
@@ -83,13 +94,20 @@ def schedule(options: Namespace) -> int:
 COMMANDS: dict[str, Callable[[Namespace], int]] = {command.__name__: command for command in (ui, deploy, schedule)}
 
 
-def _api_url() -> str:
+def _settle_prefect() -> str | None:
+    """Prefect's environment, before it is imported. Gives the API that the user has set."""
+    os.environ.update(QUIET)
+    theirs = configured_url()
+    if theirs is None:
+        os.environ["PREFECT_HOME"] = str(prefect_home())
+    return theirs
+
+
+def _api_url(theirs: str | None) -> str:
     """The API that deployments are kept by. Raises RequestError where there is none."""
-    os.environ.update(QUIET)  # before Prefect is imported
-    if (theirs := configured_url()) is not None:
+    if theirs is not None:
         require_answer(theirs)
         return theirs
-    os.environ["PREFECT_HOME"] = str(prefect_home())
     if (place := holder(prefect_home())) is not None:
         return place.url
     raise RequestError(

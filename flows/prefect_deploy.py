@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,6 +27,11 @@ from stages.names import nearest
 ENTRYPOINT = "flows.prefect_flow.posttrain"
 """The flow of every deployment; the worker imports it."""
 
+CRON = (
+    'expected minute, hour, day of the month, month and weekday, for example --cron "0 3 * * *": every night at 3:00; '
+    '"30 6 * * 1": on Mondays at 6:30'
+)
+
 
 @dataclass(frozen=True)
 class When:
@@ -45,6 +51,8 @@ class When:
                 return [DeploymentScheduleCreate(schedule=IntervalSchedule(interval=interval, timezone=self.timezone))]
         except ValidationError as error:
             reason = "; ".join(found["msg"].removeprefix("Value error, ") for found in error.errors())
+            if any(found["loc"] == ("cron",) for found in error.errors()):
+                reason += f"; {CRON}"
             given = f"--cron {self.cron!r}" if self.cron is not None else f"--interval {self.interval_seconds}"
             raise RequestError([Problem(f"{given} --timezone {self.timezone}", reason)]) from error
         return []
@@ -60,19 +68,22 @@ class Deployable:
     parameters: Mapping[str, Any]
     settings: Sequence[str]
     """What `--set` changes besides parameters."""
+    replaced: Mapping[str, Any]
+    """The recipe's own values of the parameters that `--set` changes."""
 
     @classmethod
     def read(cls, path_or_name: str, overrides: Sequence[str]) -> Deployable:
         """Raises RequestError with every mistake found."""
         recipe = Recipe.load(path_or_name, overrides)
         document = read_document(find_recipe(path_or_name))
-        parameters = (document.data.get("parameters") or {}).keys()
+        parameters = document.data.get("parameters") or {}
         of_parameters = [text for text in overrides if _head(text) in parameters]
         changed, _ = apply_overrides(document, of_parameters)
         is_file = Path(path_or_name).expanduser().is_file()
         source = str(Path(path_or_name).expanduser().absolute()) if is_file else path_or_name
         settings = [text for text in overrides if text not in of_parameters]
-        return cls(recipe, source, changed.data.get("parameters") or {}, settings)
+        replaced = {_head(text): parameters[_head(text)] for text in of_parameters}
+        return cls(recipe, source, changed.data.get("parameters") or {}, settings, replaced)
 
     def values(self, store: str) -> dict[str, Any]:
         """The parameters of the flow that runs begin with."""
@@ -88,7 +99,7 @@ class Deployable:
                 "type": "object",
                 "description": "The recipe's parameters.",
                 "properties": {
-                    name: {"title": name, "position": position, "default": value, **_type(value)}
+                    name: {"title": name, "position": position, "default": value, **_type(value), **self._note(name)}
                     for position, (name, value) in enumerate(self.parameters.items())
                 },
                 "required": list(self.parameters),  # a value left out would fall back to the recipe's own
@@ -107,6 +118,25 @@ class Deployable:
             schema.update(title=titles.get(name, name), position=position, default=values[name])
         form = {"title": "Parameters", "type": "object", "properties": properties, "required": ["recipe"]}
         return {**form, "additionalProperties": False}
+
+    def _note(self, name: str) -> dict[str, Any]:
+        """In the form, that a value is not the recipe's."""
+        if name not in self.replaced:
+            return {}
+        own = "needs one" if (value := self.replaced[name]) is None else f"says {json.dumps(value, ensure_ascii=False)}"
+        return {"description": f"Given to posttrain deploy; the recipe {own}."}
+
+
+def given(deployment: DeploymentResponse) -> list[str]:
+    """The parameters that `--set` gave when it was deployed, as `name=value`."""
+    schema: Any = deployment.parameter_openapi_schema or {}
+    form = schema.get("properties", {}).get("parameters", {}).get("properties", {})
+    values = deployment.parameters.get("parameters") or {}
+    return [
+        f"{name}={json.dumps(value, ensure_ascii=False)}"
+        for name, value in values.items()
+        if "description" in form.get(name, {})
+    ]
 
 
 def deploy(

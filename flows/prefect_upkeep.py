@@ -28,7 +28,8 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
-from prefect.states import Cancelled, Cancelling, Crashed, Scheduled
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelled, Cancelling, Crashed, Running, Scheduled
 
 from artifacts.errors import RequestError
 
@@ -37,6 +38,7 @@ SILENCE = timedelta(seconds=540)
 """Three heartbeats of a run that beats as Prefect does by itself, every 180 s: one that `posttrain run` or a program of
 the user's started. Those of the worker beat every minute."""
 ALIVE = [StateType.RUNNING, StateType.CANCELLING, StateType.PENDING]
+UNTAKEN = "its deployment was deleted while it ran, and Prefect took no end of it; what it did is in the store"
 CANCEL_SECONDS = 40
 """A cancelled run ends in ten seconds; Prefect kills one that does not after thirty."""
 
@@ -51,14 +53,27 @@ def prepare(client: SyncPrefectClient, pool: str, slots: Mapping[str, int]) -> l
 
 
 def stop_runs(client: SyncPrefectClient, pool: str, still_working: Callable[[], bool]) -> list[str]:
-    """Cancel what runs in the pool and wait for its end; the names of the runs."""
+    """Cancel what runs in the pool and wait for its end. Gives how each run ended, in words."""
     stopped = _runs(client, pool, ALIVE)
     for run in stopped:
-        client.set_flow_run_state(run.id, Cancelling(message="posttrain ui was ended; run again to go on"))
+        if _let_end(client, run) and not _is_alive(run):
+            _crash(client, run, UNTAKEN)
+        else:
+            client.set_flow_run_state(run.id, Cancelling(message="posttrain ui was ended; run again to go on"))
     deadline = time.monotonic() + CANCEL_SECONDS
     while _runs(client, pool, ALIVE) and time.monotonic() < deadline and still_working():
         time.sleep(0.2)
-    return [run.name for run in stopped]
+    return [_how_it_ended(client.read_flow_run(run.id)) for run in stopped]
+
+
+def _how_it_ended(run: FlowRun) -> str:
+    if run.state_type == StateType.CANCELLED:
+        return f"{run.name} was cancelled; its next run goes on from its last checkpoint"
+    if run.state_type == StateType.CRASHED and run.state is not None:
+        return f"{run.name} crashed: {run.state.message}"
+    if run.state is not None and run.state.is_final():
+        return f"{run.name} had ended before it could be cancelled: {run.state_name}"
+    return f"{run.name} did not end when it was cancelled ({run.state_name}); the next `posttrain ui` puts that right"
 
 
 def end_task_runs(client: SyncPrefectClient, flow_run: UUID, state: State[Any]) -> None:
@@ -113,14 +128,43 @@ def _end_lost_runs(client: SyncPrefectClient, pool: str) -> Iterable[str]:
     for run in _runs(client, pool, ALIVE):
         if _is_alive(run):
             continue
-        if run.state_type == StateType.PENDING:
+        orphaned = _let_end(client, run)
+        if run.state_type == StateType.PENDING and not orphaned:
             client.set_flow_run_state(run.id, Scheduled(), force=True)
             yield f"{run.name} had not begun when the last worker ended; it starts now"
             continue
-        crashed: State[Any] = Crashed(message="its process ended with the last `posttrain ui`; run again to go on")
-        end_task_runs(client, run.id, crashed)
-        client.set_flow_run_state(run.id, crashed, force=True)
+        if orphaned:
+            _crash(client, run, UNTAKEN)
+            yield f"{run.name} crashed: {UNTAKEN}"
+            continue
+        _crash(client, run, "its process ended with the last `posttrain ui`; run again to go on")
         yield f"{run.name} crashed with the last `posttrain ui`; its next run goes on from its last checkpoint"
+
+
+def _crash(client: SyncPrefectClient, run: FlowRun, message: str) -> None:
+    crashed: State[Any] = Crashed(message=message)
+    end_task_runs(client, run.id, crashed)
+    client.set_flow_run_state(run.id, crashed, force=True)
+
+
+def _let_end(client: SyncPrefectClient, run: FlowRun) -> bool:
+    """Whether the run's deployment is gone; if so the run can end now.
+
+    A run in progress holds a slot of its deployment's limit, which goes with the deployment: Prefect fails to give the
+    slot back and refuses every end of the run (HTTP 500), forced ones too. A state that is forced forgets the slot.
+    """
+    if run.deployment_id is None or _is_there(client, run.deployment_id):
+        return False
+    client.set_flow_run_state(run.id, Running(), force=True)
+    return True
+
+
+def _is_there(client: SyncPrefectClient, deployment: UUID) -> bool:
+    try:
+        client.read_deployment(deployment)
+    except ObjectNotFound:
+        return False
+    return True
 
 
 def _is_alive(run: FlowRun) -> bool:

@@ -12,10 +12,15 @@ STYLES = {"scheduled": "green", "paused": "yellow", "on request": "cyan"}
 
 
 def schedule_table(rows: Sequence[Mapping[str, Any]], url: str) -> Table:
-    """One row a deployment."""
+    """One row a deployment. A store that they share is said once."""
     table = Table(title=f"{len(rows)} deployed at {url.removesuffix('/api')}", title_justify="left")
+    stores = {str(row["store"]) for row in rows}
+    if len(stores) == 1:
+        table.caption, table.caption_justify = escape(f"results go to the store {min(stores)}"), "left"
     for column in ("name", "state", "schedule", "next run", "last run", "pool", "recipe"):
         table.add_column(column, style="bold" if column == "name" else "")
+    if len(stores) > 1:
+        table.add_column("store")
     for row in rows:
         last = row["last"]
         table.add_row(
@@ -25,6 +30,7 @@ def schedule_table(rows: Sequence[Mapping[str, Any]], url: str) -> Table:
             row["next"] or "",
             "" if last is None else escape(f"{last['state']} ({last['run']})"),
             escape(row["pool"] or ""),
-            escape(" ".join([str(row["recipe"]), *(f"--set {text}" for text in row["set"])])),
+            escape(" ".join([str(row["recipe"]), *(f"--set {text}" for text in (*row["given"], *row["set"]))])),
+            *([escape(str(row["store"]))] if len(stores) > 1 else []),
         )
     return table

@@ -1,0 +1,196 @@
+"""Deployments at a real Prefect server: what they say of themselves, what a later `deploy` changes, and what
+happens to their runs when they go. Nothing of this needs a worker."""
+
+from __future__ import annotations
+
+import calendar
+import io
+import itertools
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
+from prefect.states import Cancelled, Completed, Pending, Running
+from rich.console import Console
+
+from artifacts import open_store
+from artifacts.errors import RequestError
+from flows.cli import main
+from flows.prefect_api import api
+from flows.prefect_deploy import Deployable, When, deploy, find
+from flows.prefect_flow import posttrain
+from flows.prefect_schedule import pause, remove, resume, rows
+from flows.prefect_upkeep import UNTAKEN, prepare, stop_runs
+from flows.schedule_table import schedule_table
+from flows.server import temporary_server
+from tests.tiny_recipe import write_recipe
+
+POOL = "posttrain"
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The API of a server with a work pool."""
+    with temporary_server(tmp_path_factory.mktemp("prefect")) as server:
+        with api(server.wait()) as client:
+            prepare(client, POOL, {})
+        yield server.url
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[SyncPrefectClient]:
+    with api(url) as made:
+        yield made
+
+
+def test_a_deployment_with_a_run_that_has_not_ended_stays(client: SyncPrefectClient, url: str, tmp_path: Path) -> None:
+    what = Deployable.read(str(write_recipe(tmp_path, {})), [])
+    made = deploy(client, what, "busy", When(interval_seconds=3600), pool=POOL, store="a store")
+    run = client.create_flow_run_from_deployment(made.id)
+    for state in (None, Pending(), Running()):  # also what was asked for and has not begun
+        if state is not None:
+            assert client.set_flow_run_state(run.id, state).status.name == "ACCEPT"
+        with pytest.raises(RequestError, match=re.escape(f"{run.name!r} has not ended")) as refused:
+            remove(client, ["busy"])
+        assert f"cancel it at {url.removesuffix('/api')}/runs/flow-run/{run.id}" in str(refused.value)
+    assert rows(client, ["busy"])[0]["state"] == "scheduled"  # as it was
+    assert client.set_flow_run_state(run.id, Completed()).status.name == "ACCEPT"
+    assert [gone["name"] for gone in remove(client, ["busy"])] == ["busy"]
+    assert find(client, "busy") is None
+    assert client.read_flow_run(run.id).state_name == "Completed"
+
+
+def test_runs_whose_deployment_was_deleted_in_the_pages_can_end(client: SyncPrefectClient) -> None:
+    """Prefect answers each end of such a run with HTTP 500; `posttrain ui` ends, and starts again, all the same."""
+    one = ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.ENQUEUE)
+    flow = client.create_flow(posttrain)
+
+    def begun(name: str, *states: Any, keep: bool = False) -> Any:
+        made = client.create_deployment(flow, name, work_pool_name=POOL, concurrency_limit=1, concurrency_options=one)
+        run = client.create_flow_run_from_deployment(made)
+        for state in states:
+            assert client.set_flow_run_state(run.id, state).status.name == "ACCEPT"
+        if not keep:
+            client.delete_deployment(made)
+        return run
+
+    ended, working = begun("ended", Pending(), Running()), begun("working", Pending(), Running())
+    done, stuck = begun("done", Pending(), Running(), keep=True), begun("stuck", Pending(), Running(), keep=True)
+    with subprocess.Popen(["sleep", "600"], env={**os.environ, "PREFECT__FLOW_RUN_ID": f"{working.id}"}) as process:
+        client.update_flow_run(working.id, infrastructure_pid=f"here:{process.pid}")
+
+        def worker() -> bool:
+            process.kill()
+            client.set_flow_run_state(working.id, Cancelled(), force=True)
+            client.set_flow_run_state(done.id, Completed(), force=True)
+            return False
+
+        said = stop_runs(client, POOL, worker)
+    assert set(said) == {
+        f"{ended.name} crashed: {UNTAKEN}",
+        f"{working.name} was cancelled; its next run goes on from its last checkpoint",
+        f"{done.name} had ended before it could be cancelled: Completed",
+        f"{stuck.name} did not end when it was cancelled (Cancelling); the next `posttrain ui` puts that right",
+    }
+    running, about = begun("running", Pending(), Running()), begun("about", Pending())
+    assert set(prepare(client, POOL, {})) == {
+        f"{stuck.name} crashed with the last `posttrain ui`; its next run goes on from its last checkpoint",
+        f"{running.name} crashed: {UNTAKEN}",
+        f"{about.name} crashed: {UNTAKEN}",
+    }
+    left = [client.read_flow_run(run.id).state_name for run in (stuck, running, about)]
+    assert left == ["Crashed", "Crashed", "Crashed"]  # none waits for a deployment that is no more
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    """With one parameter."""
+    path = write_recipe(tmp_path / "recipe", {})
+    values = json.loads(path.read_text())
+    values["stages"]["rows"]["with"]["limit"] = "${limit}"
+    path.write_text(json.dumps({**values, "parameters": {"limit": 50}}))
+    return str(path)
+
+
+def test_the_next_run_is_known_before_prefect_has_made_it(client: SyncPrefectClient, recipe: str) -> None:
+    """This server has no scheduler: it makes no run by itself."""
+    what = Deployable.read(recipe, [])
+
+    def due(when: When) -> str | None:
+        deploy(client, what, "timed", when, pool=POOL, store="a store")
+        found: str | None = rows(client, ["timed"])[0]["next"]
+        return found
+
+    assert due(When()) is None
+    # 3:00 of 29 February in Tokyo, nine hours before UTC all year round, is 18:00 of the 28th
+    years = (year for year in itertools.count(datetime.now(UTC).year) if calendar.isleap(year))
+    eves = (datetime(year, 2, 28, 18, tzinfo=UTC) for year in years)
+    eve = next(eve for eve in eves if eve > datetime.now(UTC))
+    assert due(When(cron="0 3 29 2 *", timezone="Asia/Tokyo")) == eve.isoformat()
+    day, before = timedelta(days=1), datetime.now(UTC).replace(microsecond=0)
+    found = due(When(interval_seconds=86400))
+    assert found is not None and before + day <= datetime.fromisoformat(found) <= datetime.now(UTC) + day
+    assert pause(client, ["timed"])[0]["next"] is None
+    assert resume(client, ["timed"])[0]["next"] == found
+
+
+def test_what_a_second_deploy_changes_is_said(
+    url: str, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", url)
+
+    def deployed(store: str, *options: str) -> str:
+        assert main(["deploy", recipe, "--name", "again", "--store", str(tmp_path / store), *options]) == 0
+        return capsys.readouterr().out
+
+    settings = ("--set", "limit=7", "--set", "base.hidden_size=16")
+    [first] = json.loads(deployed("a", "--interval", "3600", "--json", *settings))["deployments"]
+    assert (first["given"], first["set"], first["changed"]) == (["limit=7"], ["base.hidden_size=16"], {})
+    [second] = json.loads(deployed("b", "--json"))["deployments"]
+    assert second["given"] == [] and second["changed"] == {
+        "schedule": {"before": "every 1:00:00", "after": "on request"},
+        "store": {"before": open_store(str(tmp_path / "a")).url, "after": open_store(str(tmp_path / "b")).url},
+        "--set limit": {"before": "7", "after": "50"},
+        "--set base.hidden_size": {"before": "16", "after": "as the recipe says"},
+    }
+    assert deployed("b", "--interval", "60").endswith(
+        "again was deployed before; this changed:\n  schedule: on request -> every 0:01:00\n"
+    )
+    assert deployed("b").endswith("  schedule: every 0:01:00 -> on request (neither --cron nor --interval was given)\n")
+    assert "deployed before" not in deployed("b")
+
+
+def test_a_wrong_cron_is_said_without_a_server(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    assert main(["deploy", recipe, "--cron", "0 3 * *", "--store", str(tmp_path / "store")]) == 2
+    said = capsys.readouterr().err
+    assert "--cron '0 3 * *' --timezone UTC: Invalid cron string" in said
+    assert 'for example --cron "0 3 * * *": every night at 3:00' in said
+
+
+def test_settings_and_stores_stand_in_the_table() -> None:
+    row = {"state": "on request", "schedule": [], "next": None, "last": None, "pool": POOL, "recipe": "a.yaml"}
+    one = {**row, "name": "one", "store": "s3://a/store", "given": ["rows=50"], "set": ["sft.max_steps=3"]}
+    two = {**row, "name": "two", "store": "/b", "given": [], "set": []}
+
+    def shown(*listed: dict[str, Any]) -> list[str]:
+        text = io.StringIO()
+        Console(width=200, file=text).print(schedule_table(listed, "http://127.0.0.1:4200/api"))
+        return text.getvalue().splitlines()
+
+    alone = shown(one)
+    assert any("a.yaml --set rows=50 --set sft.max_steps=3" in line for line in alone)
+    assert alone[-1].strip() == "results go to the store s3://a/store"
+    both = shown(one, two)
+    assert [[end in line for line in both].count(True) for end in ("s3://a/store", "/b", "results go")] == [1, 1, 0]
