@@ -107,18 +107,25 @@ class _Side:
         entry = run["stages"][name]
         return cls(entry, record_of(store, run, entry))
 
+    @property
+    def identity(self) -> Mapping[str, Any] | None:
+        """Of a stage that gave nothing as its run has it; None: it was not reached, or an older version ran it."""
+        return self.entry.get("identity") if self.record is None else self.record.identity
+
 
 def _own_causes(name: str, old: _Side, new: _Side, wiring: Wiring) -> Iterator[Difference]:
     """What a stage differs in by itself; inputs only where no stage of the recipe is behind them."""
-    if old.record is None or new.record is None:
+    if old.identity is None or new.identity is None:
         return
     inner = {wire.name for wire in wiring.wires[name] if wire.source is not None}
-    found = changes(old.record.identity, new.record.identity)
+    found = changes(old.identity, new.identity)
     for change in found:
         if change.kind != "input" or change.name not in inner:
             values = change.to_json()
             yield Difference(change.what, (name,), change.name, values.get("old"), values.get("new"))
-    if not found and old.entry["outputs"] != new.entry["outputs"]:
+    if old.record is None or new.record is None or found:
+        return
+    if old.entry["outputs"] != new.entry["outputs"]:
         runs = (old.record.provenance.get("run"), new.record.provenance.get("run"))
         yield Difference("bytes", (name,), "other bytes from equal inputs", *runs)
 

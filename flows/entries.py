@@ -63,7 +63,7 @@ def failed_entry(stage: RecipeStage, decision: Decision, error: BaseException, s
     interrupted = isinstance(error, StageStopped) or not isinstance(error, Exception)
     words = str(error) if isinstance(error, PosttrainError) else f"{type(error).__name__}: {error}"
     state = "interrupted" if interrupted else "failed"
-    return {**entry_of(stage, decision, state=state), "seconds": round(seconds, 3), "error": words}
+    return {**_at_work(stage, decision, state), "seconds": round(seconds, 3), "error": words}
 
 
 def skipped_entry(stage: RecipeStage, decision: Decision, reason: str) -> Entry:
@@ -73,7 +73,12 @@ def skipped_entry(stage: RecipeStage, decision: Decision, reason: str) -> Entry:
 
 def running_entry(stage: RecipeStage, decision: Decision) -> Entry:
     """A stage that is worked on; how long it takes is not known yet."""
-    return {**entry_of(stage, decision, state="running"), "seconds": None}
+    return {**_at_work(stage, decision, "running"), "seconds": None}
+
+
+def _at_work(stage: RecipeStage, decision: Decision, state: str) -> Entry:
+    """With what the stage was: no record will say it of one that gives nothing."""
+    return {**entry_of(stage, decision, state=state), "identity": decision.identity}
 
 
 def waiting_entry(stage: RecipeStage, decision: Decision) -> Entry:

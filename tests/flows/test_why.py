@@ -154,6 +154,26 @@ def test_hardware_wiring_and_new_stages_are_causes_of_the_recipe(tmp_path: Path,
     assert found["stages"]["verdict"]["states"] == [None, "ran"]
 
 
+@pytest.mark.parametrize("fails_first", [True, False])
+def test_a_stage_that_failed_in_one_run_differs_by_its_code_too(tmp_path: Path, capsys, fails_first: bool):
+    """No record says what it was; the run does, whichever of the two it is."""
+    asked = make_asked(tmp_path)
+    good = (tmp_path / "code.py").read_text()
+    bad = good.replace("return [", "raise ValueError('no judge') or [")
+    for fails in (fails_first, not fails_first):
+        (tmp_path / "code.py").write_text(bad if fails else good)
+        payload = run_here(asked.recipe, asked.store, [f"judge.limit={4 if fails else 5}"])
+        assert payload["stages"]["judge"]["state"] == ("failed" if fails else "ran")
+    found = asked.ask(capsys, "diff", "latest~1", "latest")
+    assert [(cause["what"], cause["stages"], cause["name"]) for cause in found["causes"]] == [
+        ("field", ["judge"], "limit"),
+        ("code", ["judge"], "rewards.0"),
+    ]
+    assert [found["causes"][0][side] for side in ("old", "new")] == ([4, 5] if fails_first else [5, 4])
+    before, after = (found["causes"][1][side] for side in ("old", "new"))
+    assert before["function"] == after["function"] == "right" and before["sha256"] != after["sha256"]
+
+
 @pytest.mark.parametrize("arguments", [("why",), ("diff", "latest"), ("why", "a", "b")])
 def test_what_is_missing_is_said(arguments, capsys):
     from flows import cli
