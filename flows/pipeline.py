@@ -116,6 +116,8 @@ def _before_import(settings: Mapping[str, str]) -> None:
 def _reporting_to(url: str, **settings: Any) -> Iterator[None]:
     import prefect.settings
 
+    import flows.prefect_flow  # noqa: F401  (with it come the handlers of Prefect's log, which are to be quiet)
+
     given = {"PREFECT_API_URL": url, **settings}
     with (
         prefect.settings.temporary_settings({getattr(prefect.settings, name): value for name, value in given.items()}),

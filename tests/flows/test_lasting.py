@@ -205,6 +205,9 @@ def test_another_ui_finds_the_first_and_runs_report_to_it(ui: Ui) -> None:
     assert (said["state"], said["address"], said["pid"]) == ("running before", ui.address, ui.process.pid)
     done = ui.command("run", str(ui.recipe), "--only", "rows", "--json")
     payload = json.loads(done.stdout)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("rows: ")]
+    assert lines[-1].startswith(("rows: ran", "rows: cached")) and len(lines) == len(set(lines))
+    assert "Task run" not in done.stderr and "Finished in state" not in done.stderr  # one line of ours is enough
     with ui.client() as client:
         names = {run.name: run for run in client.read_flow_runs()}
         run = names[f"tiny {payload['run'].rpartition('-')[2]}"]
