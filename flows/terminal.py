@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.attempts import total_seconds
-from flows.closing import STYLES, closing_table
+from flows.closing import STYLES, closing_table, main_metric
 from stages.visible import visible
 
 if TYPE_CHECKING:
@@ -155,6 +155,8 @@ class Terminal:
         what = f"{entry['state']} in {clock(entry['seconds'])}" if entry["state"] == "ran" else entry["state"]
         if (total := total_seconds(entry)) is not None:
             what += f", {clock(total)} in all"
+        if entry["state"] == "ran" and (metric := main_metric(entry)):
+            what += f", {metric}"  # a short stage has printed no line with it
         detail = entry["error"] or (entry["reason"] if entry["state"] != "ran" else "")
         self._say(name, f"{what}{': ' if detail else ''}{detail}", STYLES[entry["state"]])
 

@@ -81,7 +81,7 @@ def test_plain_lines_now_and_then(make: None) -> None:
         "sft: 10/100 steps, 1 steps/s, 1:30 left",
         "sft: 20/100 steps, 1 steps/s, 1:20 left",
         "sft: WARNING [bold] is no markup",
-        "sft: ran in 1:01",
+        "sft: ran in 1:01, length 3",
     ]
 
 
@@ -123,11 +123,11 @@ def test_an_error_is_said_once_and_in_full(make: None) -> None:
     assert text.getvalue().count("row 3") == text.getvalue().count("has no prompt") == 1
 
 
-def test_a_resumed_stage_says_what_it_took_in_all() -> None:
+def test_a_resumed_stage_says_what_it_took_in_all(make: None) -> None:
     text = io.StringIO()
     with Terminal(console=Console(file=text, width=200)) as terminal:
         terminal.ended("a", {**ENTRY, "resumed_from": 40, "earlier_seconds": 20.0})
-    assert text.getvalue() == "a: ran in 1:01, 1:21 in all\n"
+    assert text.getvalue() == "a: ran in 1:01, 1:21 in all, length 3\n"
 
 
 def test_a_terminal_is_redrawn_in_place(make: None) -> None:
