@@ -96,12 +96,14 @@ def _rewards(context: Context) -> RewardSet | None:
         judge = RewardModelScorer(context, None, device, config.micro_batch_tokens)
     if not config.rewards and judge is None:
         return None
-    return RewardSet(config.rewards, reward_model=judge, open_shards=context.store.shards)
+    return RewardSet(config.rewards, reward_model=judge, open_shards=context.store.shards, say=context.log)
 
 
 def _measure(context: Context, recorded: Recorded) -> None:
     """Mean of the new rewards, and of each function's."""
     from statistics import fmean
+
+    from stages.rollouts.rewards import failed_metric
 
     scored = [row["reward"] for row in recorded.rows if row["reward"] is not None]
     if not scored:
@@ -114,6 +116,8 @@ def _measure(context: Context, recorded: Recorded) -> None:
         values = [row[f"reward_{name}"] for row in recorded.rows if row[f"reward_{name}"] is not None]
         if values:
             context.metrics[f"rewards/{name}/mean"] = fmean(values)
+    for name, count in recorded.failed.items():
+        context.metrics[failed_metric(name)] = float(count)
     context.counts |= {"completions": len(recorded.rows), "groups": len(recorded.groups)}
 
 

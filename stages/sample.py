@@ -81,7 +81,11 @@ def run(context: Context) -> None:
     scorings = {}
     if config.rewards or judge is not None:
         scorings["reward"] = RewardSet(
-            config.rewards, config.reward_weights, reward_model=judge, open_shards=context.store.shards
+            config.rewards,
+            config.reward_weights,
+            reward_model=judge,
+            open_shards=context.store.shards,
+            say=context.log,
         )
     ledger = TaskLedger()
     prompts = open_prompts(dataset, tokenizer, scorer, config, ledger)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from accelerate import Accelerator
@@ -13,7 +13,7 @@ from stages.data.ledger import RowLedger
 from stages.data.tokenize import TokenizedPrompt, tokenize_prompts
 from stages.data.types import Dataset
 from stages.evaluation.config import AnswerConfig
-from stages.rollouts.rewards import RewardSet
+from stages.rollouts.rewards import RewardSet, failed_metric
 from stages.seeds import derive
 from stages.shards import in_shards
 from stages.training.frozen_engine import frozen_engine_of
@@ -41,6 +41,8 @@ class Answer:
     """By scoring: the weighted reward; None where no function scored the completion."""
     rewards: dict[str, float | None]
     """By reward function."""
+    failed: list[str] = field(default_factory=list)
+    """Reward functions that may fail (`on_error: none`), and did."""
 
 
 def open_prompts(
@@ -67,7 +69,8 @@ def answer_prompts(
     prompts: Sequence[TokenizedPrompt],
     scorings: Mapping[str, RewardSet],
 ) -> list[list[Answer]]:
-    """num_generations answers a prompt, each scored by every one of `scorings`."""
+    """num_generations answers a prompt, each scored by every one of `scorings`. Failures of functions that may fail
+    become metrics."""
     config: AnswerConfig = context.config
     ends = end_token_ids(scorer.transformers_model, tokenizer)
     engine = frozen_engine_of(context, Processes.of(accelerator), scorer, ends)
@@ -100,6 +103,12 @@ def answer_prompts(
                             for found in scored.values()
                             for name, values in found.by_function.items()
                         },
+                        "failed": [
+                            name
+                            for found in scored.values()
+                            for name, failed in found.failed.items()
+                            if failed[row][index]
+                        ],
                     }
                     for index, completion in enumerate(sampled[row])
                 ]
@@ -111,4 +120,7 @@ def answer_prompts(
     context.phase("answering prompts")
     shared = config.rollouts.processes_per_engine > 1
     rows = in_shards(context, accelerator, "answers", prompts, compute, size=size, equally_often=shared)
-    return [[Answer(**answer) for answer in row["answers"]] for row in rows]
+    answers = [[Answer(**answer) for answer in row["answers"]] for row in rows]
+    for name in (name for rewards in scorings.values() for name in rewards.may_fail):
+        context.metrics[failed_metric(name)] = float(sum(name in one.failed for group in answers for one in group))
+    return answers

@@ -142,7 +142,9 @@ def measure_answers(subject: Subject, tasks: Sequence[str], ledger: RowLedger) -
     prompts = open_prompts(subject.dataset, subject.tokenizer, subject.scorer, config, ledger)
     scorings = {}
     if "accuracy" in tasks:
-        scorings["reward"] = RewardSet(config.rewards, config.reward_weights, open_shards=context.store.shards)
+        scorings["reward"] = RewardSet(
+            config.rewards, config.reward_weights, open_shards=context.store.shards, say=context.log
+        )
     if "reward" in tasks:
         judge = reward_model_of(context, subject.accelerator, subject.tokenizer)
         scorings["score"] = RewardSet((), None, reward_model=judge)

@@ -37,6 +37,8 @@ class Recorded:
     prompts: Mapping[str, Row] = field(default_factory=dict)
     beside: Mapping[str, Row] = field(default_factory=dict)
     """The columns of `prompts` that are not of their dataset's type: answers, tools, whatever was kept."""
+    failed: Mapping[str, int] = field(default_factory=dict)
+    """By reward function that may fail and was called again: completions for which it did."""
 
 
 def read_recorded(dataset: Dataset, prompts: Dataset | None = None) -> Recorded:
@@ -101,6 +103,7 @@ def _scored_again(recorded: Recorded, rewards: RewardSet) -> Recorded:
     """As in training: the functions are called for all completions of a generation at once."""
     rows: list[Row] = []
     names: tuple[str, ...] = ()
+    failed = dict.fromkeys(rewards.may_fail, 0)
     for _, generation in groupby(recorded.groups, key=lambda members: recorded.rows[members[0]]["step"]):
         groups = [[recorded.rows[index] for index in members] for members in generation]
         found = rewards.score(
@@ -110,12 +113,14 @@ def _scored_again(recorded: Recorded, rewards: RewardSet) -> Recorded:
             some_scored=False,
         )
         names = tuple(found.by_function)
+        for name, groups_failed in found.failed.items():
+            failed[name] += sum(map(sum, groups_failed))
         for place, group in enumerate(groups):
             for index, row in enumerate(group):
                 kept = {name: value for name, value in row.items() if not name.startswith(REWARD)}
                 scores = {f"{REWARD}{name}": values[place][index] for name, values in found.by_function.items()}
                 rows.append(kept | scores)
-    return replace(recorded, rows=rows, names=names)
+    return replace(recorded, rows=rows, names=names, failed=failed)
 
 
 def prompt_of(row: Row, prompts: Mapping[str, Row] | None = None) -> TokenizedPrompt:

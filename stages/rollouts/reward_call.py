@@ -7,78 +7,26 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from artifacts.errors import PosttrainError, StageError
 from stages.raised import raised
+from stages.rollouts.reward_arguments import Call, Place
 from stages.rollouts.reward_base import OvertimeError
 from stages.rollouts.reward_limits import awaited, limited
-
-if TYPE_CHECKING:
-    from stages.data.tokenize import TokenizedPrompt
-    from stages.data.types import Row
-    from stages.rollouts.requests import Completion
 
 Values = list[float | None]
 
 
 @dataclass(frozen=True)
-class Place:
-    """A completion: its prompt's row, and its number among the completions of that prompt."""
+class Failure:
+    """Why a function that may fail (`on_error: none`) has no value for a completion."""
 
-    row_id: str
-    number: int
+    place: Place
+    reason: str
 
     def __str__(self) -> str:
-        return f"row {self.row_id}, completion {self.number}"
-
-
-@dataclass(frozen=True)
-class Call:
-    """The arguments of a reward function, one entry a completion each."""
-
-    places: list[Place]
-    arguments: dict[str, list[Any]]
-
-    @classmethod
-    def of(
-        cls,
-        prompts: Sequence[TokenizedPrompt],
-        completions: Sequence[Sequence[Completion]],
-        texts: Sequence[Sequence[str]],
-    ) -> Call:
-        """Every column of the rows, and TRL's prompts, completions and completion_ids; of completions of several turns
-        also environment_reward."""
-        rows = [prompt.row for prompt, group in zip(prompts, texts, strict=True) for _ in group]
-        columns = sorted({column for prompt in prompts for column in prompt.row} - {"prompt"})
-        flat_texts = [text for group in texts for text in group]
-        arguments = {column: [row.get(column) for row in rows] for column in columns}
-        arguments["prompts"] = [row["prompt"] for row in rows]
-        flat = [completion for group in completions for completion in group]
-        arguments["completions"] = [_spoken(*each) for each in zip(rows, flat, flat_texts, strict=True)]
-        arguments["completion_ids"] = [completion.token_ids for completion in flat]
-        if any(completion.episode is not None for completion in flat):
-            arguments["environment_reward"] = [
-                None if completion.episode is None else completion.episode.environment_reward for completion in flat
-            ]
-        places = [
-            Place(prompt.row_id, number)
-            for prompt, group in zip(prompts, texts, strict=True)
-            for number in range(len(group))
-        ]
-        return cls(places, arguments)
-
-    def only(self, indices: Sequence[int]) -> Call:
-        """The call for some of the completions."""
-        arguments = {name: [values[index] for index in indices] for name, values in self.arguments.items()}
-        return Call([self.places[index] for index in indices], arguments)
-
-
-def _spoken(row: Row, completion: Completion, text: str) -> Any:
-    """As the row writes its prompt: text, or messages."""
-    if completion.episode is not None:
-        return completion.episode.messages
-    return text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
+        return f"{self.place}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -93,6 +41,8 @@ class RewardFunction:
     """All that it looks at, of the arguments that it takes; None: all of them."""
     timeout_seconds: float | None = None
     on_timeout: Literal["error", "none"] = "error"
+    on_error: Literal["error", "none"] = "error"
+    max_tries: int = 1
 
     def keywords(self, call: Call) -> dict[str, list[Any]]:
         """What the function takes of the arguments. Raises StageError when it needs one that is not there."""
@@ -144,7 +94,28 @@ def call_all(calls: Sequence[tuple[RewardFunction, Call]]) -> list[list[Any] | P
 
 
 def _outcomes(calls: Sequence[tuple[RewardFunction, Call]]) -> list[Any]:
-    """Of each call what was returned, or the exception that was raised."""
+    """Of each call what was returned, or the exception that was raised by the last of its tries."""
+    outcomes = _tried(calls)
+    for tries in range(1, max((function.max_tries for function, _ in calls), default=1)):
+        again = [
+            index
+            for index, (function, _) in enumerate(calls)
+            if _failed(outcomes[index]) and tries < function.max_tries
+        ]
+        if not again:
+            break
+        for index, outcome in zip(again, _tried([calls[index] for index in again]), strict=True):
+            outcomes[index] = outcome
+    return outcomes
+
+
+def _failed(outcome: Any) -> bool:
+    """Whether the function raised; that it was slow, or asks for a column that is not there, is another matter."""
+    return isinstance(outcome, Exception) and not isinstance(outcome, OvertimeError | PosttrainError)
+
+
+def _tried(calls: Sequence[tuple[RewardFunction, Call]]) -> list[Any]:
+    """Of each call, made once, what was returned, or the exception that was raised."""
     outcomes: list[Any] = []
     for function, call in calls:
         try:
@@ -165,13 +136,18 @@ def _outcomes(calls: Sequence[tuple[RewardFunction, Call]]) -> list[Any]:
 
 def _settled(function: RewardFunction, call: Call, outcome: Any) -> list[Any]:
     if not isinstance(outcome, Exception):
-        return _listed(function.name, outcome, call.places)
-    if isinstance(outcome, OvertimeError) and function.on_timeout == "none":
+        values = _listed(function.name, outcome, call.places)
+        if function.on_error == "none":
+            pairs = zip(values, call.places, strict=True)
+            return [Failure(place, str(value)) if isinstance(value, Exception) else value for value, place in pairs]
+        return values
+    slow = isinstance(outcome, OvertimeError) and function.on_timeout == "none"
+    if slow or (_failed(outcome) and function.on_error == "none"):
         if len(call.places) == 1:
-            return [outcome]
+            return [outcome if slow else Failure(call.places[0], raised(outcome, function.function))]
         singles = [(function, call.only([index])) for index in range(len(call.places))]
-        pairs = zip(singles, _outcomes(singles), strict=True)
-        return [value for (_, one), alone in pairs for value in _settled(function, one, alone)]
+        each = zip(singles, _outcomes(singles), strict=True)
+        return [value for (_, one), alone in each for value in _settled(function, one, alone)]
     raise _blame(function, call, outcome)
 
 
@@ -187,6 +163,8 @@ def _blame(function: RewardFunction, call: Call, error: Exception) -> PosttrainE
             error, where = again, f"for {place}: {one.arguments['completions'][0]!r:.200}"
             break
     said = str(error) if isinstance(error, OvertimeError) else f"raised {raised(error, function.function)},"
+    if function.max_tries > 1 and _failed(error):
+        said += f" in the last of {function.max_tries} tries,"
     blamed = StageError(f"reward function {function.name!r} {said} {where}")
     blamed.__cause__ = error  # the log shows its frames
     return blamed
@@ -215,7 +193,9 @@ def checked(function: RewardFunction, values: Sequence[Any], call: Call) -> Valu
 
 
 def _number(function: RewardFunction, value: Any, place: Place, completion: Any) -> float | None:
-    if value is None or (isinstance(value, OvertimeError) and function.on_timeout == "none"):
+    if value is None or isinstance(value, Failure):
+        return None
+    if isinstance(value, OvertimeError) and function.on_timeout == "none":
         return None
     if isinstance(value, Exception):
         raise StageError(f"reward function {function.name!r} {value}, for {place}: {completion!r:.200}") from value

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from artifacts.errors import RequestError
 from stages.names import nearest
@@ -63,6 +63,11 @@ class RewardSpec(Config):
     on_timeout: Literal["error", "none"] = "error"
     """A call that takes longer: an error that names the completion, or None for every completion that alone takes
     longer (then the result depends on the machine)."""
+    on_error: Literal["error", "none"] = "error"
+    """A function of your own that raises, in each of its tries: an error that names the completion, or None for every
+    completion for which it raises alone; how many is a metric and in the log, with the first error."""
+    max_tries: int = Field(1, gt=0)
+    """Calls of a function of your own with the same arguments, as long as it raises; a slow one is not called again."""
     cache: bool | None = operational(None)
     """Keep results in the store by function, parameters, row and completion; for functions that judge every completion
     by itself. Null: only where the reward asks a server."""
@@ -75,6 +80,15 @@ class RewardSpec(Config):
         if built_in is None:
             return parameters
         return _checked(info.data["name"], built_in, parameters).model_dump(mode="json")
+
+    @model_validator(mode="after")
+    def _of_your_own(self) -> Self:
+        given = {"on_error": self.on_error != "error", "max_tries": self.max_tries != 1}
+        if self.name in REWARDS and any(given.values()):
+            fields = " and ".join(name for name, is_given in given.items() if is_given)
+            hint = "; its parameters have on_failure and max_tries" if self.name == "judge" else ""
+            raise ValueError(f"{fields}: for functions of your own, found the built-in {self.name}{hint}")
+        return self
 
     @property
     def called(self) -> str:

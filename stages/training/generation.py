@@ -17,7 +17,7 @@ from stages.data.tokenize import TokenizedPrompt
 from stages.data.truncation import RowLimit
 from stages.rollouts.multi_turn.loop import MultiTurn
 from stages.rollouts.requests import Completion, Sampler, SampleRequest, SamplingConfig
-from stages.rollouts.rewards import ByFunction, RewardSet
+from stages.rollouts.rewards import Found, RewardSet
 from stages.rollouts.sampler import EmbeddedSampler
 from stages.rollouts.stopping import text_before
 from stages.training.batch import Group
@@ -167,6 +167,7 @@ class Generation:
             reward_model=scorer,
             open_shards=context.store.shards,
             share=partial(by_the_first, trainer.accelerator),
+            say=context.log,
         )
         sampling = Sampling.with_engine(trainer, tokenizer, config)
         return cls(replace(sampling, multi_turn=multi_turn), rewards, context)
@@ -186,12 +187,13 @@ class Generation:
                 group_texts,
                 {name: values[index] for name, values in scored.by_function.items()},
                 unless_broken(scored.totals[index], completions),
+                failed={name: sum(failed[index]) for name, failed in scored.failed.items()},
             )
             for index, (prompt, completions, group_texts) in enumerate(zip(prompts, sampled, texts, strict=True))
         ]
 
 
-def by_the_first(accelerator: Accelerator, compute: Callable[[], ByFunction]) -> ByFunction:
+def by_the_first(accelerator: Accelerator, compute: Callable[[], Found]) -> Found:
     """What the first process computes, or its error, on all of them: a judge is asked once, and no two disagree."""
     if accelerator.num_processes == 1:
         return compute()

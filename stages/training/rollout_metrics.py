@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, pstdev
 
 from stages.rollouts.multi_turn.metrics import own_length, turn_metrics
+from stages.rollouts.rewards import failed_metric
 from stages.training.rollout_records import Sampled
 
 STALENESS_MEAN, STALENESS_MAX = "sample/staleness_mean", "sample/staleness_max"
@@ -73,6 +74,8 @@ def rollout_metrics(sampled: Sequence[Sampled]) -> dict[str, float]:
         if values:
             metrics[f"rewards/{name}/mean"] = fmean(values)
             metrics[f"rewards/{name}/std"] = _deviation(values)
+    for name in sampled[0].failed:
+        metrics[failed_metric(name)] = float(sum(entry.failed.get(name, 0) for entry in sampled))
     return metrics
 
 

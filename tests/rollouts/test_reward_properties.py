@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from stages.rollouts.reward_call import Call, Place
+from stages.rollouts.reward_arguments import Call, Place
 from stages.rollouts.reward_spec import REWARDS
 from stages.rollouts.rewards import RewardSet
 from tests.rollouts.scored import spec

@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState
 
 from artifacts.digest import sha256_file
 from stages.context import Context, local_context
-from tests.stages.small_models import output, read_json, save_dataset, save_model
+from tests.stages.small_models import logged, output, read_json, read_lines, rows_of, save_dataset, save_model
 
 # no two of its verdicts are equal, so a run that asked again would not end with the same bytes
 JUDGE = """
@@ -26,15 +26,31 @@ def judge(completions, completion_ids, row_id):
     return [secrets.randbelow(10**9) / 10**9 for _ in completions]
 """
 
+# raises for every completion whose digits add up to an odd number; a file makes it end the run once
+FLAKY = """
+from pathlib import Path
+HERE = Path(__file__).parent
+def judge(completions, completion_ids):
+    if (HERE / "die").exists() and (HERE / "calls").exists() and len((HERE / "calls").read_text()) > 30:
+        (HERE / "die").unlink()
+        raise KeyboardInterrupt
+    with open(HERE / "calls", "a") as stream:
+        stream.write(".")
+    for text, ids in zip(completions, completion_ids):
+        if sum(ids) % 2:
+            raise ValueError(text)
+    return [len(set(ids)) / 3 for ids in completion_ids]
+"""
+
 
 @pytest.fixture
 def world(tmp_path: Path) -> Any:
-    """world(job) -> the context of a run with a store, a model, prompts and a judge that all share."""
+    """world(job, reward, store) -> the context of a run with a store, a model, prompts and a judge that all share."""
     save_model(tmp_path / "model", seed=1)
     data = save_dataset(tmp_path / "data", "prompt", [{"prompt": text} for text in ("abc", "da", "hgf", "cab")])
     (tmp_path / "judges.py").write_text(JUDGE)
+    costly = {"name": f"{tmp_path}/judges.py:judge", "cache": True}
     config = {
-        "rewards": [{"name": f"{tmp_path}/judges.py:judge", "cache": True}],
         "learning_rate": 1e-2,
         "train_batch_size": 8,
         "num_generations": 4,
@@ -43,10 +59,12 @@ def world(tmp_path: Path) -> Any:
         "checkpoint_steps": 2,
     }
 
-    def context(job: str) -> Context:
+    def context(job: str, reward: dict[str, Any] = costly, store: str = "store") -> Context:
         AcceleratorState._reset_state(reset_partial_state=True)
         inputs = {"model": tmp_path / "model", "dataset": data}
-        return local_context("rl", config, folder=tmp_path / job, inputs=inputs, store=str(tmp_path / "store"))
+        return local_context(
+            "rl", config | {"rewards": [reward]}, folder=tmp_path / job, inputs=inputs, store=str(tmp_path / store)
+        )
 
     return context
 
@@ -86,3 +104,32 @@ def test_killed_and_run_again_and_repeated(world: Any, tmp_path: Path) -> None:
     assert asked.read_text().splitlines() == paid
     assert digests(repeated) == digests(resumed)
     assert read_json(output(repeated, "rollouts") / "ledger.json")["input"] == 48
+
+
+def test_failures_are_a_metric_and_the_same_after_a_kill(world: Any, tmp_path: Path) -> None:
+    """As many as records without a value, in every step; and a killed run ends with the bytes of one that was not."""
+    (tmp_path / "judges.py").write_text(FLAKY)
+    made = {}
+    for job in ("whole", "killed"):
+        context = world(job, {"name": f"{tmp_path}/judges.py:judge", "on_error": "none"}, store=job)
+        if job == "killed":
+            (tmp_path / "calls").unlink()
+            (tmp_path / "die").write_text("")
+            with pytest.raises(KeyboardInterrupt):
+                context.stage.run(context)
+            context = world(job, {"name": f"{tmp_path}/judges.py:judge", "on_error": "none"}, store=job)
+        context.stage.run(context)
+        made[job] = context
+    assert made["killed"].resumed_from is not None
+    assert digests(made["killed"]) == digests(made["whole"])
+    records = rows_of(output(made["whole"], "rollouts"))
+    odd = [0.0] * 6
+    for record in records:
+        odd[record["step"] - 1] += sum(record["token_ids"]) % 2
+        assert (record["reward_judge"] is None) == bool(sum(record["token_ids"]) % 2)
+    steps = read_lines(output(made["whole"], "model") / "metrics.jsonl")
+    assert [row["rewards/judge/failed"] for row in steps] == odd and 0 < sum(odd) < len(records)
+    said = [text for text in logged(tmp_path / "whole" / "job") if text.startswith("reward function 'judge' failed")]
+    assert len(said) == sum(count > 0 for count in odd)
+    assert f"failed for {odd[0]:.0f} of 8 completions" in said[0] and "ValueError: " in said[0]
+    assert said[0].endswith(" (judges.py:12)")

@@ -60,6 +60,13 @@ def mistakes(tmp_path, reward: str) -> list[str]:
         ("{name: exact_match, parametres: {}}", "unknown key; did you mean 'parameters'?"),
         ("{name: exact_match, timeout_seconds: 0}", "expected a number above 0 or null, found 0"),
         ("{name: exact_match, on_timeout: skip}", "expected one of error, none, found text 'skip'"),
+        ("{name: exact_match, on_error: none}", "on_error: for functions of your own, found the built-in exact_match"),
+        (
+            "{name: judge, parameters: {model: m}, on_error: none, max_tries: 2}",
+            "on_error and max_tries: for functions of your own, found the built-in judge; its parameters have",
+        ),
+        ("{name: 'nowhere.py:f', on_error: unscored}", "expected one of error, none, found text 'unscored'"),
+        ("{name: 'nowhere.py:f', max_tries: 0}", "expected a whole number above 0, found 0"),
         ("{parameters: {}}", "missing; expected a function (file.py:name)"),
         ("7", "expected a function (file.py:name) or a mapping with the fields name, parameters,"),
         ("cosine_length", "cosine_length needs max_len: write {name: cosine_length, parameters: {...}}"),

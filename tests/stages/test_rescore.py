@@ -102,6 +102,20 @@ def test_other_functions(tmp_path: Path, made: dict[str, Path]) -> None:
     assert [row["reward"] for row in rows_of(output(again, "rollouts"))] == [1 + value for value in right]
 
 
+def test_failures_of_functions_are_a_metric(tmp_path: Path, made: dict[str, Path]) -> None:
+    """It raises for the four d and the f, so 5 of 12 are not scored."""
+    (tmp_path / "picky.py").write_text(
+        "def judge(completions):\n"
+        "    if {'d', 'f'} & set(completions): raise ValueError('no vowel')\n"
+        "    return [2.0] * len(completions)\n"
+    )
+    picky = {"name": f"{tmp_path}/picky.py:judge", "on_error": "none"}
+    context = rescore(tmp_path / "run", made, "dataset", rewards=[picky])
+    rewards = [row["reward_judge"] for row in rows_of(output(context, "rollouts"))]
+    assert rewards == [2.0] * 4 + [None] * 4 + [2.0] * 3 + [None]
+    assert context.metrics["rewards/judge/failed"] == 5.0
+
+
 def test_a_reward_model(tmp_path: Path, made: dict[str, Path]) -> None:
     """It is given the texts, with an end token where the completion was finished."""
     AcceleratorState._reset_state(reset_partial_state=True)

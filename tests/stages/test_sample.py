@@ -280,3 +280,26 @@ def test_contradictions_are_found_before_anything_runs(config: dict, messages: l
 
 def test_outputs_follow_the_configuration() -> None:
     assert STAGE.outputs_of(Config(outputs=("pairs", "completions"))) == {"completions": "dataset", "pairs": "dataset"}
+
+
+def test_failures_of_rewards_are_a_metric_also_after_a_kill(
+    tmp_path: Path, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as answers without a reward: those with an a."""
+    (tmp_path / "picky.py").write_text(
+        "def judge(completions):\n"
+        "    if any('a' in text for text in completions): raise ValueError('an a')\n"
+        "    return [1.0 for _ in completions]\n"
+    )
+    monkeypatch.setattr(answers_module, "_SHARD_COMPLETIONS", 12)
+    picky = {"rewards": [{"name": f"{tmp_path}/picky.py:judge", "on_error": "none"}], "outputs": ["completions"]}
+    with monkeypatch.context() as patch:
+        kill_after(patch, 2)
+        with pytest.raises(Killed):
+            run_stage("sample", tmp_path / "run", inputs, **settings(tmp_path, **picky))
+    context = run_stage("sample", tmp_path / "run", inputs, **settings(tmp_path, **picky))
+    rows = rows_of(output(context, "completions"))
+    failed = ["a" in row["completion"] for row in rows]
+    assert [row["reward_judge"] is None for row in rows] == failed
+    assert context.metrics["rewards/judge/failed"] == sum(failed) > 0
+    assert any("ValueError: an a (picky.py:2)" in text for text in logged(tmp_path / "run" / "job"))
