@@ -9,12 +9,16 @@ LONGEST_NAME = 200
 """Characters of a text that may be a misspelt name; comparing longer ones takes long."""
 
 
+def closest(name: str, valid: Iterable[str]) -> str | None:
+    """The valid name that the name is most likely a slip of; None: it is like none of them."""
+    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6) if len(name) <= LONGEST_NAME else []
+    return close[0] if close else None
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the closest valid name, or an empty string."""
-    if len(name) > LONGEST_NAME:
-        return ""
-    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    close = closest(name, valid)
+    return "" if close is None else f"; did you mean {close!r}?"
 
 
 FOREIGN_STAGES = {

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stages.data.faults import RowError, what_is
+from stages.data.strict_json import JsonError, parse
 from stages.data.tools import tool_calls
 from stages.data.types import Message
 
@@ -30,6 +31,19 @@ ROLES = {
 """Names of the speakers in ShareGPT, OpenAssistant and other collections."""
 
 _SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+
+
+def from_json_text(text: str, where: str, name: str) -> list[Any]:
+    """The list of messages that a column of a table holds as JSON text. Raises RowError where it is none."""
+    reason = "must be a list of messages, or JSON text of one"
+    do = "write it with json.dumps, or make messages of it in source.function"
+    try:
+        messages = parse(text.encode("utf-8", "surrogatepass"), where)
+    except JsonError as error:
+        raise RowError(where, name, reason, f"text {text[:40]!r}", do) from error
+    if not isinstance(messages, list):
+        raise RowError(where, name, reason, f"JSON text of {what_is(messages)}", do)
+    return messages
 
 
 def is_transcript(text: str) -> bool:

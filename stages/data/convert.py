@@ -8,6 +8,7 @@ from typing import Any
 
 from stages.data.conversation import (
     check_order,
+    from_json_text,
     from_messages,
     from_transcript,
     is_transcript,
@@ -119,8 +120,12 @@ class Converter:
         return row
 
     def _standardized(self, value: Any, where: str, name: str, note: Note) -> Any:
+        if isinstance(value, str) and name in self._transcripts:
+            return from_transcript(value, where, name)
+        if isinstance(value, str) and name == "messages":  # other columns may be text
+            value = from_json_text(value, where, name)
         if isinstance(value, str):
-            return from_transcript(value, where, name) if name in self._transcripts else value
+            return value
         if isinstance(value, list):
             messages, left_out = from_messages(value, where, name)
             if left_out:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from artifacts.errors import DataError
-from stages.names import nearest
+from stages.names import closest, nearest
 
 FORMATS = {
     ".jsonl": "jsonl",
@@ -129,7 +129,17 @@ def _nearest_file(filesystem: Any, path: str) -> str:
     parent, name = str(PurePosixPath(path).parent), PurePosixPath(path).name
     if not filesystem.isdir(parent):
         return f"; the folder {parent} does not exist"
-    return nearest(name, [PurePosixPath(entry).name for entry in filesystem.ls(parent, detail=False)])
+    names = [PurePosixPath(entry).name for entry in filesystem.ls(parent, detail=False)]
+    beside = [other for other in names if PurePosixPath(other.removesuffix(".gz")).suffix in ("", *FORMATS)]
+    # without what all files of rows end with, which makes any two of them alike
+    close = closest(_stem(name), filter(None, map(_stem, beside)))
+    same = [other for other in beside if _stem(other) == close]
+    return nearest(name, same) or (f"; did you mean {same[0]!r}?" if same else "")
+
+
+def _stem(name: str) -> str:
+    """`train` of `train.jsonl.gz`."""
+    return name.partition(".")[0]
 
 
 @contextmanager

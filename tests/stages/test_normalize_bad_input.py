@@ -36,9 +36,12 @@ def test_missing_files_name_what_is_there(tmp_path):
     (tmp_path / "train.jsonl").write_text(PAIR)
     (tmp_path / "empty").mkdir()
     (tmp_path / "texts").mkdir()
+    (tmp_path / "nothing_alike.yaml").write_text("x")
     (tmp_path / "texts" / "README.md").write_text("x")
     where = str(tmp_path)
     for url, message in {
+        where + "/nothing_alike.jsonl": r"no file or folder \S*nothing_alike\.jsonl$",
+        where + "/trian.csv": r"no file or folder \S*trian\.csv; did you mean 'train\.jsonl'\?$",
         "file://" + where + "/trian.jsonl": r"no file or folder .*trian\.jsonl; did you mean 'train\.jsonl'\?",
         "file://" + where + "/nowhere/a.jsonl": r"the folder .*/nowhere does not exist",
         "file://" + where + "/*.parquet": r"no file matches .*\*\.parquet",

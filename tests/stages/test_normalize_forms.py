@@ -1,5 +1,7 @@
 """Every form that people keep rows in, and the typed rows it must give."""
 
+import csv
+import json
 from hashlib import sha256
 
 import pytest
@@ -17,6 +19,13 @@ def normalized(tmp_path, rows, **config):
 FORMS = {
     "text": ({"text": "a b"}, "auto", {"text": "a b"}, "language_modeling"),
     "messages": ({"messages": TALK}, "auto", {"messages": TALK}, "language_modeling"),
+    "messages as JSON text": ({"messages": json.dumps(TALK)}, "auto", {"messages": TALK}, "language_modeling"),
+    "from and value, as JSON text": (
+        {"messages": json.dumps(SHARE)},
+        "prompt_completion",
+        {"prompt": [user("a")], "completion": [assistant("b")]},
+        "prompt_completion",
+    ),
     "from and value": ({"conversations": SHARE}, "auto", {"messages": TALK[:2]}, "language_modeling"),
     "messages as a question and its answer": (
         {"messages": TALK},
@@ -271,3 +280,12 @@ def test_lines_that_are_no_rows_can_be_dropped_and_counted(tmp_path):
 def test_columns_of_other_types_stay_as_they_are(tmp_path):
     row = {"prompt": "a", "chosen": "b", "rejected": "c", "completion": {"model": "x"}, "messages": None, "text": 3}
     assert normalized(tmp_path, [row]).rows() == [row]
+
+
+def test_messages_in_a_table(tmp_path):
+    """A table's cell can hold no list: messages are JSON text there, as tools are."""
+    rows = [TALK, [system("x"), user('a, "b"'), assistant("c\nd")]]
+    (tmp_path / "in").mkdir()
+    with open(tmp_path / "in" / "rows.csv", "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["messages"], *([json.dumps(row)] for row in rows)])
+    assert Normalized(tmp_path, tmp_path / "in" / "rows.csv").rows() == [{"messages": row} for row in rows]
