@@ -34,9 +34,20 @@ class _Parser(argparse.ArgumentParser):
         self.error(f"unrecognized arguments: {' '.join(hints)}")
 
 
+class _Version(argparse.Action):
+    """Looked up when it is asked for: to find a package's metadata takes longer than `--help`."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib.metadata import version
+
+        print(f"posttrain {version('posttrain')}")
+        parser.exit(OK)
+
+
 def parser() -> argparse.ArgumentParser:
     """Every command with its options."""
     top = _Parser(prog="posttrain", description="Post-training as pipelines of cached, resumable stages.")
+    top.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     shared = _Parser(add_help=False)
     shared.add_argument(

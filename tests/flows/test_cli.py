@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,14 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def run(*arguments: str) -> int:
     return cli.main(list(arguments))
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run("--version")
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert ended.value.code == 0
+    assert capsys.readouterr() == (f"posttrain {declared}\n", "")
 
 
 def test_plan(fake_stages, store, write_recipe, capsys):
