@@ -44,10 +44,15 @@ class RewardFunction:
     on_error: Literal["error", "none"] = "error"
     max_tries: int = 1
 
+    @property
+    def takes_all(self) -> bool:
+        """Whether it takes every column, by `**columns`."""
+        parameters = inspect.signature(self.function).parameters.values()
+        return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+
     def keywords(self, call: Call) -> dict[str, list[Any]]:
         """What the function takes of the arguments. Raises StageError when it needs one that is not there."""
         parameters = inspect.signature(self.function).parameters.values()
-        takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
         names = {parameter.name for parameter in parameters}
         missing = [
             parameter.name
@@ -61,13 +66,13 @@ class RewardFunction:
                 f"reward function {self.name!r} asks for {', '.join(missing)}; it can have: "
                 f"{', '.join(sorted(call.arguments))} (the dataset's columns among them)"
             )
-        unwanted = [] if takes_all else sorted(set(self.parameters) - names)
+        unwanted = [] if self.takes_all else sorted(set(self.parameters) - names)
         if unwanted:
             raise StageError(f"reward function {self.name!r} takes no {', '.join(unwanted)}; correct its parameters")
         return {
             name: values
             for name, values in call.arguments.items()
-            if (takes_all or name in names)
+            if (self.takes_all or name in names)
             and name not in self.parameters
             and (self.columns is None or name in self.columns)
         }
@@ -144,7 +149,7 @@ def _settled(function: RewardFunction, call: Call, outcome: Any) -> list[Any]:
     slow = isinstance(outcome, OvertimeError) and function.on_timeout == "none"
     if slow or (_failed(outcome) and function.on_error == "none"):
         if len(call.places) == 1:
-            return [outcome if slow else Failure(call.places[0], raised(outcome, function.function))]
+            return [outcome if slow else Failure(call.places[0], _reason(function, call, outcome))]
         singles = [(function, call.only([index])) for index in range(len(call.places))]
         each = zip(singles, _outcomes(singles), strict=True)
         return [value for (_, one), alone in each for value in _settled(function, one, alone)]
@@ -162,12 +167,21 @@ def _blame(function: RewardFunction, call: Call, error: Exception) -> PosttrainE
         if isinstance(again, Exception):
             error, where = again, f"for {place}: {one.arguments['completions'][0]!r:.200}"
             break
-    said = str(error) if isinstance(error, OvertimeError) else f"raised {raised(error, function.function)},"
+    said = str(error) if isinstance(error, OvertimeError) else f"raised {_reason(function, call, error)},"
     if function.max_tries > 1 and _failed(error):
         said += f" in the last of {function.max_tries} tries,"
     blamed = StageError(f"reward function {function.name!r} {said} {where}")
     blamed.__cause__ = error  # the log shows its frames
     return blamed
+
+
+def _reason(function: RewardFunction, call: Call, error: Exception) -> str:
+    """What was raised; of a column that was looked up in vain, also which there are."""
+    text = raised(error, function.function)
+    sought = error.args[0] if isinstance(error, KeyError) and error.args else None
+    if isinstance(sought, str) and function.takes_all and sought not in (given := function.keywords(call)):
+        return f"{text}, which is none of {', '.join(given)}"
+    return text
 
 
 def _listed(name: str, values: Any, places: Sequence[Place]) -> list[Any]:

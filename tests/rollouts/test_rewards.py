@@ -166,6 +166,21 @@ def test_a_function_that_asks_for_a_column_that_is_not_there(function):
         score(rewards, prompts("x"), [["a"]])
 
 
+def test_a_column_that_is_looked_up_in_vain(function):
+    """Those that there are are told; not of a key of another mapping that is a column, or where none are taken so."""
+    rewards = RewardSet([function("def judge(completions, **columns):\n    return columns['solution']\n")])
+    with pytest.raises(
+        StageError,
+        match=r"raised KeyError: 'solution' \(judges\.py:2\), which is none of answer, row_id, prompts, completions, "
+        r"completion_ids, for row row0, completion 0",
+    ):
+        score(rewards, prompts("x"), [["a"]])
+    for parameters, key in (("**columns", "answer"), ("completions", "solution")):
+        rewards = RewardSet([function(f"def judge({parameters}):\n    return {{}}['{key}']\n")])
+        with pytest.raises(StageError, match=rf"raised KeyError: '{key}' \(judges\.py:2\), for row row0"):
+            score(rewards, prompts("x"), [["a"]])
+
+
 def test_numbers_of_other_kinds_are_taken(function):
     rewards = RewardSet(
         [function("import numpy\ndef judge(completions, **c):\n    return numpy.array([True, False])\n")]
