@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from flows.console import console_of
 from flows.plan import Plan
 
 STATE_STYLES = {"cached": "cyan", "resume": "yellow", "run": "green", "may_run": "blue", "skipped": "dim"}
 _WIDTH_WITHOUT_TERMINAL = 200
 
 
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """Leave it to the command line what a reader that has gone means."""
-        raise BrokenPipeError
-
-
 def show(*parts: RenderableType) -> None:
-    """Print to stdout, wrapped to the terminal; in a file or pipe, lines are long."""
-    console = _Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL, highlight=False)
+    """Print to stdout, wrapped to the terminal; in a file or pipe, lines are long unless COLUMNS says how long."""
+    console = console_of(width_of_files=_WIDTH_WITHOUT_TERMINAL)
     for index, part in enumerate(parts):
         if index:
             console.print()
@@ -86,7 +80,7 @@ def listing_tables(
             about: list[RenderableType] = [Text("damaged: " + entry["damaged"], style="red"), "", ""]
         else:
             about = [Text(str(entry["stage"])), str(entry["files"]), size_in_words(entry["bytes"])]
-        table.add_row(short_id(entry["id"]), entry["kind"], *about, _lines(entry["aliases"]))
+        table.add_row(short_id(entry["id"]), entry["kind"], *about, _lines(references(entry["aliases"])))
     listed = plain_table("run", "recipe", "state", "started", "seconds")
     for entry in runs:
         resumed = [f"{name} resumed at step {step:,}" for name, step in entry.get("resumed", {}).items()]
@@ -105,7 +99,7 @@ def description_tables(entry: Mapping[str, Any]) -> list[RenderableType]:
     """One artifact: what it is, how it was made, its files and lineage."""
     facts = Table(box=None, show_header=False, pad_edge=False)
     for name in ("id", "kind", "aliases"):
-        value = entry[name]
+        value = references(entry[name]) if name == "aliases" else entry[name]
         facts.add_row(name, Text(value if isinstance(value, str) else ", ".join(value)))
     for section in ("producer", "metrics", "counts", "versions"):
         for name, value in entry[section].items():
@@ -137,6 +131,11 @@ def _grow(tree: Tree, name: str, node: Mapping[str, Any] | Sequence[Any]) -> Non
 def short_id(identifier: str) -> str:
     """Enough of an id to find it by."""
     return identifier.removeprefix("sha256:")[:12]
+
+
+def references(aliases: Sequence[str]) -> list[str]:
+    """Aliases as commands and recipes take them; `@mine/dpo.model` only where there is no `@mine/dpo`."""
+    return [f"@{name}" for name in aliases if name.rpartition(".")[0] not in aliases]
 
 
 def size_in_words(size: float) -> str:

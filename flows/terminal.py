@@ -22,6 +22,7 @@ from rich.text import Text
 
 from flows.attempts import total_seconds
 from flows.closing import STYLES, closing_table, main_metric
+from flows.console import console_of
 from stages.visible import visible
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from flows.plan import Decision
 
 WIDTH_OF_FILES = 140
-"""Columns where there is no terminal."""
+"""Columns where there is no terminal and COLUMNS is not set."""
 
 SECONDS_BETWEEN_LINES = 10.0
 """Without a terminal: at most one line a stage in this time."""
@@ -96,8 +97,8 @@ class Terminal:
         console: Console | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._console = console or wide_console(stderr=True)
-        self._closing = console or wide_console(stderr=json)
+        self._console = console or console_of(stderr=True, width_of_files=WIDTH_OF_FILES)
+        self._closing = console or console_of(stderr=json, width_of_files=WIDTH_OF_FILES)
         self._monotonic = monotonic
         self._lines: dict[str, StageLine] = {}
         self._lock = threading.Lock()
@@ -178,12 +179,6 @@ class Terminal:
                 spent = clock(self._monotonic() - line.started)
                 table.add_row(Text(line.name, style="bold"), bar, spent, Text(line.describe()))
         return Group(table)
-
-
-def wide_console(*, stderr: bool) -> Console:
-    """A terminal's own width; into a file or pipe, wide enough that no table is torn."""
-    console = Console(stderr=stderr)
-    return console if console.is_terminal else Console(stderr=stderr, width=WIDTH_OF_FILES)
 
 
 def clock(seconds: float) -> str:

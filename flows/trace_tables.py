@@ -42,9 +42,8 @@ def _node(node: Node) -> Text:
     role = f"{node.role}: " if node.role else ""
     if not node.kind:
         return Text.assemble(role, (short(node.identifier), "yellow"), f" ({node.note})")
-    text = Text.assemble(
-        role, (node.name or node.kind, "bold"), f" {node.kind if node.name else ''} ".replace("  ", " ")
-    )
+    name, kind = (f"@{node.name}", f" {node.kind} ") if node.name else (node.kind, " ")
+    text = Text.assemble(role, (name, "bold"), kind)
     text.append(short_id(node.identifier), style="cyan")
     if node.uses:
         text.append(f" by {node.uses}" + (f", run {node.run}" if node.run else ""), style="dim")

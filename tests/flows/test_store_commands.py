@@ -10,6 +10,7 @@ import pytest
 
 from artifacts import Artifact, Record, Store, open_store
 from flows import cli
+from flows.tables import plain_table, show
 
 
 @pytest.fixture
@@ -142,3 +143,36 @@ def test_du_export_import_and_verify(store, capsys, tmp_path):
     assert json.loads(streams.out)["by_kind"] == {"artifact": 2, "alias": 1}
     assert list(json.loads(streams.out)["damaged"]) == ["aliases/best.json"] and "is damaged" in streams.err
     assert run("import", str(tmp_path)) == 2 and "no exported folder" in capsys.readouterr().err
+
+
+def test_names_as_commands_take_them_each_once(store, capsys):
+    model, rollouts = put(store, "model"), put(store, "rollouts")
+    for name, artifact in {"mine/dpo": model, "mine/dpo.model": model, "mine/dpo.rollouts": rollouts}.items():
+        store.set_alias(name, artifact)
+    assert run("ls") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines if model.digest[:12] in line] == ["@mine/dpo"]
+    assert [line.split()[-1] for line in lines if rollouts.digest[:12] in line] == ["@mine/dpo.rollouts"]
+    assert not [line for line in lines if "mine/dpo.model" in line]
+    assert run("show", "@mine/dpo") == 0
+    assert ["aliases", "@mine/dpo"] in [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert run("lineage", "@mine/dpo.rollouts") == 0
+    assert capsys.readouterr().out.startswith("@mine/dpo.rollouts ")
+
+
+@pytest.mark.parametrize(("columns", "width"), [("60", 60), ("130", 130), (None, 200), ("many", 200)])
+def test_a_pipe_is_as_wide_as_columns_says_and_its_lines_end_with_their_text(
+    capsys, monkeypatch: pytest.MonkeyPatch, columns: str | None, width: int
+):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    table = plain_table("name", "words")
+    table.add_row("a", "x" * 300)
+    table.add_row("b", "short")
+    show(table)
+    lines = capsys.readouterr().out.splitlines()
+    first = lines[1].count("x")
+    assert len(lines[1]) == width and sum(line.count("x") for line in lines) == 300
+    assert lines[0] == "name" + " " * (width - first - 4) + "words" and lines[-1].split() == ["b", "short"]
+    assert all(line == line.rstrip() for line in lines)
