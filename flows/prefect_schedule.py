@@ -124,7 +124,7 @@ def _require_rest(client: SyncPrefectClient, found: Sequence[DeploymentResponse]
         ]
         problems += [
             Problem(
-                f"posttrain schedule remove {deployment.name}",
+                f"schedule remove {deployment.name}",
                 f"its run {run.name!r} has not ended ({run.state_name}): wait for "
                 f"it, or cancel it at {pages}/runs/flow-run/{run.id}; `posttrain schedule pause {deployment.name}` "
                 "keeps the next one from starting",
