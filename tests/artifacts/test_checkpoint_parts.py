@@ -71,3 +71,17 @@ def test_names_of_markers_and_steps_out_of_range_are_refused(store, fill):
         checkpoints.save_part(checkpoints.new_name(1), 0, fill({"part.json": b"{}"}))
     with pytest.raises(RequestError, match="between 0 and 10"):
         checkpoints.new_name(-1)
+
+
+def test_one_file_of_the_newest_where_it_is_right(store, fill):
+    checkpoints = store.checkpoints(FINGERPRINT)
+    assert checkpoints.newest_file("notes", 100) is None
+    checkpoints.save(1, fill({"state": b"weights", "notes": b"one"}))
+    name = checkpoints.new_name(2)
+    checkpoints.save_part(name, 0, fill({"state": b"weights", "notes": b"two"}))
+    assert checkpoints.newest_file("notes", 100) == (1, b"one")  # the other one is not finished
+    checkpoints.finish(name, 1, not_yet)
+    assert checkpoints.newest_file("notes", 100) == (2, b"two")
+    store.files.write(f"{KEY}/{name}/part-00000/notes", b"twO")
+    assert checkpoints.newest_file("notes", 100) == (1, b"one")
+    assert checkpoints.newest_file("notes", 2) is None and checkpoints.newest_file("state", 100) == (2, b"weights")
