@@ -9,6 +9,7 @@ from typing import Any
 
 from artifacts.errors import Problem, RequestError
 from flows.fields import found, slots_at
+from flows.known_part import known_part, wrong_together
 from flows.launch_settings import Launch, read_launch
 from flows.validate import unknown_key, validate
 from flows.wiring import Declared
@@ -16,7 +17,7 @@ from flows.yaml_lines import Document, Place
 from stages import stage as registry
 from stages.external import resolve_reference
 from stages.identity import resolve_externals
-from stages.names import stage_hint
+from stages.names import meant_stage, stage_hint
 from stages.stage import Config, External, Stage
 
 KEYS = ("uses", "inputs", "with", "launch")
@@ -58,15 +59,20 @@ class _StageReader:
             self._fail((), f"expected a mapping with the keys {', '.join(KEYS)}, found {found(body)}")
             return Declared(self.name, None, None, {}), {}
         uses = self._uses(body)
-        self._check_keys(body, uses)
-        config = None if uses is None else self._config(uses, self._section(body, "with"))
+        values = self._section(body, "with")
+        judged = uses or self._meant(body)  # a misspelt name does not hide what is wrong below it
+        self._check_keys(body, judged)
+        config = None if judged is None else self._config(judged, values)
         launch, problems = read_launch(
             self._section(body, "launch"), self.document, ("stages", self.name, "launch"), self.base
         )
         self.problems += problems
         if uses is not None and uses.single and launch.get("processes", 1) > 1:
             self._fail(("launch", "processes"), f"{uses.name} runs in one process; leave processes out")
-        return Declared(self.name, uses, config, body.get("inputs")), launch
+        if uses is None:
+            return Declared(self.name, None, None, body.get("inputs")), launch
+        known = known_part(uses.config, values) if config is None else config
+        return Declared(self.name, uses, config, body.get("inputs"), known), launch
 
     def _fail(self, place: Place, what: str) -> None:
         self.problems.append(self.document.problem(("stages", self.name, *place), what))
@@ -84,6 +90,12 @@ class _StageReader:
         else:
             return registry.load_stage(name)
         return None
+
+    def _meant(self, body: Mapping[str, Any]) -> Stage | None:
+        """The stage that is suggested for a name that is none."""
+        name = body.get("uses")
+        meant = meant_stage(name, registry.STAGES) if isinstance(name, str) else None
+        return None if meant is None else registry.load_stage(meant)
 
     def _check_keys(self, body: Mapping[str, Any], uses: Stage | None) -> None:
         sections = {"launch": list(Launch.model_fields)}
@@ -107,12 +119,13 @@ class _StageReader:
         elsewhere = {"inputs": list(uses.inputs), "launch": list(Launch.model_fields)}
         place = ("stages", self.name, "with")
         config, problems = validate(uses.config, values, self.document, place, elsewhere)
+        told = {problem.where for problem in problems}
+        missing = [problem for problem in self._missing_externals(uses.config, values) if problem.where not in told]
+        self.problems += [*problems, *missing]
         if config is None:
-            self.problems += problems
-            return None
-        missing = list(self._missing_externals(uses.config, values))
-        if missing:
-            self.problems += missing
+            for what in wrong_together(known_part(uses.config, values)):
+                self._fail(("with",), what)
+        if config is None or missing:
             return None
         try:
             return resolve_externals(config, self.base)

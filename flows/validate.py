@@ -32,19 +32,17 @@ def validate(
     `elsewhere`: section -> names that belong there, for a key written in the wrong section.
     Strict: "3" is no number and true is no 1; a whole number is a number, a list a tuple.
     """
-    problems = [
-        document.problem((*place, *inner), f"{number} is not a finite number") for inner, number in _infinite(values)
-    ]
-    if problems:
-        return None, problems
+    wrong = {inner: f"{number} is not a finite number" for inner, number in infinite(values)}
+    made = None
     try:
-        return model.model_validate_json(json.dumps(values), strict=True), []
+        made = model.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         listed: set[tuple[str, ...]] = set()
         for inner, kinds in _by_place(error, values).items():
-            what = _message(model, values, inner, kinds, elsewhere, listed)
-            problems.append(document.problem((*place, *inner), what))
-        return None, problems
+            if inner not in wrong:
+                wrong[inner] = _message(model, values, inner, kinds, elsewhere, listed)
+    problems = [document.problem((*place, *inner), what) for inner, what in wrong.items()]
+    return None if wrong else made, problems
 
 
 def unknown_key(
@@ -84,15 +82,16 @@ def _common(one: str, other: str) -> int:
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
-def _infinite(values: Any, place: Place = ()) -> Iterator[tuple[Place, float]]:
+def infinite(values: Any, place: Place = ()) -> Iterator[tuple[Place, float]]:
+    """Numbers that JSON does not have, with their places."""
     if isinstance(values, float) and not math.isfinite(values):
         yield place, values
     elif isinstance(values, Mapping):
         for key, value in values.items():
-            yield from _infinite(value, (*place, key))
+            yield from infinite(value, (*place, key))
     elif isinstance(values, list | tuple):
         for index, value in enumerate(values):
-            yield from _infinite(value, (*place, index))
+            yield from infinite(value, (*place, index))
 
 
 def _by_place(error: ValidationError, values: Any) -> dict[Place, list[Any]]:

@@ -20,6 +20,7 @@ from flows.inputs import (
     kinds_in_words,
     parse_external,
 )
+from flows.known_part import as_far_as_known
 from flows.yaml_lines import Document, Place
 from stages.names import nearest
 from stages.stage import Config, Input, Stage
@@ -38,6 +39,8 @@ class Declared:
     config: Config | None
     inputs: Any
     """As written."""
+    known: Config | None = None
+    """Of a configuration that is wrong the part that is not (`known_part`)."""
 
     @property
     def place(self) -> Place:
@@ -89,9 +92,13 @@ class Wiring:
         self._check_together(stage, frozenset(written) & frozenset(accepted))
 
     def _check_together(self, stage: Declared, wired: frozenset[str]) -> None:
-        if stage.uses is None or stage.uses.check is None or stage.config is None:
+        if stage.uses is None or stage.uses.check is None:
             return
-        for message in stage.uses.check(stage.config, wired):
+        if stage.config is not None:
+            messages = stage.uses.check(stage.config, wired)
+        else:
+            messages = as_far_as_known(stage.uses.check, stage.known, wired)
+        for message in messages:
             self._fail(stage.place, message)
 
     def _entries(self, place: Place, value: Any, declared: Input) -> list[tuple[Place, str]]:

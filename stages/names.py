@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 LONGEST_NAME = 200
@@ -57,6 +58,9 @@ FOREIGN_STAGES = {
 """Names of algorithms and steps elsewhere that are settings or stages of another name here."""
 
 
+_USES = re.compile(r"`uses: (\w+)`")
+
+
 def stage_hint(name: str, stages: Iterable[str]) -> str:
     """`; here it is ...` for what others call a stage (`grpo`, `PPOTrainer`), or the nearest of ours."""
     known = list(stages)
@@ -64,3 +68,10 @@ def stage_hint(name: str, stages: Iterable[str]) -> str:
     same = f"`uses: {plain}`" if plain in known else None
     elsewhere = FOREIGN_STAGES.get(plain, same)
     return f"; here it is {elsewhere}" if elsewhere else nearest(name, known)
+
+
+def meant_stage(name: str, stages: Iterable[str]) -> str | None:
+    """The stage that `stage_hint` names first; None: it names none."""
+    known = list(stages)
+    named = _USES.search(stage_hint(name, known))
+    return named[1] if named else closest(name, known)

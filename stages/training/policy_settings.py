@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -157,9 +157,10 @@ def policy_problems(config: PolicyLossConfig, *, ever_off_policy: bool) -> list[
     return problems
 
 
-def _given(config: Config) -> set[str]:
-    """Fields that are not as they are where a recipe says nothing."""
-    return {name for name, field in type(config).model_fields.items() if getattr(config, name) != field.default}
+def _given(config: Config, names: Iterable[str]) -> list[str]:
+    """Those of the names that are fields and not as they are where a recipe says nothing."""
+    fields = type(config).model_fields
+    return sorted(name for name in names if name in fields and getattr(config, name) != fields[name].default)
 
 
 def _names(losses: Sequence[Surrogate]) -> str:
@@ -168,7 +169,7 @@ def _names(losses: Sequence[Surrogate]) -> str:
 
 def _loss_problems(config: PolicyLossConfig) -> list[str]:
     loss, problems = config.loss, []
-    for name in sorted((PARAMETERS - set(loss.parameters)) & _given(config)):
+    for name in _given(config, PARAMETERS - set(loss.parameters)):
         takers = [one for one in POLICY_LOSSES.values() if name in one.parameters]
         problems.append(f"{name} is of loss_type {_names(takers)}; {loss.name} has none")
     level, highest = config.importance_sampling_level, config.epsilon_high
@@ -188,7 +189,7 @@ def _loss_problems(config: PolicyLossConfig) -> list[str]:
 
 
 def _kl_problems(config: PolicyLossConfig) -> list[str]:
-    given = sorted({"kl_placement", "kl_estimator", "use_bias_correction_kl"} & _given(config))
+    given = _given(config, ("kl_placement", "kl_estimator", "use_bias_correction_kl"))
     if not config.beta:
         return [f"{name} is given, but beta is 0, so it would not be used" for name in given]
     if config.penalizes_reward and config.use_bias_correction_kl:
@@ -212,7 +213,7 @@ def _correction_problems(config: PolicyLossConfig) -> list[str]:
 def _entropy_problems(config: PolicyLossConfig) -> list[str]:
     follows = {"entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target"}
     if not config.use_adaptive_entropy:
-        unused = sorted(follows & _given(config))
+        unused = _given(config, follows)
         return [f"{name} is given, but use_adaptive_entropy is false, so it would not be used" for name in unused]
     low, high = config.entropy_coef_min, config.entropy_coef_max
     if low <= config.entropy_coef <= high:
