@@ -12,10 +12,10 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from stages.foreign import foreign
 from stages.losses.advantages import rloo
 from stages.losses.policy import POLICY_LOSSES
 from stages.losses.policy_aggregation import AGGREGATIONS
-from stages.foreign import foreign
 from stages.rl import Config, check
 from stages.training.policy_known import Known
 from stages.training.policy_terms import PolicyTerms
