@@ -14,6 +14,7 @@ from flows.command import stage_variables
 os.environ.setdefault("GOMP_SPINCOUNT", stage_variables(1)["GOMP_SPINCOUNT"])
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("COLUMNS", None)  # a worker has one of 80, and what goes into a pipe is as wide as it says
 
 TOGETHER = {
     # one user's processes are counted together
