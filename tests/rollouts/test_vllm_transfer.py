@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,18 @@ def connected(stack: ExitStack, *workers: Worker) -> list[Connection]:
     return [Connection(Address("m", url, label=f"server {number}"), 10.0) for number, url in enumerate(urls, start=1)]
 
 
+@contextmanager
+def given(
+    workers: list[Worker], transfer: NcclTransfer, folder: Path, settings: Callable[..., EngineConfig]
+) -> Iterator[GivenServers]:
+    """Servers of somebody else, which would take weights from no file."""
+    model = ServedModel(Path("m"), Path("m"), "bfloat16", vocabulary=10, end_token_ids=(2,), seed=1)
+    with ExitStack() as stack:
+        urls = tuple(stack.enter_context(serving(worker)) for worker in workers)
+        config = settings(engine="vllm_server", weight_transfer="nccl", urls=urls)
+        yield GivenServers(config, model, WeightFiles(folder / "none"), "run", print, transfer)
+
+
 SENT = ["start_weight_update", "update_weights", "finish_weight_update", "reset_prefix_cache"]
 STILL = ["pause?mode=keep&clear_cache=false", "update_weight_version"]
 MET = ["get_world_size", "init_weight_transfer_engine"]
@@ -123,12 +136,8 @@ def test_servers_of_somebody_else_have_the_version_that_is_sent(
     transfer: NcclTransfer, groups: list[MemoryGroup], tmp_path: Path
 ) -> None:
     """One that has forgotten it, started again by whoever runs it, gets no prompts until the next weights."""
-    model = ServedModel(Path("m"), Path("m"), "bfloat16", vocabulary=10, end_token_ids=(2,), seed=1)
     workers = [Worker(1, groups), Worker(1, groups)]
-    with ExitStack() as stack:
-        urls = tuple(stack.enter_context(serving(worker)) for worker in workers)
-        settings = EngineConfig(engine="vllm_server", weight_transfer="nccl", urls=urls)
-        servers = GivenServers(settings, model, WeightFiles(tmp_path / "none"), "run", print, transfer)
+    with given(workers, transfer, tmp_path, EngineConfig) as servers:
         assert set(servers.absent()) == {0, 1}
         servers.load(iter(WEIGHTS))
         assert not servers.absent() and {worker.version for worker in workers} == {"run-000000001"}
@@ -142,13 +151,9 @@ def test_amid_completions_they_come_between_two_tokens(
     transfer: NcclTransfer, groups: list[MemoryGroup], tmp_path: Path
 ) -> None:
     """Of servers that stand still, and forget nothing; of weights that came in part nothing is believed."""
-    model = ServedModel(Path("m"), Path("m"), "bfloat16", vocabulary=10, end_token_ids=(2,), seed=1)
     workers = [Worker(1, groups), Worker(1, groups)]
-    with ExitStack() as stack:
-        urls = tuple(stack.enter_context(serving(worker)) for worker in workers)
-        in_flight = {"max_staleness": 1, "in_flight_updates": True}
-        settings = OverlappedEngineConfig(engine="vllm_server", weight_transfer="nccl", urls=urls, **in_flight)
-        servers = GivenServers(settings, model, WeightFiles(tmp_path / "none"), "run", print, transfer)
+    in_flight = partial(OverlappedEngineConfig, max_staleness=1, in_flight_updates=True)
+    with given(workers, transfer, tmp_path, in_flight) as servers:
         for number in (1, 2):
             for worker in workers:
                 worker.asked.clear()
