@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,17 +28,27 @@ class Attempt:
     done: bool
 
 
-def earlier_seconds(scratch: Path, fingerprint: str, job: Path) -> float | None:
-    """Of all attempts at this fingerprint since the last one that gave a result, but for `job`; None: none is known
-    here, as where they were on another machine."""
+@contextlib.contextmanager
+def timed(in_vain: list[float], failure: type[Exception]) -> Iterator[None]:
+    """Adds the seconds inside where they end with this failure, which goes on."""
+    began = time.monotonic()
+    try:
+        yield
+    except failure:
+        in_vain.append(time.monotonic() - began)
+        raise
+
+
+def earlier_seconds(scratch: Path, fingerprint: str, job: Path) -> list[float]:
+    """Of each attempt at this fingerprint since the last one that gave a result, but for `job`; none where they were on
+    another machine."""
     found = [
         attempt
         for path in scratch.glob("*/*/spec.json")
         if path.parent != job and (attempt := _attempt(path, fingerprint)) is not None
     ]
     since = max((attempt.ended for attempt in found if attempt.done), default=0.0)
-    counted = [attempt.ended - attempt.began for attempt in found if not attempt.done and attempt.began >= since]
-    return sum(counted) if counted else None
+    return [attempt.ended - attempt.began for attempt in found if not attempt.done and attempt.began >= since]
 
 
 def _attempt(spec: Path, fingerprint: str) -> Attempt | None:

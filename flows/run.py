@@ -21,7 +21,7 @@ from typing import Any
 from artifacts import Artifact
 from artifacts.errors import StoreError
 from flows.again import again
-from flows.attempts import earlier_seconds
+from flows.attempts import earlier_seconds, timed
 from flows.claiming import RunClaim
 from flows.command import default_threads
 from flows.entries import BROKEN, Entry, entry_of, failed_entry, in_order, ran_entry, skipped_entry
@@ -195,8 +195,7 @@ class Run:
         in_vain: list[float] = []
 
         def start(spec: dict[str, Any]) -> StageResult:
-            began = time.monotonic()
-            try:
+            with timed(in_vain, StageFailed):
                 return run_stage_process(
                     spec,
                     stage.launch,
@@ -204,9 +203,6 @@ class Run:
                     on_warning=lambda line: tell({"kind": "warning", "text": line}),
                     supervisors=self.supervisors,
                 )
-            except StageFailed:
-                in_vain.append(time.monotonic() - began)
-                raise
 
         spec = self._spec(stage, decision)
         launch = stage.launch
@@ -220,16 +216,12 @@ class Run:
             )
         outputs = _artifacts(result)
         self._publish(name, outputs)
-        earlier = None if result.resumed_from is None else self._earlier_seconds(spec)
-        known = [*in_vain, *([] if earlier is None else [earlier])]
-        self._end(name, ran_entry(stage, decision, result, sum(known) if known else None))
+        if result.resumed_from is not None:
+            in_vain += earlier_seconds(self.store.scratch.absolute(), spec["fingerprint"], Path(spec["job"]))
+        self._end(name, ran_entry(stage, decision, result, sum(in_vain) if in_vain else None))
         self._record.write()
         _tidy(Path(spec["job"]))
         return Outcome(False, "; ".join(decision.reasons), outputs)
-
-    def _earlier_seconds(self, spec: Mapping[str, Any]) -> float | None:
-        """Of attempts in other runs."""
-        return earlier_seconds(self.store.scratch.absolute(), spec["fingerprint"], Path(spec["job"]))
 
     def _publish(self, name: str, outputs: Mapping[str, Artifact]) -> None:
         """Make the outputs known to the stages after it and, by name, to people and other recipes."""

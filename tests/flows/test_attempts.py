@@ -27,12 +27,12 @@ def test_the_attempts_since_the_last_result_are_summed(tmp_path: Path) -> None:
     attempt(tmp_path, "failed", 4000.0, events_jsonl=1.0, exit_json=2.5)
     attempt(tmp_path, "another", 5000.0, fingerprint="g", events_jsonl=70.0)
     mine = attempt(tmp_path, "mine", 6000.0, events_jsonl=80.0)
-    assert earlier_seconds(tmp_path, "f", mine) == 10.0 + 2.5
-    assert earlier_seconds(tmp_path, "g", mine) == 70.0
+    assert sum(earlier_seconds(tmp_path, "f", mine)) == 10.0 + 2.5
+    assert earlier_seconds(tmp_path, "g", mine) == [70.0]
 
 
 def test_nothing_is_known_of_another_machines_attempts(tmp_path: Path) -> None:
     mine = attempt(tmp_path, "mine", 6000.0)
     (tmp_path / "torn" / "sft").mkdir(parents=True)
     (tmp_path / "torn" / "sft" / "spec.json").write_text("{")
-    assert earlier_seconds(tmp_path, "f", mine) is None
+    assert earlier_seconds(tmp_path, "f", mine) == []
