@@ -39,9 +39,9 @@ KINDS = ("hit",) * 6 + ("miss", "fail", "die", "cancel")
 UPKEEP_EVERY, WORKER_EVERY = 20, 20
 """Cycles. What the worker keeps grows by a step with each of its runs: of a few steps the line through most samples
 would see none."""
-WARM_UP = (*KINDS, "upkeep", "worker run", *KINDS, "cancelled worker run", *(KINDS * 6))
+WARM_UP = (*KINDS, "upkeep", *(("worker run", *KINDS, "cancelled worker run") * 8))
 """The cycles before the minutes: what is loaded when it is first needed is loaded, and what Python has room for between
-its objects is found, which takes a hundred runs."""
+its objects is found, which takes a hundred runs, of the worker a dozen."""
 DONE = {"first": "cached", "second": "ran", "third": "ran"}
 ENDS: dict[str, Any] = {
     "hit": dict.fromkeys(DONE, "cached"),
