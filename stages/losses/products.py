@@ -52,6 +52,13 @@ def linear(input_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) ->
     return result
 
 
+def packed(weight_NK: Tensor, rows: int) -> Tensor:
+    """A copy in the order in which oneDNN reads a weight, for products of about so many rows. From two rows on `linear`
+    gives the same bits with it, and needs half of the time at 8 rows, four fifths at 64."""
+    result: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_NK.detach(), rows)
+    return result
+
+
 def product(left_MK: Tensor, right_KN: Tensor, sum_type: torch.dtype) -> Tensor:
     """left @ right, [M, N] anew, summed in `sum_type`. Without a gradient."""
     if prefers_onednn(left_MK, right_KN, left_MK.numel() * right_KN.shape[1]):

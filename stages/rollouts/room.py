@@ -8,6 +8,10 @@ BATCH_TOKENS = 65_536
 """Tokens whose keys and values are held at once, unless a sampler is told otherwise."""
 PROMPT_TOKENS_AT_ONCE = 8192
 """Of one pass over prompts, unless one alone is longer."""
+PACKED_STEPS = 16
+"""Tokens of the longest completion from which packed copies of the weights are worth their making."""
+PACKED_BYTES = 2**30
+"""Most weights of a model of which there are such copies."""
 LANES = 16
 """Tokens of a row are padded to a multiple: what the CPU's vectors divide."""
 TILE = 4

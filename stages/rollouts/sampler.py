@@ -7,7 +7,7 @@ making, S slots for them, T tokens of a completion, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,11 +17,12 @@ from stages.rollouts.drafts import Drafts, Ending
 from stages.rollouts.model_attention import sampling_attention
 from stages.rollouts.padded_rows import PaddedRows
 from stages.rollouts.requests import Completion, Progress, SampleRequest, SamplingConfig
-from stages.rollouts.room import BATCH_TOKENS, room_for
+from stages.rollouts.room import BATCH_TOKENS, PACKED_BYTES, PACKED_STEPS, room_for
 from stages.rollouts.rows import Row, Rows
 from stages.rollouts.sampling_probe import why_not_shared
-from stages.rollouts.shared_rows import SharedRows
+from stages.rollouts.shared_rows import USUAL_ROWS, SharedRows
 from stages.rollouts.stopping import Decode
+from stages.training.linear import packed_weights
 
 
 class EmbeddedSampler:
@@ -80,7 +81,12 @@ class EmbeddedSampler:
     def _engine(self, waiting: Collection[Row]) -> Iterator[Rows]:
         """What rows are run on, with the attention that it needs."""
         self.unshared = why_not_shared(self._model)
-        with sampling_attention(self._model) if self.unshared is None else nullcontext():
+        if self.unshared is not None:
+            yield self._rows(waiting)
+            return
+        is_long = max(row.limit for row in waiting) >= PACKED_STEPS
+        most_bytes = PACKED_BYTES if is_long else 0
+        with sampling_attention(self._model), packed_weights(self._model, rows=USUAL_ROWS, most_bytes=most_bytes):
             yield self._rows(waiting)
 
     def _rows(self, waiting: Collection[Row]) -> Rows:

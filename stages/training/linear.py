@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from stages.losses.products import linear, prefers_onednn, product
+from stages.losses.products import linear, packed, prefers_onednn, product
 
 
 class _Linear(torch.autograd.Function):
@@ -55,6 +55,8 @@ class _Forward:
 
     def __init__(self, layer: nn.Linear) -> None:
         self.layer, self.plain_forward = layer, layer.forward
+        self.packed_OI: Tensor | None = None
+        """The weight, while `packed_weights` holds it."""
 
     def __call__(self, hidden: Tensor) -> Tensor:
         weight_OI, bias_O = self.layer.weight, self.layer.bias
@@ -63,7 +65,7 @@ class _Forward:
         if not prefers_onednn(hidden, weight_OI, work) or torch.is_autocast_enabled("cpu"):
             return self.plain_forward(hidden)
         if not torch.is_grad_enabled():
-            return linear(hidden, weight_OI, bias_O)
+            return linear(hidden, weight_OI if self.packed_OI is None else self.packed_OI, bias_O)
         result: Tensor = _Linear.apply(hidden, weight_OI, bias_O)
         return result
 
@@ -73,3 +75,21 @@ def install(model: nn.Module) -> None:
     for layer in model.modules():
         if type(layer) is nn.Linear and "forward" not in vars(layer):
             layer.forward = _Forward(layer)  # type: ignore[assignment]
+
+
+@contextmanager
+def packed_weights(model: nn.Module, *, rows: int, most_bytes: int) -> Iterator[None]:
+    """Inside, passes without a gradient multiply by packed copies of the weights (see `stages.losses.products.packed`),
+    of `most_bytes` at most: the same bits sooner, in passes of about so many rows. No weight may change inside."""
+    forwards = [found for layer in model.modules() if isinstance(found := vars(layer).get("forward"), _Forward)]
+    room = most_bytes
+    try:
+        for forward in forwards:
+            weight_OI = forward.layer.weight
+            if weight_OI.nbytes <= room and prefers_onednn(weight_OI, weight_OI, rows * weight_OI.numel()):
+                forward.packed_OI = packed(weight_OI, rows)
+                room -= weight_OI.nbytes
+        yield
+    finally:
+        for forward in forwards:
+            forward.packed_OI = None

@@ -6,7 +6,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from stages.rollouts.room import BATCH_TOKENS, PROMPT_TOKENS_AT_ONCE, padded_rows, room_for
+from stages.rollouts.room import (
+    BATCH_TOKENS,
+    PACKED_BYTES,
+    PACKED_STEPS,
+    PROMPT_TOKENS_AT_ONCE,
+    padded_rows,
+    room_for,
+)
 from stages.training.memory import Phase, phase
 from stages.training.memory_activations import Layers, passing_bytes
 from stages.training.memory_allocator import ALLOCATOR_SHARE
@@ -52,5 +59,15 @@ def sampling(shape: ModelShape, setup: Setup, asked: Sampled, *, number: int, re
     together = min(room.prompts * room.prompt_tokens, max(room.prompt_tokens, PROMPT_TOKENS_AT_ONCE))
     passing = passing_bytes(Layers(shape, number, setup.device), max(rows, together))
     slack = 1 + ALLOCATOR_SHARE[setup.device]
-    parts = {**resident, "sampler": slack * (cache + logits), "activations": slack * passing}
+    packed = sum(_packed_bytes(one, setup, number) for one in models) if asked.completion >= PACKED_STEPS else 0
+    parts = {**resident, "sampler": slack * (cache + logits + packed), "activations": slack * passing}
     return phase("sampling", parts, setup)
+
+
+def _packed_bytes(shape: ModelShape, setup: Setup, number: int) -> int:
+    """Of the linear layers' packed copies (`stages.training.linear.packed_weights`). An Intel's CPU makes none."""
+    if setup.device != "cpu" or number != _FLOAT:
+        return 0
+    plain = shape.linear_shapes[:4] if shape.experts else shape.linear_shapes
+    of_layer = sum(inside * outside for inside, outside, _ in plain)
+    return min(PACKED_BYTES, number * (shape.layers * of_layer + shape.embedding_parameters))

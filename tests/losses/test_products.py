@@ -37,6 +37,16 @@ def test_products_of_any_layout(transposed: str) -> None:
     assert_close(added.double(), total.double() + exact, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.skipif(products.library() != "oneDNN", reason="weights are packed where oneDNN multiplies")
+@pytest.mark.parametrize("rows", [2, 4, 20, 64, 300])
+@pytest.mark.parametrize(("inside", "outside"), [(5, 3), (64, 2048), (255, 256), (768, 1000), (512, 32_000)])
+def test_a_packed_weight_gives_the_same_bits(rows: int, inside: int, outside: int) -> None:
+    left, weight, bias = draw(rows, inside), draw(outside, inside, seed=1), draw(outside, seed=2)
+    packed = products.packed(weight, 32)
+    assert packed.is_mkldnn
+    assert torch.equal(products.linear(left, packed, bias), products.linear(left, weight, bias))
+
+
 class Sizes(TorchDispatchMode):
     """Numbers of the largest tensor that an operation gives anew."""
 

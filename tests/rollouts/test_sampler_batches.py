@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from stages.losses import products
 from stages.rollouts.requests import SampleRequest, SamplingConfig
 from stages.rollouts.room import Room, room_for
+from stages.training import linear
 from tests.rollouts.sampling import flat, requests, sampler
 
 LONG = {"max_position_embeddings": 600, "hidden_size": 32}
@@ -75,6 +77,39 @@ def test_again_gives_the_same_bits(tiny_model):
     finally:
         torch.use_deterministic_algorithms(False)
     assert first == second
+
+
+@pytest.mark.usefixtures("onednn")
+@pytest.mark.parametrize("name", ["qwen3", "llama"])
+def test_packed_weights_change_no_bit(tiny_model, monkeypatch, name):
+    """A copy of each weight that oneDNN multiplies by, made anew in every call, for the weights may be others then."""
+    calls = []
+    monkeypatch.setattr(linear, "packed", lambda *given: calls.append(given) or products.packed(*given))
+    model = tiny_model(name, **LONG)
+    linear.install(model)
+    layers = [layer for layer in model.modules() if type(layer) is torch.nn.Linear]
+    settings = SamplingConfig(max_completion_length=20)
+    with sampler(model, eos_token_ids=()) as ours:
+        for scale in (1.0, 1.1):
+            with torch.no_grad():
+                model.lm_head.weight.mul_(scale)
+            plain = [ours.sample([request], settings) for request in requests(2, limits=(15, 15))]
+            assert not calls
+            together = ours.sample(requests(2, limits=(20, 20)), settings)
+            assert len(calls) == len(layers) and layers[0].forward.packed_OI is None
+            calls.clear()
+            for one, two in zip(flat(flat(plain)), flat(together), strict=True):
+                assert one.token_ids == two.token_ids[:15] and one.logprobs == two.logprobs[:15]
+
+
+def test_no_more_is_packed_than_there_is_room_for(tiny_model, onednn):
+    model = tiny_model("qwen3")
+    linear.install(model)
+    forwards = [layer.forward for layer in model.modules() if type(layer) is torch.nn.Linear]
+    room = sum(forward.layer.weight.nbytes for forward in forwards[:3])
+    with linear.packed_weights(model, rows=32, most_bytes=room):
+        assert [forward.packed_OI is not None for forward in forwards] == [True] * 3 + [False] * (len(forwards) - 3)
+    assert all(forward.packed_OI is None for forward in forwards)
 
 
 def watched(model):

@@ -274,6 +274,16 @@ def test_keys_and_values_of_the_sampler_by_hand() -> None:
     assert found.parts["sampler"] == pytest.approx(expected * (1 + ALLOCATOR_SHARE["cpu"]))
 
 
+@pytest.mark.parametrize(("completion", "number", "copies"), [(16, 4, True), (15, 4, False), (16, 2, False)])
+def test_packed_weights_of_the_sampler_by_hand(completion: int, number: int, copies: bool) -> None:
+    """Of each of 2 layers q and o with 8 x 8, k and v with 8 x 4, three of 8 x 16: 576 numbers; and the head's 800."""
+    asked = Sampled(completions=1, prompt=17, completion=completion)
+    found = sampling(HAND, Setup(), asked, number=number, resident={})
+    cache = (4 * 16 + 16) * 2 * 2 * 4 * number
+    expected = cache + 4 * 100 * 4 * 3 + 4 * copies * (2 * 576 + 800)
+    assert found.parts["sampler"] == pytest.approx(expected * (1 + ALLOCATOR_SHARE["cpu"]))
+
+
 def test_other_architectures_are_refused_by_name() -> None:
     with pytest.raises(UnknownShapeError, match=r"'qwen4' is not among those whose memory is known; did you mean"):
         read_shape({"model_type": "qwen4"})
