@@ -43,8 +43,12 @@ def sweep(store: Store, found: Survey, owner: str) -> Swept:
     lease = _Kept(store.lease(claims.SWEEPER, owner))
     swept = Swept([], [])
     try:
-        for batch in _batches([item for item in found.goes if item.artifact is not None]):
-            _sweep_artifacts(store, found, batch, lease, swept)
+        try:
+            for batch in _batches([item for item in found.goes if item.artifact is not None]):
+                _sweep_artifacts(store, found, batch, lease, swept)
+        finally:
+            if lease.held:  # else it is another one's; without a batch it is of one that died
+                claims.acquit(store.files)
         for item in found.goes:
             if item.artifact is None:
                 lease.check()
@@ -64,11 +68,15 @@ class _Kept:
             owner = (lease.holder() or {}).get("owner", "somebody")
             raise StoreError(f"cannot collect garbage: {owner} is at it already; wait until that has ended")
 
+    @property
+    def held(self) -> bool:
+        return self._lease.held
+
     def check(self) -> None:
         if self._clock() - self._renewed > self._lease.renew_every:
             self._renewed = self._clock()
             self._lease.renew()
-        if not self._lease.held:
+        if not self.held:
             raise StoreError("garbage collection stood still for so long that another one may be at it; run it again")
 
     def give_back(self) -> None:
@@ -85,18 +93,15 @@ def _sweep_artifacts(store: Store, found: Survey, batch: Sequence[Item], lease: 
     lease.check()
     condemned = {item.artifact: item for item in batch if item.artifact is not None}
     claims.condemn(store.files, condemned)
-    try:
-        needed = _needed_now(store, found, list(condemned))
+    needed = _needed_now(store, found, list(condemned))
 
-        def delete(artifact: Artifact) -> bool:
-            lease.check()
-            return artifact not in needed and _delete_artifact(store, artifact, condemned[artifact])
+    def delete(artifact: Artifact) -> bool:
+        lease.check()
+        return artifact not in needed and _delete_artifact(store, artifact, condemned[artifact])
 
-        gone = in_parallel(delete, condemned, 1 if store.is_local else THREADS)
-        went = [found for (found, item), done in zip(condemned.items(), gone, strict=True) if _is_result(item, done)]
-        collected.note(store.files, went)
-    finally:
-        claims.acquit(store.files)
+    gone = in_parallel(delete, condemned, 1 if store.is_local else THREADS)
+    went = [found for (found, item), done in zip(condemned.items(), gone, strict=True) if _is_result(item, done)]
+    collected.note(store.files, went)
     for item, deleted in zip(condemned.values(), gone, strict=True):
         (swept.deleted if deleted else swept.spared).append(item)
 

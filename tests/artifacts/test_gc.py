@@ -252,6 +252,31 @@ def test_a_sweeper_that_stood_still_deletes_nothing_more(store, fill, monkeypatc
     assert len(list(store.artifacts())) == 1
 
 
+def test_what_a_dead_sweeper_condemned_is_acquitted_by_the_next_one(store, fill):
+    named = put(store, fill, "a")
+    store.set_alias("best", named)
+    claims.condemn(store.files, [named])
+    there = later(store, 100)
+    assert sweep(there, survey(there, Policy()), "me").deleted == []
+    assert store.files.tree("gc") == {} and named in store.artifacts()
+
+
+def test_a_sweeper_that_stood_still_leaves_what_another_one_condemned(store, fill, monkeypatch):
+    put(store, fill, "a")
+    there = later(store, 100)
+    found, theirs = survey(there, Policy()), put(store, fill, "b")
+
+    def taken_over(*_) -> None:
+        claims.condemn(store.files, [theirs])
+        monkeypatch.setattr("artifacts.leases.Lease.held", property(lambda self: False))
+
+    monkeypatch.setattr("artifacts.sweep._needed_now", taken_over)
+    with pytest.raises(StoreError, match="stood still"):
+        sweep(there, found, "me")
+    assert claims._condemned(store.files, [theirs])
+    assert len(list(store.artifacts())) == 2
+
+
 def make_old(store: Store, artifact: Artifact) -> None:
     """Its manifest was written long ago."""
     key = f"{artifact.key}/manifest.json"
