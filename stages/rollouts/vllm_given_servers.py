@@ -22,7 +22,7 @@ from artifacts.errors import StageError
 from stages.rollouts.engine import ServedModel
 from stages.rollouts.engine_settings import EngineConfig
 from stages.rollouts.vllm_connection import Address, Connection, ServerFailure, ServerRefusal, ServerSilence
-from stages.rollouts.vllm_in_flight import exchange, name_of
+from stages.rollouts.vllm_in_flight import exchange, go_on, name_of
 from stages.rollouts.weight_files import WeightFiles
 
 if TYPE_CHECKING:
@@ -63,11 +63,19 @@ class GivenServers:
         timeout = settings.request_timeout_seconds
         self.addresses = [_looked_at(address, model, timeout, deadline) for address in found]
         self._connections = [Connection(address, timeout) for address in self.addresses]
+        for connection in self._connections:
+            self._wake(connection)
         self._sent = 0
         self.weights_name = ""
         """Of the newest ones, when they were last looked for."""
         self._changing = threading.Lock()
         """Held while some may have other weights than others."""
+
+    def _wake(self, connection: Connection) -> None:
+        """A run that was killed as it gave weights in flight leaves a server that takes requests and answers none."""
+        if connection.get("/is_paused", "say whether it is paused").get("is_paused"):
+            self._say(f"{connection.address.label} was paused, as a run that is killed leaves it; it goes on")
+            go_on(connection)
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """To each; one that is not there is left out until the next ones. Raises StageError where one refuses them."""

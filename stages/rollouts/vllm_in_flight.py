@@ -66,13 +66,14 @@ def between_tokens(connections: Sequence[Connection]) -> Iterator[None]:
     except BaseException:
         for connection in connections:
             with suppress(StageError):
-                _resume(connection)
+                go_on(connection)
         raise
     for connection in connections:
-        _resume(connection)
+        go_on(connection)
 
 
-def _resume(connection: Connection) -> None:
+def go_on(connection: Connection) -> None:
+    """Have a server that was paused make completions again."""
     connection.post("/resume", None, "go on with new weights")
 
 

@@ -87,7 +87,7 @@ class Model:
 
     def __init__(self, name: str, **settings: str) -> None:
         self.name, self.weights, self.version, self.answered = name, "initial", "default", 0
-        self.adapter = "an adapter"
+        self.adapter, self.paused = "an adapter", False
         self.settings = {"logprobs_mode": "processed_logprobs", "dtype": "torch.float32", **settings}
 
     def __call__(self, path: str, body: dict[str, Any]) -> Any:
@@ -97,6 +97,8 @@ class Model:
             self.adapter, self.weights = body["lora_name"], digest(Path(body["lora_path"]))
         if path == "/update_weight_version":
             self.version = body["new_version"]
+        if path in ("/pause?mode=keep&clear_cache=false", "/resume"):
+            self.paused = path != "/resume"
         if path == "/v1/completions":
             return self._complete(body)
         if path == "/inference/v1/generate":
@@ -111,6 +113,7 @@ class Model:
             "/update_weight_version": {"success": True},
             "/pause?mode=keep&clear_cache=false": {"status": "paused"},
             "/resume": {"status": "resumed"},
+            "/is_paused": {"is_paused": self.paused},
             "/weight_info": {"weight_version": self.version},
             "/server_info?config_format=json": {"vllm_config": {"model_config": self.settings}},
         }.get(path, 404)

@@ -47,6 +47,7 @@ class ModelServer:
             "/collective_rpc": lambda: self._load(Path(body["kwargs"]["weights_path"])),
             "/reset_prefix_cache": lambda: {"success": True},
             "/pause?mode=keep&clear_cache=false": lambda: self._pause(True),
+            "/is_paused": lambda: {"is_paused": self._is_paused},
             "/resume": lambda: self._pause(False),
             "/inference/v1/generate": lambda: {"model": body["model"], "choices": self._generate(body)},
             "/v1/completions": lambda: {"model": body["model"], "choices": self._complete(body)},

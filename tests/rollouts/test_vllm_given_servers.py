@@ -55,6 +55,14 @@ def test_they_get_weights_by_the_folder_and_share_the_prompts(given: Open, tmp_p
     assert not list((tmp_path / "weights").iterdir())
 
 
+def test_one_that_a_killed_run_left_paused_goes_on_and_that_is_said(given: Open) -> None:
+    left, well = Model("theirs"), Model("theirs")
+    left.paused = True
+    _, said = given(left, well)
+    assert not left.paused and len(said) == 1
+    assert re.search(r"server at http://\S+ was paused, as a run that is killed leaves it; it goes on", said[0])
+
+
 def test_the_key_is_sent_and_told_to_nobody(
     given: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 
@@ -97,6 +98,16 @@ def test_all_weights_after_every_sync_and_merged_adapters(server: tuple[str, Pat
         assert difference(engine, model) > 0.1
         engine.load(whole_weights(model.get_base_model()))
         assert difference(engine, model) < 1e-4
+
+
+def test_a_server_that_a_killed_run_left_paused_goes_on(server: tuple[str, Path], tmp_path: Path) -> None:
+    """Paused as weights in flight pause it: it takes requests then, and answers none."""
+    url, folder = server
+    httpx.post(f"{url}/pause?mode=keep&clear_cache=false").raise_for_status()
+    assert httpx.get(f"{url}/is_paused").json() == {"is_paused": True}
+    engine, policy = asked(url, served(folder / "1"), tmp_path), load(folder, "1")
+    engine.load(whole_weights(policy))
+    assert difference(engine, policy) < 1e-4
 
 
 def test_a_plain_reload_of_tied_weights_fails_the_proof(server: tuple[str, Path], tmp_path: Path) -> None:
