@@ -232,7 +232,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="evaluate",
-    version=3,
+    version=4,
     config=Config,
     inputs={
         "model": Input((*MODELS, "reward_model")),

@@ -148,7 +148,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="online_dpo",
-    version=3,
+    version=4,
     config=Config,
     inputs={
         "model": Input(MODELS),

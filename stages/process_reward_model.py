@@ -74,7 +74,7 @@ def shapes(_: Config, models: Mapping[str, ModelShape]) -> dict[str, ModelShape]
 
 STAGE = Stage(
     name="process_reward_model",
-    version=2,
+    version=3,
     config=Config,
     inputs={"model": Input(("model",)), "dataset": Input(("dataset",))},
     outputs={"model": "process_reward_model"},

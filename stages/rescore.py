@@ -154,7 +154,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="rescore",
-    version=1,
+    version=2,
     config=RescoreConfig,
     inputs={
         "rollouts": Input(("dataset",)),

@@ -183,7 +183,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="rl",
-    version=5,
+    version=6,
     config=Config,
     inputs={
         "model": Input(MODELS),

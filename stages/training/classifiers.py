@@ -40,6 +40,13 @@ def load_value_model(folder: Path) -> Any:
     return model
 
 
+def padding_of(tokenizer: Any) -> int | None:
+    """What such a model's config says that padding is. transformers reads a score at the last token that is none, so it
+    cannot be the end token, whose score we train; None: transformers then takes one row at a time."""
+    pad: int | None = tokenizer.pad_token_id
+    return None if pad == tokenizer.eos_token_id else pad
+
+
 def _load(library: Any, folder: Path, outputs: int, new_head_seed: int | None) -> Any:
     quietly()
     model, info = load_checked(library, folder, num_labels=outputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -67,7 +68,10 @@ class RewardModelScorer:
 
 
 def score_branches(scorer: Scorer, groups: Sequence[Group], budget: TokenBudget) -> list[list[float]]:
-    """[groups][branches] rewards under a reward model."""
+    """[groups][branches] rewards under a reward model, where transformers reads them: at the last token that is not
+    what the model's config calls padding. Some are trained with the end token as that."""
+    pad = scorer.transformers_model.config.get_text_config().pad_token_id
+    groups = [_without_padding(group, pad) for group in groups]
     results: list[list[float]] = [[] for _ in groups]
 
     def compute(indices: list[int], batch: TokenBatch) -> None:
@@ -77,3 +81,14 @@ def score_branches(scorer: Scorer, groups: Sequence[Group], budget: TokenBudget)
 
     without_gradients(scorer, groups, budget, compute)
     return results
+
+
+def _without_padding(group: Group, pad: int | None) -> Group:
+    """Its sequences up to their last token that is none; no later token has a say in the score there."""
+    if not any((branch.token_ids or group.prefix_ids)[-1] == pad for branch in group.branches):
+        return group
+    rows = [[*group.prefix_ids, *branch.token_ids] for branch in group.branches]
+    ends = [max((place for place, token in enumerate(row, 1) if token != pad), default=1) for row in rows]
+    shared = min(len(group.prefix_ids), min(ends) - 1)
+    branches = (Branch(row[shared:end]) for row, end in zip(rows, ends, strict=True))
+    return replace(group, prefix_ids=group.prefix_ids[:shared], branches=tuple(branches))

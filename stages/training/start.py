@@ -10,6 +10,7 @@ from artifacts.errors import StageError
 from stages.adapters import ModelSource, model_source, name_for_good
 from stages.context import Context
 from stages.training.adapters import add_adapters, load_adapter
+from stages.training.classifiers import padding_of
 from stages.training.config import PolicyConfig, TrainingConfig
 from stages.training.loop import Trainer
 from stages.training.model import Scorer, load_causal_lm, load_tokenizer
@@ -68,11 +69,10 @@ def start_classifier(
     context.phase("loading the model")
     folder = context.input("model")
     tokenizer = load_tokenizer(folder)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
     def build() -> Scorer:
         model = load(folder, new_head_seed=config.seed)
-        model.config.pad_token_id = pad
+        model.config.pad_token_id = padding_of(tokenizer)
         return Scorer(add_adapters(model, config))
 
     scorer = build()

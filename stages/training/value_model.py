@@ -18,7 +18,7 @@ from stages.data.tokenize import TokenizedPrompt
 from stages.losses.logprobs import TokenScores
 from stages.losses.token_loss import TokenLossFunction, linear_token_loss
 from stages.training.batch import TokenBatch
-from stages.training.classifiers import load_value_model
+from stages.training.classifiers import load_value_model, padding_of
 from stages.training.export import write_merged
 from stages.training.loop import Trained
 from stages.training.model import Scorer, load_tokenizer, token_logprobs
@@ -84,11 +84,10 @@ def valued_policy_of(context: Context) -> Callable[[Any], Scorer]:
             f"example {different}). It says a value of every token of the policy's, so it needs the same one: train "
             "the reward model from the policy's base, or leave the input out for a value head on the policy"
         )
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
     def build(policy: Any) -> Scorer:
         value_model = load_value_model(folder)
-        value_model.config.pad_token_id = pad
+        value_model.config.pad_token_id = padding_of(tokenizer)
         scorer = PolicyAndValueModel(policy, value_model)
         known = scorer.value_model.vocabulary
         if known < scorer.vocabulary:

@@ -11,12 +11,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from artifacts.errors import StageError
+from stages.context import local_context
 from stages.sft import Config
 from stages.training.adapters import add_adapters
 from stages.training.batch import Branch, Group, layout
 from stages.training.classifiers import load_reward_model
 from stages.training.model import branch_rewards, load_causal_lm
 from stages.training.objective import Readout
+from stages.training.out_of_memory import TokenBudget
+from stages.training.reward_scoring import score_branches
 from tests.training.conftest import packing_scorer, random_groups
 
 
@@ -115,6 +118,22 @@ def test_rewards_equal_transformers_classifier(model_folder: Path) -> None:
             for branch in group.branches
         ]
     torch.testing.assert_close(ours, torch.tensor(theirs), atol=1e-5, rtol=1e-5)
+
+
+def test_rewards_are_read_where_transformers_reads_them_if_the_end_token_is_padding(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    """At the last token before the end ones, also where that is the prompt's, or one within it."""
+    model, end = load_reward_model(model_folder, new_head_seed=1).eval(), 2
+    model.config.pad_token_id = end
+    rows = [([5, 6], [7, 8, end]), ([5, 6], [end]), ([9, 6, end], [end, end]), ([5, end], [end, 7]), ([4], [8, 9])]
+    groups = [Group(f"r{number}", prefix, (Branch(ids), Branch([3, 4]))) for number, (prefix, ids) in enumerate(rows)]
+    budget = TokenBudget(local_context("sft", {}, folder=tmp_path), 4096)
+    found = score_branches(packing_scorer(model), groups, budget)
+    with torch.no_grad():
+        for (prefix, ids), rewards in zip(rows, found, strict=True):
+            theirs = [float(model(input_ids=torch.tensor([[*prefix, *tail]])).logits) for tail in (ids, [3, 4])]
+            assert rewards == pytest.approx(theirs, abs=1e-5)
 
 
 def test_a_new_reward_head_follows_from_the_seed(model_folder: Path) -> None:
