@@ -10,16 +10,19 @@ from pydantic import Field
 
 from stages.data.truncation import RowLimit, TruncationMode
 from stages.stage import Input, Stage
-from stages.training.config import TrainingConfig
+from stages.training.config import MeasuredConfig, check_measured
 from stages.training.memory import Phase, Request, training_step
 from stages.training.memory_head import HeadUse
 from stages.training.memory_shape import ModelShape
 
 if TYPE_CHECKING:
     from stages.context import Context
+    from stages.data.ledger import RowLedger
+    from stages.data.types import Dataset
+    from stages.training.batch import Group
 
 
-class Config(TrainingConfig):
+class Config(MeasuredConfig):
     """Settings of reward-model training."""
 
     learning_rate: float = Field(1e-4, gt=0)
@@ -35,13 +38,15 @@ class Config(TrainingConfig):
 
 
 def run(context: Context) -> None:
-    """Train a fresh scalar head and the layers of input `model` on the pairs of input `dataset`."""
+    """Train a fresh scalar head and the layers of input `model` on the pairs of input `dataset`, and measure it on
+    those of input `eval_dataset` meanwhile."""
     from stages.data.dataset import read_dataset
     from stages.data.given_tokens import require_vocabulary
     from stages.data.ledger import RowLedger
     from stages.data.pairs import tokenize_pairs
     from stages.training.classifiers import load_reward_model
     from stages.training.export import export
+    from stages.training.held_out import HeldOut
     from stages.training.pairs import RewardLoss, pair_group
     from stages.training.start import start_classifier
     from stages.training.windows import DatasetWindows
@@ -49,17 +54,22 @@ def run(context: Context) -> None:
     config: Config = context.config
     objective = RewardLoss(config.center_rewards_coefficient)
     trainer, tokenizer = start_classifier(context, config, objective, load_reward_model)
-    ledger = RowLedger()
-    pairs = tokenize_pairs(
-        require_vocabulary(read_dataset(context.input("dataset")), trainer.scorer.vocabulary),
-        tokenizer,
-        max_length=RowLimit.of(config.max_length, trainer.scorer.context_length),
-        ledger=ledger,
-        truncation_mode=config.truncation_mode,
-    )
-    groups = [pair_group(pair, pair.margin) for pair in pairs]
+
+    def groups_of(dataset: Dataset, ledger: RowLedger) -> list[Group]:
+        pairs = tokenize_pairs(
+            dataset,
+            tokenizer,
+            max_length=RowLimit.of(config.max_length, trainer.scorer.context_length),
+            ledger=ledger,
+            truncation_mode=config.truncation_mode,
+        )
+        return [pair_group(pair, pair.margin) for pair in pairs]
+
+    ledger, vocabulary = RowLedger(), trainer.scorer.vocabulary
+    groups = groups_of(require_vocabulary(read_dataset(context.input("dataset")), vocabulary), ledger)
     context.counts["pairs"] = len(groups)
-    trained = trainer.run(DatasetWindows(groups, config), ledger.states)
+    held_out = HeldOut.of(context, vocabulary, groups_of)
+    trained = trainer.run(DatasetWindows(groups, config), ledger.states, held_out)
     export(context, trained, ledger.to_json())
 
 
@@ -78,11 +88,16 @@ def shapes(_: Config, models: Mapping[str, ModelShape]) -> dict[str, ModelShape]
 
 STAGE = Stage(
     name="reward_model",
-    version=2,
+    version=3,
     config=Config,
-    inputs={"model": Input(("model",)), "dataset": Input(("dataset",))},
+    inputs={
+        "model": Input(("model",)),
+        "dataset": Input(("dataset",)),
+        "eval_dataset": Input(("dataset",), required=False),
+    },
     outputs={"model": "reward_model"},
     run=run,
+    check=check_measured,
     summary="a Bradley-Terry reward model from preference pairs",
     main_metric="accuracy",
     memory=memory,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -9,7 +11,7 @@ from pydantic import Field
 from stages.data.truncation import RowLimit, TruncationMode
 from stages.losses.supervised import SUPERVISED_LOSSES
 from stages.stage import MODELS, Input, Stage
-from stages.training.config import PolicyConfig, policy_outputs
+from stages.training.config import MeasuredConfig, PolicyConfig, check_measured, policy_outputs
 from stages.training.memory import Phase, Request, same_shape, training_step
 from stages.training.memory_head import HeadUse
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from stages.context import Context
     from stages.data.ledger import RowLedger
     from stages.data.tokenize import TokenizedSequence
+    from stages.training.batch import Group
     from stages.training.objective import Windows
 
     LossName = str
@@ -26,7 +29,7 @@ else:  # the table of losses is what may be chosen
 Weight = Annotated[float, Field(ge=0)]
 
 
-class Config(PolicyConfig):
+class Config(PolicyConfig, MeasuredConfig):
     """Settings of supervised fine-tuning."""
 
     learning_rate: float = Field(2e-5, gt=0)
@@ -71,19 +74,19 @@ def check(config: Config, wired: frozenset[str]) -> list[str]:
         return ["weights of rows need rows; packing_strategy wrapped knows none: take bfd or bfd_split"]
     if config.source_column != "source" and not config.source_weights:
         return ["source_column is given, but source_weights is not, so it would not be used"]
-    return []
+    return check_measured(config, wired)
 
 
 def run(context: Context) -> None:
-    """Train input `model` on input `dataset`."""
+    """Train input `model` on input `dataset`, and measure it on input `eval_dataset` meanwhile."""
     from stages.data.dataset import read_dataset
     from stages.data.given_tokens import require_vocabulary
     from stages.data.ledger import RowLedger
     from stages.data.tokenize import tokenize_sequences
     from stages.data.weights import row_weights, without_idle_rows
-    from stages.training.batch import Branch, Group
     from stages.training.export import export
-    from stages.training.language_modeling import NoisyWindows, RowSettings, TokenLoss
+    from stages.training.held_out import HeldOut
+    from stages.training.language_modeling import NoisyWindows, TokenLoss
     from stages.training.start import start
     from stages.training.windows import DatasetWindows
 
@@ -96,33 +99,39 @@ def run(context: Context) -> None:
     if weights is not None:
         dataset = without_idle_rows(dataset, weights, ledger)
     longest = RowLimit.of(config.max_length, trainer.scorer.context_length)
-    rows = tokenize_sequences(
-        dataset,
-        tokenizer,
-        max_length=longest if not config.packing or config.packing_strategy == "bfd" else None,
-        ledger=ledger,
+    tokenized = partial(
+        tokenize_sequences,
+        tokenizer=tokenizer,
         assistant_only_loss=config.assistant_only_loss,
         completion_only_loss=config.completion_only_loss,
         truncation_mode=config.truncation_mode,
     )
+    whole = longest if not config.packing or config.packing_strategy == "bfd" else None
+    rows = tokenized(dataset, max_length=whole, ledger=ledger)
+    held_out = HeldOut.of(
+        context,
+        trainer.scorer.vocabulary,
+        lambda dataset, ledger: [_group(row) for row in tokenized(dataset, max_length=longest, ledger=ledger)],
+    )
     packs = None
     if config.packing:
         rows, packs = _packed(context, rows, longest, ledger)
-    groups = [
-        Group(
-            row.row_id,
-            (),
-            (Branch(row.token_ids, row.loss_mask),),
-            None if weights is None else RowSettings(weights[row.row_id.partition("#")[0]]),
-        )
-        for row in rows
-    ]
+    groups = [_group(row, weights) for row in rows]
     context.counts["rows"] = len(groups)
     windows: Windows = DatasetWindows(groups, config, packs)
     if config.neftune_noise_alpha is not None:
         windows = NoisyWindows(windows, config.seed)
-    trained = trainer.run(windows, ledger.states)
+    trained = trainer.run(windows, ledger.states, held_out)
     export(context, trained, ledger.to_json())
+
+
+def _group(row: TokenizedSequence, weights: Mapping[str, float] | None = None) -> Group:
+    """`weights`: of the rows by id; one may be in pieces."""
+    from stages.training.batch import Branch, Group
+    from stages.training.language_modeling import RowSettings
+
+    settings = None if weights is None else RowSettings(weights[row.row_id.partition("#")[0]])
+    return Group(row.row_id, (), (Branch(row.token_ids, row.loss_mask),), settings)
 
 
 def _packed(
@@ -156,7 +165,11 @@ STAGE = Stage(
     name="sft",
     version=3,
     config=Config,
-    inputs={"model": Input(MODELS), "dataset": Input(("dataset",))},
+    inputs={
+        "model": Input(MODELS),
+        "dataset": Input(("dataset",)),
+        "eval_dataset": Input(("dataset",), required=False),
+    },
     outputs={"model": "model", "adapter": "adapter"},
     active_outputs=policy_outputs,
     run=run,

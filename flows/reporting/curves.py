@@ -22,10 +22,12 @@ NOT_CURVES = frozenset({"step", "epoch", "num_tokens"})
 
 LEADING = (
     "loss",
+    "eval/loss",
     "reward",
     "rewards/margins",
     "rewards/accuracies",
     "accuracy",
+    "eval/accuracy",
     "kl",
     "entropy",
     "mean_token_accuracy",

@@ -93,3 +93,17 @@ class PolicyConfig(TrainingConfig):
 def policy_outputs(config: PolicyConfig, *others: str) -> tuple[str, ...]:
     """`Stage.active_outputs` of these stages: a model or an adapter, and what else there is."""
     return ("model" if config.merge_adapters else "adapter", *others)
+
+
+class MeasuredConfig(TrainingConfig):
+    """Of stages that measure rows of input `eval_dataset` while they train on others."""
+
+    eval_steps: int | None = Field(None, gt=0)
+    """Measure the loss of input `eval_dataset` every so many steps, and at the end; null: ten times over the run."""
+
+
+def check_measured(config: MeasuredConfig, wired: frozenset[str]) -> list[str]:
+    """`Stage.check` of these stages."""
+    if config.eval_steps is not None and "eval_dataset" not in wired:
+        return ["eval_steps is given, but input eval_dataset is not wired, so it would not be used"]
+    return []

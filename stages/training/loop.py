@@ -22,20 +22,23 @@ from stages.data.ledger import say_dropped
 from stages.monitors import Notice, Watch, notices_of_rows
 from stages.seeds import derive
 from stages.sharding import Whole
-from stages.training import checkpoint
-from stages.training.batch import Branch, Group, plan_micro_batches
+from stages.training import checkpoint, held_out
+from stages.training.batch import Branch, Group
 from stages.training.config import PolicyConfig, TrainingConfig
+from stages.training.held_out import HeldOut
 from stages.training.metrics import Mean, MetricSums, extremes, pairs
 from stages.training.model import Scorer
+from stages.training.not_finite import stop_on_nan
 from stages.training.objective import Bounding, Concluding, Objective, Readout, Remembering, Window, Windows
+from stages.training.occupancy import clocked
 from stages.training.out_of_memory import TokenBudget
 from stages.training.parallel import PolicyCopy, copy_weights, spread
-from stages.training.planner import share_of_rank
 from stages.training.probes import scorers_in
 from stages.training.processes import Processes, launched_sharding
 from stages.training.reporting import Trackers, report_end, report_step
 from stages.training.schedule import learning_rate
 from stages.training.so_far import MetricsLog
+from stages.training.turns import turns_of
 from stages.training.utilization import Utilization
 
 
@@ -97,8 +100,14 @@ class Trainer:
             self._copy = PolicyCopy(self.parallel, self.rebuild, self.processes.device, self.config.bf16)
         return self._copy.scorer
 
-    def run(self, windows: Windows, states: Mapping[str, int] = MappingProxyType({})) -> Trained:
-        """Train to the end, from the newest saved state where there is one. `states`: the row ledger's."""
+    def run(
+        self,
+        windows: Windows,
+        states: Mapping[str, int] = MappingProxyType({}),
+        measured: HeldOut | None = None,
+    ) -> Trained:
+        """Train to the end, from the newest saved state where there is one. `states`: the row ledger's; `measured`:
+        rows that are not trained on."""
         context, total = self.context, windows.total_steps
         progress = checkpoint.restore(context, self.parallel, self.processes, self.numerics)
         windows.load(progress.windows, progress.tensors)
@@ -116,13 +125,15 @@ class Trainer:
                 if self._copy is not None:
                     self._copy.refresh()
                 row, ids = self.step(step, total, windows.window(step))
-                step_tokens = int(row["num_tokens"])
+                seconds, step_tokens = time.monotonic() - started, int(row["num_tokens"])
+                if measured is not None and measured.is_due(step + 1, total):
+                    row |= self._measured(measured, step + 1)
                 progress.step = step + 1
                 progress.num_tokens += step_tokens
                 row["num_tokens"] = progress.num_tokens
                 progress.metrics.append(row)
                 progress.rows.append({"step": step + 1, "rows": ids})
-                report_step(context, step + 1, total, row, time.monotonic() - started, step_tokens)
+                report_step(context, step + 1, total, row, seconds, step_tokens)
                 log.add(row)
                 trackers.log(row)
                 self._give_notice(watch.look(row))
@@ -154,7 +165,7 @@ class Trainer:
         totals, found, grad_norm = self._measure(sums)
         loss, tokens = totals.pop("loss")[0] / items, int(totals.pop("num_tokens")[0])
         if not math.isfinite(loss) or not math.isfinite(grad_norm):
-            self._stop_on_nan(step, window, loss, grad_norm)
+            stop_on_nan(self, step, window, loss, grad_norm)
         self.parallel.step(rate)
         known = {"step": step + 1, "loss": loss, "grad_norm": grad_norm, "learning_rate": rate}
         means = {name: total / count for name, (total, count) in totals.items() if count != 0} | found
@@ -163,6 +174,12 @@ class Trainer:
         if window.num_tokens is not None:
             tokens = window.num_tokens
         return {**known, "num_tokens": tokens, **window.metrics, **means}, [group.row_id for group in window.groups]
+
+    def _measured(self, rows: HeldOut, step: int) -> dict[str, float]:
+        with clocked(self.context.timings, held_out.SECONDS):
+            found = held_out.measure(self, rows.groups)
+        self.context.log(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in found.items()))
+        return found
 
     def _give_notice(self, notices: Sequence[Notice]) -> None:
         """Say what the monitors noticed, and stop where the recipe wants it."""
@@ -174,26 +191,23 @@ class Trainer:
 
     def backward(self, step: int, groups: Sequence[Group], items: float, budget_tokens: int) -> MetricSums:
         """Accumulate the gradient of summed loss / items over this process's share; sums of its loss and metrics."""
-        rank, world = self.processes.rank, self.processes.size
-        plan = plan_micro_batches(groups, budget_tokens, self.scorer.share_prefixes, least=world)
-        costs = [sum(groups[i].length for i in batch) for batch in plan]
-        mine = share_of_rank(costs, rank, world)
-        # Where a pass is collective, a process without a batch takes part with the cheapest one, at weight zero.
-        idle = self.parallel.lockstep and len(mine) < -(-len(plan) // world)
-        turns = [(index, 1.0) for index in mine]
-        if idle:
-            turns.append((costs.index(min(costs)), 0.0))
+        turns = turns_of(
+            groups,
+            budget_tokens,
+            self.processes,
+            shared=self.scorer.share_prefixes,
+            lockstep=self.parallel.lockstep,
+        )
         sums = MetricSums(signs=self._signs())
-        for turn, (index, weight) in enumerate(turns):
-            torch.manual_seed(derive(self.config.seed, "dropout", step, index))
-            together = [groups[i] for i in plan[index]]
-            with self.budget.micro_batch(together):
-                batch = self.scorer.layout(together)
+        for turn in turns:
+            torch.manual_seed(derive(self.config.seed, "dropout", step, turn.index))
+            with self.budget.micro_batch(turn.groups):
+                batch = self.scorer.layout(turn.groups)
                 loss, metrics = self.objective(self.parallel.forward, batch)
-                self.parallel.backward(loss * (weight / items), last=turn == len(turns) - 1)
-            if weight:
+                self.parallel.backward(loss * (turn.weight / items), last=turn is turns[-1])
+            if turn.weight:
                 sums.add({**metrics, "loss": Mean(loss, 0), "num_tokens": Mean(batch.num_tokens, 0)})
-        if not plan and self.parallel.lockstep:
+        if not turns and self.parallel.lockstep:
             self._empty_pass()
         return sums
 
@@ -222,34 +236,6 @@ class Trainer:
         self.saver.agreed = (due, busy)
         found = extremes(sums.signs, values[2 * len(names) :], size)
         return pairs(names, values), found, grad_norm
-
-    def _stop_on_nan(self, step: int, window: Window, loss: float, grad_norm: float) -> None:
-        """Find the rows by computing them one by one, on every process, and stop before the weights are touched."""
-        self.scorer.eval()
-        self.parallel.discard()
-        culprits = [group.row_id for group in window.groups if not self._is_finite(group)]
-        rows = f"rows {', '.join(culprits[:8])}" if culprits else "no row alone (their sum overflowed)"
-        if len(culprits) > 8:
-            rows += f" and {len(culprits) - 8} more"
-        self.saver.background.wait()
-        saved = self.context.checkpoints.latest_step()
-        kept = "no checkpoint was saved before" if saved is None else f"the last checkpoint is of step {saved}"
-        raise StageError(
-            f"step {step + 1}: loss {loss}, gradient norm {grad_norm}; {rows}. This step changed no weights, and "
-            f"{kept}; lower learning_rate or look at these rows"
-        )
-
-    def _is_finite(self, group: Group) -> bool:
-        """Whether loss and gradient of the group alone are numbers."""
-        loss, _ = self.objective(self.parallel.forward, self.scorer.layout([group]))
-        if not math.isfinite(float(loss.detach())):
-            return False
-        if not loss.requires_grad:
-            return True
-        self.parallel.backward(loss, last=True)
-        norm = float(self.parallel.gradient_norm())
-        self.parallel.discard()
-        return math.isfinite(norm)
 
     def _whole(self) -> Scorer | None:
         """The trained weights in float32, on the first process."""

@@ -35,7 +35,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "sft": (
         3,
-        "72829c0af53dd096",
+        "7548c47af94e18ce",
         "e53a1d30aa11fed5",
         {
             "model/metrics: loss": 3.8009,
@@ -49,7 +49,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "adapter": (
         3,
-        "a435306c4d7498a5",
+        "2f144ee00c50f39c",
         "a4d743f2281e18f3",
         {
             "adapter/weights: norm": 4.3771,
@@ -96,7 +96,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         {"model/weights: norm": 12.906},
     ),
     "judge_of_steps": (
-        2,
+        3,
         "41ccc20190c3783d",
         "fc8827e0775ac245",
         {
@@ -160,8 +160,8 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "judge": (
-        2,
-        "cc448c99d8bff974",
+        3,
+        "b45d43bc81f6f93e",
         "d05b5e3460d6cabb",
         {
             "model/metrics: loss": 0.91934,
@@ -175,7 +175,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "ppo": (
-        2,
+        3,
         "e559a3d972436cad",
         "5561237511ce33c7",
         {
@@ -224,7 +224,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "online": (
-        3,
+        4,
         "e5b45e3b3cef2d9a",
         "f377b3216609cbf7",
         {
@@ -272,7 +272,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "explored": (
-        3,
+        4,
         "c46455313ceb2f36",
         "cdf7f9f2bd7a5ff5",
         {
@@ -323,7 +323,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "contest": (
-        2,
+        3,
         "506704d24578464b",
         "be8f75d663f40b72",
         {
@@ -373,7 +373,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "regressed": (
-        2,
+        3,
         "685c8beb036fa823",
         "47b5945285034d2f",
         {
@@ -406,7 +406,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "grpo": (
-        5,
+        6,
         "bcb606e2199afc53",
         "7d6ca38bd18cf71a",
         {
@@ -446,7 +446,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "rescored": (
-        1,
+        2,
         "9c09176a5f0a1675",
         "7ffa8a0bcda53b73",
         {
@@ -478,7 +478,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "scores": (
-        3,
+        4,
         "bf6f4bf6a21d079c",
         "c066fe00544a0072",
         {

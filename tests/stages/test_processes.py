@@ -34,6 +34,8 @@ STAGES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
 }
 
+MORE_INPUTS = {"sft": {"eval_dataset": "rows"}}
+
 
 @pytest.mark.slow
 def test_two_processes_and_other_micro_batches_equal_one(tmp_path: Path) -> None:
@@ -44,7 +46,7 @@ def test_two_processes_and_other_micro_batches_equal_one(tmp_path: Path) -> None
         stages = {
             stage: {
                 "uses": uses,
-                "inputs": {"model": "base", "dataset": dataset},
+                "inputs": {"model": "base", "dataset": dataset, **MORE_INPUTS.get(stage, {})},
                 "with": {**TRAINING, **settings, "micro_batch_tokens": budget},
                 "launch": {"processes": processes},
             }
@@ -65,3 +67,5 @@ def test_two_processes_and_other_micro_batches_equal_one(tmp_path: Path) -> None
                 assert other["loss"] == pytest.approx(one["loss"], rel=1e-5), (stage, name)
                 assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4), (stage, name)
                 assert other["num_tokens"] == one["num_tokens"]
+                if stage == "sft":
+                    assert other["eval/loss"] == pytest.approx(one["eval/loss"], rel=1e-5), name

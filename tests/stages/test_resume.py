@@ -69,7 +69,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "dft of weighted rows with adapters and dropout": (
         "sft",
         "prompt_completion",
-        {"loss_type": "dft", "weight_column": "w", "lora_r": 2, "lora_dropout": 0.2},
+        {"loss_type": "dft", "weight_column": "w", "lora_r": 2, "lora_dropout": 0.2, "eval_steps": 1},
     ),
     "dpo": ("preference", PAIRS, {"loss_type": ["sigmoid", "sft"], "label_smoothing": 0.1, "shard_rows": 1}),
     "a reference that follows": ("preference", PAIRS, {"sync_ref_model": True, "ref_model_sync_steps": 3}),
@@ -91,7 +91,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"loss_type": "kto", "undesirable_weight": 1.5, "shard_rows": 1},
     ),
     "bco": ("unpaired_preference", "unpaired_preference", {"loss_type": "bco", "use_density_ratio": True}),
-    "reward model": ("reward_model", PAIRS, {"center_rewards_coefficient": 0.1}),
+    "reward model": ("reward_model", PAIRS, {"center_rewards_coefficient": 0.1, "eval_steps": 2}),
     "process reward model": ("process_reward_model", "stepwise_supervision", {"step_separator": "h"}),
     "grpo": (
         "rl",
@@ -244,6 +244,8 @@ def context_of(case: str, folder: Path, made: dict[str, Path]) -> Context:
     inputs: dict[str, Any] = {"model": made["model"], "dataset": made[rows]}
     if stage == "a2po":
         inputs["samples"] = made["samples"]
+    if "eval_steps" in settings:
+        inputs["eval_dataset"] = made[rows]
     if "save_value_model" in settings:
         inputs["value_model"] = made["value_model"]
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from artifacts.errors import StageError
 from stages.sharding import Fsdp, Sharding, Whole, Zero
 from stages.training import loop
+from stages.training.held_out import HeldOut
 from stages.training.language_modeling import TokenLoss
 from stages.training.loop import Trained, Trainer
 from stages.training.model import Scorer
@@ -51,7 +52,7 @@ def train(folder: Path, stop_before: int = -1) -> Trained:
     trainer = trainer_for(folder)
     windows = StoppingWindows(sequences(), trainer.config)
     windows.stop_before = stop_before
-    return trainer.run(windows)
+    return trainer.run(windows, measured=HeldOut(sequences()[:3], 2))
 
 
 def test_interrupted_and_exported(tmp_path: Path, launched: Any, way: Sharding) -> None:
