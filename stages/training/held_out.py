@@ -62,13 +62,16 @@ class HeldOut:
 @torch.no_grad()
 def measure(trainer: Trainer, groups: Sequence[Group]) -> dict[str, float]:
     """`eval/loss`, divided as the loss of a step is, and the objective's other metrics of these groups, by the weights
-    as they are and without dropout. Collective. Raises StageError for a loss that is not finite."""
+    as they are and without dropout. Collective. Raises StageError for a loss that is not finite, or of nothing."""
     processes, objective = trainer.processes, trainer.objective
+    items = sum(objective.count(group) for group in groups)
+    if items <= 0:
+        raise StageError("input eval_dataset has nothing to measure: every item of its rows is masked")
     trainer.scorer.eval()
     sums = trainer.budget.fit(lambda tokens: _passes(trainer, groups, tokens), alone=processes.size == 1)
     names = ["loss", *objective.metric_names]
     totals = pairs(names, processes.sum(sums.stacked(names, processes.device)).tolist())
-    loss = totals.pop("loss")[0] / sum(objective.count(group) for group in groups)
+    loss = totals.pop("loss")[0] / items
     if not math.isfinite(loss):
         raise StageError(
             f"the loss of input eval_dataset is {loss} after step {trainer.steps_done + 1}, though that of the step is "
