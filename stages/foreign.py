@@ -194,7 +194,8 @@ CONCEPTS = (
         _called(TRL, "eval_steps", "eval_strategy", "evaluation_strategy", "do_eval", "eval_on_start", "eval_dataset")
         | _called(TRL, "per_device_eval_batch_size", "load_best_model_at_end", "metric_for_best_model")
         | _called(AXOLOTL, "evals_per_epoch", "eval_batch_size"),
-        note="nothing is evaluated between steps; a stage `evaluate` measures the model that comes out",
+        note="`sft` and `reward_model` measure their input `eval_dataset` every `eval_steps` steps; a stage `evaluate` "
+        "measures the model that comes out",
     ),
     Concept(
         _called(TRL, "logging_steps", "logging_strategy", "logging_first_step"),
@@ -213,7 +214,7 @@ CONCEPTS = (
     Concept(
         {"early_stopping_patience": AXOLOTL},
         ("stop_on",),
-        note="monitors that end the run; there is no evaluation between steps to wait for",
+        note="monitors that end the run; `eval/loss` is none of them",
     ),
     Concept(
         {"wandb_project": AXOLOTL, "use_wandb": COMMON, "use_tensorboard": AXOLOTL},

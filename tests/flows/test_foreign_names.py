@@ -23,7 +23,7 @@ def said(uses: str, **values: object) -> dict[str, str]:
 
 # by hand, from the fields' own descriptions here and the other tools' documentation
 ANSWERS = [
-    ("sft", "eval_steps", "a stage `evaluate` measures the model that comes out"),
+    ("rl", "eval_steps", "a stage `evaluate` measures the model that comes out"),
     ("sft", "eval_strategy", "a stage `evaluate` measures the model that comes out"),
     ("sft", "logging_steps", "every step is logged"),
     ("sft", "gradient_clipping", "here it is `max_grad_norm` (DeepSpeed)"),
