@@ -20,7 +20,7 @@ from stages.rollouts.shared_passes import PromptPass, StepPass, Views
 from stages.training import last_layer
 from stages.training.linear import chosen_for
 
-USUAL_PROMPT, USUAL_ROWS = 1024, 32
+_USUAL_PROMPT, USUAL_ROWS = 1024, 32
 """Rows of a product that the library for it is chosen by."""
 ENTER_SHARE = 8
 """New prompts are computed once so large a share of the room is free: a pass over few tokens is a slow one."""
@@ -105,7 +105,7 @@ class SharedRows:
         ids_nT = torch.tensor([[*ids, *[self._pad_id] * (width - len(ids))] for ids in prompts], device=self._device)
         slots_n = torch.arange(slot, slot + len(prompts), device=self._device)
         positions_1T = torch.arange(width, device=self._device)[None]
-        with in_progress(PromptPass(self._prompts, slots_n)), chosen_for(USUAL_PROMPT):
+        with in_progress(PromptPass(self._prompts, slots_n)), chosen_for(_USUAL_PROMPT):
             self._model.base_model(input_ids=ids_nT, position_ids=positions_1T, use_cache=False, **self._last)
 
     def step(self, tokens_B: Tensor) -> Tensor:
