@@ -60,7 +60,11 @@ CONCEPTS = (
     # the optimizer
     Concept({"lr": AXOLOTL}, ("learning_rate",)),
     Concept({"lr_scheduler": AXOLOTL}, ("lr_scheduler_type",)),
-    Concept(_called(TRL, "warmup_steps"), ("warmup_ratio",), note="a share of all steps"),
+    Concept(
+        {"lr_scheduler_kwargs": TRL, "cosine_min_lr_ratio": AXOLOTL, "min_lr": COMMON, "min_lr_rate": "transformers"},
+        ("min_lr_ratio",),
+        note="the share of learning_rate at which the fall ends; warmup_stable_decay has lr_decay_ratio besides",
+    ),
     Concept(
         {"gradient_clipping": "DeepSpeed", "gradient_clip_val": "Lightning", "clip_grad_norm": COMMON},
         ("max_grad_norm",),
@@ -194,8 +198,8 @@ CONCEPTS = (
         _called(TRL, "eval_steps", "eval_strategy", "evaluation_strategy", "do_eval", "eval_on_start", "eval_dataset")
         | _called(TRL, "per_device_eval_batch_size", "load_best_model_at_end", "metric_for_best_model")
         | _called(AXOLOTL, "evals_per_epoch", "eval_batch_size"),
-        note="`sft` and `reward_model` measure their input `eval_dataset` every `eval_steps` steps; a stage `evaluate` "
-        "measures the model that comes out",
+        note="`sft`, both preference stages and both of reward models measure their input `eval_dataset` every "
+        "`eval_steps` steps; a stage `evaluate` measures the model that comes out",
     ),
     Concept(
         _called(TRL, "logging_steps", "logging_strategy", "logging_first_step"),

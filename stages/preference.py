@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from stages.stage import MODELS, Input, Stage
@@ -13,16 +15,18 @@ from stages.training.preference_config import PreferenceConfig, check, names_of
 
 if TYPE_CHECKING:
     from stages.context import Context
-    from stages.data.pairs import TokenizedPair
+    from stages.data.ledger import RowLedger
+    from stages.data.types import Dataset
+    from stages.training.batch import Group
     from stages.training.loop import Trainer
-    from stages.training.objective import Windows
-    from stages.training.pairs import Reference
+    from stages.training.pair_windows import PairWindows
+    from stages.training.windows import DatasetWindows
 
 Config = PreferenceConfig
 
 
 def run(context: Context) -> None:
-    """Train input `model` on the pairs of input `dataset`.
+    """Train input `model` on the pairs of input `dataset`, and measure it on those of input `eval_dataset` meanwhile.
 
     The reference, where the loss has one, is input `reference_logprobs`, or input `reference`, or the input model
     itself; the latter two are computed once at the start and then leave memory. With adapters the input model is there
@@ -34,39 +38,53 @@ def run(context: Context) -> None:
     from stages.data.pairs import tokenize_pairs
     from stages.data.truncation import RowLimit
     from stages.training.export import export
-    from stages.training.pair_losses import following_reference, pair_loss, pair_settings
-    from stages.training.pair_windows import CoupledWindows
+    from stages.training.held_out import HeldOut, together
+    from stages.training.pair_losses import pair_loss, pair_settings
     from stages.training.pairs import NO_REFERENCE, pair_group
     from stages.training.preference import PreferenceLoss
     from stages.training.start import start
     from stages.training.windows import DatasetWindows
 
     config: Config = context.config
-    loss, settings = pair_loss(config), pair_settings(config)
-    trainer, tokenizer = start(context, config, PreferenceLoss(loss, settings))
-    ledger = RowLedger()
-    dataset = read_dataset(context.input("dataset"))
+    trainer, tokenizer = start(context, config, PreferenceLoss(pair_loss(config), pair_settings(config)))
     gold = any(one.gold for one in config.losses)
-    _require_gold(config, dataset.type)
-    require_vocabulary(dataset, trainer.scorer.vocabulary)
-    pairs = tokenize_pairs(
-        dataset,
-        tokenizer,
-        max_length=RowLimit.of(config.max_length, trainer.scorer.context_length),
-        ledger=ledger,
-        truncation_mode=config.truncation_mode,
-    )
-    fixed = config.needs_reference and not config.sync_ref_model
-    references = _references(context, trainer, pairs) if fixed else [NO_REFERENCE] * len(pairs)
-    groups = [pair_group(pair, one, with_gold=gold) for pair, one in zip(pairs, references, strict=True)]
+
+    def groups_of(dataset: Dataset, ledger: RowLedger) -> list[Group]:
+        _require_gold(config, dataset.type)
+        pairs = tokenize_pairs(
+            dataset,
+            tokenizer,
+            max_length=RowLimit.of(config.max_length, trainer.scorer.context_length),
+            ledger=ledger,
+            truncation_mode=config.truncation_mode,
+        )
+        return [pair_group(pair, NO_REFERENCE, with_gold=gold) for pair in pairs]
+
+    ledger, vocabulary = RowLedger(), trainer.scorer.vocabulary
+    groups = groups_of(require_vocabulary(read_dataset(context.input("dataset")), vocabulary), ledger)
     context.counts["pairs"] = len(groups)
-    windows: Windows = DatasetWindows(groups, config)
-    if config.sync_ref_model:
-        windows = following_reference(context, trainer, windows, settings)
-    if any(one.couples_rows for one in config.losses):
-        windows = CoupledWindows(windows, trainer, settings, loss)
-    trained = trainer.run(windows, ledger.states)
+    held_out = HeldOut.of(context, vocabulary, groups_of)
+    if config.needs_reference and not config.sync_ref_model:
+        groups, held_out = together(groups, held_out, partial(_referenced, context, trainer))
+    rows = DatasetWindows(groups, config)
+    windows = _windows(context, trainer, rows)
+    if held_out and windows:
+        held_out = replace(held_out, known=windows.held_out)
+    trained = trainer.run(windows or rows, ledger.states, held_out)
     export(context, trained, ledger.to_json())
+
+
+def _windows(context: Context, trainer: Trainer, rows: DatasetWindows) -> PairWindows | None:
+    """Where a fixed reference and single pairs are not all that the loss knows."""
+    from stages.training.pair_losses import following_reference, pair_loss, pair_settings
+    from stages.training.pair_windows import CoupledWindows
+
+    config: Config = context.config
+    settings = pair_settings(config)
+    following = following_reference(context, trainer, rows, settings) if config.sync_ref_model else None
+    if any(one.couples_rows for one in config.losses):
+        return CoupledWindows(following or rows, trainer, settings, pair_loss(config))
+    return following
 
 
 def _require_gold(config: Config, dataset_type: str) -> None:
@@ -80,27 +98,38 @@ def _require_gold(config: Config, dataset_type: str) -> None:
         )
 
 
-def _references(context: Context, trainer: Trainer, pairs: Sequence[TokenizedPair]) -> list[Reference]:
-    """Of every pair, from the artifact or computed here."""
+def _referenced(context: Context, trainer: Trainer, sets: Sequence[Sequence[Group]]) -> list[list[Group]]:
+    """The pairs that are trained on, and those apart, with their references from the artifacts or computed here."""
     from stages.training.initial import reference_of
-    from stages.training.pairs import pair_group
-    from stages.training.reference import pair_references, read_references, score_rows
+    from stages.training.reference import LOGPROBS, pair_references, read_references, score_rows
 
     config: Config = context.config
-    plain = [pair_group(pair) for pair in pairs]
-    if context.has("reference_logprobs"):
-        return read_references(context.input("reference_logprobs"), plain, ld_alpha=config.ld_alpha)
-    context.phase("log-probabilities of the reference")
-    with reference_of(context, trainer)() as scorer:
-        rows = score_rows(
-            context,
-            trainer.accelerator,
-            scorer,
-            plain,
-            config=config,
-            per_token=config.ld_alpha is not None,
-        )
-    return pair_references(rows, config.ld_alpha)
+    named = [
+        (name, [replace(group, branches=group.branches[:2], data=None) for group in groups])
+        for name, groups in zip(LOGPROBS, sets, strict=False)
+    ]
+    if context.has(LOGPROBS[0]):
+        found = [read_references(context.input(name), plain, ld_alpha=config.ld_alpha) for name, plain in named]
+    else:
+        context.phase("log-probabilities of the reference")
+        with reference_of(context, trainer)() as scorer:
+            scored = [
+                score_rows(
+                    context,
+                    trainer.accelerator,
+                    scorer,
+                    plain,
+                    config=config,
+                    per_token=config.ld_alpha is not None,
+                    shards=name,
+                )
+                for name, plain in named
+            ]
+        found = [pair_references(rows, config.ld_alpha) for rows in scored]
+    return [
+        [replace(group, data=one) for group, one in zip(groups, references, strict=True)]
+        for groups, references in zip(sets, found, strict=True)
+    ]
 
 
 def memory(request: Request) -> list[Phase]:
@@ -123,6 +152,8 @@ STAGE = Stage(
         "dataset": Input(("dataset",)),
         "reference_logprobs": Input(("logprobs",), required=False),
         "reference": Input(MODELS, required=False),
+        "eval_dataset": Input(("dataset",), required=False),
+        "eval_reference_logprobs": Input(("logprobs",), required=False),
     },
     outputs={"model": "model", "adapter": "adapter"},
     active_outputs=policy_outputs,

@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from stages.stage import Input, Stage
-from stages.training.config import TrainingConfig
+from stages.training.config import MeasuredConfig, check_measured
 from stages.training.memory import Phase, Request, training_step
 from stages.training.memory_head import HeadUse
 from stages.training.memory_shape import ModelShape
 
 if TYPE_CHECKING:
     from stages.context import Context
+    from stages.data.ledger import RowLedger
+    from stages.data.types import Dataset
+    from stages.training.batch import Group
 
 
-class Config(TrainingConfig):
+class Config(MeasuredConfig):
     """Settings of process reward model training."""
 
     learning_rate: float = Field(1e-5, gt=0)
@@ -32,31 +35,38 @@ class Config(TrainingConfig):
 
 
 def run(context: Context) -> None:
-    """Train a fresh head of two outputs and the layers of input `model` on the steps of input `dataset`."""
+    """Train a fresh head of two outputs and the layers of input `model` on the steps of input `dataset`, and measure it
+    on those of input `eval_dataset` meanwhile."""
     from stages.data.dataset import read_dataset
     from stages.data.ledger import RowLedger
     from stages.data.steps import tokenize_steps
     from stages.data.truncation import RowLimit
     from stages.training.classifiers import load_step_judge
     from stages.training.export import export
+    from stages.training.held_out import HeldOut
     from stages.training.start import start_classifier
     from stages.training.steps import StepLoss, step_group
     from stages.training.windows import DatasetWindows
 
     config: Config = context.config
     trainer, tokenizer = start_classifier(context, config, StepLoss(), load_step_judge)
+
+    def groups_of(dataset: Dataset, ledger: RowLedger) -> list[Group]:
+        rows = tokenize_steps(
+            dataset,
+            tokenizer,
+            step_separator=config.step_separator,
+            max_length=RowLimit.of(config.max_length, trainer.scorer.context_length),
+            last_step_only=config.train_on_last_step_only,
+            ledger=ledger,
+        )
+        return [step_group(row) for row in rows]
+
     ledger = RowLedger()
-    rows = tokenize_steps(
-        read_dataset(context.input("dataset")),
-        tokenizer,
-        step_separator=config.step_separator,
-        max_length=RowLimit.of(config.max_length, trainer.scorer.context_length),
-        last_step_only=config.train_on_last_step_only,
-        ledger=ledger,
-    )
-    context.counts.update({"rows": len(rows), "steps": sum(len(row.ends) for row in rows)})
-    windows = DatasetWindows([step_group(row) for row in rows], config)
-    trained = trainer.run(windows, ledger.states)
+    groups = groups_of(read_dataset(context.input("dataset")), ledger)
+    context.counts.update({"rows": len(groups), "steps": sum(len(group.data.ends) for group in groups)})
+    held_out = HeldOut.of(context, trainer.scorer.vocabulary, groups_of)
+    trained = trainer.run(DatasetWindows(groups, config), ledger.states, held_out)
     export(context, trained, ledger.to_json())
 
 
@@ -76,9 +86,14 @@ STAGE = Stage(
     name="process_reward_model",
     version=3,
     config=Config,
-    inputs={"model": Input(("model",)), "dataset": Input(("dataset",))},
+    inputs={
+        "model": Input(("model",)),
+        "dataset": Input(("dataset",)),
+        "eval_dataset": Input(("dataset",), required=False),
+    },
     outputs={"model": "process_reward_model"},
     run=run,
+    check=check_measured,
     summary="a process reward model from steps that were judged one by one",
     main_metric="accuracy",
     memory=memory,

@@ -78,7 +78,7 @@ def _groups(
     from stages.training.pairs import pair_group
     from stages.training.reference import PAIR, UNPAIRED
     from stages.training.start import tokenizer_of
-    from stages.training.unpaired import scored_groups
+    from stages.training.unpaired import judged_groups, scored_groups
 
     tokenizer = tokenizer_of(context, "model")
     limits: Any = {"max_length": longest, "truncation_mode": context.config.truncation_mode, "ledger": ledger}
@@ -87,7 +87,7 @@ def _groups(
     if dataset.type == "unpaired_preference":
         judged = tokenize_unpaired(dataset, tokenizer, **limits)
         others = mismatched(judged, longest)
-        return scored_groups(judged, others), UNPAIRED if others is not None else UNPAIRED[:1]
+        return scored_groups(judged_groups(judged, others)), UNPAIRED if others is not None else UNPAIRED[:1]
     rows = tokenize_sequences(dataset, tokenizer, **limits)
     return [Group(row.row_id, (), (Branch(row.token_ids, row.loss_mask),)) for row in rows], ("completion",)
 

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from stages.data.truncation import RowLimit, TruncationMode
 from stages.losses.unpaired import UNPAIRED_LOSSES
 from stages.stage import MODELS, Input, Stage, operational
-from stages.training.config import PolicyConfig, policy_outputs
+from stages.training.config import MeasuredConfig, PolicyConfig, check_measured, policy_outputs
 from stages.training.memory import Phase, Request, reference_scoring, same_shape, training_step
 from stages.training.memory_head import HeadUse
 
 if TYPE_CHECKING:
     from stages.context import Context
+    from stages.data.ledger import RowLedger
+    from stages.data.types import Dataset
     from stages.data.unpaired import TokenizedCompletion
     from stages.training.batch import Group
     from stages.training.loop import Trainer
-    from stages.training.objective import Windows
+    from stages.training.scored_windows import ScoredWindows
+    from stages.training.windows import DatasetWindows
 
     LossName = str
 else:  # the table of losses is what may be chosen
     LossName = Literal[tuple(UNPAIRED_LOSSES)]
 
 
-class Config(PolicyConfig):
+class Config(PolicyConfig, MeasuredConfig):
     """Settings of learning from judged completions."""
 
     learning_rate: float = Field(1e-6, gt=0)
@@ -80,11 +85,17 @@ def check(config: Config, wired: frozenset[str]) -> list[str]:
         problems.append(
             f"min_density_ratio {config.min_density_ratio} is above max_density_ratio {config.max_density_ratio}"
         )
-    return problems
+    if config.use_density_ratio and "eval_dataset" in wired:
+        problems.append(
+            "use_density_ratio weighs rows by the prompts of input dataset, so rows of eval_dataset have no weight; "
+            "leave one of them out"
+        )
+    return problems + check_measured(config, wired)
 
 
 def run(context: Context) -> None:
-    """Train input `model` on the judged completions of input `dataset`; pairs count as one of each kind.
+    """Train input `model` on the judged completions of input `dataset`, and measure it on those of input `eval_dataset`
+    meanwhile; pairs count as one of each kind.
 
     The reference is input `reference_logprobs`, or input `reference`, or the input model itself; the latter two
     are computed once at the start and then leave memory.
@@ -94,6 +105,7 @@ def run(context: Context) -> None:
     from stages.data.ledger import RowLedger
     from stages.data.unpaired import tokenize_unpaired
     from stages.training.export import export
+    from stages.training.held_out import HeldOut, together
     from stages.training.start import start
     from stages.training.unpaired import UnpairedLoss
     from stages.training.windows import DatasetWindows
@@ -102,59 +114,76 @@ def run(context: Context) -> None:
     loss = UNPAIRED_LOSSES[config.loss_type].with_settings(config.model_dump())
     measured = {"kto": ("kl",), "bco": ("delta",)}.get(config.loss_type, ())
     trainer, tokenizer = start(context, config, UnpairedLoss(loss, config.beta, measured))
-    ledger, longest = RowLedger(), RowLimit.of(config.max_length, trainer.scorer.context_length)
-    rows = tokenize_unpaired(
-        require_vocabulary(read_dataset(context.input("dataset")), trainer.scorer.vocabulary),
-        tokenizer,
-        max_length=longest,
-        ledger=ledger,
-        truncation_mode=config.truncation_mode,
-    )
-    groups = _groups(context, trainer, rows, longest)
-    good = sum(row.label for row in rows)
-    context.counts.update({"desirable": good, "undesirable": len(rows) - good})
-    _advise(context, good, len(rows) - good)
-    windows = _windows(trainer, DatasetWindows(groups, config), config)
-    trained = trainer.run(windows, ledger.states)
+    longest = RowLimit.of(config.max_length, trainer.scorer.context_length)
+
+    def groups_of(dataset: Dataset, ledger: RowLedger) -> list[Group]:
+        rows = tokenize_unpaired(
+            dataset, tokenizer, max_length=longest, ledger=ledger, truncation_mode=config.truncation_mode
+        )
+        return _judged(config, rows, longest)
+
+    ledger, vocabulary = RowLedger(), trainer.scorer.vocabulary
+    groups = groups_of(require_vocabulary(read_dataset(context.input("dataset")), vocabulary), ledger)
+    good = sum(group.data.desirable for group in groups)
+    context.counts.update({"desirable": good, "undesirable": len(groups) - good})
+    _advise(context, good, len(groups) - good)
+    held_out = HeldOut.of(context, vocabulary, groups_of)
+    groups, held_out = together(groups, held_out, partial(_referenced, context, trainer))
+    rows = DatasetWindows(groups, config)
+    windows = _windows(trainer, rows, config)
+    if held_out and windows:
+        held_out = replace(held_out, known=windows.held_out)
+    trained = trainer.run(windows or rows, ledger.states, held_out)
     export(context, trained, ledger.to_json())
 
 
-def _windows(trainer: Trainer, windows: Windows, config: Config) -> Windows:
+def _windows(trainer: Trainer, rows: DatasetWindows, config: Config) -> ScoredWindows | None:
+    """Where single completions are not all that the loss knows."""
     from stages.training.unpaired import KLWindows, ShiftWindows
 
     if config.loss_type == "kto":
-        return KLWindows(windows, trainer)
-    return ShiftWindows(windows, trainer, config.beta) if config.loss_type == "bco" else windows
+        return KLWindows(rows, trainer)
+    return ShiftWindows(rows, trainer, config.beta) if config.loss_type == "bco" else None
 
 
-def _groups(context: Context, trainer: Trainer, rows: Sequence[TokenizedCompletion], longest: int) -> list[Group]:
-    """Every completion with all that is known of it before the first step."""
+def _judged(config: Config, rows: Sequence[TokenizedCompletion], longest: int) -> list[Group]:
+    """Every completion, for kto with one of another prompt."""
     from artifacts.errors import DataError
     from stages.data.unpaired import mismatched
-    from stages.training.density import density_ratios
-    from stages.training.initial import reference_of
-    from stages.training.reference import read_unpaired, score_rows
-    from stages.training.unpaired import judged_groups, scored_groups
+    from stages.training.unpaired import judged_groups
 
-    config: Config = context.config
     others = mismatched(rows, longest) if config.loss_type == "kto" else None
     if others is None and config.loss_type == "kto":
         raise DataError(
             f"all {len(rows)} completions have one and the same prompt; the KL term of kto compares completions of "
             "different ones: choose another loss_type, or add rows"
         )
-    plain = scored_groups(rows, others)
-    densities = None
-    if context.has("reference_logprobs"):
-        scored = read_unpaired(context.input("reference_logprobs"), plain)
-    if not context.has("reference_logprobs") or config.use_density_ratio:
+    return judged_groups(rows, others)
+
+
+def _referenced(context: Context, trainer: Trainer, sets: Sequence[Sequence[Group]]) -> list[list[Group]]:
+    """The completions that are trained on, and those apart, with all that the reference says of them."""
+    from stages.training.density import with_densities
+    from stages.training.initial import reference_of
+    from stages.training.reference import LOGPROBS, read_unpaired, score_rows
+    from stages.training.unpaired import referenced, scored_groups
+
+    config: Config = context.config
+    named = [(name, scored_groups(groups)) for name, groups in zip(LOGPROBS, sets, strict=False)]
+    scored: list[list[dict[str, Any]]] = []
+    if known := context.has(LOGPROBS[0]):
+        scored = [read_unpaired(context.input(name), plain) for name, plain in named]
+    if not known or config.use_density_ratio:
         context.phase("log-probabilities of the reference")
         with reference_of(context, trainer)() as scorer:
             if config.use_density_ratio:
-                densities = density_ratios(scorer, rows, context, config)
-            if not context.has("reference_logprobs"):
-                scored = score_rows(context, trainer.accelerator, scorer, plain, config=config)
-    return judged_groups(rows, scored, others, densities)
+                sets = [with_densities(scorer, sets[0], context, config)]
+            if not known:
+                scored = [
+                    score_rows(context, trainer.accelerator, scorer, plain, config=config, shards=name)
+                    for name, plain in named
+                ]
+    return [referenced(groups, rows) for groups, rows in zip(sets, scored, strict=True)]
 
 
 def _advise(context: Context, good: int, bad: int) -> None:
@@ -187,6 +216,8 @@ STAGE = Stage(
         "dataset": Input(("dataset",)),
         "reference_logprobs": Input(("logprobs",), required=False),
         "reference": Input(MODELS, required=False),
+        "eval_dataset": Input(("dataset",), required=False),
+        "eval_reference_logprobs": Input(("logprobs",), required=False),
     },
     outputs={"model": "model", "adapter": "adapter"},
     active_outputs=policy_outputs,

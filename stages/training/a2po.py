@@ -165,8 +165,8 @@ class RegressedWindows(ScoredWindows):
         found = [self.values[group.row_id][0] for group in window.groups]
         return replace(window, metrics=metrics | {"v_star": math.fsum(found) / len(found)})
 
-    def data(self, step: int, groups: Sequence[Group]) -> list[Regressed]:
-        """Of the completions of a step."""
+    def present(self, groups: Sequence[Group]) -> list[Regressed]:
+        """Of all their completions."""
         with self.reference() as scorer:
             sums = self.measured(scorer, groups, lambda branches: [sum(values) for values in branches]).tolist()
         return [Regressed(group.data.advantages[0], total) for group, (total,) in zip(groups, sums, strict=True)]

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from stages.monitors import MONITORS, ROW_MONITORS
 from stages.stage import Config, operational
+from stages.training.schedule import STABLE
 
 if TYPE_CHECKING:
     MonitorName = str
@@ -20,10 +21,17 @@ class TrainingConfig(Config):
 
     learning_rate: float = Field(2e-5, gt=0)
     """Peak learning rate of AdamW."""
-    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
-    """How the learning rate falls after warm-up: to zero along a line or a half cosine, or not at all."""
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "warmup_stable_decay"] = "linear"
+    """How the learning rate falls after warm-up: along a line, a half cosine, not at all, or along a line at the end
+    (warmup_stable_decay)."""
     warmup_ratio: float = Field(0.0, ge=0, le=1)
     """Share of all steps over which the learning rate rises from zero."""
+    warmup_steps: int | None = Field(None, ge=0)
+    """The number of these steps, in place of warmup_ratio."""
+    lr_decay_ratio: float = Field(0.2, gt=0, le=1)
+    """Share of all steps over which warmup_stable_decay falls."""
+    min_lr_ratio: float = Field(0.0, ge=0, lt=1)
+    """Share of learning_rate at which the fall ends."""
     num_train_epochs: float = Field(1.0, gt=0)
     """Passes over the dataset; ignored where max_steps is given."""
     max_steps: int | None = Field(None, gt=0)
@@ -72,6 +80,19 @@ class TrainingConfig(Config):
         return 1.0
 
     @model_validator(mode="after")
+    def _the_schedule_uses_what_is_given(self) -> Self:
+        if self.warmup_steps is not None and self.warmup_ratio:
+            raise ValueError("warmup_steps and warmup_ratio are given; give one of them")
+        if (
+            self.lr_decay_ratio != type(self).model_fields["lr_decay_ratio"].default
+            and self.lr_scheduler_type != STABLE
+        ):
+            raise ValueError(f"lr_decay_ratio is of lr_scheduler_type {STABLE}, found {self.lr_scheduler_type}")
+        if self.min_lr_ratio and self.lr_scheduler_type == "constant":
+            raise ValueError("min_lr_ratio is given, but lr_scheduler_type is constant, which does not fall")
+        return self
+
+    @model_validator(mode="after")
     def _adapters_have_a_rank(self) -> Self:
         fields = type(self).model_fields
         of_adapters = ("lora_alpha", "use_rslora", "use_dora", "lora_target_modules", "modules_to_save")
@@ -104,6 +125,17 @@ class MeasuredConfig(TrainingConfig):
 
 def check_measured(config: MeasuredConfig, wired: frozenset[str]) -> list[str]:
     """`Stage.check` of these stages."""
-    if config.eval_steps is not None and "eval_dataset" not in wired:
-        return ["eval_steps is given, but input eval_dataset is not wired, so it would not be used"]
-    return []
+    apart, own, theirs = "eval_dataset", "reference_logprobs", "eval_reference_logprobs"
+    problems = []
+    if apart not in wired:
+        given = {"eval_steps": config.eval_steps is not None, f"input {theirs}": theirs in wired}
+        problems += [
+            f"{name} is given, but input {apart} is not wired, so it would not be used"
+            for name, is_given in given.items()
+            if is_given
+        ]
+    elif own in wired and theirs not in wired:
+        problems.append(f"{own} are of input dataset; wire {theirs} too, from a stage {own} on {apart}")
+    if theirs in wired and own not in wired:
+        problems.append(f"{theirs} is wired in, but {own} is not; both are of one reference")
+    return problems

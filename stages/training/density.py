@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -12,7 +13,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from artifacts.errors import DataError
 from stages.context import Context
-from stages.data.unpaired import TokenizedCompletion
 from stages.training.batch import Branch, Group, TokenBatch
 from stages.training.model import Scorer
 from stages.training.objective import Readout
@@ -40,25 +40,25 @@ class DensityConfig(Protocol):
         """Most tokens of a forward pass."""
 
 
-def density_ratios(
-    scorer: Scorer, rows: Sequence[TokenizedCompletion], context: Context, config: DensityConfig
-) -> list[float]:
-    """For every row p / (1 - p), within the bounds; p: probability that its prompt is a desirable completion's.
+def density_ratios(scorer: Scorer, groups: Sequence[Group], context: Context, config: DensityConfig) -> list[float]:
+    """For every group of `judged_groups` p / (1 - p), within the bounds; p: probability that its prompt is a desirable
+    completion's.
 
     A logistic regression, both kinds weighing the same, on the last hidden state of the prompt under `scorer` (Jung et
-    al., arXiv:2404.04656, sec. 4.2, where it is a text embedding). Learnt from those rows of each kind whose ids have
+    al., arXiv:2404.04656, sec. 4.2, where it is a text embedding). Learnt from those of each kind whose rows' ids have
     the smallest digests.
     """
-    states_BH = prompt_states(scorer, rows, TokenBudget(context, config.micro_batch_tokens))
-    if len({row.label for row in rows}) < 2:
+    states_BH = prompt_states(scorer, groups, TokenBudget(context, config.micro_batch_tokens))
+    kind_of = [group.data.desirable for group in groups]
+    if len(set(kind_of)) < 2:
         raise DataError(
             "use_density_ratio compares the prompts of desirable and undesirable completions; all "
-            f"{len(rows)} rows are of one kind"
+            f"{len(groups)} rows are of one kind"
         )
-    order = sorted(range(len(rows)), key=lambda index: hashlib.sha256(rows[index].row_id.encode()).digest())
-    kinds = [[index for index in order if rows[index].label == label] for label in (False, True)]
+    order = sorted(range(len(groups)), key=lambda index: hashlib.sha256(groups[index].row_id.encode()).digest())
+    kinds = [[index for index in order if kind_of[index] == kind] for kind in (False, True)]
     chosen = [index for kind in kinds for index in kind[: config.prompt_sample_size]]
-    labels_B = torch.tensor([float(rows[index].label) for index in chosen], dtype=torch.float64)
+    labels_B = torch.tensor([float(kind_of[index]) for index in chosen], dtype=torch.float64)
     mean_H, deviation_H = states_BH[chosen].mean(0), states_BH[chosen].std(0, unbiased=False).clamp(min=1e-6)
     features_BH = (states_BH - mean_H) / deviation_H
     weight_H, bias = logistic_regression(features_BH[chosen], labels_B)
@@ -67,10 +67,18 @@ def density_ratios(
     return clamped
 
 
-def prompt_states(scorer: Scorer, rows: Sequence[TokenizedCompletion], budget: TokenBudget) -> Tensor:
+def with_densities(scorer: Scorer, groups: Sequence[Group], context: Context, config: DensityConfig) -> list[Group]:
+    """The groups with their density ratios."""
+    ratios = density_ratios(scorer, groups, context, config)
+    return [replace(group, data=replace(group.data, density=one)) for group, one in zip(groups, ratios, strict=True)]
+
+
+def prompt_states(scorer: Scorer, groups: Sequence[Group], budget: TokenBudget) -> Tensor:
     """[B, H] float64: the last hidden state of every prompt."""
-    groups = [Group(row.row_id, (), (Branch(row.prompt_ids, [False] * len(row.prompt_ids)),)) for row in rows]
-    states: list[Tensor] = [torch.empty(0)] * len(rows)
+    prompts = [
+        Group(group.row_id, (), (Branch(group.prefix_ids, [False] * len(group.prefix_ids)),)) for group in groups
+    ]
+    states: list[Tensor] = [torch.empty(0)] * len(prompts)
 
     def compute(indices: list[int], batch: TokenBatch) -> None:
         found_KH = scorer(batch, Readout(batch.last_K, lambda hidden_KH, _: hidden_KH.double().cpu()))
@@ -78,7 +86,7 @@ def prompt_states(scorer: Scorer, rows: Sequence[TokenizedCompletion], budget: T
             states[index] = found_KH[place]
 
     scorer.eval()
-    without_gradients(scorer, groups, budget, compute)
+    without_gradients(scorer, prompts, budget, compute)
     return torch.stack(states)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +17,7 @@ from stages.data.ledger import RowLedger, say_dropped
 from stages.data.types import Dataset
 from stages.training.batch import Group
 from stages.training.metrics import Mean, MetricSums, pairs
+from stages.training.objective import Concluding
 from stages.training.turns import turns_of
 
 if TYPE_CHECKING:
@@ -30,12 +31,18 @@ _USUAL_TIMES = 10
 """How often they are measured unless the settings say otherwise."""
 
 
+def _same(groups: Sequence[Group]) -> Sequence[Group]:
+    return groups
+
+
 @dataclass(frozen=True)
 class HeldOut:
     """The rows, and after how many steps they are measured; None: ten times over the run."""
 
     groups: Sequence[Group]
     every_steps: int | None = None
+    known: Callable[[Sequence[Group]], Sequence[Group]] = _same
+    """What the loss must know of all of them together is added, under the weights as they are. Collective."""
 
     @classmethod
     def of(
@@ -59,11 +66,24 @@ class HeldOut:
         return step == total or step % (self.every_steps or -(-total // _USUAL_TIMES)) == 0
 
 
+def together(
+    groups: Sequence[Group],
+    rows: HeldOut | None,
+    complete: Callable[[Sequence[Sequence[Group]]], list[list[Group]]],
+) -> tuple[list[Group], HeldOut | None]:
+    """The groups that are trained on, and the rows, with what `complete` adds to both sets."""
+    if rows is None:
+        return complete([groups])[0], None
+    trained, apart = complete([groups, rows.groups])
+    return trained, replace(rows, groups=apart)
+
+
 @torch.no_grad()
-def measure(trainer: Trainer, groups: Sequence[Group]) -> dict[str, float]:
+def measure(trainer: Trainer, rows: HeldOut) -> dict[str, float]:
     """`eval/loss`, divided as the loss of a step is, and the objective's other metrics of these groups, by the weights
     as they are and without dropout. Collective. Raises StageError for a loss that is not finite, or of nothing."""
     processes, objective = trainer.processes, trainer.objective
+    groups = rows.known(rows.groups)
     items = sum(objective.count(group) for group in groups)
     if items <= 0:
         raise StageError("input eval_dataset has nothing to measure: every item of its rows is masked")
@@ -78,6 +98,8 @@ def measure(trainer: Trainer, groups: Sequence[Group]) -> dict[str, float]:
             "finite: look at its rows, or lower learning_rate"
         )
     means = {name: total / count for name, (total, count) in totals.items() if count != 0}
+    if isinstance(objective, Concluding):
+        means |= objective.concluded(means)
     return {f"{PREFIX}{name}": value for name, value in {"loss": loss, **means}.items()}
 
 

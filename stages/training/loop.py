@@ -36,7 +36,7 @@ from stages.training.parallel import PolicyCopy, copy_weights, spread
 from stages.training.probes import scorers_in
 from stages.training.processes import Processes, launched_sharding
 from stages.training.reporting import Trackers, report_end, report_step
-from stages.training.schedule import learning_rate
+from stages.training.schedule import Schedule
 from stages.training.so_far import MetricsLog
 from stages.training.turns import turns_of
 from stages.training.utilization import Utilization
@@ -151,9 +151,7 @@ class Trainer:
         """One optimizer step. Returns its row of metrics (num_tokens of this step alone) and its row ids."""
         config = self.config
         self.scorer.train()
-        rate = learning_rate(
-            step, total, peak=config.learning_rate, schedule=config.lr_scheduler_type, warmup_ratio=config.warmup_ratio
-        )
+        rate = config.learning_rate * Schedule.of(config).factor(step, total)
         items = sum(self.objective.count(group) for group in window.groups) + window.uncounted_items
         if items <= 0:
             raise StageError(f"step {step + 1} has nothing to learn from: every item of its rows is masked")
@@ -177,7 +175,9 @@ class Trainer:
 
     def _measured(self, rows: HeldOut, step: int) -> dict[str, float]:
         with clocked(self.context.timings, held_out.SECONDS):
-            found = held_out.measure(self, rows.groups)
+            if self._copy is not None:
+                self._copy.refresh()
+            found = held_out.measure(self, rows)
         self.context.log(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in found.items()))
         return found
 

@@ -94,8 +94,8 @@ class ReferencedPairs(PairWindows):
         super().__init__(windows, trainer, settings)
         self.reference = reference
 
-    def data(self, step: int, groups: Sequence[Group]) -> list[Reference]:
-        """Of every pair of a step."""
+    def present(self, groups: Sequence[Group]) -> list[Reference]:
+        """Of every pair."""
         with self.reference() as scorer:
             return self.referenced(scorer, groups)
 

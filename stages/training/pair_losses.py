@@ -43,7 +43,9 @@ def pair_settings(config: PairLossConfig) -> PairSettings:
     )
 
 
-def following_reference(context: Context, trainer: Trainer, windows: Windows, settings: PairSettings) -> Windows:
+def following_reference(
+    context: Context, trainer: Trainer, windows: Windows, settings: PairSettings
+) -> FollowingReference:
     """Windows whose reference moves towards the policy (TR-DPO). Raises StageError where only adapters are trained."""
     config = context.config
     assert isinstance(config, PairLossConfig)

@@ -55,9 +55,12 @@ class FollowingReference(PairWindows):
         super().__init__(windows, trainer, settings)
         self.scorer, self.follower = scorer, Follower(trainer, scorer, following)
 
-    def data(self, step: int, groups: Sequence[Group]) -> list[Reference]:
-        """The sums of every pair under the reference as it is before the step."""
+    def before(self, step: int, groups: Sequence[Group]) -> None:
+        """The reference moves, where it is time."""
         self.follower.before(step)
+
+    def present(self, groups: Sequence[Group]) -> list[Reference]:
+        """The sums of every pair under the reference as it is."""
         return self.referenced(self.scorer, groups)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -84,11 +87,12 @@ class CoupledWindows(PairWindows):
         super().__init__(windows, trainer, settings)
         self.loss = loss
 
-    def data(self, step: int, groups: Sequence[Group]) -> list[Coupled]:
-        """Loss and slopes of every pair, under the weights before the step."""
+    def present(self, groups: Sequence[Group]) -> list[Coupled]:
+        """Loss and slopes of every pair, under the weights as they are."""
         sums_2B = self.sums(self.trainer.policy(), groups).t().requires_grad_()
-        losses_B = self.loss(step_pairs(groups, sums_2B, self.settings))
-        (slopes_2B,) = torch.autograd.grad(losses_B.sum(), sums_2B)
+        with torch.enable_grad():
+            losses_B = self.loss(step_pairs(groups, sums_2B, self.settings))
+            (slopes_2B,) = torch.autograd.grad(losses_B.sum(), sums_2B)
         values = zip(losses_B.tolist(), *slopes_2B.tolist(), strict=True)
         return [Coupled(group.data, *value) for group, value in zip(groups, values, strict=True)]
 

@@ -12,7 +12,7 @@ from stages.losses.f_divergence import F_DIVERGENCES
 from stages.losses.preference import PREFERENCE_LOSSES
 from stages.losses.registry import Loss
 from stages.stage import operational
-from stages.training.config import PolicyConfig
+from stages.training.config import MeasuredConfig, PolicyConfig, check_measured
 
 if TYPE_CHECKING:
     LossName = str
@@ -91,7 +91,7 @@ class PairLossConfig(PolicyConfig):
         return any(loss.reference for loss in self.losses)
 
 
-class PreferenceConfig(PairLossConfig):
+class PreferenceConfig(PairLossConfig, MeasuredConfig):
     """Settings of preference optimization."""
 
     max_length: int = Field(1024, gt=1)
@@ -114,10 +114,10 @@ def check(config: PreferenceConfig, wired: frozenset[str]) -> list[str]:
     if not config.needs_reference:
         problems += [
             f"input {name} is wired in, but {names_of(config.losses)} has no reference"
-            for name in ("reference_logprobs", "reference")
+            for name in ("reference_logprobs", "reference", "eval_reference_logprobs")
             if name in wired
         ]
-    return problems + loss_problems(config)
+    return problems + check_measured(config, wired) + loss_problems(config)
 
 
 def loss_problems(config: PairLossConfig) -> list[str]:

@@ -20,6 +20,9 @@ from stages.training.out_of_memory import TokenBudget
 from stages.training.pairs import Reference, sum_of_tokens
 from stages.training.passes import without_gradients
 
+LOGPROBS = ("reference_logprobs", "eval_reference_logprobs")
+"""Inputs with the log-probabilities of the reference: of the rows that are trained on, and of those apart."""
+
 
 class ScoringConfig(Protocol):
     """How a pass over fixed rows is cut up; none of it is part of the result."""
@@ -62,15 +65,17 @@ def score_rows(
     *,
     config: ScoringConfig,
     per_token: bool = False,
+    shards: str = "logprobs",
 ) -> list[dict[str, Any]]:
-    """One row a group: row_id, `sums`, `tokens`, and `logprobs` where asked for. Shards go to the ranks in turn."""
+    """One row a group: row_id, `sums`, `tokens`, and `logprobs` where asked for. Shards go to the ranks in turn; what
+    they are called tells them from those of another set of groups."""
     budget = TokenBudget(context, config.micro_batch_tokens)
 
     def compute(part: Sequence[Group]) -> list[dict[str, Any]]:
         context.tokens += sum(group.length for group in part)
         return _shard_rows(part, branch_logprobs(scorer, part, budget), per_token)
 
-    return in_shards(context, accelerator, "logprobs", groups, compute, size=config.shard_rows)
+    return in_shards(context, accelerator, shards, groups, compute, size=config.shard_rows)
 
 
 def _shard_rows(groups: Sequence[Group], scored: Sequence[Any], per_token: bool) -> list[dict[str, Any]]:

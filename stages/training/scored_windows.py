@@ -27,12 +27,25 @@ class ScoredWindows(WindowsAround):
     def window(self, step: int) -> Window:
         """The groups of a step, with what is added as their data."""
         window = self.windows.window(step)
-        pairs = zip(window.groups, self.data(step, window.groups), strict=True)
-        return replace(window, groups=[replace(group, data=data) for group, data in pairs])
+        return replace(window, groups=_with(window.groups, self.data(step, window.groups)))
 
     def data(self, step: int, groups: Sequence[Group]) -> Sequence[object]:
         """What is added to the groups of a step."""
+        self.before(step, groups)
+        return self.present(groups)
+
+    def before(self, step: int, groups: Sequence[Group]) -> None:
+        """What changes because a step comes; mostly nothing."""
+
+    def present(self, groups: Sequence[Group]) -> Sequence[object]:
+        """What is added to groups, under the weights as they are. Changes nothing."""
         raise NotImplementedError
+
+    def held_out(self, groups: Sequence[Group]) -> Sequence[Group]:
+        """Groups of no step, with what is added to them together, here and by the windows inside."""
+        if isinstance(self.windows, ScoredWindows):
+            groups = self.windows.held_out(groups)
+        return _with(groups, self.present(groups))
 
     def measured(
         self, scorer: Scorer, groups: Sequence[Group], measure: Callable[[Sequence[list[float]]], list[float]]
@@ -48,3 +61,7 @@ class ScoredWindows(WindowsAround):
         for index, found in zip(mine, scored, strict=True):
             values_BK[index] = torch.tensor(measure([values for values, _ in found]), dtype=torch.float64)
         return processes.sum(values_BK.to(processes.device)).cpu()
+
+
+def _with(groups: Sequence[Group], data: Sequence[object]) -> list[Group]:
+    return [replace(group, data=one) for group, one in zip(groups, data, strict=True)]

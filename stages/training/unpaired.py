@@ -94,31 +94,33 @@ class UnpairedLoss:
         }
 
 
-def scored_groups(rows: Sequence[TokenizedCompletion], others: Sequence[list[int]] | None) -> list[Group]:
-    """What the reference scores: every completion and, where given, the mismatched one after the same prompt."""
-    tails = [[row.completion_ids] for row in rows]
-    if others is not None:
-        tails = [[*own, other] for own, other in zip(tails, others, strict=True)]
+def judged_groups(rows: Sequence[TokenizedCompletion], others: Sequence[list[int]] | None) -> list[Group]:
+    """Every completion with its `Judged`, of which the reference is still to come; `others`: mismatched completions."""
+    tails = [()] * len(rows) if others is None else others
     return [
-        Group(row.row_id, row.prompt_ids, tuple(Branch(ids) for ids in ends))
-        for row, ends in zip(rows, tails, strict=True)
+        Group(row.row_id, row.prompt_ids, (Branch(row.completion_ids),), Judged(row.label, 0.0, mismatched=tail))
+        for row, tail in zip(rows, tails, strict=True)
     ]
 
 
-def judged_groups(
-    rows: Sequence[TokenizedCompletion],
-    scored: Sequence[Mapping[str, Any]],
-    others: Sequence[list[int]] | None,
-    densities: Sequence[float] | None,
-) -> list[Group]:
-    """What is trained: every completion with its `Judged`; `scored`: rows of `score_rows` for `scored_groups`."""
-    groups = []
-    for index, (row, scores) in enumerate(zip(rows, scored, strict=True)):
-        judged = Judged(row.label, scores["sums"][0], density=1.0 if densities is None else densities[index])
-        if others is not None:
-            judged = replace(judged, mismatched=others[index], mismatched_reference=scores["sums"][1])
-        groups.append(Group(row.row_id, row.prompt_ids, (Branch(row.completion_ids),), judged))
-    return groups
+def scored_groups(groups: Sequence[Group]) -> list[Group]:
+    """What the reference scores of `judged_groups`: the completion and, where there is one, the mismatched one after
+    the same prompt."""
+    found = []
+    for group in groups:
+        other = (Branch(group.data.mismatched),) if group.data.mismatched else ()
+        found.append(Group(group.row_id, group.prefix_ids, (*group.branches, *other)))
+    return found
+
+
+def referenced(groups: Sequence[Group], scored: Sequence[Mapping[str, Any]]) -> list[Group]:
+    """The groups with their references; `scored`: rows of `score_rows` for `scored_groups`."""
+    found = []
+    for group, row in zip(groups, scored, strict=True):
+        reference, *other = row["sums"]
+        judged = replace(group.data, reference=reference, mismatched_reference=other[0] if other else 0.0)
+        found.append(replace(group, data=judged))
+    return found
 
 
 def whole_sum(branches: Sequence[list[float]]) -> list[float]:
@@ -129,8 +131,8 @@ def whole_sum(branches: Sequence[list[float]]) -> list[float]:
 class KLWindows(ScoredWindows):
     """Completions with KTO's KL term: the mean log-ratio of the step's mismatched completions, at least 0."""
 
-    def data(self, step: int, groups: Sequence[Group]) -> list[Judged]:
-        """One pass without gradients over the mismatched completions of the step."""
+    def present(self, groups: Sequence[Group]) -> list[Judged]:
+        """One pass without gradients over their mismatched completions."""
         known: list[Judged] = [group.data for group in groups]
         others = [replace(group, branches=(Branch(group.data.mismatched),)) for group in groups]
         sums_B1 = self.measured(self.trainer.policy(), others, whole_sum)
@@ -147,15 +149,17 @@ class ShiftWindows(ScoredWindows):
         self.beta = beta
         self.count, self.mean = 0, 0.0
 
-    def data(self, step: int, groups: Sequence[Group]) -> list[Judged]:
+    def before(self, step: int, groups: Sequence[Group]) -> None:
         """One pass without gradients over the completions of the step."""
-        known: list[Judged] = [group.data for group in groups]
         sums_B1 = self.measured(self.trainer.policy(), groups, whole_sum)
-        references_B = torch.tensor([one.reference for one in known], dtype=torch.float64)
+        references_B = torch.tensor([group.data.reference for group in groups], dtype=torch.float64)
         rewards_B = self.beta * (sums_B1[:, 0] - references_B)
         self.count += len(groups)
         self.mean += (float(rewards_B.sum()) - len(groups) * self.mean) / self.count
-        return [replace(one, shift=self.mean) for one in known]
+
+    def present(self, groups: Sequence[Group]) -> list[Judged]:
+        """The mean as it is."""
+        return [replace(group.data, shift=self.mean) for group in groups]
 
     def state(self) -> dict[str, Any]:
         """The running mean too."""

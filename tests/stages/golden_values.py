@@ -35,7 +35,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "sft": (
         3,
-        "7548c47af94e18ce",
+        "eb647a25e90db713",
         "e53a1d30aa11fed5",
         {
             "model/metrics: loss": 3.8009,
@@ -49,7 +49,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "adapter": (
         3,
-        "2f144ee00c50f39c",
+        "32f8aff4636eda5e",
         "a4d743f2281e18f3",
         {
             "adapter/weights: norm": 4.3771,
@@ -63,7 +63,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "adapter_dpo": (
         5,
-        "f7a47b1039db92a3",
+        "45345ed95cfe643b",
         "20165d69215aaff6",
         {
             "adapter/weights: norm": 4.3809,
@@ -97,7 +97,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "judge_of_steps": (
         3,
-        "41ccc20190c3783d",
+        "844e400ed8c7591b",
         "fc8827e0775ac245",
         {
             "model/metrics: loss": 1.523,
@@ -116,7 +116,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "kto": (
         4,
-        "3452c4b079fc4567",
+        "bace370e6d799665",
         "ee945ab9b573ffe3",
         {
             "model/metrics: loss": 0.66728,
@@ -141,7 +141,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "dpo": (
         5,
-        "7e4ef5fecdbb9e80",
+        "44529303c6457da9",
         "f740cad78ac245e1",
         {
             "model/metrics: loss": 0.92373,
@@ -161,7 +161,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "judge": (
         3,
-        "b45d43bc81f6f93e",
+        "57469d69e7b5abdd",
         "d05b5e3460d6cabb",
         {
             "model/metrics: loss": 0.91934,
@@ -176,7 +176,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "ppo": (
         3,
-        "e559a3d972436cad",
+        "1dd19a3ffec07ad1",
         "5561237511ce33c7",
         {
             "model/metrics: loss": 0.070016,
@@ -225,7 +225,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "online": (
         4,
-        "e5b45e3b3cef2d9a",
+        "af69a0c50f028fd5",
         "f377b3216609cbf7",
         {
             "model/metrics: loss": 0.8673,
@@ -273,7 +273,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "explored": (
         4,
-        "c46455313ceb2f36",
+        "1cdf83630d848492",
         "cdf7f9f2bd7a5ff5",
         {
             "model/metrics: loss": -1.2926,
@@ -324,7 +324,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "contest": (
         3,
-        "506704d24578464b",
+        "14171efbe869aff1",
         "be8f75d663f40b72",
         {
             "model/metrics: loss": -0.4374,
@@ -374,7 +374,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "regressed": (
         3,
-        "685c8beb036fa823",
+        "4a3f308b403c08dc",
         "47b5945285034d2f",
         {
             "model/metrics: loss": 0.17432,
@@ -407,7 +407,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "grpo": (
         6,
-        "bcb606e2199afc53",
+        "b90b8e1343abeace",
         "7d6ca38bd18cf71a",
         {
             "model/metrics: loss": -0.068777,
@@ -463,7 +463,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "small": (
         3,
-        "ac6ece7b7c54706e",
+        "7ca1a70cbbb5928c",
         "06cbbe8ba1b07f8c",
         {
             "model/metrics: loss": 0.0043144,

@@ -34,7 +34,7 @@ STAGES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
 }
 
-MORE_INPUTS = {"sft": {"eval_dataset": "rows"}}
+MORE_INPUTS = {name: {"eval_dataset": STAGES[name][1]} for name in ("sft", "aot", "kto")}
 
 
 @pytest.mark.slow
@@ -67,5 +67,5 @@ def test_two_processes_and_other_micro_batches_equal_one(tmp_path: Path) -> None
                 assert other["loss"] == pytest.approx(one["loss"], rel=1e-5), (stage, name)
                 assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4), (stage, name)
                 assert other["num_tokens"] == one["num_tokens"]
-                if stage == "sft":
+                if stage in MORE_INPUTS:
                     assert other["eval/loss"] == pytest.approx(one["eval/loss"], rel=1e-5), name

@@ -71,8 +71,16 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "prompt_completion",
         {"loss_type": "dft", "weight_column": "w", "lora_r": 2, "lora_dropout": 0.2, "eval_steps": 1},
     ),
-    "dpo": ("preference", PAIRS, {"loss_type": ["sigmoid", "sft"], "label_smoothing": 0.1, "shard_rows": 1}),
-    "a reference that follows": ("preference", PAIRS, {"sync_ref_model": True, "ref_model_sync_steps": 3}),
+    "dpo": (
+        "preference",
+        PAIRS,
+        {"loss_type": ["sigmoid", "sft"], "label_smoothing": 0.1, "shard_rows": 1, "eval_steps": 2},
+    ),
+    "a reference that follows": (
+        "preference",
+        PAIRS,
+        {"sync_ref_model": True, "ref_model_sync_steps": 3, "eval_steps": 2},
+    ),
     "a moving average of the reference": (
         "preference",
         PAIRS,
@@ -88,7 +96,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "kto": (
         "unpaired_preference",
         "unpaired_preference",
-        {"loss_type": "kto", "undesirable_weight": 1.5, "shard_rows": 1},
+        {"loss_type": "kto", "undesirable_weight": 1.5, "shard_rows": 1, "eval_steps": 2},
     ),
     "bco": ("unpaired_preference", "unpaired_preference", {"loss_type": "bco", "use_density_ratio": True}),
     "reward model": ("reward_model", PAIRS, {"center_rewards_coefficient": 0.1, "eval_steps": 2}),

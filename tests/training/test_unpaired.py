@@ -12,7 +12,6 @@ from torch.testing import assert_close
 
 from artifacts.errors import DataError
 from stages.context import Context, local_context
-from stages.data.unpaired import TokenizedCompletion
 from stages.losses.unpaired import UNPAIRED_LOSSES
 from stages.training import density
 from stages.training.batch import Branch, Group
@@ -190,7 +189,7 @@ def test_reward_shift_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_density_ratios_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts whose states are 1 for the desirable and -1 for the undesirable ones. The slope w of the regression then
     solves w = 2 s(-w) for two rows: 0.674832, so the ratios are e^0.674832 = 1.963703 and its inverse 0.509242."""
-    rows = [TokenizedCompletion(f"r{index}", [3, 4], [5], index == 0) for index in range(2)]
+    rows = [Group(f"r{index}", [3, 4], (Branch([5]),), Judged(index == 0, 0.0)) for index in range(2)]
     states = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
     monkeypatch.setattr(density, "prompt_states", lambda *_: states)
     context, scorer = context_for(tmp_path, loss_type="bco", use_density_ratio=True), packing_scorer(tiny_model())
@@ -202,7 +201,7 @@ def test_density_ratios_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert density.density_ratios(scorer, rows, context, bounded) == [1.5, 0.6]
     assert density.density_ratios(scorer, rows, context, context.config) == pytest.approx(found, abs=1e-5)
     with pytest.raises(DataError, match="all 2 rows are of one kind"):
-        density.density_ratios(scorer, [replace(row, label=True) for row in rows], context, context.config)
+        density.density_ratios(scorer, [replace(row, data=Judged(True, 0.0)) for row in rows], context, context.config)
 
 
 @pytest.mark.parametrize("name", ["kto", "bco"])
@@ -236,9 +235,9 @@ def test_logistic_regression_stands_where_its_gradient_is_zero() -> None:
 
 def test_prompt_states_are_the_last_hidden_states(tmp_path: Path) -> None:
     model = tiny_model()
-    rows = [TokenizedCompletion(f"r{i}", list(range(3, 6 + 2 * i)), [1], True) for i in range(3)]
+    rows = [Group(f"r{i}", list(range(3, 6 + 2 * i)), (Branch([1]),)) for i in range(3)]
     states = prompt_states(packing_scorer(model), rows, TokenBudget(context_for(tmp_path), 8192))
     for row, state in zip(rows, states, strict=True):
         with torch.no_grad():
-            hidden = model.base_model(input_ids=torch.tensor([row.prompt_ids])).last_hidden_state[0, -1]
+            hidden = model.base_model(input_ids=torch.tensor([row.prefix_ids])).last_hidden_state[0, -1]
         assert_close(state, hidden.double(), atol=1e-5, rtol=1e-5)
