@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
@@ -51,6 +51,8 @@ class Lasting:
     pool: str
     slots: Mapping[str, int]
     store: str
+    alert_url: str | None = field(default=None, repr=False)
+    """Where it is told that a deployed run failed."""
 
 
 def serve(what: Lasting, started: Callable[[Place, bool], None], say: Callable[[str], None]) -> None:
@@ -88,11 +90,14 @@ def _work(
     say: Callable[[str], None],
 ) -> None:
     os.environ.update({**QUIET, "PREFECT_HOME": str(what.home)})
+    from flows.prefect_alert import settle_alert
     from flows.prefect_api import api
     from flows.prefect_upkeep import prepare, stop_runs
 
     url = server.wait()
     with api(url) as client:
+        if (told := settle_alert(client, what.alert_url)) is not None:
+            say(told)
         for line in prepare(client, what.pool, what.slots):
             say(line)
     with _worker(what, url) as alive:

@@ -7,11 +7,16 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 from artifacts.errors import RequestError
 from flows.holder import Place, holder
 from flows.request import open_named, print_json
 from flows.server import QUIET, configured_url, prefect_home, require_answer
+
+ALERT_URL = "POSTTRAIN_ALERT_URL"
+"""Environment variable: where it is told that a deployed run failed. It may hold a secret, so it is no option, which a
+list of processes would show."""
 
 
 def ui(options: Namespace) -> int:
@@ -36,7 +41,7 @@ def ui(options: Namespace) -> int:
 
     store = open_named(options).url
     slots = dict(_slot(text) for text in options.slots)
-    serve(Lasting(home, options.port, options.pool, slots, store), started, _say)
+    serve(Lasting(home, options.port, options.pool, slots, store, _alert_url()), started, _say)
     return 0
 
 
@@ -139,6 +144,15 @@ def _slot(text: str) -> tuple[str, int]:
     if not name or not size.isdecimal() or int(size) < 1:
         raise RequestError(f"--slots {text}: expected NAME=N with N of at least 1, for example gpu=2")
     return name, int(size)
+
+
+def _alert_url() -> str | None:
+    """Taken out of the environment, for neither the worker nor its runs need it. Raises RequestError for no address."""
+    url = os.environ.pop(ALERT_URL, None) or None
+    parts = urlsplit(url or "")
+    if url is not None and not (parts.scheme in ("http", "https") and parts.hostname):
+        raise RequestError(f"{ALERT_URL} is no address to post to; give one that begins with https:// or http://")
+    return url
 
 
 def _say(text: str) -> None:

@@ -117,8 +117,8 @@ class ServerProcess:
         with _listen(port) as listener:
             self.address = f"http://127.0.0.1:{listener.getsockname()[1]}"
             self.url = f"{self.address}/api"
-            # the pages ask at port 4200 unless they are told another address
-            own = {"PREFECT_HOME": str(home), "PREFECT_UI_API_URL": self.url}
+            # the pages ask at port 4200 unless they are told another address, and what Prefect sends has no links
+            own = {"PREFECT_HOME": str(home), "PREFECT_UI_API_URL": self.url, "PREFECT_UI_URL": self.address}
             descriptor = str(listener.fileno())
             with open(self._log, "wb") as log:
                 self._process = subprocess.Popen(

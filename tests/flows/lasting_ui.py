@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,11 +41,39 @@ def until(condition: Callable[[], Found | None], seconds: float = LIMIT_SECONDS)
     return found
 
 
+ALERT_PATH = "/hooks/5ea1ed-31337"
+"""What is secret of the address that is told of failures."""
+
+
+class Told(ThreadingHTTPServer):
+    """Takes what is posted to it."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Post)
+        self.texts: list[str] = []
+        self.url = f"http://127.0.0.1:{self.server_port}{ALERT_PATH}"
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class _Post(BaseHTTPRequestHandler):
+    server: Told
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert self.path == ALERT_PATH and self.headers["Content-Type"] == "application/json" and list(body) == ["text"]
+        self.server.texts.append(body["text"])
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing."""
+
+
 class Ui:
     """A recipe of rows, a model and its training, a store, and a `posttrain ui`."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.told = folder, Told()
         self.home, self.store_folder = folder / "prefect", folder / "store"
         self.recipe = folder / "recipe" / "tiny.yaml"
         self.recipe.parent.mkdir()
@@ -62,6 +92,7 @@ class Ui:
             "POSTTRAIN_CACHE": str(folder / "cache"),
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
             "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "POSTTRAIN_ALERT_URL": self.told.url,
         }
         self.process, said = self.start("--port", "0")
         self.address, self.url = said["address"], said["api"]

@@ -25,9 +25,11 @@ from prefect.states import Cancelling, Pending, Running
 
 from artifacts import open_store
 from artifacts.errors import RequestError
+from flows.prefect_alert import AUTOMATION as TOLD
+from flows.prefect_alert import settle_alert
 from flows.prefect_flow import posttrain
 from flows.prefect_upkeep import AUTOMATION, SILENCE, crashed_when_silent, prepare
-from tests.flows.lasting_ui import Ui, until
+from tests.flows.lasting_ui import ALERT_PATH, Ui, until
 from tests.tiny_recipe import TASK
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -192,6 +194,37 @@ def test_a_stage_waits_for_slots_and_a_silent_run_has_crashed(ui: Ui, scheduled:
         until(lambda: not ui.processes(), LEFT_SECONDS)
         client.delete_automation(watch)
         client.update_deployment(scheduled.deployment_id, DeploymentUpdate(concurrency_limit=1))
+
+
+def test_a_deployed_run_that_fails_is_told(ui: Ui, scheduled: Any) -> None:
+    """Once, with its reason and its page; one that completed is not, and the address is nowhere to be read."""
+    task = ui.recipe.parent / "task.py"
+    before = task.read_text()
+    task.write_text("def rows():\n    raise ValueError('no \"rows\" <here>')\n")
+    try:
+        run = ui.ask(only=["rows"])
+        with ui.client() as client:
+            run = ui.ended(run, client)
+            assert run.state_name == "Failed"
+    finally:
+        task.write_text(before)
+    (text,) = until(lambda: [text for text in ui.told.texts if text.startswith(run.name)])
+    assert text.startswith(f"{run.name} failed: ") and 'ValueError: no "rows" <here> (task.py:2)' in text
+    assert text.endswith(f"\n{ui.address}/runs/flow-run/{run.id}")
+    assert not any(text.startswith(scheduled.name) for text in ui.told.texts)
+    assert "deployed runs that fail are told to 127.0.0.1\n" in (ui.folder / "ui.log").read_text()
+    readable = [path for path in ui.folder.rglob("*") if path.is_file() and ALERT_PATH.encode() in path.read_bytes()]
+    assert readable == []
+
+
+def test_who_is_told_is_what_the_last_ui_said(ui: Ui) -> None:
+    with ui.client() as client:
+        for url, count in ((None, 0), (ui.told.url, 1), (ui.told.url, 1)):
+            settle_alert(client, url)
+            assert len(client.read_automations_by_name(TOLD)) == count
+    refused = ui.command("ui", POSTTRAIN_ALERT_URL="hooks.example.com/abc")
+    assert refused.returncode == 2 and "POSTTRAIN_ALERT_URL is no address to post to" in refused.stderr
+    assert "hooks.example.com" not in refused.stderr
 
 
 def test_a_run_that_beats_as_prefect_does_by_itself_is_not_silent() -> None:
