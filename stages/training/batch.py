@@ -114,8 +114,7 @@ def _packed(groups: Sequence[Group], multiple: int) -> TokenBatch:
     row = PackedRow()
     places = [row.add_sequences(group.prefix_ids, [branch.token_ids for branch in group.branches]) for group in groups]
     num_tokens = row.num_tokens
-    if missing := -num_tokens % multiple:
-        row.add_sequences((), [[0] * missing])
+    row.fill_up(multiple)
     return TokenBatch(
         groups=tuple(groups),
         input_ids_BT=torch.from_numpy(row.token_ids())[None],

@@ -62,6 +62,16 @@ class PackedRow:
         self.ends[root] = self.num_tokens
         return places
 
+    def fill_up(self, multiple: int) -> None:
+        """End with tokens that no sequence sees. They are in sequences no longer than the longest one there is: a model
+        need not have positions beyond that."""
+        missing = -self.num_tokens % multiple
+        longest = max(depth + len(tokens) for depth, tokens in zip(self.depths, self.tokens, strict=True))
+        while missing:
+            length = min(longest, missing)
+            self._append([0] * length, None, 0)
+            missing -= length
+
     def _split(
         self,
         branches: Sequence[Sequence[int]],

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from stages.training import model as model_module
 from stages.training.batch import Branch, Group, layout
 from stages.training.model import Scorer, token_logprobs
 from stages.training.probes import settle_layout
@@ -76,6 +77,22 @@ def test_loss_and_gradients_equal_separate_rows(model_type: str, checkpointing: 
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.train()
     batch = layout(groups)
+    loss = weighted_loss(scorer(batch, token_logprobs(batch)).logprobs_N)
+    loss.backward()
+    assert float(loss) == pytest.approx(expected_loss, rel=1e-6)
+    assert_close_to(expected, gradients(model), 1e-5)
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_tokens_at_the_end_of_a_row_change_nothing(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where rows end at a multiple of 256, which is more than the positions that these models have."""
+    model: Any = tiny_model(model_type, **MODELS[model_type])
+    groups = groups_sharing_much()
+    expected_loss, expected = separate_rows(model, groups)
+    scorer = packing_scorer(model)
+    monkeypatch.setitem(model_module._SHAPES_MULTIPLE, "cpu", 256)
+    batch = scorer.layout(groups)
+    assert batch.input_ids_BT.shape == (1, 256) and batch.num_tokens + scorer.context_length < 256
     loss = weighted_loss(scorer(batch, token_logprobs(batch)).logprobs_N)
     loss.backward()
     assert float(loss) == pytest.approx(expected_loss, rel=1e-6)
