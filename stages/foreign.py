@@ -196,7 +196,7 @@ CONCEPTS = (
     # during a run
     Concept(
         _called(TRL, "eval_steps", "eval_strategy", "evaluation_strategy", "do_eval", "eval_on_start", "eval_dataset")
-        | _called(TRL, "per_device_eval_batch_size", "load_best_model_at_end", "metric_for_best_model")
+        | _called(TRL, "per_device_eval_batch_size")
         | _called(AXOLOTL, "evals_per_epoch", "eval_batch_size"),
         note="`sft`, both preference stages and both of reward models measure their input `eval_dataset` every "
         "`eval_steps` steps; a stage `evaluate` measures the model that comes out",
@@ -209,17 +209,19 @@ CONCEPTS = (
     Concept(
         {"save_strategy": TRL, "saves_per_epoch": AXOLOTL, "save_total_limit": TRL},
         ("checkpoint_steps",),
-        note="checkpoints are for resuming; the output is the model of the last step",
+        note="checkpoints are for resuming; the output is the model of the last step, or with `keep` the best",
     ),
     Concept(
         _called("TRL, Axolotl", "resume_from_checkpoint") | {"auto_resume_from_checkpoints": AXOLOTL},
         note="a run takes up the last checkpoint by itself; `--force STAGE` begins anew",
     ),
     Concept(
-        {"early_stopping_patience": AXOLOTL},
-        ("stop_on",),
-        note="monitors that end the run; `eval/loss` is none of them",
+        _called(TRL, "load_best_model_at_end", "metric_for_best_model"),
+        ("keep",),
+        "keep: best",
+        "the weights with the lowest loss of input `eval_dataset`",
     ),
+    Concept({"early_stopping_patience": AXOLOTL}, ("stop_on",), note="monitors that end the run"),
     Concept(
         {"wandb_project": AXOLOTL, "use_wandb": COMMON, "use_tensorboard": AXOLOTL},
         ("report_to",),

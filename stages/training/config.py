@@ -121,6 +121,10 @@ class MeasuredConfig(TrainingConfig):
 
     eval_steps: int | None = Field(None, gt=0)
     """Measure the loss of input `eval_dataset` every so many steps, and at the end; null: ten times over the run."""
+    keep: Literal["last", "best"] = "last"
+    """The output has the last weights, or those of the measurement with the lowest loss."""
+    early_stopping_patience: int | None = Field(None, gt=0)
+    """End the run once so many measurements in a row had no lower loss; null: take all steps."""
 
 
 def check_measured(config: MeasuredConfig, wired: frozenset[str]) -> list[str]:
@@ -128,7 +132,12 @@ def check_measured(config: MeasuredConfig, wired: frozenset[str]) -> list[str]:
     apart, own, theirs = "eval_dataset", "reference_logprobs", "eval_reference_logprobs"
     problems = []
     if apart not in wired:
-        given = {"eval_steps": config.eval_steps is not None, f"input {theirs}": theirs in wired}
+        given = {
+            "eval_steps": config.eval_steps is not None,
+            "keep: best": config.keep == "best",
+            "early_stopping_patience": config.early_stopping_patience is not None,
+            f"input {theirs}": theirs in wired,
+        }
         problems += [
             f"{name} is given, but input {apart} is not wired, so it would not be used"
             for name, is_given in given.items()

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 PREFIX = "eval/"
 """How the names of their metrics begin."""
+LOSS = f"{PREFIX}loss"
+"""The one that the best weights have least of."""
 SECONDS = "eval_seconds"
 """What measuring takes, among the timings."""
 _USUAL_TIMES = 10
@@ -43,6 +45,10 @@ class HeldOut:
     every_steps: int | None = None
     known: Callable[[Sequence[Group]], Sequence[Group]] = _same
     """What the loss must know of all of them together is added, under the weights as they are. Collective."""
+    keeps_best: bool = False
+    """The run leaves the weights that had their lowest loss."""
+    patience: int | None = None
+    """Measurements without a lower loss after which the run ends."""
 
     @classmethod
     def of(
@@ -59,7 +65,9 @@ class HeldOut:
             raise DataError(f"input eval_dataset: {error}") from error
         say_dropped(context, ledger.states, output="eval_dataset")
         context.counts["eval_rows"] = len(groups)
-        return cls(groups, context.config.eval_steps)
+        config = context.config
+        patience = config.early_stopping_patience
+        return cls(groups, config.eval_steps, keeps_best=config.keep == "best", patience=patience)
 
     def is_due(self, step: int, total: int) -> bool:
         """After step number `step` of `total`; always after the last one."""

@@ -26,6 +26,7 @@ from stages.training import checkpoint, held_out
 from stages.training.batch import Branch, Group
 from stages.training.config import PolicyConfig, TrainingConfig
 from stages.training.held_out import HeldOut
+from stages.training.keeping import Keeping
 from stages.training.metrics import Mean, MetricSums, extremes, pairs
 from stages.training.model import Scorer
 from stages.training.not_finite import stop_on_nan
@@ -110,7 +111,8 @@ class Trainer:
         rows that are not trained on."""
         context, total = self.context, windows.total_steps
         progress = checkpoint.restore(context, self.parallel, self.processes, self.numerics)
-        windows.load(progress.windows, progress.tensors)
+        keeping = Keeping(context, measured, self.parallel)
+        windows.load(progress.windows, keeping.load(progress.metrics, progress.tensors))
         progress.tensors = {}
         if isinstance(self.objective, Remembering):
             self.objective.load(progress.objective)
@@ -120,6 +122,8 @@ class Trainer:
             self._give_notice(notices_of_rows(states))
         with Trackers(context, self.config) as trackers, self.saver.background:
             for step in range(progress.step, total):
+                if keeping.ends(step, total):
+                    break
                 started = time.monotonic()
                 self.steps_done = step
                 if self._copy is not None:
@@ -128,6 +132,7 @@ class Trainer:
                 seconds, step_tokens = time.monotonic() - started, int(row["num_tokens"])
                 if measured is not None and measured.is_due(step + 1, total):
                     row |= self._measured(measured, step + 1)
+                    keeping.look(row)
                 progress.step = step + 1
                 progress.num_tokens += step_tokens
                 row["num_tokens"] = progress.num_tokens
@@ -143,9 +148,10 @@ class Trainer:
                     waited_seconds = time.monotonic() - asked
                     if isinstance(self.objective, Remembering):
                         progress.objective = self.objective.state()
-                    self.saver.save(replace(progress, tensors=windows.tensors()), waited_seconds)
-        report_end(context, progress.metrics[-1], self.utilization)
-        return Trained(self._whole(), progress.metrics, progress.rows)
+                    tensors = {**windows.tensors(), **keeping.tensors()}
+                    self.saver.save(replace(progress, tensors=tensors), waited_seconds)
+        report_end(context, keeping.row(progress.metrics), self.utilization)
+        return Trained(self._whole(keeping), progress.metrics, progress.rows)
 
     def step(self, step: int, total: int, window: Window) -> tuple[dict[str, float], list[str]]:
         """One optimizer step. Returns its row of metrics (num_tokens of this step alone) and its row ids."""
@@ -237,11 +243,13 @@ class Trainer:
         found = extremes(sums.signs, values[2 * len(names) :], size)
         return pairs(names, values), found, grad_norm
 
-    def _whole(self) -> Scorer | None:
-        """The trained weights in float32, on the first process."""
+    def _whole(self, keeping: Keeping) -> Scorer | None:
+        """The weights that are left, in float32, on the first process."""
         quantized = isinstance(self.config, PolicyConfig) and self.config.quantization is not None
         if self.rebuild is None or (self.is_whole and not self.config.bf16 and not quantized):
-            return self.scorer
-        target = self.rebuild() if self.context.is_main else None
-        copy_weights(self.parallel, target)
+            target: Scorer | None = self.scorer
+        else:
+            target = self.rebuild() if self.context.is_main else None
+            copy_weights(self.parallel, target)
+        keeping.put_into(target)
         return target

@@ -184,6 +184,8 @@ def training_step(training: Training, work: Passes, use: HeadUse, *, reference: 
     # what is whole is written as it is
     gathers = setup.device == "cpu" and not whole
     copy = training.trained * (_FLOAT + _MOMENTS) / setup.processes if gathers else 0
+    if training.keeps_best and setup.device == "cpu":
+        copy += training.trained * _FLOAT
     return phase("training step", {**state, **worst, "checkpoint": copy, "reference": reference}, setup)
 
 

@@ -40,13 +40,16 @@ class Training:
     """None: all weights are trained."""
     gradient_checkpointing: bool = False
     quantized: bool = False
+    keeps_best: bool = False
+    """The weights that were best so far are held besides, in the memory of the host."""
 
     @classmethod
     def of(cls, config: Any, shape: ModelShape, setup: Setup) -> Training:
         """By a TrainingConfig."""
         adapters = Adapters.of(config) or shape.adapters
         quantized = getattr(config, "quantization", None) is not None
-        return cls(shape, setup, config.bf16, adapters, config.gradient_checkpointing, quantized)
+        keeps_best = getattr(config, "keep", "last") == "best"
+        return cls(shape, setup, config.bf16, adapters, config.gradient_checkpointing, quantized, keeps_best)
 
     @property
     def layers(self) -> Layers:

@@ -55,7 +55,9 @@ ANSWERS = [
     ("sft", "save_strategy", "here it is `checkpoint_steps`"),
     ("sft", "attn_implementation", "nothing to set"),
     ("sft", "use_liger_kernel", "built in"),
-    ("sft", "early_stopping_patience", "here it is `stop_on`"),
+    ("rl", "early_stopping_patience", "here it is `stop_on`"),
+    ("sft", "load_best_model_at_end", "here it is `keep: best`"),
+    ("sft", "lr_scheduler_kwargs", "here it is `min_lr_ratio`"),
     ("sft", "dataset_name", "here it is `dataset` under `inputs:`"),
     ("normalize", "dataset_name", "here it is `source`"),
 ]

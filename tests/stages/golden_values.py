@@ -35,7 +35,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "sft": (
         3,
-        "eb647a25e90db713",
+        "a365104b4931c2ff",
         "e53a1d30aa11fed5",
         {
             "model/metrics: loss": 3.8009,
@@ -49,7 +49,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "adapter": (
         3,
-        "32f8aff4636eda5e",
+        "4179ca6f9db04cc5",
         "a4d743f2281e18f3",
         {
             "adapter/weights: norm": 4.3771,
@@ -63,7 +63,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "adapter_dpo": (
         5,
-        "45345ed95cfe643b",
+        "3d4aa0c907fa9822",
         "20165d69215aaff6",
         {
             "adapter/weights: norm": 4.3809,
@@ -97,7 +97,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "judge_of_steps": (
         3,
-        "844e400ed8c7591b",
+        "5c6aad244d8e426c",
         "fc8827e0775ac245",
         {
             "model/metrics: loss": 1.523,
@@ -116,7 +116,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "kto": (
         4,
-        "bace370e6d799665",
+        "95cbd479e1fee58e",
         "ee945ab9b573ffe3",
         {
             "model/metrics: loss": 0.66728,
@@ -141,7 +141,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "dpo": (
         5,
-        "44529303c6457da9",
+        "269688a463e03993",
         "f740cad78ac245e1",
         {
             "model/metrics: loss": 0.92373,
@@ -161,7 +161,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "judge": (
         3,
-        "57469d69e7b5abdd",
+        "9d1bdfb217ae4a9a",
         "d05b5e3460d6cabb",
         {
             "model/metrics: loss": 0.91934,

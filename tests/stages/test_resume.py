@@ -69,17 +69,17 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "dft of weighted rows with adapters and dropout": (
         "sft",
         "prompt_completion",
-        {"loss_type": "dft", "weight_column": "w", "lora_r": 2, "lora_dropout": 0.2, "eval_steps": 1},
+        {"loss_type": "dft", "weight_column": "w", "lora_r": 2, "lora_dropout": 0.2, "eval_steps": 1, "keep": "best"},
     ),
     "dpo": (
         "preference",
         PAIRS,
-        {"loss_type": ["sigmoid", "sft"], "label_smoothing": 0.1, "shard_rows": 1, "eval_steps": 2},
+        {"loss_type": ["sigmoid", "sft"], "label_smoothing": 0.1, "shard_rows": 1, "eval_steps": 2, "keep": "best"},
     ),
     "a reference that follows": (
         "preference",
         PAIRS,
-        {"sync_ref_model": True, "ref_model_sync_steps": 3, "eval_steps": 2},
+        {"sync_ref_model": True, "ref_model_sync_steps": 3, "eval_steps": 2, "keep": "best"},
     ),
     "a moving average of the reference": (
         "preference",

@@ -1,0 +1,94 @@
+"""Which weights a run leaves, and whether it ends early: by the loss of rows that it is not trained on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from stages.context import Context
+from stages.training.held_out import LOSS, HeldOut
+from stages.training.model import Scorer
+from stages.training.parallel import Parallel
+
+_OF_BEST = "best|"
+
+
+class Keeping:
+    """The measurement with the lowest loss so far and, where they are kept, the weights that had it.
+
+    The first process holds them, in float32 beside the model, and they travel in the checkpoints.
+    """
+
+    def __init__(self, context: Context, rows: HeldOut | None, parallel: Parallel) -> None:
+        self.context, self.rows, self.parallel = context, rows, parallel
+        self.step, self.lowest = 0, math.inf
+        self.since = 0
+        """Measurements since then."""
+        self._weights: dict[str, Tensor] = {}
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the best weights are what the run leaves."""
+        return self.rows is not None and self.rows.keeps_best
+
+    def load(self, metrics: Sequence[Mapping[str, float]], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Take up what a saved state has; gives back what else is among the tensors."""
+        for row in metrics:
+            self._note(row)
+        own = {name for name in tensors if name.startswith(_OF_BEST)}
+        if self.context.is_main:
+            self._weights = {name: tensors[name] for name in own}
+        return {name: tensor for name, tensor in tensors.items() if name not in own}
+
+    def look(self, row: Mapping[str, float]) -> None:
+        """At a step's metrics, before another one is taken. Collective."""
+        if self._note(row) and self.keeps:
+            self._take()
+
+    def _note(self, row: Mapping[str, float]) -> bool:
+        """Whether it is the best so far."""
+        if LOSS not in row:
+            return False
+        better = row[LOSS] < self.lowest
+        self.since = 0 if better else self.since + 1
+        if better:
+            self.step, self.lowest = int(row["step"]), row[LOSS]
+        return better
+
+    @torch.no_grad()
+    def _take(self) -> None:
+        """In new memory, for a checkpoint may still be writing the old."""
+        found = {}
+        for name in self.parallel.shapes():
+            weight = self.parallel.weight(name)
+            if self.context.is_main:
+                found[_OF_BEST + name] = weight.detach().to("cpu", copy=True)
+        self._weights = found
+
+    def ends(self, step: int, total: int) -> bool:
+        """Whether the loss has not fallen for as many measurements as the run waits, and it ends after this step."""
+        patience = None if self.rows is None else self.rows.patience
+        if patience is None or self.since < patience:
+            return False
+        self.context.log(f"ends after step {step} of {total}: {LOSS} has not fallen in {self.since} measurements")
+        return True
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint needs."""
+        return self._weights
+
+    def row(self, metrics: Sequence[dict[str, float]]) -> dict[str, float]:
+        """The metrics of the weights that are left."""
+        return metrics[self.step - 1] if self.keeps else metrics[-1]
+
+    @torch.no_grad()
+    def put_into(self, scorer: Scorer | None) -> None:
+        """The best weights, where they are kept, into a Scorer of the same model, where there is one."""
+        if self.keeps:
+            self.context.log(f"kept are the weights of step {self.step}, with the lowest {LOSS}: {self.lowest:.4g}")
+        parameters = {} if scorer is None else dict(scorer.named_parameters())
+        for name in parameters.keys() & {key.removeprefix(_OF_BEST) for key in self._weights}:
+            parameters[name].copy_(self._weights[_OF_BEST + name])
