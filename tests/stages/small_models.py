@@ -53,6 +53,16 @@ def save_dataset(folder: Path, kind: str, rows: Sequence[Mapping[str, Any]], *, 
     return folder
 
 
+def save_completions(folder: Path, **sets: Sequence[tuple[str, str]]) -> dict[str, Path]:
+    """Inputs of a stage: a model, and datasets of these prompts and completions."""
+    save_model(folder / "model", seed=1)
+    found = {"model": folder / "model"}
+    for name, rows in sets.items():
+        completed = [{"prompt": prompt, "completion": completion} for prompt, completion in rows]
+        found[name] = save_dataset(folder / name, "prompt_completion", completed)
+    return found
+
+
 def run_stage(stage: str, folder: Path, inputs: dict[str, Path], **config: Any) -> Context:
     """Run it in this process; every `folder` has a store of its own."""
     context = local_context(stage, config, folder=folder, inputs=dict(inputs))

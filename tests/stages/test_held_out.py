@@ -23,8 +23,8 @@ from tests.stages.small_models import (
     read_lines,
     reward_of,
     run_stage,
+    save_completions,
     save_dataset,
-    save_model,
 )
 
 ROWS = [("abc", "de"), ("da", "bbcaaa"), ("hgf", "e"), ("cab", "aabbcc")]
@@ -40,13 +40,7 @@ def _fresh_process() -> None:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("inputs")
-    save_model(folder / "model", seed=1)
-    found = {"model": folder / "model"}
-    for name, rows in (("dataset", ROWS), ("eval_dataset", APART)):
-        completed = [{"prompt": prompt, "completion": completion} for prompt, completion in rows]
-        found[name] = save_dataset(folder / name, "prompt_completion", completed)
-    return found
+    return save_completions(tmp_path_factory.mktemp("inputs"), dataset=ROWS, eval_dataset=APART)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from stages import sft
 from stages.context import Context
 from stages.training.held_out import HeldOut
 from stages.training.keeping import Keeping
-from tests.stages.small_models import logged, output, read_lines, run_stage, save_dataset, save_model
+from tests.stages.small_models import logged, output, read_lines, run_stage, save_completions
 
 ROWS = [("abc", "de"), ("da", "bbcaaa"), ("hgf", "e"), ("cab", "aabbcc")]
 APART = [("abd", "de"), ("db", "bbcaab"), ("hga", "hh")]
@@ -32,13 +32,7 @@ def _fresh_process() -> None:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("inputs")
-    save_model(folder / "model", seed=1)
-    found = {"model": folder / "model"}
-    for name, rows in (("dataset", ROWS), ("eval_dataset", APART)):
-        completed = [{"prompt": prompt, "completion": completion} for prompt, completion in rows]
-        found[name] = save_dataset(folder / name, "prompt_completion", completed)
-    return found
+    return save_completions(tmp_path_factory.mktemp("inputs"), dataset=ROWS, eval_dataset=APART)
 
 
 def losses(context: Context) -> list[float]:
