@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -90,14 +91,12 @@ def _work(
     say: Callable[[str], None],
 ) -> None:
     os.environ.update({**QUIET, "PREFECT_HOME": str(what.home)})
-    from flows.prefect_alert import settle_alert
     from flows.prefect_api import api
     from flows.prefect_upkeep import prepare, stop_runs
 
     url = server.wait()
+    look = _alerts(what, server, say)
     with api(url) as client:
-        if (told := settle_alert(client, what.alert_url)) is not None:
-            say(told)
         for line in prepare(client, what.pool, what.slots):
             say(line)
     with _worker(what, url) as alive:
@@ -110,9 +109,32 @@ def _work(
                 raise StageError(f"Prefect's server ended by itself: {server.last_line()}")
             if not alive():
                 raise StageError(f"Prefect's worker ended by itself; its output is in {_job(what) / 'log.txt'}")
+            look()
         with api(url) as client:
             for line in stop_runs(client, what.pool, alive):
                 say(line)
+
+
+def _alerts(what: Lasting, server: ServerProcess, say: Callable[[str], None]) -> Callable[[], None]:
+    """Looks now and then for runs that somebody is to be told of."""
+    if what.alert_url is None:
+        return lambda: None
+    from flows.alerts import LOOK_SECONDS, Alerts
+    from flows.prefect_api import api
+
+    alerts, due = Alerts(what.alert_url, server.address, what.home, say), 0.0
+    say(f"deployed runs that fail are told to {alerts.host}")
+
+    def look() -> None:
+        nonlocal due
+        if time.monotonic() < due:
+            return
+        # a busy server that does not answer is asked again
+        with contextlib.suppress(RequestError), api(server.url) as client:
+            alerts.look(client)
+        due = time.monotonic() + LOOK_SECONDS
+
+    return look
 
 
 @contextlib.contextmanager

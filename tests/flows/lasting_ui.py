@@ -51,6 +51,8 @@ class Told(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Post)
         self.texts: list[str] = []
+        self.answers: list[int] = []
+        """Statuses of the next answers; 200 once there are none."""
         self.url = f"http://127.0.0.1:{self.server_port}{ALERT_PATH}"
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -61,8 +63,10 @@ class _Post(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         assert self.path == ALERT_PATH and self.headers["Content-Type"] == "application/json" and list(body) == ["text"]
-        self.server.texts.append(body["text"])
-        self.send_response(200)
+        status = self.server.answers.pop(0) if self.server.answers else 200
+        if status == 200:
+            self.server.texts.append(body["text"])
+        self.send_response(status)
         self.end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:

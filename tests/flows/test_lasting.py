@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,15 @@ from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
 from prefect.settings.models.flows import FlowsSettings
-from prefect.states import Cancelling, Pending, Running
+from prefect.states import Cancelling, Crashed, Pending, Running
 
 from artifacts import open_store
 from artifacts.errors import RequestError
-from flows.prefect_alert import AUTOMATION as TOLD
-from flows.prefect_alert import settle_alert
+from flows.alerts import MOST_TRIES, Alerts
+from flows.prefect_deploy import find
 from flows.prefect_flow import posttrain
 from flows.prefect_upkeep import AUTOMATION, SILENCE, crashed_when_silent, prepare
-from tests.flows.lasting_ui import ALERT_PATH, Ui, until
+from tests.flows.lasting_ui import ALERT_PATH, Told, Ui, until
 from tests.tiny_recipe import TASK
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -208,23 +209,53 @@ def test_a_deployed_run_that_fails_is_told(ui: Ui, scheduled: Any) -> None:
             assert run.state_name == "Failed"
     finally:
         task.write_text(before)
-    (text,) = until(lambda: [text for text in ui.told.texts if text.startswith(run.name)])
-    assert text.startswith(f"{run.name} failed: ") and 'ValueError: no "rows" <here> (task.py:2)' in text
+    (text,) = until(lambda: [text for text in ui.told.texts if run.name in text])
+    assert text.startswith(f"tiny: {run.name} failed: rows: ") and 'ValueError: no "rows" <here> (task.py:2)' in text
     assert text.endswith(f"\n{ui.address}/runs/flow-run/{run.id}")
-    assert not any(text.startswith(scheduled.name) for text in ui.told.texts)
+    assert not any(scheduled.name in text for text in ui.told.texts)
     assert "deployed runs that fail are told to 127.0.0.1\n" in (ui.folder / "ui.log").read_text()
     readable = [path for path in ui.folder.rglob("*") if path.is_file() and ALERT_PATH.encode() in path.read_bytes()]
     assert readable == []
 
 
-def test_who_is_told_is_what_the_last_ui_said(ui: Ui) -> None:
+def test_what_was_told_is_not_told_again(ui: Ui, scheduled: Any, tmp_path: Path) -> None:
+    """An address that is busy is tried again, by this or another `posttrain ui`; one that never answers is given up."""
+    said: list[str] = []
+    told = Told()
+    make = partial(Alerts, told.url, ui.address, tmp_path, said.append)
+    alerts = make()
     with ui.client() as client:
-        for url, count in ((None, 0), (ui.told.url, 1), (ui.told.url, 1)):
-            settle_alert(client, url)
-            assert len(client.read_automations_by_name(TOLD)) == count
+        failed = _ended_badly(ui, client)
+        told.answers = [500, 200]
+        alerts.look(client)
+        assert told.texts == []
+        alerts = make()
+        alerts.look(client)
+        alerts.look(client)
+        make().look(client)
+        page = f"{ui.address}/runs/flow-run/{failed.id}"
+        assert told.texts == [f"tiny: {failed.name} crashed: by hand\n{page}"]
+        other = _ended_badly(ui, client)
+        told.answers = [404] * MOST_TRIES
+        for _ in range(MOST_TRIES + 2):
+            alerts.look(client)
+    assert told.answers == []
+    assert said == [
+        f"{failed.name} failed, and 127.0.0.1 could not be told: HTTP 500; it is tried again",
+        f"{other.name} failed, and 127.0.0.1 could not be told: HTTP 404; it is tried again",
+        f"{other.name} failed, and 127.0.0.1 was not told in {MOST_TRIES} tries: HTTP 404",
+    ]
     refused = ui.command("ui", POSTTRAIN_ALERT_URL="hooks.example.com/abc")
     assert refused.returncode == 2 and "POSTTRAIN_ALERT_URL is no address to post to" in refused.stderr
     assert "hooks.example.com" not in refused.stderr
+
+
+def _ended_badly(ui: Ui, client: Any) -> Any:
+    """A run of the deployment that no worker ever had."""
+    deployment = find(client, "tiny")
+    run = client.create_flow_run_from_deployment(deployment.id, state=Running())
+    client.set_flow_run_state(run.id, Crashed(message="by hand"), force=True)
+    return run
 
 
 def test_a_run_that_beats_as_prefect_does_by_itself_is_not_silent() -> None:
