@@ -50,9 +50,9 @@ def _folder(path: Path) -> Path:
     return path
 
 
-def sequences(count: int = 12) -> list[Group]:
+def sequences(count: int = 12, seed: int = 0) -> list[Group]:
     """Whole sequences of which all but the first token are trained."""
-    groups = random_groups(count, 1, prefix=(1, 2))
+    groups = random_groups(count, 1, prefix=(1, 2), seed=seed)
     rows = []
     for group in groups:
         ids = [*group.prefix_ids, *group.branches[0].token_ids]
