@@ -119,7 +119,7 @@ def _alerts(what: Lasting, server: ServerProcess, say: Callable[[str], None]) ->
     """Looks now and then for runs that somebody is to be told of."""
     if what.alert_url is None:
         return lambda: None
-    from flows.alerts import LOOK_SECONDS, Alerts
+    from flows.prefect_alerts import LOOK_SECONDS, Alerts
     from flows.prefect_api import api
 
     alerts, due = Alerts(what.alert_url, server.address, what.home, say), 0.0

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from artifacts.errors import Problem
 from flows.fields import Slot, entry_slots, expectation, field_slots, found, is_model, models_at, slots_at
 from flows.yaml_lines import Document, Place
-from stages.foreign import foreign
+from stages.foreign import foreign, foreign_value
 from stages.names import nearest
 from stages.stage import Config
 
@@ -195,7 +195,7 @@ def _way(alternatives: Sequence[Slot], value: Any) -> str:
             return f" (write [{value}])"
         if entries and value.lower() == "none":
             return " (write [])"
-        return nearest(value, [*choices, *entries])
+        return foreign_value(value, choices) or nearest(value, [*choices, *entries])
     if any(slot.annotation is str for slot in alternatives) and isinstance(value, int | float):
         return " (put it in quotes)"
     return ""

@@ -22,6 +22,7 @@ from flows.inputs import (
 )
 from flows.known_part import as_far_as_known
 from flows.yaml_lines import Document, Place
+from stages.foreign import foreign
 from stages.names import nearest
 from stages.stage import Config, Input, Stage
 
@@ -80,7 +81,8 @@ class Wiring:
             if name not in accepted:
                 assert stage.uses is not None
                 takes = f"{stage.uses.name} takes: {', '.join(accepted)}" if accepted else "this stage takes none"
-                self._fail((*place, name), f"unknown input{nearest(name, accepted)}; {takes}")
+                hint = foreign(name, list(accepted)) or nearest(name, accepted)
+                self._fail((*place, name), f"unknown input{hint}; {takes}")
                 continue
             entries = self._entries((*place, name), value, accepted[name])
             references = [self._reference(at, text, accepted[name], stage.name) for at, text in entries]

@@ -180,7 +180,15 @@ CONCEPTS = (
     # models and data
     Concept({"base_model": AXOLOTL, "model_name_or_path": "TRL, LLaMA-Factory"}, ("model",)),
     Concept({"dataset_name": TRL, "datasets": AXOLOTL}, ("dataset", "source"), note="rows come from a `normalize`"),
+    Concept({"train_dataset": TRL, "train_data": COMMON}, ("dataset",)),
     Concept({"ref_model": TRL}, ("reference",)),
+    Concept(
+        _called(TRL, "precompute_ref_log_probs", "precompute_ref_batch_size"),
+        ("reference_logprobs",),
+        note="the input, from a stage of that name; without it they are computed at the start",
+    ),
+    Concept(_called(TRL, "remove_unused_columns"), note="columns that a stage does not know are left alone"),
+    Concept(_called(TRL, "disable_dropout"), note="dropout is what the input model's configuration says"),
     Concept({"teacher_model_name_or_path": TRL}, ("teacher",)),
     Concept({"reward_model_path": TRL}, ("reward_model",)),
     Concept(
@@ -244,6 +252,21 @@ CONCEPTS = (
 
 FOREIGN = {name: concept for concept in CONCEPTS for name in concept.called}
 """Name elsewhere -> what it is."""
+
+
+VALUES = {
+    "dpo": "sigmoid",
+    "cosine_with_min_lr": "cosine, with min_lr_ratio",
+    "constant_with_warmup": "constant, with warmup_steps",
+    "wsd": "warmup_stable_decay",
+}
+"""Value elsewhere -> what it is here."""
+
+
+def foreign_value(value: str, choices: Sequence[str]) -> str:
+    """`; here it is sigmoid` where the value is another tool's; else nothing."""
+    meant = VALUES.get(value.lower(), "")
+    return f"; here it is {meant}" if meant.partition(",")[0] in choices else ""
 
 
 def foreign(name: str, valid: Sequence[str], elsewhere: Mapping[str, Sequence[str]] | None = None) -> str:

@@ -118,6 +118,10 @@ class Trainer:
             self.objective.load(progress.objective)
         watch, log = Watch(progress.metrics), MetricsLog(context, progress.metrics)
         say_dropped(context, states)
+        if Schedule.of(self.config).warmup(total) == total:
+            context.log(
+                f"the learning rate rises over all {total} steps and does not reach {self.config.learning_rate}"
+            )
         if progress.step == 0:
             self._give_notice(notices_of_rows(states))
         with Trackers(context, self.config) as trackers, self.saver.background:

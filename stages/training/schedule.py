@@ -40,12 +40,13 @@ class Schedule:
             floor=config.min_lr_ratio,
         )
 
+    def warmup(self, total: int) -> int:
+        """Steps that rise, of `total`."""
+        return math.ceil(self.warmup_ratio * total) if self.warmup_steps is None else min(self.warmup_steps, total)
+
     def factor(self, step: int, total: int) -> float:
         """Of optimizer step `step` (from 0) of `total`."""
-        if self.warmup_steps is not None:
-            warmup = min(self.warmup_steps, total)
-        else:
-            warmup = math.ceil(self.warmup_ratio * total)
+        warmup = self.warmup(total)
         if step < warmup:
             return step / warmup
         high = FALLS[self.fall](Place(step - warmup, total - warmup, math.ceil(self.decay_ratio * total)))

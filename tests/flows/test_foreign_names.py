@@ -57,6 +57,8 @@ ANSWERS = [
     ("sft", "use_liger_kernel", "built in"),
     ("rl", "early_stopping_patience", "here it is `stop_on`"),
     ("sft", "load_best_model_at_end", "here it is `keep: best`"),
+    ("preference", "precompute_ref_log_probs", "the input, from a stage of that name"),
+    ("preference", "disable_dropout", "what the input model's configuration says"),
     ("sft", "lr_scheduler_kwargs", "here it is `min_lr_ratio`"),
     ("sft", "dataset_name", "here it is `dataset` under `inputs:`"),
     ("normalize", "dataset_name", "here it is `source`"),
@@ -108,3 +110,22 @@ def test_what_a_stage_takes_is_listed_once() -> None:
 )
 def test_a_value_as_others_write_it(field: str, value: object, way: str) -> None:
     assert said("rl", **{field: value})[field].endswith(way)
+
+
+@pytest.mark.parametrize(
+    ("uses", "field", "value", "text"),
+    [
+        ("preference", "loss_type", "dpo", "found text 'dpo'; here it is sigmoid"),
+        ("sft", "lr_scheduler_type", "cosine_with_min_lr", "; here it is cosine, with min_lr_ratio"),
+        ("unpaired_preference", "loss_type", "dpo", "found text 'dpo'"),
+    ],
+)
+def test_values_of_others(uses: str, field: str, value: str, text: str) -> None:
+    assert said(uses, **{field: value})[field].endswith(text)
+
+
+def test_inputs_of_others() -> None:
+    with pytest.raises(RequestError) as error:
+        Recipe.from_dict({"name": "mine", "stages": {"it": {"uses": "sft", "inputs": {"train_dataset": "rows"}}}})
+    (problem,) = [one for one in error.value.problems if one.where.endswith("inputs.train_dataset")]
+    assert problem.what.startswith("unknown input; here it is `dataset` (TRL); sft takes: ")

@@ -26,7 +26,7 @@ from prefect.states import Cancelling, Crashed, Pending, Running
 
 from artifacts import open_store
 from artifacts.errors import RequestError
-from flows.alerts import MOST_TRIES, Alerts
+from flows.prefect_alerts import MOST_TRIES, Alerts
 from flows.prefect_deploy import find
 from flows.prefect_flow import posttrain
 from flows.prefect_upkeep import AUTOMATION, SILENCE, crashed_when_silent, prepare

@@ -71,6 +71,15 @@ def test_the_loss_is_that_of_transformers_on_the_weights_of_the_step(tmp_path: P
     assert [line.split(":")[0] for line in said] == ["step 2", "step 4", "step 5"]
 
 
+@pytest.mark.parametrize(("steps", "says"), [(4, False), (5, True), (9, True)])
+def test_a_learning_rate_that_is_not_reached_is_said(
+    tmp_path: Path, inputs: dict[str, Path], steps: int, says: bool
+) -> None:
+    context = run_stage("sft", tmp_path, inputs, **SETTINGS, warmup_steps=steps)
+    said = "the learning rate rises over all 5 steps and does not reach 0.01"
+    assert (said in logged(Path(context.spec.job))) == says
+
+
 @pytest.mark.parametrize(
     "settings",
     [
