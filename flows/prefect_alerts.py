@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -52,8 +53,7 @@ class Alerts:
         self._tries: dict[UUID, int] = {}
         self._since = datetime.now(UTC)
         if self._note.is_file():
-            noted = json.loads(self._note.read_text(encoding="utf-8"))
-            self._since, self._told = datetime.fromisoformat(noted["since"]), noted["told"]
+            self._read()
 
     def look(self, client: SyncPrefectClient) -> None:
         """Tell of what ended badly since the last look."""
@@ -66,6 +66,13 @@ class Alerts:
             self._since = max(self._since, now - _OVERLAP)
             self._told = {run: end for run, end in self._told.items() if datetime.fromisoformat(end) >= self._since}
         self._write()
+
+    def _read(self) -> None:
+        try:
+            noted = json.loads(self._note.read_text(encoding="utf-8"))
+            self._since, self._told = datetime.fromisoformat(noted["since"]), dict(noted["told"])
+        except (ValueError, KeyError, TypeError):
+            self.say(f"{self._note} is damaged; runs that failed before now are not told")
 
     def _write(self) -> None:
         beside = self._note.with_name(f"{_KEPT}.new")
@@ -100,9 +107,10 @@ class Alerts:
         except urllib.error.HTTPError as error:
             error.close()
             return f"HTTP {error.code}"
-        except OSError as error:
+        except (OSError, HTTPException) as error:
             reason = getattr(error, "reason", error)
-            return f"{type(reason).__name__}: {reason}"
+            # of another kind than the system's, it may quote the address
+            return f"{type(reason).__name__}: {reason}" if isinstance(reason, OSError) else type(reason).__name__
 
 
 def _in_words(client: SyncPrefectClient, run: FlowRun) -> str:

@@ -240,6 +240,20 @@ def test_what_was_told_is_not_told_again(ui: Ui, scheduled: Any, tmp_path: Path)
         for _ in range(MOST_TRIES + 2):
             alerts.look(client)
     assert told.answers == []
+    told.shutdown()
+    told.server_close()
+    (tmp_path / "alerts.json").write_text('{"since": ')
+    with ui.client() as client:
+        beyond = Alerts(told.url, ui.address, tmp_path, said.append)
+        wrong = Alerts(f"{told.url} x", ui.address, tmp_path / "other", said.append)
+        wrong._note.parent.mkdir()
+        last = _ended_badly(ui, client)
+        beyond.look(client)
+        wrong.look(client)
+    *said, damaged, nobody, no_address = said
+    assert damaged == f"{tmp_path}/alerts.json is damaged; runs that failed before now are not told"
+    assert nobody.startswith(f"{last.name} failed, and 127.0.0.1 could not be told: ConnectionRefusedError: ")
+    assert no_address == f"{last.name} failed, and 127.0.0.1 could not be told: InvalidURL; it is tried again"
     assert said == [
         f"{failed.name} failed, and 127.0.0.1 could not be told: HTTP 500; it is tried again",
         f"{other.name} failed, and 127.0.0.1 could not be told: HTTP 404; it is tried again",
