@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import socket
 import sys
 import time
 from dataclasses import replace
@@ -132,6 +133,15 @@ def test_a_fork_server_that_is_killed_takes_its_program_along_and_is_replaced():
         while processes_of(str(first)):
             time.sleep(0.01)
         assert sandbox.values("", ["2"])[0].data == 2
+
+
+def test_a_fork_server_that_ended_before_it_read_its_job_has_ended():
+    """Its socket is then reset, and not only closed."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.send(b"a job")
+    theirs.close()
+    with ours, pytest.raises(SandboxError, match="the fork server ended while a program ran"):
+        Sandbox()._ending(ours)
 
 
 @pytest.mark.parametrize("mode", ["root", "ordinary-bare"])
