@@ -14,16 +14,17 @@ from tests.stages.small_models import logged, output, read_json, read_lines, row
 
 # no two of its verdicts are equal, so a run that asked again would not end with the same bytes
 JUDGE = """
-import secrets
+from zlib import crc32
 from pathlib import Path
 HERE = Path(__file__).parent
 def judge(completions, completion_ids, row_id):
     if (HERE / "die").exists() and len((HERE / "asked").read_text().splitlines()) > 20:
         (HERE / "die").unlink()
         raise KeyboardInterrupt
+    before = len((HERE / "asked").read_text().splitlines())
     with open(HERE / "asked", "a") as stream:
         stream.writelines(f"{row} {ids} {text}\\n" for row, ids, text in zip(row_id, completion_ids, completions))
-    return [secrets.randbelow(10**9) / 10**9 for _ in completions]
+    return [crc32(b"%d" % number) / 2**32 for number in range(before, before + len(completions))]
 """
 
 # raises for every completion whose digits add up to an odd number; a file makes it end the run once
