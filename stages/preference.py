@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from stages.data.types import Dataset
     from stages.training.batch import Group
     from stages.training.loop import Trainer
-    from stages.training.pair_windows import PairWindows
-    from stages.training.windows import DatasetWindows
+    from stages.training.objective import Windows
 
 Config = PreferenceConfig
 
@@ -66,25 +65,23 @@ def run(context: Context) -> None:
     held_out = HeldOut.of(context, vocabulary, groups_of)
     if config.needs_reference and not config.sync_ref_model:
         groups, held_out = together(groups, held_out, partial(_referenced, context, trainer))
-    rows = DatasetWindows(groups, config)
-    windows = _windows(context, trainer, rows)
-    if held_out and windows:
-        held_out = replace(held_out, known=windows.held_out)
-    trained = trainer.run(windows or rows, ledger.states, held_out)
+    windows = _windows(context, trainer, DatasetWindows(groups, config))
+    trained = trainer.run(windows, ledger.states, held_out)
     export(context, trained, ledger.to_json())
 
 
-def _windows(context: Context, trainer: Trainer, rows: DatasetWindows) -> PairWindows | None:
-    """Where a fixed reference and single pairs are not all that the loss knows."""
+def _windows(context: Context, trainer: Trainer, windows: Windows) -> Windows:
+    """With what the loss knows beside a fixed reference and single pairs."""
     from stages.training.pair_losses import following_reference, pair_loss, pair_settings
     from stages.training.pair_windows import CoupledWindows
 
     config: Config = context.config
     settings = pair_settings(config)
-    following = following_reference(context, trainer, rows, settings) if config.sync_ref_model else None
+    if config.sync_ref_model:
+        windows = following_reference(context, trainer, windows, settings)
     if any(one.couples_rows for one in config.losses):
-        return CoupledWindows(following or rows, trainer, settings, pair_loss(config))
-    return following
+        windows = CoupledWindows(windows, trainer, settings, pair_loss(config))
+    return windows
 
 
 def _require_gold(config: Config, dataset_type: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,8 +22,7 @@ if TYPE_CHECKING:
     from stages.data.unpaired import TokenizedCompletion
     from stages.training.batch import Group
     from stages.training.loop import Trainer
-    from stages.training.scored_windows import ScoredWindows
-    from stages.training.windows import DatasetWindows
+    from stages.training.objective import Windows
 
     LossName = str
 else:  # the table of losses is what may be chosen
@@ -129,21 +127,18 @@ def run(context: Context) -> None:
     _advise(context, good, len(groups) - good)
     held_out = HeldOut.of(context, vocabulary, groups_of)
     groups, held_out = together(groups, held_out, partial(_referenced, context, trainer))
-    rows = DatasetWindows(groups, config)
-    windows = _windows(trainer, rows, config)
-    if held_out and windows:
-        held_out = replace(held_out, known=windows.held_out)
-    trained = trainer.run(windows or rows, ledger.states, held_out)
+    windows = _windows(trainer, DatasetWindows(groups, config), config)
+    trained = trainer.run(windows, ledger.states, held_out)
     export(context, trained, ledger.to_json())
 
 
-def _windows(trainer: Trainer, rows: DatasetWindows, config: Config) -> ScoredWindows | None:
-    """Where single completions are not all that the loss knows."""
+def _windows(trainer: Trainer, windows: Windows, config: Config) -> Windows:
+    """With what the loss knows beside single completions."""
     from stages.training.unpaired import KLWindows, ShiftWindows
 
     if config.loss_type == "kto":
-        return KLWindows(rows, trainer)
-    return ShiftWindows(rows, trainer, config.beta) if config.loss_type == "bco" else None
+        return KLWindows(windows, trainer)
+    return ShiftWindows(windows, trainer, config.beta) if config.loss_type == "bco" else windows
 
 
 def _judged(config: Config, rows: Sequence[TokenizedCompletion], longest: int) -> list[Group]:

@@ -17,7 +17,7 @@ from stages.data.ledger import RowLedger, say_dropped
 from stages.data.types import Dataset
 from stages.training.batch import Group
 from stages.training.metrics import Mean, MetricSums, pairs
-from stages.training.objective import Concluding
+from stages.training.objective import Completing, Concluding, Windows
 from stages.training.turns import turns_of
 
 if TYPE_CHECKING:
@@ -33,18 +33,12 @@ _USUAL_TIMES = 10
 """How often they are measured unless the settings say otherwise."""
 
 
-def _same(groups: Sequence[Group]) -> Sequence[Group]:
-    return groups
-
-
 @dataclass(frozen=True)
 class HeldOut:
     """The rows, and after how many steps they are measured; None: ten times over the run."""
 
     groups: Sequence[Group]
     every_steps: int | None = None
-    known: Callable[[Sequence[Group]], Sequence[Group]] = _same
-    """What the loss must know of all of them together is added, under the weights as they are. Collective."""
     keeps_best: bool = False
     """The run leaves the weights that had their lowest loss."""
     patience: int | None = None
@@ -87,11 +81,11 @@ def together(
 
 
 @torch.no_grad()
-def measure(trainer: Trainer, rows: HeldOut) -> dict[str, float]:
+def measure(trainer: Trainer, rows: HeldOut, windows: Windows) -> dict[str, float]:
     """`eval/loss`, divided as the loss of a step is, and the objective's other metrics of these groups, by the weights
     as they are and without dropout. Collective. Raises StageError for a loss that is not finite, or of nothing."""
     processes, objective = trainer.processes, trainer.objective
-    groups = rows.known(rows.groups)
+    groups = windows.held_out(rows.groups) if isinstance(windows, Completing) else rows.groups
     items = sum(objective.count(group) for group in groups)
     if items <= 0:
         raise StageError("input eval_dataset has nothing to measure: every item of its rows is masked")

@@ -135,7 +135,7 @@ class Trainer:
                 row, ids = self.step(step, total, windows.window(step))
                 seconds, step_tokens = time.monotonic() - started, int(row["num_tokens"])
                 if measured is not None and measured.is_due(step + 1, total):
-                    row |= self._measured(measured, step + 1)
+                    row |= self._measured(measured, windows, step + 1)
                     keeping.look(row)
                 progress.step = step + 1
                 progress.num_tokens += step_tokens
@@ -183,11 +183,11 @@ class Trainer:
             tokens = window.num_tokens
         return {**known, "num_tokens": tokens, **window.metrics, **means}, [group.row_id for group in window.groups]
 
-    def _measured(self, rows: HeldOut, step: int) -> dict[str, float]:
+    def _measured(self, rows: HeldOut, windows: Windows, step: int) -> dict[str, float]:
         with clocked(self.context.timings, held_out.SECONDS):
             if self._copy is not None:
                 self._copy.refresh()
-            found = held_out.measure(self, rows)
+            found = held_out.measure(self, rows, windows)
         self.context.log(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in found.items()))
         return found
 

@@ -104,6 +104,15 @@ class Windows(Protocol):
         ...
 
 
+@runtime_checkable
+class Completing(Protocol):
+    """Windows that add to groups what their loss must know; rows that are measured beside the training need it too."""
+
+    def held_out(self, groups: Sequence[Group]) -> Sequence[Group]:
+        """Groups of no step, with what is added to them together, under the weights as they are. Collective."""
+        ...
+
+
 class WindowsAround:
     """Windows that make something of what others give; what is saved is the others'."""
 

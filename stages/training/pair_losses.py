@@ -43,9 +43,7 @@ def pair_settings(config: PairLossConfig) -> PairSettings:
     )
 
 
-def following_reference(
-    context: Context, trainer: Trainer, windows: Windows, settings: PairSettings
-) -> FollowingReference:
+def following_reference(context: Context, trainer: Trainer, windows: Windows, settings: PairSettings) -> Windows:
     """Windows whose reference moves towards the policy (TR-DPO). Raises StageError where only adapters are trained."""
     config = context.config
     assert isinstance(config, PairLossConfig)

@@ -42,7 +42,7 @@ class ScoredWindows(WindowsAround):
         raise NotImplementedError
 
     def held_out(self, groups: Sequence[Group]) -> Sequence[Group]:
-        """Groups of no step, with what is added to them together, here and by the windows inside."""
+        """See `Completing`; by the windows inside first."""
         if isinstance(self.windows, ScoredWindows):
             groups = self.windows.held_out(groups)
         return _with(groups, self.present(groups))
