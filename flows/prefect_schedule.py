@@ -49,16 +49,8 @@ def existing(client: SyncPrefectClient, names: Sequence[str]) -> dict[str, Row]:
 
 
 def pause(client: SyncPrefectClient, names: Sequence[str]) -> list[Row]:
-    """No run starts by itself until they are resumed, nor do those that are late; runs that go on, go on."""
-
-    def act(found: DeploymentResponse) -> None:
-        client.pause_deployment(found.id)
-        # Prefect takes back those that are to come, and lets those begin that are late or wait for the one before
-        for run in _runs(client, found.id, [StateType.SCHEDULED], FlowRunSort.EXPECTED_START_TIME_ASC, None):
-            if run.auto_scheduled and not run.run_count:
-                client.delete_flow_run(run.id)
-
-    return _each(client, names, act)
+    """No run starts by itself until they are resumed; runs that go on, go on."""
+    return _each(client, names, lambda found: client.pause_deployment(found.id))
 
 
 def resume(client: SyncPrefectClient, names: Sequence[str]) -> list[Row]:

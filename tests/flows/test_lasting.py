@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from prefect.client.schemas.actions import DeploymentUpdate
-from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
 from prefect.settings.models.flows import FlowsSettings
 from prefect.states import Cancelling, Crashed, Pending, Running
@@ -110,27 +110,6 @@ def test_what_is_deployed_is_listed(ui: Ui, scheduled: Any) -> None:
     ):
         refused = ui.command(*arguments)
         assert refused.returncode == 2 and words in refused.stderr, refused.stderr
-
-
-def test_a_pause_is_for_runs_that_are_late_too(ui: Ui, scheduled: Any) -> None:
-    """More than the worker has come to."""
-    assert ui.command("deploy", str(ui.recipe), "--name", "often", "--interval", "1").returncode == 0
-    with ui.client() as client:
-        deployment = find(client, "often")
-        assert deployment is not None
-        mine = DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
-
-        def late() -> bool:
-            found = client.read_flow_runs(deployment_filter=mine)
-            return sum(run.state_name == "AwaitingConcurrencySlot" for run in found) >= 2
-
-        until(late)
-        paused = ui.command("schedule", "pause", "often", "--json")
-        (row,) = json.loads(paused.stdout)["deployments"]
-        assert (row["state"], row["next"]) == ("paused", None)
-        assert len(client.read_flow_runs(deployment_filter=mine)) <= 3
-        until(lambda: all(run.state.is_final() for run in client.read_flow_runs(deployment_filter=mine)))
-        assert ui.command("schedule", "remove", "often").returncode == 0
 
 
 def test_what_is_removed_is_said_to_be_gone(ui: Ui, scheduled: Any) -> None:
