@@ -22,8 +22,10 @@ class KeptFolder:
     def __init__(self, place: Path, prefix: str) -> None:
         """`prefix`: of the folder's name."""
         self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
-        self._lock = os.open(self.path / _OWNER, os.O_CREAT | os.O_RDWR, 0o600)
+        draft = self.path / f"{_OWNER}.draft"
+        self._lock = os.open(draft, os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+        draft.rename(self.path / _OWNER)  # under this name it is locked from the first: whoever sees it free may remove
         self._keeper = subprocess.Popen(
             [sys.executable, "-P", server_guard.__file__, str(self.path)], stdin=subprocess.PIPE, start_new_session=True
         )

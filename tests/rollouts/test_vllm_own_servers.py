@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 
 import psutil
 import pytest
@@ -225,3 +226,26 @@ def test_what_nobody_could_remove_is_removed_later(tmp_path: Path) -> None:
     assert living.path.exists() and other.exists() and not forgotten.path.exists()
     living.remove()
     assert not living.path.exists()
+
+
+def test_none_is_removed_while_it_is_made(tmp_path: Path) -> None:
+    """Another stage looks for forgotten ones before every line that makes one."""
+    looks = []
+
+    def look(frame: FrameType, event: str, _: object) -> Callable[..., object] | None:
+        if frame.f_code is not KeptFolder.__init__.__code__:
+            return None
+        if event == "line":
+            remove_forgotten(tmp_path, "w-")
+            looks.append(frame.f_lineno)
+        return look
+
+    before = sys.gettrace()
+    sys.settrace(look)
+    try:
+        made = KeptFolder(tmp_path, "w-")
+    finally:
+        sys.settrace(before)
+    assert len(set(looks)) >= 5
+    assert made.path.exists()
+    made.remove()
