@@ -28,7 +28,7 @@ from stages.training.memory_allocator import Device
 from stages.training.memory_shape import Adapters, ModelShape, UnknownShapeError, read_shape
 from stages.training.memory_training import Setup
 
-_MODEL_KINDS = (*HUB_KINDS, "adapter")
+_MODEL_KINDS = (*HUB_KINDS, "adapter", "teacher_states")
 
 
 @dataclass(frozen=True)

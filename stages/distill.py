@@ -1,12 +1,13 @@
 """Distillation: a student learns a teacher's token distributions, on its own completions or on given ones.
 
-Of privileged_context rows the teacher sees more than the student. Such a teacher may be the student's own start, which
-is SDFT (self-distillation with privileged context, arXiv:2601.19897).
+A teacher may have said before what it knows of the given ones (stage `teacher_states`): then it takes no time and no
+memory here. Of privileged_context rows the teacher sees more than the student. Such a teacher may be the student's own
+start, which is SDFT (self-distillation with privileged context, arXiv:2601.19897).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
 
@@ -15,17 +16,16 @@ from stages.data.types import TEXT_COLUMNS
 from stages.rollouts.engine_settings import EngineChoice, EngineConfig, engine_problems
 from stages.stage import MODELS, Input, Stage
 from stages.training.config import PolicyConfig, policy_outputs
-from stages.training.memory import Phase, Request, same_shape, training_step
-from stages.training.memory_distill import student_phases, with_teacher_servers
-from stages.training.memory_head import HeadUse
-from stages.training.memory_sampling import Sampled
+from stages.training.memory import same_shape
+from stages.training.memory_distill import distill_phases
 
 if TYPE_CHECKING:
     from stages.context import Context
+    from stages.training.kept_teacher import KeptTeacher
     from stages.training.loop import Trainer
     from stages.training.model import Scorer
     from stages.training.objective import Objective, Windows
-    from stages.training.teachers import Teacher
+    from stages.training.teachers import LocalTeacher, Teacher
 
 
 class Config(EngineChoice, PolicyConfig):
@@ -70,12 +70,12 @@ def check(config: Config, wired: frozenset[str]) -> list[str]:
     problems = engine_problems(config, None)
     if config.rollouts.is_apart and config.lmbda == 0:
         problems.append(f"rollouts.engine is {config.rollouts.engine}, but lmbda is 0, so nothing is sampled")
-    problems += _teacher_problems(config, wired)
+    problems += _teacher_problems(config, wired) + _kept_problems(config, wired)
     moves = config.teacher_update_rate is not None
-    if "teacher" not in wired and config.lmbda != 1:
+    if not {"teacher", "teacher_states"} & wired and config.lmbda != 1:
         problems.append(
             f"without input teacher the model teaches itself, on completions that it samples: lmbda is {config.lmbda}, "
-            "and must be 1; or wire a teacher"
+            "and must be 1; or wire a teacher, or teacher_states"
         )
     if "teacher" in wired and moves:
         problems.append("teacher_update_rate is of a model that teaches itself; input teacher stays as it is")
@@ -111,8 +111,25 @@ def _teacher_problems(config: Config, wired: frozenset[str]) -> list[str]:
     return problems
 
 
+def _kept_problems(config: Config, wired: frozenset[str]) -> list[str]:
+    """Of a teacher that has said what it knows."""
+    if "teacher_states" not in wired:
+        return []
+    problems = []
+    if "teacher" in wired:
+        problems.append("inputs teacher and teacher_states exclude each other; wire one of them")
+    if config.lmbda != 0:
+        problems.append(
+            f"lmbda is {config.lmbda:g}, but teacher_states are of the dataset's completions: use lmbda 0, or wire "
+            "teacher in their place"
+        )
+    if config.teacher_update_rate is not None:
+        problems.append("teacher_update_rate is of a model that teaches itself; teacher_states stay as they are")
+    return problems
+
+
 def run(context: Context) -> None:
-    """Train input `model` (the student) towards input `teacher` on input `dataset`.
+    """Train input `model` (the student) towards input `teacher` on input `dataset`, or towards `teacher_states` of it.
 
     Without a teacher it is the input model itself, a copy of it, which sees the dataset's privileged context; frozen,
     or (`teacher_update_rate`) following the student.
@@ -121,17 +138,20 @@ def run(context: Context) -> None:
     from stages.data.ledger import RowLedger
     from stages.training.distill_windows import distill_windows, require_same_vocabulary
     from stages.training.export import export
-    from stages.training.start import start, tokenizer_of
+    from stages.training.kept_teacher import KeptTeacher
+    from stages.training.start import start
 
     config: Config = context.config
     dataset = read_dataset(context.input("dataset"))
-    teacher_input = _teacher_input(context, dataset.type)
-    objective, teacher = _objective(context, teacher_input)
+    kept = context.has("teacher_states")
+    objective, teacher, vocabulary = _kept(context) if kept else _present(context, dataset.type)
     trainer, tokenizer = start(context, config, objective)
-    require_same_vocabulary(tokenizer, tokenizer_of(context, teacher_input))
+    require_same_vocabulary(tokenizer, vocabulary)
     teacher.join(trainer)
     ledger = RowLedger()
     windows = distill_windows(context, config, trainer, tokenizer, dataset, ledger)
+    if isinstance(teacher, KeptTeacher):
+        teacher.require(windows.given)
     trained = trainer.run(_followed(trainer, windows, teacher.scorer, config), ledger.states)
     export(context, trained, ledger.to_json(), samples=windows.samples)
 
@@ -150,25 +170,48 @@ def _teacher_input(context: Context, dataset_type: str) -> str:
     return "model"
 
 
-def _objective(context: Context, teacher_input: str) -> tuple[Objective, Teacher]:
+def _present(context: Context, dataset_type: str) -> tuple[Objective, Teacher, Any]:
+    """Under a teacher that reads the batches: (objective, teacher, its tokenizer)."""
     from stages.losses.distillation import divergence_of
-    from stages.training.distillation import DistillationLoss
-    from stages.training.start import frozen_scorer
+    from stages.training.start import frozen_scorer, tokenizer_of
     from stages.training.teachers import LocalTeacher, ServedTeacher
     from stages.training.top_distillation import TopDistillationLoss
 
     config: Config = context.config
-    divergence, most = divergence_of(config.beta), config.loss_top_k
+    name, most = _teacher_input(context, dataset_type), config.loss_top_k
+    tokenizer = tokenizer_of(context, name)
     if config.teacher_engine.is_apart:
         assert most is not None
         served = ServedTeacher(most)
-        return TopDistillationLoss(served, divergence, config.temperature), served
+        return TopDistillationLoss(served, divergence_of(config.beta), config.temperature), served, tokenizer
     # one that follows the student stays in float32: small moves would be rounded away
     bf16 = config.bf16 and config.teacher_update_rate is None
-    local = LocalTeacher(frozen_scorer(context, teacher_input, bf16=bf16), most, config.temperature)
-    if most is None:
-        return DistillationLoss(local.scorer, divergence, config.temperature), local
-    return TopDistillationLoss(local, divergence, config.temperature), local
+    local = LocalTeacher(frozen_scorer(context, name, bf16=bf16), most, config.temperature)
+    return _by_whole(local, config), local, tokenizer
+
+
+def _kept(context: Context) -> tuple[Objective, KeptTeacher, Any]:
+    """The same under one that has read them before."""
+    from stages.training.kept_teacher import KeptTeacher
+    from stages.training.model import load_tokenizer
+    from stages.training.state_files import StateFiles
+
+    config: Config = context.config
+    folder = context.input("teacher_states")
+    kept = KeptTeacher(StateFiles(folder), config.loss_top_k, config.temperature)
+    return _by_whole(kept, config), kept, load_tokenizer(folder)
+
+
+def _by_whole(teacher: LocalTeacher | KeptTeacher, config: Config) -> Objective:
+    """The objective under a teacher that can tell of every token."""
+    from stages.losses.distillation import divergence_of
+    from stages.training.distillation import DistillationLoss
+    from stages.training.top_distillation import TopDistillationLoss
+
+    divergence = divergence_of(config.beta)
+    if config.loss_top_k is None:
+        return DistillationLoss(teacher, divergence, config.temperature)
+    return TopDistillationLoss(teacher, divergence, config.temperature)
 
 
 def _followed(trainer: Trainer, windows: Windows, teacher: Scorer | None, config: Config) -> Windows:
@@ -187,36 +230,22 @@ def _followed(trainer: Trainer, windows: Windows, teacher: Scorer | None, config
     return FollowedWindows(windows, Follower(trainer, teacher, following))
 
 
-def memory(request: Request) -> list[Phase]:
-    """Sampling, where the student's completions are used, and the steps with the teacher beside them."""
-    config, training = request.config, request.training
-    teacher = request.models.get("teacher", request.model)
-    own = config.max_completion_length if config.lmbda > 0 else 0
-    row = min(request.longest + own, request.model.context)
-    followed = config.teacher_update_rate is not None
-    apart = config.teacher_engine.is_apart
-    others = training.policy_copy() if own else 0.0
-    if not apart:
-        others += 4.0 * teacher.parameters if followed else request.frozen(teacher)
-    work = request.passes(row=row, rows=config.train_batch_size)
-    phases = [training_step(training, work, HeadUse(teacher=None if apart else teacher), reference=others)]
-    if own:
-        asked = Sampled(-(-config.train_batch_size // request.setup.processes), max(1, row - own), own)
-        phases = student_phases(request, phases[0], asked, reference=others)
-    return with_teacher_servers(request, teacher, phases, row=row) if apart else phases
-
-
 STAGE = Stage(
     name="distill",
     version=3,
     config=Config,
-    inputs={"model": Input(MODELS), "teacher": Input(MODELS, required=False), "dataset": Input(("dataset",))},
+    inputs={
+        "model": Input(MODELS),
+        "teacher": Input(MODELS, required=False),
+        "teacher_states": Input(("teacher_states",), required=False),
+        "dataset": Input(("dataset",)),
+    },
     outputs={"model": "model", "adapter": "adapter"},
     active_outputs=policy_outputs,
     run=run,
     check=check,
     summary="a student learns a teacher's distributions, or its own given privileged context, on-policy or off-policy",
     main_metric="divergence",
-    memory=memory,
+    memory=distill_phases,
     shapes=same_shape,
 )

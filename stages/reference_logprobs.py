@@ -74,7 +74,7 @@ def _groups(
     from stages.data.tokenize import tokenize_sequences
     from stages.data.types import PAIRED
     from stages.data.unpaired import mismatched, tokenize_unpaired
-    from stages.training.batch import Branch, Group
+    from stages.training.language_modeling import sequence_group
     from stages.training.pairs import pair_group
     from stages.training.reference import PAIR, UNPAIRED
     from stages.training.start import tokenizer_of
@@ -89,7 +89,7 @@ def _groups(
         others = mismatched(judged, longest)
         return scored_groups(judged_groups(judged, others)), UNPAIRED if others is not None else UNPAIRED[:1]
     rows = tokenize_sequences(dataset, tokenizer, **limits)
-    return [Group(row.row_id, (), (Branch(row.token_ids, row.loss_mask),)) for row in rows], ("completion",)
+    return [sequence_group(row) for row in rows], ("completion",)
 
 
 def _write(

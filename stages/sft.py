@@ -127,11 +127,10 @@ def run(context: Context) -> None:
 
 def _group(row: TokenizedSequence, weights: Mapping[str, float] | None = None) -> Group:
     """`weights`: of the rows by id; one may be in pieces."""
-    from stages.training.batch import Branch, Group
-    from stages.training.language_modeling import RowSettings
+    from stages.training.language_modeling import RowSettings, sequence_group
 
     settings = None if weights is None else RowSettings(weights[row.row_id.partition("#")[0]])
-    return Group(row.row_id, (), (Branch(row.token_ids, row.loss_mask),), settings)
+    return sequence_group(row, settings)
 
 
 def _packed(

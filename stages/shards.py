@@ -27,8 +27,29 @@ def in_shards(
     size: int,
     equally_often: bool = False,
 ) -> list[dict[str, Any]]:
-    """One JSON object an item, in order, on every process. `compute` gets `size` items at a time; `equally_often`: on
-    every process as often as on any other, in the end none.
+    """One JSON object an item, in order, on every process; otherwise as `save_pieces`."""
+
+    def piece(part: Sequence[Item]) -> bytes:
+        rows = compute(part)
+        assert len(rows) == len(part)
+        return "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode()
+
+    names = save_pieces(context, accelerator, name, items, piece, size=size, equally_often=equally_often)
+    return [json.loads(line) for name in names for line in context.shards.load(name).decode().splitlines()]
+
+
+def save_pieces(
+    context: Context,
+    accelerator: Accelerator,
+    name: str,
+    items: Sequence[Item],
+    compute: Callable[[Sequence[Item]], bytes],
+    *,
+    size: int,
+    equally_often: bool = False,
+) -> list[str]:
+    """The names, in order, of shards that hold what `compute` makes of `size` items at a time, all of them finished.
+    `equally_often`: it is called on every process as often as on any other, in the end with no items.
 
     A piece depends on its own items only, so neither a resume nor the number of processes changes a byte.
     """
@@ -46,16 +67,14 @@ def in_shards(
     for number in mine:
         start, stop = number * size, min((number + 1) * size, total)
         if names[number] not in finished:
-            rows = compute(items[start:stop])
-            assert len(rows) == stop - start
-            shards.save(names[number], "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode())
+            shards.save(names[number], compute(items[start:stop]))
         context.progress(stop, total, unit="row")
     for _ in range(idle):
         compute([])
     accelerator.wait_for_everyone()
     if accelerator.num_processes > 1:
         context.tokens = before + sum(gather_object([context.tokens - before]))
-    return [json.loads(line) for name in names for line in shards.load(name).decode().splitlines()]
+    return names
 
 
 def _intact(shards: Shards, name: str) -> bool:

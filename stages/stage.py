@@ -36,6 +36,7 @@ STAGES = (
     "nash_md",
     "a2po",
     "rescore",
+    "teacher_states",
     "distill",
     "average",
     "merge_adapter",

@@ -173,6 +173,12 @@ EVERY_STAGE: dict[str, Any] = {
         "inputs": {"model": "student", "teacher": "grpo", "dataset": "rows"},
         "with": {**TRAINING, "lmbda": 0.5, "beta": 0.5, "max_completion_length": 6},
     },
+    "taught": {"uses": "teacher_states", "inputs": {"model": "grpo", "dataset": "rows"}, "with": {"max_length": 48}},
+    "small_of_taught": {
+        "uses": "distill",
+        "inputs": {"model": "student", "teacher_states": "taught", "dataset": "rows"},
+        "with": {**TRAINING, "lmbda": 0.0, "max_steps": 2},
+    },
     "adapter": {
         "uses": "sft",
         "inputs": {"model": "base", "dataset": "rows"},

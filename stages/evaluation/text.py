@@ -12,7 +12,8 @@ from artifacts.errors import StageError
 from stages.context import Context
 from stages.data.tokenize import TokenizedSequence
 from stages.shards import in_shards
-from stages.training.batch import Branch, Group
+from stages.training.batch import Group
+from stages.training.language_modeling import sequence_group
 from stages.training.model import Scorer
 from stages.training.out_of_memory import TokenBudget
 from stages.training.reference import branch_logprobs
@@ -29,7 +30,7 @@ def sequence_losses(
     context: Context, accelerator: Accelerator, scorer: Scorer, rows: Sequence[TokenizedSequence]
 ) -> list[tuple[float, int]]:
     """(summed negative log-probability of the trained tokens, their number) of every row."""
-    groups = [Group(row.row_id, (), (Branch(row.token_ids, row.loss_mask),)) for row in rows]
+    groups = [sequence_group(row) for row in rows]
     sums = _scores(context, accelerator, "loss", scorer, groups, logprob_sums)
     return [(-total, sum(row.loss_mask)) for (total,), row in zip(sums, rows, strict=True)]
 

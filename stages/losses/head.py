@@ -83,6 +83,11 @@ class Head:
         bias_V = None if self.bias_V is None else self.bias_V.detach()
         return replace(self, weight_VH=self.weight_VH.detach(), bias_V=bias_V)
 
+    def to(self, device: torch.device) -> Head:
+        """The same on another device, for one that is not trained."""
+        bias_V = None if self.bias_V is None else self.bias_V.to(device)
+        return replace(self, weight_VH=self.weight_VH.to(device), bias_V=bias_V)
+
     def check(self, hidden_NH: Tensor, others_N: Tensor) -> None:
         """Raises ValueError when hidden states, weight and one value a position do not fit."""
         if hidden_NH.shape[0] != others_N.shape[0] or hidden_NH.shape[1] != self.weight_VH.shape[1]:

@@ -19,6 +19,7 @@ from stages.seeds import derive, generator
 from stages.training.batch import Branch, Group
 from stages.training.config import TrainingConfig
 from stages.training.generation import Sampling, room_for_prompts
+from stages.training.language_modeling import sequence_group
 from stages.training.loop import Trainer
 from stages.training.objective import Window
 from stages.training.windows import row_order
@@ -106,7 +107,7 @@ def distill_windows(
             max_length=RowLimit.of(config.max_length, room),
             ledger=ledger if config.lmbda == 0 else RowLedger(),
         )
-        given = [Group(row.row_id, (), (Branch(row.token_ids, row.loss_mask),)) for row in rows]
+        given = [sequence_group(row) for row in rows]
     if config.lmbda > 0:
         longest = room_for_prompts(trainer.scorer, config.max_length, config.max_completion_length)
         if dataset.type == "privileged_context":

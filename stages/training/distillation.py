@@ -4,17 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from stages.losses.distillation import Divergence
+from stages.losses.head import Head
 from stages.losses.linear_divergence import linear_divergence
 from stages.training.batch import Group, TokenBatch
 from stages.training.language_modeling import asked_tokens
 from stages.training.metrics import Mean
 from stages.training.model import Scorer
 from stages.training.objective import Forward, Readout
+
+
+class Teaching(Protocol):
+    """What a teacher says of every token of the vocabulary."""
+
+    def hidden(self, batch: TokenBatch) -> Tensor:
+        """[N, H] where the batch's asked-for tokens are predicted, in their order."""
+        ...
+
+    def head(self) -> Head:
+        """What makes logits of them, the temperature among it."""
+        ...
 
 
 class DistillationLoss:
@@ -28,7 +42,8 @@ class DistillationLoss:
 
     metric_names: Sequence[str] = ("divergence",)
 
-    def __init__(self, teacher: Scorer, divergence: Divergence, temperature: float) -> None:
+    def __init__(self, teacher: Teaching, divergence: Divergence, temperature: float) -> None:
+        """`temperature` divides the student's logits; the teacher has it already."""
         self.teacher, self.divergence, self.temperature = teacher, divergence, temperature
 
     def count(self, group: Group) -> float:
@@ -37,15 +52,16 @@ class DistillationLoss:
 
     def __call__(self, forward: Forward, batch: TokenBatch) -> tuple[Tensor, dict[str, Mean]]:
         """(summed divergence, its mean)."""
-        teacher_NH = teacher_hidden(self.teacher, batch)
+        teacher_NH = self.teacher.hidden(batch)
         loss, divergences_N = forward(batch, self._readout(batch, teacher_NH))
         return loss, {"divergence": Mean(divergences_N.sum(), len(divergences_N))}
 
     def _readout(self, batch: TokenBatch, teacher_NH: Tensor) -> Readout:
         def read(hidden_NH: Tensor, student: nn.Module) -> tuple[Tensor, Tensor]:
             assert isinstance(student, Scorer)
-            heads = student.head(self.temperature), self.teacher.head(self.temperature)
-            return linear_divergence(hidden_NH, heads[0], teacher_NH, heads[1], self.divergence)
+            return linear_divergence(
+                hidden_NH, student.head(self.temperature), teacher_NH, self.teacher.head(), self.divergence
+            )
 
         return Readout(batch.source_N, read)
 
@@ -57,12 +73,13 @@ def teacher_hidden(teacher: Scorer, batch: TokenBatch) -> Tensor:
     if any(group.data is not None for group in batch.groups):
         seen = [replace(group, prefix_ids=group.data) for group in batch.groups]
         batches = [teacher.layout(run) for run in _runs(seen, batch.num_tokens)]
-    hidden_NH = torch.cat([teacher(one, _asked_hidden(one)) for one in batches])
+    hidden_NH = torch.cat([teacher(one, asked_hidden(one)) for one in batches])
     assert len(hidden_NH) == len(batch.source_N), "teacher and student have read different tokens"
     return hidden_NH
 
 
-def _asked_hidden(batch: TokenBatch) -> Readout:
+def asked_hidden(batch: TokenBatch) -> Readout:
+    """A readout: the hidden states [N, H] where the batch's asked-for tokens are predicted."""
     return Readout(batch.source_N, lambda hidden_NH, _: hidden_NH)
 
 

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from stages.losses.supervised import nll
 from stages.seeds import generator
-from stages.training.batch import Group, TokenBatch
+from stages.training.batch import Branch, Group, TokenBatch
 from stages.training.metrics import Mean
 from stages.training.model import token_losses
 from stages.training.objective import Forward, Window, Windows, WindowsAround
+
+if TYPE_CHECKING:
+    from stages.data.tokenize import TokenizedSequence
+
+
+def sequence_group(row: TokenizedSequence, data: Any = None) -> Group:
+    """A whole row, without a shared prefix."""
+    return Group(row.row_id, (), (Branch(row.token_ids, row.loss_mask),), data)
 
 
 def asked_tokens(group: Group) -> int:

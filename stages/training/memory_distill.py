@@ -1,17 +1,40 @@
-"""How much memory distillation takes beside its steps: the student sampling, and a teacher on servers of vLLM."""
+"""How much memory distillation takes: its steps, the student sampling, and a teacher, here or on servers of vLLM."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stages.training.memory import Phase, Request
+from stages.training.memory import Phase, Request, training_step
 from stages.training.memory_engine import Asked, beside, engine_memory, rollout_engine, sampling_apart
+from stages.training.memory_head import HeadUse
 from stages.training.memory_online import sent_bytes
 from stages.training.memory_sampling import Sampled, sampling
 from stages.training.memory_shape import ModelShape
 
 
-def student_phases(request: Request, step: Phase, asked: Sampled, *, reference: float) -> list[Phase]:
+def distill_phases(request: Request) -> list[Phase]:
+    """Sampling, where the student's completions are used, and the steps with the teacher beside them."""
+    config, training = request.config, request.training
+    kept = request.models.get("teacher_states")
+    teacher = kept or request.models.get("teacher", request.model)
+    own = config.max_completion_length if config.lmbda > 0 else 0
+    row = min(request.longest + own, request.model.context)
+    followed = config.teacher_update_rate is not None
+    apart = config.teacher_engine.is_apart
+    others = training.policy_copy() if own else 0.0
+    if kept is not None:
+        others += 4.0 * kept.vocabulary * kept.hidden
+    elif not apart:
+        others += 4.0 * teacher.parameters if followed else request.frozen(teacher)
+    work = request.passes(row=row, rows=config.train_batch_size)
+    phases = [training_step(training, work, HeadUse(teacher=None if apart else teacher), reference=others)]
+    if own:
+        asked = Sampled(-(-config.train_batch_size // request.setup.processes), max(1, row - own), own)
+        phases = _student_phases(request, phases[0], asked, reference=others)
+    return _with_teacher_servers(request, teacher, phases, row=row) if apart else phases
+
+
+def _student_phases(request: Request, step: Phase, asked: Sampled, *, reference: float) -> list[Phase]:
     """The `step`, and sampling what is `asked`. `reference`: other models that stay."""
     training, setup = request.training, request.setup
     state = training.state()
@@ -22,7 +45,7 @@ def student_phases(request: Request, step: Phase, asked: Sampled, *, reference: 
     return [beside(engine, step), sampling_apart(engine, setup, resident), *engine.own]
 
 
-def with_teacher_servers(request: Request, teacher: ModelShape, phases: Sequence[Phase], *, row: int) -> list[Phase]:
+def _with_teacher_servers(request: Request, teacher: ModelShape, phases: Sequence[Phase], *, row: int) -> list[Phase]:
     """The phases of a stage whose teacher reads rows of at most `row` tokens elsewhere."""
     completions = -(-request.config.train_batch_size // request.setup.processes)
     sampled = Sampled(completions, row, 1)

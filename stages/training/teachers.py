@@ -7,10 +7,11 @@ from itertools import compress
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from artifacts.errors import StageError
 from stages.adapters import model_source
-from stages.losses.head import chunk_length, parts_of
+from stages.losses.head import Head, chunk_length, parts_of
 from stages.losses.top_divergence import TopTokens, top_tokens
 from stages.rollouts.engine import ServedModel
 from stages.rollouts.requests import Completion, SampleRequest, SamplingConfig
@@ -52,14 +53,26 @@ class LocalTeacher:
         trainer.scorer.share_prefixes = self.scorer.share_prefixes = share
         self.scorer.to(trainer.accelerator.device)
 
-    @torch.no_grad()
+    def hidden(self, batch: TokenBatch) -> Tensor:
+        """Of a batch, computed now."""
+        return teacher_hidden(self.scorer, batch)
+
+    def head(self) -> Head:
+        """The model's."""
+        return self.scorer.head(self.temperature).detached()
+
     def __call__(self, batch: TokenBatch) -> TopTokens:
         """Of a batch."""
         assert self.most is not None
-        hidden_NH, head = teacher_hidden(self.scorer, batch), self.scorer.head(self.temperature).detached()
-        parts = parts_of(len(hidden_NH), chunk_length(head))
-        found = [top_tokens(head.logits(hidden_NH[part]), self.most) for part in parts]
-        return TopTokens(torch.cat([one.ids_NK for one in found]), torch.cat([one.logs_NK for one in found]))
+        return likeliest(self.hidden(batch), self.head(), self.most)
+
+
+@torch.no_grad()
+def likeliest(hidden_NH: Tensor, head: Head, most: int) -> TopTokens:
+    """The `most` likeliest tokens by hidden states and head, a chunk of positions at a time."""
+    parts = parts_of(len(hidden_NH), chunk_length(head))
+    found = [top_tokens(head.logits(hidden_NH[part]), most) for part in parts]
+    return TopTokens(torch.cat([one.ids_NK for one in found]), torch.cat([one.logs_NK for one in found]))
 
 
 class ServedTeacher:

@@ -195,6 +195,22 @@ def test_each_stage_declares_its_own(tmp_path: Path) -> None:
     assert worst(sharded, 10**15).parts["optimizer"] == PARAMETERS  # 8 bytes each, on 8 processes
 
 
+def test_a_teacher_that_has_said_what_it_knows(tmp_path: Path) -> None:
+    """Its pass has all of it and nothing else; the student beside it has its head alone, of 151,936 x 4,096 numbers."""
+    folder(tmp_path / "base")
+    folder(tmp_path / "student", num_hidden_layers=2)
+    chain = {
+        "taught": stage("teacher_states", "./base"),
+        "kept": stage("distill", "./student", inputs={"teacher_states": "taught"}, lmbda=0.0),
+        "beside": stage("distill", "./student", inputs={"teacher": "./base"}, lmbda=0.0),
+    }
+    found = {name: one.worst.parts for name, one in predicted(tmp_path, chain).items()}
+    assert found["taught"]["weights"] == found["beside"]["reference"] == 4 * PARAMETERS
+    assert "optimizer" not in found["taught"]
+    assert found["kept"]["reference"] == 4 * 151936 * 4096
+    assert found["kept"]["head"] == found["beside"]["head"]
+
+
 def test_a_value_model_is_there_in_every_phase_of_ppo(tmp_path: Path) -> None:
     """Beside an 8B policy a value model of two of its 36 layers, made from a language model: 2 numbers of its moments
     and a weight all the time, its gradient in the steps; it has a score of 4096 numbers in place of the head."""

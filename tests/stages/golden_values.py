@@ -477,6 +477,31 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
             "model/weights: norm": 9.0384,
         },
     ),
+    "taught": (
+        1,
+        "5579ae2b7612dbc1",
+        "cb21f9b2cf6e2b3a",
+        {
+            "states/head: scale": 1.0,
+            "states/weights: norm": 0.49375,
+            "states/rows: logps": -11.062,
+            "states/states: norm": 98.737,
+        },
+    ),
+    "small_of_taught": (
+        3,
+        "1e6f38b61a36ecdf",
+        "3a3bb7225f1895e4",
+        {
+            "model/metrics: loss": 0.016415,
+            "model/metrics: grad_norm": 0.13172,
+            "model/metrics: learning_rate": 0.000875,
+            "model/metrics: epoch": 0.13333,
+            "model/metrics: on_policy": 0.0,
+            "model/metrics: divergence": 0.016415,
+            "model/weights: norm": 9.0369,
+        },
+    ),
     "scores": (
         4,
         "bf6f4bf6a21d079c",

@@ -34,6 +34,7 @@ _READ = (
     "metrics.jsonl",
     "steps.jsonl",
     "samples.jsonl",
+    "head.json",
 )
 
 
@@ -49,7 +50,7 @@ def contents(folder: Path) -> dict[str, Any]:
             with safe_open(path, "np") as weights:
                 shapes = {name: list(weights.get_slice(name).get_shape()) for name in sorted(weights.keys())}
                 squares = sum(float((weights.get_tensor(name).astype("float64") ** 2).sum()) for name in shapes)
-            found["weights"] = {"shapes": shapes, "norm": math.sqrt(squares)}
+            found[path.stem if "weights" in found else "weights"] = {"shapes": shapes, "norm": math.sqrt(squares)}
         elif path.name in _READ:
             text = path.read_text()
             lines = text.splitlines() if path.suffix == ".jsonl" else [text]

@@ -29,6 +29,7 @@ from stages.training.policy import PolicyLoss
 from stages.training.policy_known import Rollouts
 from stages.training.policy_terms import PolicySettings
 from stages.training.preference import PairSettings, PreferenceLoss
+from stages.training.teachers import LocalTeacher
 from tests.losses.heads import Work
 from tests.training.conftest import VOCABULARY, random_groups, tiny_model
 
@@ -107,7 +108,9 @@ def test_distillation(scorer: Scorer, beta: float) -> None:
     groups = random_groups(3, 2)
     student_logits, teacher_logits = (torch.cat(plain_logits(one, groups)) / 0.7 for one in (scorer, teacher))
     values = divergence_of(beta).of_logits(student_logits, teacher_logits)
-    metrics = agree(scorer, DistillationLoss(teacher, divergence_of(beta), 0.7), groups, values.sum())
+    metrics = agree(
+        scorer, DistillationLoss(LocalTeacher(teacher, None, 0.7), divergence_of(beta), 0.7), groups, values.sum()
+    )
     assert metrics["divergence"] == pytest.approx(float(values.mean()), rel=1e-9)
 
 
@@ -117,7 +120,7 @@ def test_distillation_from_a_teacher_with_another_prompt(scorer: Scorer) -> None
     seen = [replace(group, prefix_ids=group.data) for group in groups]
     student_logits, teacher_logits = (torch.cat(plain_logits(scorer, one)) / 0.7 for one in (groups, seen))
     values = divergence_of(0.4).of_logits(student_logits, teacher_logits.detach())
-    objective = DistillationLoss(scorer, divergence_of(0.4), 0.7)
+    objective = DistillationLoss(LocalTeacher(scorer, None, 0.7), divergence_of(0.4), 0.7)
     metrics = agree(scorer, objective, groups, values.sum())
     assert metrics["divergence"] == pytest.approx(float(values.mean()), rel=1e-9) and values.mean() > 0
     # a step in pieces is the step

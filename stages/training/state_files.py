@@ -1,0 +1,114 @@
+"""A teacher's hidden states as files, from which a student is taught without the teacher.
+
+`states.safetensors`: `states` [N, H], row after row, where the asked-for tokens are predicted, in the type that they
+were computed in. `rows.parquet`: of every row its id, its number of asked-for tokens, their log-probability under the
+teacher, and the SHA-256 of its tokens. `head.safetensors` and `head.json`: what makes logits of the states. With the
+teacher's `config.json` and its tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from artifacts.digest import canonical_json, sha256_bytes
+from artifacts.errors import StageError
+from stages.losses.head import Head
+from stages.training.batch import Group
+from stages.training.language_modeling import asked_tokens
+
+_STATES, _ROWS, _HEAD, _FORM = "states.safetensors", "rows.parquet", "head.safetensors", "head.json"
+_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
+"""In the words of safetensors' header."""
+
+
+class StateFiles:
+    """The files of an artifact, states read from the disk when they are asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        import pyarrow.parquet as parquet
+
+        rows = parquet.read_table(folder / _ROWS, page_checksum_verification=True).to_pydict()
+        stops = list(accumulate(rows["tokens"], initial=0))
+        self._places = dict(zip(rows["row_id"], pairwise(stops), strict=True))
+        self._digests: dict[str, str] = dict(zip(rows["row_id"], rows["sha256"], strict=True))
+        self._file = safe_open(folder / _STATES, "pt")
+        self._states = self._file.get_slice("states")
+        self._head, self._form = load_file(folder / _HEAD), json.loads((folder / _FORM).read_text(encoding="utf-8"))
+
+    def head(self, temperature: float) -> Head:
+        """The teacher's."""
+        return Head(self._head["weight"], self._head.get("bias"), temperature=temperature, **self._form)
+
+    def states(self, groups: Sequence[Group]) -> Tensor:
+        """[N, H] of these groups, in their order."""
+        return torch.cat([self._states[slice(*self._places[group.row_id])] for group in groups])
+
+    def require(self, groups: Sequence[Group]) -> None:
+        """Raises StageError where there are none of a row, or those of other tokens."""
+        for group in groups:
+            if (known := self._digests.get(group.row_id)) is None:
+                raise StageError(
+                    f"input teacher_states has nothing of row {group.row_id}; run teacher_states on the same dataset, "
+                    "with the same max_length"
+                )
+            if known != tokens_sha256(group):
+                raise StageError(
+                    f"input teacher_states has row {group.row_id} with other tokens; run teacher_states with the same "
+                    "max_length, and a teacher whose chat template is the student's"
+                )
+
+
+def tokens_sha256(group: Group) -> str:
+    """Of a group's token ids and of which of them are asked for."""
+    branches = [[_numbers(branch.token_ids), _numbers(branch.loss_mask or ())] for branch in group.branches]
+    return sha256_bytes(canonical_json([_numbers(group.prefix_ids), branches]))
+
+
+def _numbers(values: Iterable[Any]) -> list[int]:
+    return [int(value) for value in values]
+
+
+def write_states(folder: Path, parts: Iterable[Tensor], shape: tuple[int, int], dtype: torch.dtype) -> None:
+    """The states [N, H] = `shape`, of which `parts` [n, H] are one after another, and never all in memory."""
+    size = shape[0] * shape[1] * dtype.itemsize
+    entry = {"dtype": _TYPES[dtype], "shape": list(shape), "data_offsets": [0, size]}
+    header = json.dumps({"states": entry}).encode()
+    header += b" " * (-len(header) % 8)  # so that the states begin at a multiple of eight bytes
+    written = 0
+    with open(folder / _STATES, "wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        for part_NH in parts:
+            written += file.write(part_NH.contiguous().view(torch.uint8).numpy().data)
+    assert written == size, "the parts are not of this shape"
+
+
+def write_rows(folder: Path, groups: Sequence[Group], logps: Sequence[float]) -> None:
+    """What there is of every row; `logps`: its log-probability."""
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    columns = {
+        "row_id": [group.row_id for group in groups],
+        "tokens": [asked_tokens(group) for group in groups],
+        "logps": logps,
+        "sha256": [tokens_sha256(group) for group in groups],
+    }
+    parquet.write_table(pyarrow.table(columns), folder / _ROWS, write_page_checksum=True)
+
+
+def write_head(folder: Path, head: Head) -> None:
+    """A head without temperature."""
+    tensors = {"weight": head.weight_VH} | ({} if head.bias_V is None else {"bias": head.bias_V})
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / _HEAD)
+    form = {"scale": head.scale, "softcap": head.softcap}
+    (folder / _FORM).write_text(json.dumps(form), encoding="utf-8")
