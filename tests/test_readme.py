@@ -46,6 +46,10 @@ REWARD_ROW = (
 )
 STEP_ROW = "| process reward model | `process_reward_model` | | 2211.14275 | `stepwise_supervision` | no |"
 
+GKD_ROW = (
+    "| distillation (GKD) on the student's completions, given ones, or both | `distill` | | 2306.13649 "
+    "| any with prompts; given: those of `sft` | a teacher |"
+)
 SDFT_ROW = (
     "| self-distillation with privileged context (SDFT) | `distill` | | 2601.19897 | `privileged_context` | yes |"
 )
@@ -68,7 +72,7 @@ def table() -> list[str]:
         for stage, losses, kinds in TABLES
         for loss in losses.values()
     ]
-    return [*rows, REWARD_ROW, STEP_ROW, SDFT_ROW, *ONLINE_ROWS]
+    return [*rows, REWARD_ROW, STEP_ROW, GKD_ROW, SDFT_ROW, *ONLINE_ROWS]
 
 
 def test_every_objective_is_in_the_table() -> None:

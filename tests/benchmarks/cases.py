@@ -66,10 +66,14 @@ STEPS = {
     "reward": Step(prompts=4, completions=2),
     "grpo": Step(prompts=8, completions=8),
     "distill": Step(prompts=8, completions=1),
+    "distill_kept": Step(prompts=8, completions=1),
     "online": Step(prompts=8, completions=8, samples=True),
 }
 """Stage -> its step. `reference` scores pairs, `grpo` and `distill` update on recorded completions, `online` is a whole
-step of GRPO."""
+step of GRPO. In `distill_kept` we have the teacher's states from before (stage `teacher_states`), as `dpo` has its
+reference's log-probabilities; the others, who have no such thing, run the teacher in the step."""
+TAUGHT = ("distill", "distill_kept")
+"""Those with a teacher."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +183,7 @@ MATRIX = (
     Goal(case_of("reward", "P384C32"), 3, 3, 0.6),
     Goal(case_of("grpo", "P384C32"), 8, 15, 0.3),
     Goal(case_of("distill", "P384C32"), 3, 5, 0.5),
+    Goal(case_of("distill_kept", "P384C32"), 3, 5, 0.5),
 )
 
 _REAL: dict[str, Any] = {"vocabulary": 151_936, "steps": 16, "bf16": True}

@@ -42,6 +42,7 @@ UNITS = {
     "reward": Units(TRAINING, 0),
     "grpo": Units(TRAINING, 3),
     "distill": Units(TRAINING, 3, teacher=1),
+    "distill_kept": Units(TRAINING, 3 + 1),  # the teacher's head, of as many features
     "online": Units(SCORING + TRAINING, 4),
 }
 

@@ -24,6 +24,11 @@ class CaseFolder:
         return self.path / "teacher"
 
     @property
+    def states(self) -> Path:
+        """The teacher's states of all rows (`distill_kept` only)."""
+        return self.path / "states"
+
+    @property
     def scratch(self) -> Path:
         """A place for what a contestant writes."""
         return self.path / "scratch"

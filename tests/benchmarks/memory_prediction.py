@@ -25,7 +25,7 @@ from stages.training.memory import Passes, Phase, scoring, training_step
 from stages.training.memory_head import HeadUse
 from stages.training.memory_shape import ModelShape, read_shape
 from stages.training.memory_training import Setup, Training
-from tests.benchmarks.cases import MATRIX, STEPS, Architecture, Case, case_of, teacher_of
+from tests.benchmarks.cases import MATRIX, STEPS, TAUGHT, Architecture, Case, case_of, teacher_of
 from tests.benchmarks.models import qwen3_config
 from tests.benchmarks.report import append_section, commit, machine, markdown_table, terminal_table
 from tests.benchmarks.rounds import Processes
@@ -73,9 +73,16 @@ def _step(case: Case, rows: Sequence[Row]) -> Phase:
     work = Passes(sum(map(_tokens, largest)), asked, max(row.longest for row in largest), len(plan))
     if case.stage == "reference":
         return scoring(shape, Setup(), work)
-    teacher = shape_of(teacher_of(case.architecture), case) if case.stage == "distill" else None
+    teacher = shape_of(teacher_of(case.architecture), case) if case.stage in TAUGHT else None
     use = HeadUse(together=case.stage == "dpo", teacher=teacher)
-    return training_step(Training(shape, Setup()), work, use, reference=4.0 * teacher.parameters if teacher else 0.0)
+    return training_step(Training(shape, Setup()), work, use, reference=_of_teacher(case))
+
+
+def _of_teacher(case: Case) -> float:
+    """Bytes of a teacher that is there: the whole, or its head."""
+    shape = shape_of(teacher_of(case.architecture), case)
+    held = {"distill": shape.parameters, "distill_kept": shape.vocabulary * shape.hidden}
+    return 4.0 * held.get(case.stage, 0)
 
 
 def _tokens(row: Row) -> int:
@@ -91,8 +98,7 @@ def shape_of(architecture: Architecture, case: Case) -> ModelShape:
 
 def resident(case: Case) -> float:
     """The weights that are there before the first step."""
-    models = [case.architecture, *([teacher_of(case.architecture)] if case.stage == "distill" else [])]
-    return sum(4.0 * shape_of(one, case).parameters for one in models)
+    return 4.0 * shape_of(case.architecture, case).parameters + _of_teacher(case)
 
 
 def compare(case: Case, rounds: int, threads: int) -> Compared:

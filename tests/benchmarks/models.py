@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tests.benchmarks.cases import Architecture, Case, teacher_of
+from tests.benchmarks.cases import TAUGHT, Architecture, Case, teacher_of
 from tests.benchmarks.folder import CaseFolder
 from tests.benchmarks.rows import BOS, EOS, PAD
 
@@ -38,7 +38,7 @@ def save_models(case: Case, folder: CaseFolder) -> None:
     torch.manual_seed(case.seed)
     kind: Any = Qwen3ForSequenceClassification if case.stage == "reward" else Qwen3ForCausalLM
     _save(kind, case.architecture, folder.model, case)
-    if case.stage == "distill":
+    if case.stage in TAUGHT:
         _save(Qwen3ForCausalLM, teacher_of(case.architecture), folder.teacher, case)
 
 

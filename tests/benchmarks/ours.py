@@ -15,6 +15,7 @@ from stages.losses.preference import sigmoid
 from stages.training.batch import Branch, Group
 from stages.training.classifiers import load_reward_model
 from stages.training.distillation import DistillationLoss
+from stages.training.kept_teacher import KeptTeacher, keep_states, write_kept
 from stages.training.language_modeling import TokenLoss
 from stages.training.loop import Trainer
 from stages.training.model import Scorer
@@ -28,11 +29,13 @@ from stages.training.preference import PairSettings, PreferenceLoss
 from stages.training.processes import prepare_process
 from stages.training.reference import branch_logprobs
 from stages.training.start import frozen_scorer, settle_packing, start
+from stages.training.state_files import StateFiles
+from stages.training.teachers import LocalTeacher
 from tests.benchmarks.cases import Case
 from tests.benchmarks.folder import CaseFolder
 from tests.benchmarks.models import BETA, EPSILON, SETTINGS
 from tests.benchmarks.recorder import Recorder
-from tests.benchmarks.rows import PAD, Row
+from tests.benchmarks.rows import PAD, Row, make_rows
 
 GPU_BATCH_TOKENS = 16_384
 StepOf = Callable[[Sequence[Row]], dict[str, Any]]
@@ -113,12 +116,28 @@ def _grpo(case: Case, folder: CaseFolder) -> StepOf:
 
 def _distill(case: Case, folder: CaseFolder) -> StepOf:
     context = _context("distill", case, folder, teacher=folder.teacher)
-    teacher = frozen_scorer(context, "teacher", bf16=case.bf16)
+    teacher = LocalTeacher(frozen_scorer(context, "teacher", bf16=case.bf16), None, 1.0)
     trainer = _trainer(context, DistillationLoss(teacher, divergence_of(1.0), 1.0))
-    share = trainer.scorer.share_prefixes and teacher.share_prefixes
-    trainer.scorer.share_prefixes = teacher.share_prefixes = share
-    teacher.to(trainer.accelerator.device)
+    teacher.join(trainer)
     return Training(trainer, case, _branches)
+
+
+def _distill_kept(case: Case, folder: CaseFolder) -> StepOf:
+    teacher = KeptTeacher(StateFiles(folder.states), None, 1.0)
+    trainer = _trainer(_context("distill", case, folder), DistillationLoss(teacher, divergence_of(1.0), 1.0))
+    teacher.join(trainer)
+    return Training(trainer, case, _branches)
+
+
+def save_states(case: Case, folder: CaseFolder) -> None:
+    """What stage `teacher_states` makes of all rows, before any step."""
+    context = _context("teacher_states", case, folder, model=folder.teacher)
+    accelerator = prepare_process(context)
+    teacher = frozen_scorer(context, "model", bf16=case.bf16).to(accelerator.device)
+    groups = [_branches(row) for row in make_rows(case)]
+    names = keep_states(context, accelerator, teacher, groups, context.config)
+    folder.states.mkdir()
+    write_kept(context, folder.states, teacher, groups, names)
 
 
 STAGES: dict[str, Callable[[Case, CaseFolder], StepOf]] = {
@@ -128,6 +147,7 @@ STAGES: dict[str, Callable[[Case, CaseFolder], StepOf]] = {
     "reward": _reward,
     "grpo": _grpo,
     "distill": _distill,
+    "distill_kept": _distill_kept,
 }
 """Stage -> what makes its steps, the model loaded and the optimizer built."""
 
@@ -135,7 +155,7 @@ STAGES: dict[str, Callable[[Case, CaseFolder], StepOf]] = {
 def _context(stage: str, case: Case, folder: CaseFolder, **inputs: Path) -> Context:
     """A context outside any recipe."""
     settings: dict[str, Any] = {"bf16": case.bf16}
-    if case.stage != "reference":
+    if stage not in ("reference_logprobs", "teacher_states"):
         settings |= {**SETTINGS, "max_steps": case.steps, "train_batch_size": case.prompts * case.completions}
         settings |= {"lora_r": case.lora_r, "gradient_checkpointing": case.checkpointing}
     if case.bf16:  # the stages' default leaves a large GPU waiting for its host

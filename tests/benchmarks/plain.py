@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid
 
-from tests.benchmarks.cases import Case
+from tests.benchmarks.cases import TAUGHT, Case
 from tests.benchmarks.folder import CaseFolder
 from tests.benchmarks.models import BETA, EPSILON, SETTINGS, load
 from tests.benchmarks.recorder import Recorder
@@ -94,7 +94,7 @@ class PlainLoop:
             self.model = with_adapters(self.model, case.lora_r)
         self.device = next(self.model.parameters()).device
         self.teacher = None
-        if case.stage == "distill":
+        if case.stage in TAUGHT:
             self.teacher = load(folder.teacher, dtype=frozen).eval().requires_grad_(False)
         self.references = folder.references() if case.stage == "dpo" else {}
         self.optimizer = build_optimizer(self.model)
@@ -196,6 +196,7 @@ STAGES: dict[str, Callable[[PlainLoop, Sequence[Row]], dict[str, Any]]] = {
     "reward": PlainLoop.reward,
     "grpo": PlainLoop.grpo,
     "distill": PlainLoop.distill,
+    "distill_kept": PlainLoop.distill,
 }
 
 

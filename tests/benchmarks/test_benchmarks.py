@@ -98,6 +98,7 @@ def keep_first_gradients(step: Any) -> dict[str, torch.Tensor]:
         ("reward", 6096),
         ("grpo", 6816),
         ("distill", 9088),
+        ("distill_kept", 7056),
         ("online", 9088),
     ],
 )
@@ -106,8 +107,8 @@ def test_necessary_operations_by_hand(stage: str, expected: int) -> None:
 
     Prompt 3, completions 2 and 1: 6 tokens, 1728. Pairs: 6 in the prompt, 2*3+3 and 1*3+1 of the completions: 19,
     times 2 products * 2 operations * 2 heads * 2 sizes = 16: 304. Forward 2032. The head, 4x10 for 3 tokens: 240.
-    SFT 3*2032 + 3*240; DPO one product more; the reward model none; distillation a teacher of one layer too;
-    a whole step of GRPO a pass that samples, 2032 + 240, and SFT's.
+    SFT 3*2032 + 3*240; DPO one product more; the reward model none; distillation a teacher of one layer too,
+    or its head; a whole step of GRPO a pass that samples, 2032 + 240, and SFT's.
     """
     case = replace(case_of(stage, "P3C2"), vocabulary=10, architecture=Architecture(1, 4, 8, 2, 1, 2))
     row = Row("r", [3, 4, 5], ([6, 7], [8]), (0.0, 0.0))

@@ -208,5 +208,6 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "reward": _reward,
     "grpo": _grpo,
     "distill": _distill,
+    "distill_kept": _distill,
     "online": _online,
 }

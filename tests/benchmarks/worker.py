@@ -37,13 +37,17 @@ def case_from_json(values: dict[str, Any]) -> Case:
 
 
 def prepare(case: Case, folder: CaseFolder, _: str = "wall") -> dict[str, Any]:
-    """Save the weights, and for DPO the log-probabilities of the reference."""
+    """Save the weights, and what is computed before the steps: references' log-probabilities, a teacher's states."""
     from tests.benchmarks.models import save_models
     from tests.benchmarks.plain import reference_sums
 
     save_models(case, folder)
     if case.stage == "dpo":
         folder.save_references(reference_sums(folder, make_rows(case), bf16=case.bf16))
+    if case.stage == "distill_kept":
+        from tests.benchmarks.ours import save_states
+
+        save_states(case, folder)
     return {"versions": versions()}
 
 

@@ -32,9 +32,19 @@ STAGES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "mixture_coef": 0.4,
         },
     ),
+    "distilled": ("distill", "rows", {"lmbda": 0.0}),
+}
+HELD_OUT = ("sft", "aot", "kto")
+MORE_INPUTS = {name: {"eval_dataset": STAGES[name][1]} for name in HELD_OUT} | {
+    "distilled": {"teacher_states": "taught"}
 }
 
-MORE_INPUTS = {name: {"eval_dataset": STAGES[name][1]} for name in ("sft", "aot", "kto")}
+
+def taught(budget: int, processes: int) -> dict[str, Any]:
+    """What `sft` knows of the rows, in pieces that the processes share."""
+    settings = {"max_length": 64, "micro_batch_tokens": budget, "shard_rows": 5}
+    inputs = {"model": "sft", "dataset": "rows"}
+    return {"uses": "teacher_states", "inputs": inputs, "with": settings, "launch": {"processes": processes}}
 
 
 @pytest.mark.slow
@@ -51,7 +61,7 @@ def test_two_processes_and_other_micro_batches_equal_one(tmp_path: Path) -> None
                 "launch": {"processes": processes},
             }
             for stage, (uses, dataset, settings) in STAGES.items()
-        }
+        } | {"taught": taught(budget, processes)}
         store = tmp_path / name
         shutil.copytree(tmp_path / "prepared", store)
         payload = run_here(write_recipe(tmp_path / "recipe", stages), store)
@@ -67,5 +77,5 @@ def test_two_processes_and_other_micro_batches_equal_one(tmp_path: Path) -> None
                 assert other["loss"] == pytest.approx(one["loss"], rel=1e-5), (stage, name)
                 assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4), (stage, name)
                 assert other["num_tokens"] == one["num_tokens"]
-                if stage in MORE_INPUTS:
+                if stage in HELD_OUT:
                     assert other["eval/loss"] == pytest.approx(one["eval/loss"], rel=1e-5), name
