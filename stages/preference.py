@@ -62,7 +62,7 @@ def run(context: Context) -> None:
     ledger, vocabulary = RowLedger(), trainer.scorer.vocabulary
     groups = groups_of(require_vocabulary(read_dataset(context.input("dataset")), vocabulary), ledger)
     context.counts["pairs"] = len(groups)
-    held_out = HeldOut.of(context, vocabulary, groups_of)
+    held_out = HeldOut.of(context, vocabulary, groups_of, groups)
     if config.needs_reference and not config.sync_ref_model:
         groups, held_out = together(groups, held_out, partial(_referenced, context, trainer))
     windows = _windows(context, trainer, DatasetWindows(groups, config))

@@ -65,7 +65,7 @@ def run(context: Context) -> None:
     ledger = RowLedger()
     groups = groups_of(read_dataset(context.input("dataset")), ledger)
     context.counts.update({"rows": len(groups), "steps": sum(len(group.data.ends) for group in groups)})
-    held_out = HeldOut.of(context, trainer.scorer.vocabulary, groups_of)
+    held_out = HeldOut.of(context, trainer.scorer.vocabulary, groups_of, groups)
     trained = trainer.run(DatasetWindows(groups, config), ledger.states, held_out)
     export(context, trained, ledger.to_json())
 

@@ -68,7 +68,7 @@ def run(context: Context) -> None:
     ledger, vocabulary = RowLedger(), trainer.scorer.vocabulary
     groups = groups_of(require_vocabulary(read_dataset(context.input("dataset")), vocabulary), ledger)
     context.counts["pairs"] = len(groups)
-    held_out = HeldOut.of(context, vocabulary, groups_of)
+    held_out = HeldOut.of(context, vocabulary, groups_of, groups)
     trained = trainer.run(DatasetWindows(groups, config), ledger.states, held_out)
     export(context, trained, ledger.to_json())
 

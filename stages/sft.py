@@ -112,6 +112,7 @@ def run(context: Context) -> None:
         context,
         trainer.scorer.vocabulary,
         lambda dataset, ledger: [_group(row) for row in tokenized(dataset, max_length=longest, ledger=ledger)],
+        [_group(row) for row in rows],
     )
     packs = None
     if config.packing:

@@ -125,7 +125,7 @@ def run(context: Context) -> None:
     good = sum(group.data.desirable for group in groups)
     context.counts.update({"desirable": good, "undesirable": len(groups) - good})
     _advise(context, good, len(groups) - good)
-    held_out = HeldOut.of(context, vocabulary, groups_of)
+    held_out = HeldOut.of(context, vocabulary, groups_of, groups)
     groups, held_out = together(groups, held_out, partial(_referenced, context, trainer))
     windows = _windows(trainer, DatasetWindows(groups, config), config)
     trained = trainer.run(windows, ledger.states, held_out)

@@ -46,9 +46,14 @@ class HeldOut:
 
     @classmethod
     def of(
-        cls, context: Context, vocabulary: int, groups_of: Callable[[Dataset, RowLedger], Sequence[Group]]
+        cls,
+        context: Context,
+        vocabulary: int,
+        groups_of: Callable[[Dataset, RowLedger], Sequence[Group]],
+        trained: Sequence[Group],
     ) -> HeldOut | None:
-        """Input `eval_dataset`, where it is wired in. Raises DataError where it does not fit or has no row left."""
+        """Input `eval_dataset`, where it is wired in; rows that are `trained` on too are said. Raises DataError where
+        it does not fit or has no row left."""
         if not context.has("eval_dataset"):
             return None
         ledger = RowLedger()
@@ -58,6 +63,7 @@ class HeldOut:
         except DataError as error:
             raise DataError(f"input eval_dataset: {error}") from error
         say_dropped(context, ledger.states, output="eval_dataset")
+        _say_known(context, groups, trained)
         context.counts["eval_rows"] = len(groups)
         config = context.config
         patience = config.early_stopping_patience
@@ -66,6 +72,20 @@ class HeldOut:
     def is_due(self, step: int, total: int) -> bool:
         """After step number `step` of `total`; always after the last one."""
         return step == total or step % (self.every_steps or -(-total // _USUAL_TIMES)) == 0
+
+
+def _say_known(context: Context, groups: Sequence[Group], trained: Sequence[Group]) -> None:
+    known = set(map(_tokens, trained))
+    if count := sum(_tokens(group) in known for group in groups):
+        context.log(
+            f"input eval_dataset: {count} of its {len(groups)} rows are trained on too, so that its loss says less of "
+            "others; stage contamination takes such rows out"
+        )
+
+
+def _tokens(group: Group) -> int:
+    """Of the prompt and the first completion."""
+    return hash((*group.prefix_ids, *group.branches[0].token_ids))
 
 
 def together(

@@ -160,3 +160,20 @@ def _nan() -> Any:
     sums = MetricSums()
     sums.add({"loss": Mean(torch.tensor(math.nan), 0)})
     return sums
+
+
+def said_of_overlap(folder: Path) -> list[str]:
+    return [line for line in logged(folder / "job") if line.startswith("input eval_dataset: ")]
+
+
+def test_rows_that_are_trained_on_too_are_said(tmp_path: Path, inputs: dict[str, Path], pairs: dict[str, Path]) -> None:
+    """Two of four prompts with completions; the same completion of another prompt is none. One of three pairs."""
+    mixed = save_completions(tmp_path / "mixed", eval_dataset=[*ROWS[:2], ("abd", "de"), APART[0]])
+    run_stage("sft", tmp_path / "sft", {**inputs, "eval_dataset": mixed["eval_dataset"]}, **SETTINGS)
+    (line,) = said_of_overlap(tmp_path / "sft")
+    assert line.startswith("input eval_dataset: 2 of its 4 rows are trained on too")
+    run_stage("reward_model", tmp_path / "pairs", pairs, **SETTINGS)
+    (line,) = said_of_overlap(tmp_path / "pairs")
+    assert line.startswith("input eval_dataset: 1 of its 3 rows are trained on too")
+    run_stage("sft", tmp_path / "none", inputs, **SETTINGS)
+    assert not said_of_overlap(tmp_path / "none")
