@@ -132,8 +132,8 @@ class Ancestry:
         if artifact.kind == "dataset":
             rows = self._described(artifact).get("rows")
             return {} if rows is None else {"rows": rows}
-        main = registry.load_stage(record.stage).main_metric
-        return {main: record.metrics[main]} if main in record.metrics else {}
+        main = registry.load_stage(record.stage).headline(record.metrics)
+        return {} if main is None else {main: record.metrics[main]}
 
     def _described(self, dataset: Artifact) -> Mapping[str, Any]:
         if dataset not in self._descriptions:

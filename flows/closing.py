@@ -47,8 +47,7 @@ def _where(entry: Mapping[str, Any]) -> str:
 def main_metric(entry: Mapping[str, Any]) -> str:
     """`accuracy 0.712 [0.668, 0.752]`: the metric that its stage declares as the main one, or its first."""
     metrics = entry["metrics"]
-    declared = load_stage(entry["uses"]).main_metric
-    name = declared if declared in metrics else next(iter(metrics), None)
+    name = load_stage(entry["uses"]).headline(metrics) or next(iter(metrics), None)
     if name is None:
         return ""
     interval = ""

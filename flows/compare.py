@@ -173,7 +173,8 @@ def _results(store: Store, name: str, old: Mapping[str, Any] | None, new: Mappin
         if ids[0].get(key) != ids[1].get(key)
     }
     measured = [dict(leaves(side.get("metrics") or {})) for side in (before, after)]
-    main = load_stage(str((after or before)["uses"])).main_metric if str((after or before)["uses"]) in STAGES else None
+    uses = str((after or before)["uses"])
+    main = load_stage(uses).headline({**measured[0], **measured[1]}) if uses in STAGES else None
     names = sorted(dict.fromkeys([*measured[0], *measured[1]]), key=lambda key: key != main)
     metrics = {
         key: (measured[0].get(key), measured[1].get(key))

@@ -104,13 +104,18 @@ class Stage:
     check: Callable[[Any, frozenset[str]], list[str]] | None = None
     """(Config, names of the wired inputs) -> what is wrong with the two together, before anything runs."""
     main_metric: str | None = field(default=None)
-    """The metric that the closing table shows."""
+    """The metric that the closing table shows; see `headline`."""
     memory: Callable[[Request], Sequence[Phase]] | None = None
     """What a process holds at most in every phase of its work, predicted; None: nothing that matters."""
     shapes: Callable[[Any, Mapping[str, ModelShape]], Mapping[str, ModelShape]] | None = None
     """(Config, shape of the model behind each input) -> shape of the model in each output; None: there is none."""
     single: bool = False
     """One process does it all; a launch of several, given for the whole recipe, is for the other stages."""
+
+    def headline(self, metrics: Mapping[str, Any]) -> str | None:
+        """The metric of these that stands for all: `main_metric`, of rows that were held out where there were some."""
+        names = [] if self.main_metric is None else [f"eval/{self.main_metric}", self.main_metric]
+        return next((name for name in names if name in metrics), None)
 
     def outputs_of(self, config: Config) -> dict[str, str]:
         """Name -> kind of the outputs written under this configuration."""

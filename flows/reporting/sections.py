@@ -173,8 +173,8 @@ def _declared(name: str, uses: str, reader: Reader) -> tuple[dict[str, Any], dic
 
 
 def _main_metric(uses: str, metrics: Mapping[str, Any]) -> str:
-    name = load_stage(uses).main_metric if uses in STAGES else None
-    found = dict(_pairs({name: metrics[name]} if name is not None and name in metrics else {}))
+    name = load_stage(uses).headline(metrics) if uses in STAGES else None
+    found = dict(_pairs({} if name is None else {name: metrics[name]}))
     return "".join(f"{metric} {value}" for metric, value in found.items())
 
 

@@ -147,4 +147,6 @@ def test_metrics_with_intervals() -> None:
     assert main_metric({"uses": "evaluate", "metrics": measured}) == "accuracy 0.7123 [0.668, 0.752]"
     assert main_metric({"uses": "evaluate", "metrics": {"loss": 2.5}}) == "loss 2.5"
     assert main_metric({"uses": "evaluate", "metrics": {}}) == ""
+    held_out = {"rewards/accuracies": 1.0, "eval/rewards/accuracies": 0.625}
+    assert main_metric({"uses": "preference", "metrics": held_out}) == "eval/rewards/accuracies 0.625"
     assert format_metric(3) == "3"

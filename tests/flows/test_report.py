@@ -311,6 +311,13 @@ def test_a_run_that_made_nothing_still_has_a_page(tmp_path: Path) -> None:
         assert sentence in page.text
 
 
+def test_what_was_held_out_stands_for_an_evaluation(tmp_path: Path) -> None:
+    run = SmallRun(tmp_path)
+    run.stage("sft", "sft", {}, {}, metrics={"loss": 0.25, "eval/loss": 1.75})
+    page = page_of(run)
+    assert "no evaluation with numbers. While sft trained, eval/loss 1.75 was measured." in page.text
+
+
 def test_secrets_do_not_reach_the_page(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_API_KEY", "k3yk3yk3yk3yk3yk3y")
     run.stages["sft"]["command"] = ["train", "--key", "k3yk3yk3yk3yk3yk3y", "s3://me:hunter2@host/bucket"]
