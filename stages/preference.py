@@ -106,7 +106,7 @@ def _referenced(context: Context, trainer: Trainer, sets: Sequence[Sequence[Grou
         for name, groups in zip(LOGPROBS, sets, strict=False)
     ]
     if context.has(LOGPROBS[0]):
-        found = [read_references(context.input(name), plain, ld_alpha=config.ld_alpha) for name, plain in named]
+        found = [read_references(context, name, plain, ld_alpha=config.ld_alpha) for name, plain in named]
     else:
         context.phase("log-probabilities of the reference")
         with reference_of(context, trainer)() as scorer:

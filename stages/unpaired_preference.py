@@ -167,7 +167,7 @@ def _referenced(context: Context, trainer: Trainer, sets: Sequence[Sequence[Grou
     named = [(name, scored_groups(groups)) for name, groups in zip(LOGPROBS, sets, strict=False)]
     scored: list[list[dict[str, Any]]] = []
     if known := context.has(LOGPROBS[0]):
-        scored = [read_unpaired(context.input(name), plain) for name, plain in named]
+        scored = [read_unpaired(context, name, plain) for name, plain in named]
     if not known or config.use_density_ratio:
         context.phase("log-probabilities of the reference")
         with reference_of(context, trainer)() as scorer:

@@ -125,7 +125,7 @@ def _pair_scores(subject: Subject, groups: Sequence[Group]) -> tuple[str, list[t
 def _references(subject: Subject, groups: Sequence[Group]) -> list[Reference] | None:
     context, accelerator = subject.context, subject.accelerator
     if context.has("reference_logprobs"):
-        return read_references(context.input("reference_logprobs"), groups)
+        return read_references(context, "reference_logprobs", groups)
     if not context.has("reference"):
         return None
     context.phase("log-probabilities of the reference")

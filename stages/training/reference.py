@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 from accelerate import Accelerator
@@ -98,22 +97,31 @@ PAIR = ("chosen", "rejected")
 """Columns of pairs' log-probabilities."""
 
 
-def read_references(folder: Path, groups: Sequence[Group], *, ld_alpha: float | None = None) -> list[Reference]:
-    """The references of preference groups from a `logprobs` artifact.
+def read_references(
+    context: Context, name: str, groups: Sequence[Group], *, ld_alpha: float | None = None
+) -> list[Reference]:
+    """The references of preference groups from input `name`, a `logprobs` artifact.
 
     Raises StageError where a row is missing or its token counts differ (another dataset, tokenizer or max_length), or
     where `ld_alpha` needs every token's value and only sums were kept.
     """
-    import pyarrow.parquet as parquet
-
-    table = parquet.read_table(folder / "logprobs.parquet", page_checksum_verification=True)
+    table = _read_table(context, name)
     if "chosen_logps" not in table.column_names:
-        raise StageError("the log-probabilities are not of preference pairs (no column chosen_logps)")
+        raise StageError(f"input {name}: the log-probabilities are not of preference pairs (no column chosen_logps)")
     per_token = ld_alpha is not None
     if per_token and "chosen_token_logps" not in table.column_names:
-        raise StageError("ld_alpha needs the log-probability of every token; compute them with per_token: true")
+        raise StageError(
+            f"input {name}: ld_alpha needs the log-probability of every token; compute them with per_token: true"
+        )
     rows = {row["row_id"]: row for row in table.to_pylist()}
-    return pair_references([_read_row(rows.get(group.row_id), group, PAIR, per_token) for group in groups], ld_alpha)
+    found = [_read_row(name, rows.get(group.row_id), group, PAIR, per_token) for group in groups]
+    return pair_references(found, ld_alpha)
+
+
+def _read_table(context: Context, name: str) -> Any:
+    import pyarrow.parquet as parquet
+
+    return parquet.read_table(context.input(name) / "logprobs.parquet", page_checksum_verification=True)
 
 
 UNPAIRED = ("completion", "mismatched")
@@ -129,47 +137,48 @@ def mismatched_digest(group: Group) -> str:
     return hashlib.sha256(json.dumps(list(group.branches[1].token_ids)).encode()).hexdigest()
 
 
-def read_unpaired(folder: Path, groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """Rows as `score_rows` gives them, for groups of one completion, or of two with the mismatched one.
+def read_unpaired(context: Context, name: str, groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Rows of input `name` as `score_rows` gives them, for groups of one completion, or of two with the mismatched one.
 
     Raises StageError where a row is missing, or its token counts differ.
     """
-    import pyarrow.parquet as parquet
-
-    table = parquet.read_table(folder / "logprobs.parquet", page_checksum_verification=True)
-    missing = [f"{name}_logps" for name in UNPAIRED[: len(groups[0].branches)]]
-    missing = [name for name in missing if name not in table.column_names]
+    table = _read_table(context, name)
+    missing = [f"{column}_logps" for column in UNPAIRED[: len(groups[0].branches)]]
+    missing = [column for column in missing if column not in table.column_names]
     if missing:
         raise StageError(
-            f"the log-probabilities are not of judged completions (no column {missing[0]}); compute them on the same "
-            "dataset, normalized to type unpaired_preference"
+            f"input {name}: the log-probabilities are not of judged completions (no column {missing[0]}); compute them "
+            "on the same dataset, normalized to type unpaired_preference"
         )
     rows = {row["row_id"]: row for row in table.to_pylist()}
-    found = [_read_row(rows.get(group.row_id), group, UNPAIRED[: len(group.branches)], False) for group in groups]
+    found = [_read_row(name, rows.get(group.row_id), group, UNPAIRED[: len(group.branches)], False) for group in groups]
     for group in groups:
         if len(group.branches) == 2 and rows[group.row_id][MISMATCHED_DIGEST] != mismatched_digest(group):
             raise StageError(
-                f"row {group.row_id}: the reference log-probability of its mismatched completion is of another "
+                f"input {name}: row {group.row_id}: the log-probability of its mismatched completion is of another "
                 "completion; compute them on exactly these rows"
             )
     return found
 
 
-def _read_row(row: dict[str, Any] | None, group: Group, names: Sequence[str], per_token: bool) -> dict[str, Any]:
+def _read_row(
+    name: str, row: dict[str, Any] | None, group: Group, columns: Sequence[str], per_token: bool
+) -> dict[str, Any]:
     if row is None:
         raise StageError(
-            f"row {group.row_id} has no reference log-probability; compute them on the same dataset and max_length"
+            f"input {name} has no log-probability of row {group.row_id}; compute them on the same dataset, with the "
+            "same max_length"
         )
-    found = tuple(row[f"{name}_tokens"] for name in names)
+    found = tuple(row[f"{column}_tokens"] for column in columns)
     expected = tuple(len(branch.token_ids) for branch in group.branches)
     if found != expected:
         raise StageError(
-            f"row {group.row_id}: reference log-probabilities are of {found} tokens, the row has {expected}; "
+            f"input {name}: row {group.row_id}: log-probabilities are of {found} tokens, the row has {expected}; "
             "compute them with the same tokenizer and max_length"
         )
-    read: dict[str, Any] = {"sums": [row[f"{name}_logps"] for name in names]}
+    read: dict[str, Any] = {"sums": [row[f"{column}_logps"] for column in columns]}
     if per_token:
-        read["logprobs"] = [row[f"{name}_token_logps"] for name in names]
+        read["logprobs"] = [row[f"{column}_token_logps"] for column in columns]
     return read
 
 
