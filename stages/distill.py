@@ -7,6 +7,7 @@ start, which is SDFT (self-distillation with privileged context, arXiv:2601.1989
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
@@ -15,12 +16,13 @@ from stages.data.columns import template_fields
 from stages.data.types import TEXT_COLUMNS
 from stages.rollouts.engine_settings import EngineChoice, EngineConfig, engine_problems
 from stages.stage import MODELS, Input, Stage
-from stages.training.config import PolicyConfig, policy_outputs
+from stages.training.config import MeasuredConfig, PolicyConfig, check_measured, policy_outputs
 from stages.training.memory import same_shape
 from stages.training.memory_distill import distill_phases
 
 if TYPE_CHECKING:
     from stages.context import Context
+    from stages.training.batch import Group
     from stages.training.kept_teacher import KeptTeacher
     from stages.training.loop import Trainer
     from stages.training.model import Scorer
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from stages.training.teachers import LocalTeacher, Teacher
 
 
-class Config(EngineChoice, PolicyConfig):
+class Config(EngineChoice, PolicyConfig, MeasuredConfig):
     """Settings of distillation. An item of train_batch_size is a prompt with one completion."""
 
     learning_rate: float = Field(1e-6, gt=0)
@@ -83,7 +85,11 @@ def check(config: Config, wired: frozenset[str]) -> list[str]:
         problems.append("teacher_update_rate needs the whole model trained; with lora_r only adapters are")
     if config.teacher_sync_steps != 1 and not moves:
         problems.append("teacher_sync_steps is given, but teacher_update_rate is null, so it would not be used")
-    return problems
+    if "eval_dataset" in wired and not {"teacher", "teacher_states"} & wired:
+        problems.append(
+            "a model that teaches itself says nothing of the given completions of eval_dataset; wire a teacher"
+        )
+    return problems + check_measured(config, wired, "teacher_states")
 
 
 def _teacher_problems(config: Config, wired: frozenset[str]) -> list[str]:
@@ -136,9 +142,9 @@ def run(context: Context) -> None:
     """
     from stages.data.dataset import read_dataset
     from stages.data.ledger import RowLedger
-    from stages.training.distill_windows import distill_windows, require_same_vocabulary
+    from stages.training.distill_windows import distill_windows, given_groups, require_same_vocabulary
     from stages.training.export import export
-    from stages.training.kept_teacher import KeptTeacher
+    from stages.training.held_out import HeldOut
     from stages.training.start import start
 
     config: Config = context.config
@@ -149,10 +155,18 @@ def run(context: Context) -> None:
     require_same_vocabulary(tokenizer, vocabulary)
     teacher.join(trainer)
     ledger = RowLedger()
-    windows = distill_windows(context, config, trainer, tokenizer, dataset, ledger)
-    if isinstance(teacher, KeptTeacher):
-        teacher.require(windows.given)
-    trained = trainer.run(_followed(trainer, windows, teacher.scorer, config), ledger.states)
+    given_of = partial(given_groups, config, trainer, tokenizer)
+    given: list[Group] = []
+    if config.lmbda < 1:  # with both kinds of steps the ledger is that of the prompts
+        given = teacher.taught("dataset", given_of(dataset, ledger if config.lmbda == 0 else RowLedger()))
+    held_out = HeldOut.of(
+        context,
+        trainer.scorer.vocabulary,
+        lambda dataset, ledger: teacher.taught("eval_dataset", given_of(dataset, ledger)),
+        given,
+    )
+    windows = distill_windows(context, config, trainer, tokenizer, dataset, given, ledger)
+    trained = trainer.run(_followed(trainer, windows, teacher.scorer, config), ledger.states, held_out)
     export(context, trained, ledger.to_json(), samples=windows.samples)
 
 
@@ -197,9 +211,13 @@ def _kept(context: Context) -> tuple[Objective, KeptTeacher, Any]:
     from stages.training.state_files import StateFiles
 
     config: Config = context.config
-    folder = context.input("teacher_states")
-    kept = KeptTeacher(StateFiles(folder), config.loss_top_k, config.temperature)
-    return _by_whole(kept, config), kept, load_tokenizer(folder)
+    files = {
+        dataset: StateFiles(context.input(name), name)
+        for dataset, name in (("dataset", "teacher_states"), ("eval_dataset", "eval_teacher_states"))
+        if context.has(name)
+    }
+    kept = KeptTeacher(files, config.loss_top_k, config.temperature)
+    return _by_whole(kept, config), kept, load_tokenizer(context.input("teacher_states"))
 
 
 def _by_whole(teacher: LocalTeacher | KeptTeacher, config: Config) -> Objective:
@@ -239,6 +257,8 @@ STAGE = Stage(
         "teacher": Input(MODELS, required=False),
         "teacher_states": Input(("teacher_states",), required=False),
         "dataset": Input(("dataset",)),
+        "eval_dataset": Input(("dataset",), required=False),
+        "eval_teacher_states": Input(("teacher_states",), required=False),
     },
     outputs={"model": "model", "adapter": "adapter"},
     active_outputs=policy_outputs,

@@ -206,8 +206,8 @@ CONCEPTS = (
         _called(TRL, "eval_steps", "eval_strategy", "evaluation_strategy", "do_eval", "eval_on_start", "eval_dataset")
         | _called(TRL, "per_device_eval_batch_size")
         | _called(AXOLOTL, "evals_per_epoch", "eval_batch_size"),
-        note="`sft`, both preference stages and both of reward models measure their input `eval_dataset` every "
-        "`eval_steps` steps; a stage `evaluate` measures the model that comes out",
+        note="`sft`, `distill`, both preference stages and both of reward models measure their input `eval_dataset` "
+        "every `eval_steps` steps; a stage `evaluate` measures the model that comes out",
     ),
     Concept(
         _called(TRL, "logging_steps", "logging_strategy", "logging_first_step"),

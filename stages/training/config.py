@@ -127,9 +127,10 @@ class MeasuredConfig(TrainingConfig):
     """End the run once so many measurements in a row had no lower loss; null: take all steps."""
 
 
-def check_measured(config: MeasuredConfig, wired: frozenset[str]) -> list[str]:
-    """`Stage.check` of these stages."""
-    apart, own, theirs = "eval_dataset", "reference_logprobs", "eval_reference_logprobs"
+def check_measured(config: MeasuredConfig, wired: frozenset[str], own: str = "reference_logprobs") -> list[str]:
+    """`Stage.check` of these stages. `own`: the input that is made of input `dataset` beforehand, by the stage of that
+    name; there is one of `eval_dataset` too."""
+    apart, theirs = "eval_dataset", f"eval_{own}"
     problems = []
     if apart not in wired:
         given = {
@@ -146,5 +147,5 @@ def check_measured(config: MeasuredConfig, wired: frozenset[str]) -> list[str]:
     elif own in wired and theirs not in wired:
         problems.append(f"{own} are of input dataset; wire {theirs} too, from a stage {own} on {apart}")
     if theirs in wired and own not in wired:
-        problems.append(f"{theirs} is wired in, but {own} is not; both are of one reference")
+        problems.append(f"{theirs} is wired in, but {own} is not; both are of one model")
     return problems

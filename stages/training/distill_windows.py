@@ -89,25 +89,28 @@ class DistillWindows:
         self.samples = state.get("samples", [])
 
 
+def given_groups(config: Any, trainer: Trainer, tokenizer: Any, dataset: Dataset, ledger: RowLedger) -> list[Group]:
+    """Rows with their completions."""
+    require_vocabulary(dataset, trainer.scorer.vocabulary)
+    longest = RowLimit.of(config.max_length, trainer.scorer.context_length)
+    return [sequence_group(row) for row in tokenize_sequences(dataset, tokenizer, max_length=longest, ledger=ledger)]
+
+
 def distill_windows(
-    context: Context, config: Any, trainer: Trainer, tokenizer: Any, dataset: Dataset, ledger: RowLedger
+    context: Context,
+    config: Any,
+    trainer: Trainer,
+    tokenizer: Any,
+    dataset: Dataset,
+    given: list[Group],
+    ledger: RowLedger,
 ) -> DistillWindows:
-    """Tokenize what the steps need: prompts where completions are sampled, whole rows where they are given.
+    """Tokenize the prompts where completions are sampled; `given`: rows with theirs, where these are used.
 
     The groups of privileged_context rows carry the teacher's prompt as their data.
     """
     require_vocabulary(dataset, trainer.scorer.vocabulary)
-    room = trainer.scorer.context_length
-    given: list[Group] = []
     prompts: list[TokenizedPrompt] = []
-    if config.lmbda < 1:
-        rows = tokenize_sequences(
-            dataset,
-            tokenizer,
-            max_length=RowLimit.of(config.max_length, room),
-            ledger=ledger if config.lmbda == 0 else RowLedger(),
-        )
-        given = [sequence_group(row) for row in rows]
     if config.lmbda > 0:
         longest = room_for_prompts(trainer.scorer, config.max_length, config.max_completion_length)
         if dataset.type == "privileged_context":

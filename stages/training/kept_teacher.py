@@ -4,7 +4,8 @@ more than these and its head."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -30,26 +31,40 @@ from stages.training.state_files import StateFiles, write_head, write_rows, writ
 from stages.training.teachers import likeliest
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a row's states are; it goes with the group as its data."""
+
+    dataset: str
+    states: slice
+
+
 class KeptTeacher:
-    """Teaches the rows of an artifact `teacher_states`."""
+    """Teaches the rows of artifacts `teacher_states`."""
 
     scorer = None
 
-    def __init__(self, files: StateFiles, most: int | None, temperature: float) -> None:
-        """`most`: how many likely tokens it tells; None: nobody asks it for them."""
-        self._files, self.most, self._head = files, most, files.head(temperature)
+    def __init__(self, files: Mapping[str, StateFiles], most: int | None, temperature: float) -> None:
+        """`files`: by the input that their rows are of; `most`: how many likely tokens it tells, None where nobody asks
+        it for them. Raises StageError for files of several teachers."""
+        self._files, self.most = files, most
+        self._head = next(iter(files.values())).head(temperature)
+        if len(files) > 1 and len({one.head_sha256() for one in files.values()}) > 1:
+            raise StageError("inputs teacher_states and eval_teacher_states are of two teachers, whose heads differ")
 
     def join(self, trainer: Trainer) -> None:
         """On the trainer's device."""
         self._head = self._head.to(trainer.accelerator.device)
 
-    def require(self, groups: Sequence[Group]) -> None:
-        """Raises StageError where it has nothing of one of these."""
-        self._files.require(groups)
+    def taught(self, dataset: str, groups: Sequence[Group]) -> list[Group]:
+        """With the place of their states. Raises StageError where there are none of a row, or those of other tokens."""
+        place = self._files[dataset].place
+        return [replace(group, data=_Place(dataset, place(group))) for group in groups]
 
     def hidden(self, batch: TokenBatch) -> Tensor:
         """Of a batch, from the disk."""
-        return self._files.states(batch.groups).to(batch.source_N.device)
+        found = [self._files[group.data.dataset].states(group.data.states) for group in batch.groups]
+        return torch.cat(found).to(batch.source_N.device)
 
     def head(self) -> Head:
         """As it was."""

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from artifacts.digest import canonical_json, sha256_bytes
+from artifacts.digest import canonical_json, sha256_bytes, sha256_file
 from artifacts.errors import StageError
 from stages.losses.head import Head
 from stages.training.batch import Group
@@ -34,11 +34,13 @@ _TYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 class StateFiles:
     """The files of an artifact, states read from the disk when they are asked for."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str) -> None:
+        """`name`: of the input that they are."""
         import pyarrow.parquet as parquet
 
         rows = parquet.read_table(folder / _ROWS, page_checksum_verification=True).to_pydict()
         stops = list(accumulate(rows["tokens"], initial=0))
+        self._folder, self._name = folder, name
         self._places = dict(zip(rows["row_id"], pairwise(stops), strict=True))
         self._digests: dict[str, str] = dict(zip(rows["row_id"], rows["sha256"], strict=True))
         self._file = safe_open(folder / _STATES, "pt")
@@ -49,23 +51,28 @@ class StateFiles:
         """The teacher's."""
         return Head(self._head["weight"], self._head.get("bias"), temperature=temperature, **self._form)
 
-    def states(self, groups: Sequence[Group]) -> Tensor:
-        """[N, H] of these groups, in their order."""
-        return torch.cat([self._states[slice(*self._places[group.row_id])] for group in groups])
+    def head_sha256(self) -> tuple[str, str]:
+        """The same for all states of one teacher."""
+        return sha256_file(self._folder / _HEAD), sha256_file(self._folder / _FORM)
 
-    def require(self, groups: Sequence[Group]) -> None:
-        """Raises StageError where there are none of a row, or those of other tokens."""
-        for group in groups:
-            if (known := self._digests.get(group.row_id)) is None:
-                raise StageError(
-                    f"input teacher_states has nothing of row {group.row_id}; run teacher_states on the same dataset, "
-                    "with the same max_length"
-                )
-            if known != tokens_sha256(group):
-                raise StageError(
-                    f"input teacher_states has row {group.row_id} with other tokens; run teacher_states with the same "
-                    "max_length, and a teacher whose chat template is the student's"
-                )
+    def states(self, place: slice) -> Tensor:
+        """[n, H] of one row."""
+        states: Tensor = self._states[place]
+        return states
+
+    def place(self, group: Group) -> slice:
+        """Where its states are. Raises StageError where there are none, or those of other tokens."""
+        if (known := self._digests.get(group.row_id)) is None:
+            raise StageError(
+                f"input {self._name} has nothing of row {group.row_id}; run teacher_states on the same dataset, with "
+                "the same max_length"
+            )
+        if known != tokens_sha256(group):
+            raise StageError(
+                f"input {self._name} has row {group.row_id} with other tokens; run teacher_states with the same "
+                "max_length, and a teacher whose chat template is the student's"
+            )
+        return slice(*self._places[group.row_id])
 
 
 def tokens_sha256(group: Group) -> str:

@@ -16,7 +16,7 @@ from stages.losses.top_divergence import TopTokens, top_tokens
 from stages.rollouts.engine import ServedModel
 from stages.rollouts.requests import Completion, SampleRequest, SamplingConfig
 from stages.rollouts.vllm_client import ServerEngine
-from stages.training.batch import TokenBatch
+from stages.training.batch import Group, TokenBatch
 from stages.training.distillation import teacher_hidden
 from stages.training.engine_sync import TEACHER, open_engine, send_weights
 from stages.training.frozen_engine import reads_the_folder
@@ -39,6 +39,10 @@ class Teacher(Protocol):
         """Be ready for the trainer's first batch. Collective."""
         ...
 
+    def taught(self, dataset: str, groups: list[Group]) -> list[Group]:
+        """The rows of this input, with what it needs to teach them. Raises StageError where it cannot."""
+        ...
+
 
 class LocalTeacher:
     """A model beside the student."""
@@ -52,6 +56,10 @@ class LocalTeacher:
         share = trainer.scorer.share_prefixes and self.scorer.share_prefixes
         trainer.scorer.share_prefixes = self.scorer.share_prefixes = share
         self.scorer.to(trainer.accelerator.device)
+
+    def taught(self, dataset: str, groups: list[Group]) -> list[Group]:
+        """It needs nothing."""
+        return groups
 
     def hidden(self, batch: TokenBatch) -> Tensor:
         """Of a batch, computed now."""
@@ -103,6 +111,10 @@ class ServedTeacher:
             dtypes = (dtype, "bfloat16" if config.bf16 else "float32")
             _prove(SyncProof(engine, budget, tolerance=settings.tolerance(config.bf16), dtypes=dtypes), scorer)
         self._engine = engine
+
+    def taught(self, dataset: str, groups: list[Group]) -> list[Group]:
+        """It needs nothing."""
+        return groups
 
     def __call__(self, batch: TokenBatch) -> TopTokens:
         """Of a batch. Raises StageError for tokens that the student does not know."""

@@ -123,10 +123,10 @@ def _distill(case: Case, folder: CaseFolder) -> StepOf:
 
 
 def _distill_kept(case: Case, folder: CaseFolder) -> StepOf:
-    teacher = KeptTeacher(StateFiles(folder.states), None, 1.0)
+    teacher = KeptTeacher({"dataset": StateFiles(folder.states, "teacher_states")}, None, 1.0)
     trainer = _trainer(_context("distill", case, folder), DistillationLoss(teacher, divergence_of(1.0), 1.0))
     teacher.join(trainer)
-    return Training(trainer, case, _branches)
+    return Training(trainer, case, lambda row: teacher.taught("dataset", [_branches(row)])[0])
 
 
 def save_states(case: Case, folder: CaseFolder) -> None:

@@ -463,7 +463,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "small": (
         3,
-        "7ca1a70cbbb5928c",
+        "d35561271b79df86",
         "06cbbe8ba1b07f8c",
         {
             "model/metrics: loss": 0.0043144,
@@ -490,7 +490,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "small_of_taught": (
         3,
-        "1e6f38b61a36ecdf",
+        "41831ee983c4134e",
         "3a3bb7225f1895e4",
         {
             "model/metrics: loss": 0.016415,

@@ -189,7 +189,7 @@ def test_what_does_not_go_together() -> None:
         assert first == (
             "input eval_reference_logprobs is given, but input eval_dataset is not wired, so it would not be used"
         )
-        assert second == "eval_reference_logprobs is wired in, but reference_logprobs is not; both are of one reference"
+        assert second == "eval_reference_logprobs is wired in, but reference_logprobs is not; both are of one model"
     check = unpaired_preference.STAGE.check
     weighed = unpaired_preference.Config(loss_type="bco", use_density_ratio=True)
     (said,) = check(weighed, frozenset({*model, "eval_dataset"}))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from artifacts import Shards
 from artifacts.errors import StageError
@@ -69,7 +70,7 @@ def test_they_are_what_transformers_computes(tmp_path: Path, inputs: dict[str, P
         with torch.no_grad():
             logits.append(teacher(tokens).logits[0, len(prompt) - 1 : -1])
         logps.append(float(logits[-1].log_softmax(-1).gather(1, tokens[0, len(prompt) :, None]).sum()))
-    kept = StateFiles(folder).head(1.0).logits(load_file(folder / "states.safetensors")["states"])
+    kept = StateFiles(folder, "teacher_states").head(1.0).logits(load_file(folder / "states.safetensors")["states"])
     torch.testing.assert_close(kept, torch.cat(logits), atol=1e-5, rtol=1e-5)
     rows = parquet.read_table(folder / "rows.parquet").to_pydict()
     assert rows["row_id"] == [f"r{number}" for number in range(5)]
@@ -99,6 +100,49 @@ def test_in_bfloat16(tmp_path: Path, inputs: dict[str, Path]) -> None:
     (beside, *_), _ = train(tmp_path / "beside", inputs, bf16=True)
     (found, *_), _ = train(tmp_path / "student_of_kept", of_kept(inputs, kept), bf16=True)
     assert found["loss"] == pytest.approx(beside["loss"], rel=0.02)
+
+
+APART = [("ga", "abc"), ("bad", "e"), ("h", "cafe")]
+
+
+def test_rows_apart_are_measured(tmp_path: Path, inputs: dict[str, Path]) -> None:
+    """Reverse KL by hand on the weights that the stage leaves, by a teacher beside it and by what one has said; both
+    datasets name their rows alike, and measuring changes no bit."""
+    apart = saved_rows(tmp_path / "apart", APART)
+    kept = {
+        name: keep(tmp_path / name, {**inputs, "dataset": of})
+        for name, of in (("own", inputs["dataset"]), ("theirs", apart))
+    }
+    told = {**of_kept(inputs, kept["own"]), "eval_teacher_states": kept["theirs"]}
+    alone = output(done("distill", tmp_path / "alone", of_kept(inputs, kept["own"]), **GIVEN), "model")
+    teacher = save_model(tmp_path / "again", 2)
+    for name, more in (("beside", inputs), ("told", told)):
+        context = done("distill", tmp_path / name, {**more, "eval_dataset": apart}, **GIVEN, eval_steps=2)
+        folder = output(context, "model")
+        student = AutoModelForCausalLM.from_pretrained(folder).eval()
+        values = [value for row in APART for value in reverse_kl(student, teacher, *row)]
+        rows = read_lines(folder / "metrics.jsonl")
+        assert [row["step"] for row in rows if "eval/loss" in row] == [2, 4, 5]
+        assert rows[-1]["eval/loss"] == pytest.approx(sum(values) / len(values), rel=2e-5)
+        assert rows[-1]["eval/divergence"] == rows[-1]["eval/loss"]
+    assert (folder / "model.safetensors").read_bytes() == (alone / "model.safetensors").read_bytes()
+
+
+def reverse_kl(student: Any, teacher: Any, prompt: str, completion: str) -> list[float]:
+    """Of every token, on transformers' distributions."""
+    tokens = torch.tensor([[*ids(prompt), *ids(completion), EOS]])
+    with torch.no_grad():
+        logs, wanted = (one(tokens).logits[0, len(prompt) - 1 : -1].log_softmax(-1) for one in (student, teacher))
+    return (logs.exp() * (logs - wanted)).sum(-1).tolist()
+
+
+def test_rows_apart_are_of_the_same_teacher(tmp_path: Path, inputs: dict[str, Path]) -> None:
+    apart = saved_rows(tmp_path / "apart", APART)
+    own = keep(tmp_path / "own", inputs)
+    theirs = keep(tmp_path / "theirs", {"teacher": inputs["model"], "dataset": apart})
+    told = {**of_kept(inputs, own), "eval_dataset": apart, "eval_teacher_states": theirs}
+    with pytest.raises(StageError, match="teacher_states and eval_teacher_states are of two teachers"):
+        train(tmp_path / "run", told)
 
 
 class Killed(BaseException):
@@ -162,7 +206,7 @@ def test_a_head_comes_back(tmp_path: Path, family: str) -> None:
         write_states(folder, [states[:2], states[2:]], (5, states.shape[1]), torch.float32)
         write_rows(folder, groups, [0.0] * len(groups))
         write_head(folder, head)
-        files = StateFiles(folder)
+        files = StateFiles(folder, "teacher_states")
         again = load_file(folder / "states.safetensors")["states"]
         assert torch.equal(again, states)
         assert torch.equal(files.head(0.7).logits(states), Head(**{**vars(head), "temperature": 0.7}).logits(states))
@@ -193,6 +237,8 @@ def test_states_of_shorter_rows(tmp_path: Path, inputs: dict[str, Path]) -> None
         ({"lmbda": 0.5}, set(), "lmbda is 0.5, but teacher_states are of the dataset's completions"),
         ({"lmbda": 0.0}, {"teacher"}, "inputs teacher and teacher_states exclude each other"),
         ({"lmbda": 0.0, "teacher_update_rate": 0.1}, set(), "teacher_states stay as they are"),
+        ({"lmbda": 0.0}, {"eval_dataset"}, "wire eval_teacher_states too, from a stage teacher_states on eval_dataset"),
+        ({"lmbda": 0.0}, {"eval_teacher_states"}, "eval_teacher_states is given, but input eval_dataset is not wired"),
         (
             {"lmbda": 0.0, "loss_top_k": 4, "teacher_engine": {"engine": "vllm_server"}},
             set(),
@@ -203,6 +249,11 @@ def test_states_of_shorter_rows(tmp_path: Path, inputs: dict[str, Path]) -> None
 def test_settings_that_do_not_go_together(settings: dict[str, Any], wired: set[str], message: str) -> None:
     problems = check(Config(**settings), frozenset({"model", "dataset", "teacher_states", *wired}))
     assert any(message in problem for problem in problems)
+
+
+def test_a_model_that_teaches_itself_measures_nothing() -> None:
+    (problem,) = check(Config(), frozenset({"model", "dataset", "eval_dataset"}))
+    assert problem.endswith("nothing of the given completions of eval_dataset; wire a teacher")
 
 
 def test_settings_that_do() -> None:
