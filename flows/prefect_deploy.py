@@ -32,6 +32,9 @@ CRON = (
     '"30 6 * * 1": on Mondays at 6:30'
 )
 
+LEAST_INTERVAL_SECONDS = 10.0
+"""A worker asks for runs every few seconds, and each takes seconds to start."""
+
 
 @dataclass(frozen=True)
 class When:
@@ -42,7 +45,10 @@ class When:
     timezone: str = "UTC"
 
     def schedules(self) -> list[DeploymentScheduleCreate]:
-        """For Prefect. Raises RequestError for what is no schedule."""
+        """For Prefect. Raises RequestError for what is no schedule, or one that no worker keeps up with."""
+        if self.interval_seconds is not None and 0 < self.interval_seconds < LEAST_INTERVAL_SECONDS:
+            less = f"shorter than {LEAST_INTERVAL_SECONDS:g} s: runs would be made faster than a worker takes them up"
+            raise RequestError([Problem(f"--interval {self.interval_seconds:g}", less)])
         try:
             if self.cron is not None:
                 return [DeploymentScheduleCreate(schedule=CronSchedule(cron=self.cron, timezone=self.timezone))]

@@ -243,8 +243,9 @@ CONCEPTS = (
         "Weights & Biases reads the rest from its environment variables",
     ),
     Concept(
-        {"push_to_hub": TRL, "hub_model_id": "TRL, Axolotl", "hub_strategy": "TRL, Axolotl"},
-        note="nothing is uploaded; `posttrain path @RECIPE/STAGE` prints the model's folder, which `hf upload` takes",
+        {"push_to_hub": TRL, "hub_model_id": "TRL, Axolotl", "hub_strategy": "TRL, Axolotl"}
+        | _called(TRL, "hub_private_repo", "hub_revision"),
+        note="a stage of its own uploads what another one made: `uses: push_to_hub`, `with: {repo: owner/name}`",
     ),
     Concept({"output_dir": TRL}, note="outputs are artifacts of the store, and `--store` says where that is"),
     Concept({"type": "other pipelines"}, note="what a stage does, `uses` says, beside `with`"),

@@ -42,6 +42,7 @@ STAGES = (
     "merge_adapter",
     "evaluate",
     "contamination",
+    "push_to_hub",
 )
 """Every stage by name; each is the module of the same name in this package, which defines `STAGE`."""
 

@@ -84,7 +84,7 @@ def keep_states(
     Raises StageError for a row whose log-probability is not finite.
     """
     head = teacher.head()
-    row_bytes = max(map(asked_tokens, groups)) * (head.weight_VH.shape[1] + 2) * head.weight_VH.dtype.itemsize
+    row_bytes = max(1, *map(asked_tokens, groups)) * (head.weight_VH.shape[1] + 2) * head.weight_VH.dtype.itemsize
     size = min(config.shard_rows, max(1, LARGEST_BYTES // (2 * row_bytes)))  # a piece is read as a whole
     budget = TokenBudget(context, config.micro_batch_tokens)
 

@@ -142,6 +142,13 @@ def test_the_next_run_is_known_before_prefect_has_made_it(client: SyncPrefectCli
     assert resume(client, ["timed"])[0]["next"] == found
 
 
+def test_a_schedule_that_no_worker_keeps_up_with_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"--interval 1: shorter than 10 s: runs would be made faster than a worker"):
+        When(interval_seconds=1).schedules()
+    (schedule,) = When(interval_seconds=10).schedules()
+    assert schedule.schedule.interval == timedelta(seconds=10)
+
+
 def test_what_a_second_deploy_changes_is_said(
     url: str, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

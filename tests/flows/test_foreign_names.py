@@ -50,7 +50,7 @@ ANSWERS = [
     ("sft", "sample_packing", "always packed"),
     ("sft", "train_on_inputs", "here it is `completion_only_loss` (Axolotl: true there is false here)"),
     ("sft", "wandb_project", "here it is `report_to: [wandb]`"),
-    ("sft", "push_to_hub", "`posttrain path @RECIPE/STAGE`"),
+    ("sft", "push_to_hub", "`uses: push_to_hub`"),
     ("sft", "resume_from_checkpoint", "takes up the last checkpoint by itself"),
     ("sft", "save_strategy", "here it is `checkpoint_steps`"),
     ("sft", "attn_implementation", "nothing to set"),

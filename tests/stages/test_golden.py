@@ -110,7 +110,8 @@ def observed(run: Done, name: str) -> tuple[int, str, str, dict[str, float]]:
 
 
 def test_there_is_a_golden_run_of_every_stage(local_run: Done) -> None:  # noqa: F811
-    assert {local_run.payload["stages"][name]["uses"] for name in GOLDEN} == set(STAGES)
+    """But of the one that makes nothing here."""
+    assert {local_run.payload["stages"][name]["uses"] for name in GOLDEN} == set(STAGES) - {"push_to_hub"}
 
 
 @pytest.mark.parametrize("name", GOLDEN)

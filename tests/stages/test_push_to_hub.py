@@ -1,0 +1,201 @@
+"""Uploads to a Hub of this machine, which speaks the real one's protocol to the real client."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from artifacts.errors import StageError, UnreachableError
+from stages.push_to_hub import Config, check
+from tests.in_process import run_here
+from tests.stages.fake_hub import TOKEN, FakeHub, Held, fake_hub
+from tests.stages.small_models import output, run_stage, save_dataset, save_model
+
+MODEL = "models/owner/name"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
+    with fake_hub() as found:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", found.url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda seconds: None))
+        monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no token"))
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield found
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    save_model(folder, 1)
+    (folder / "samples.jsonl").write_text('{"prompt": "a row"}\n')
+    (folder / "metrics.jsonl").write_text("{}\n")
+    return folder
+
+
+def push(folder: Path, inputs: dict[str, Path], **settings: Any) -> dict[str, Any]:
+    context = run_stage("push_to_hub", folder, inputs, **{"repo": "owner/name", **settings})
+    return json.loads((output(context, "commit") / "commit.json").read_text())
+
+
+def contents(folder: Path, *left: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in left}
+
+
+def test_a_model_goes_whole_and_nothing_that_quotes_rows(hub: FakeHub, tmp_path: Path, model: Path) -> None:
+    said = push(tmp_path / "run", {"model": model})
+    held = hub.repositories[MODEL]
+    assert held.private and list(held.commits) == [said["commit"]]
+    found = dict(held.branches["main"])
+    card = found.pop("README.md").decode()
+    assert found == contents(model, "samples.jsonl", "metrics.jsonl") and "model.safetensors" in found
+    assert card.startswith(
+        "---\nlibrary_name: transformers\ntags:\n- posttrain\n---\n\n# name\n\nMade by posttrain: model `"
+    )
+    assert held.messages[0].startswith("posttrain ") and held.messages[0].removeprefix("posttrain ") in card
+    assert said["files"] == sorted([*found, "README.md"]) and said["url"].endswith(said["commit"])
+
+
+def test_records_go_too_if_asked_for(hub: FakeHub, tmp_path: Path, model: Path) -> None:
+    (model / "README.md").write_text("of the artifact")
+    push(tmp_path / "run", {"model": model}, records=True, commit_message="with all")
+    assert hub.repositories[MODEL].branches["main"] == contents(model)
+    assert hub.repositories[MODEL].messages == ["with all"]
+
+
+def test_old_weights_do_not_stay_beside_new_ones(hub: FakeHub, tmp_path: Path, model: Path) -> None:
+    """What somebody else put there stays."""
+    before = {"model-00001-of-00002.safetensors": b"1", "model.safetensors.index.json": b"2", "picture.png": b"3"}
+    hub.repositories[MODEL] = Held(True, {"main": dict(before)})
+    push(tmp_path / "run", {"model": model})
+    now = hub.repositories[MODEL].branches["main"]
+    assert set(before) & set(now) == {"picture.png"} and now["picture.png"] == b"3"
+    assert now["model.safetensors"] == (model / "model.safetensors").read_bytes()
+
+
+def test_a_branch_of_its_own(hub: FakeHub, tmp_path: Path, model: Path) -> None:
+    for folder in ("first", "again"):
+        push(tmp_path / folder, {"model": model}, branch="nightly")
+    held = hub.repositories[MODEL]
+    assert held.branches["main"] == {} and "model.safetensors" in held.branches["nightly"]
+
+
+def test_rows_of_a_dataset(hub: FakeHub, tmp_path: Path) -> None:
+    rows = save_dataset(tmp_path / "rows", "prompt", [{"prompt": "a"}])
+    assert push(tmp_path / "run", {"dataset": rows}, private=False)["kind"] == "dataset"
+    held = hub.repositories["datasets/owner/name"]
+    assert not held.private
+    assert set(held.branches["main"]) == {"data.parquet", "dataset.json", "README.md"}
+
+
+def test_what_is_public_gets_nothing_private(hub: FakeHub, tmp_path: Path, model: Path) -> None:
+    hub.repositories[MODEL] = Held(private=False)
+    with pytest.raises(StageError, match="is public on the Hub, and private is true: nothing was uploaded"):
+        push(tmp_path / "run", {"model": model})
+    assert hub.repositories[MODEL].branches["main"] == {} and not hub.blobs
+
+
+def test_what_the_hub_has_is_looked_at(hub: FakeHub, tmp_path: Path, model: Path) -> None:
+    for name, spoil in {
+        "config.json": lambda files: files.update({"config.json": b"{}"}),
+        "model.safetensors": lambda files: files.update({"model.safetensors": b"other"}),
+        "tokenizer.json": lambda files: files.pop("tokenizer.json"),
+    }.items():
+        hub.spoil = spoil
+        with pytest.raises(StageError, match=f"of the Hub has {name} with other content than was sent"):
+            push(tmp_path / name, {"model": model})
+
+
+@pytest.mark.parametrize(
+    ("part", "status", "error", "said"),
+    [
+        (
+            "/api/repos/create",
+            403,
+            StageError,
+            r"the Hub refuses to write model 'owner/name' on the Hub \(HTTP 403\); set",
+        ),
+        ("/commit/", 400, StageError, r"the Hub refuses to write .* \(HTTP 400\): refused"),
+        ("/commit/", 503, UnreachableError, r"the Hub does not take .* at present \(HTTP 503\)"),
+        ("/upload/", 500, UnreachableError, r"the Hub does not"),
+    ],
+)
+def test_what_the_hub_refuses_is_said(
+    hub: FakeHub, tmp_path: Path, model: Path, part: str, status: int, error: type[Exception], said: str
+) -> None:
+    """And nothing of it is there; what may pass is tried again by the run."""
+    hub.status = {part: status}
+    with pytest.raises(error, match=said) as caught:
+        push(tmp_path / "run", {"model": model})
+    assert TOKEN not in str(caught.value)
+    assert all(not held.branches["main"] for held in hub.repositories.values())
+
+
+def test_a_token_is_needed_and_never_said(
+    hub: FakeHub, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_another")
+    with pytest.raises(StageError, match=r"HTTP 401") as caught:
+        push(tmp_path / "other", {"model": model})
+    assert "hf_another" not in str(caught.value)
+    monkeypatch.setenv("HF_TOKEN", "hf_sécret")
+    with pytest.raises(StageError, match="^HF_TOKEN holds characters that no token has") as caught:
+        push(tmp_path / "none", {"model": model})
+    assert caught.value.__suppress_context__
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(StageError, match="no token to write model 'owner/name' of the Hub with: set HF_TOKEN"):
+        push(tmp_path / "without", {"model": model})
+
+
+def test_nobody_answers(hub: FakeHub, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(
+        UnreachableError, match="the Hub does not answer for model 'owner/name' on the Hub: ConnectError"
+    ):
+        push(tmp_path / "run", {"model": model})
+
+
+def test_an_adapter_whose_base_nobody_else_has(hub: FakeHub, tmp_path: Path, model: Path) -> None:
+    config = {"peft_type": "LORA", "base_model_name_or_path": "sha256:" + "a" * 64}
+    (model / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(StageError, match=r"the adapter is on sha256:a+, which only this store has"):
+        push(tmp_path / "run", {"model": model})
+    assert not hub.requests
+
+
+@pytest.mark.parametrize("wired", [set(), {"model", "dataset"}])
+def test_it_takes_one_input(wired: set[str]) -> None:
+    assert check(Config(repo="a/b"), frozenset(wired)) == [
+        "takes one input: model (also an adapter or a reward model) or dataset"
+    ]
+
+
+@pytest.mark.parametrize("repo", ["name", "a/b/c", "../b", "a/b c", "/b"])
+def test_names_that_are_none(repo: str) -> None:
+    with pytest.raises(ValueError, match="repo"):
+        Config(repo=repo)
+
+
+def test_a_recipe_uploads_once(hub: FakeHub, tmp_path: Path) -> None:
+    """A second run asks nothing. The token is written nowhere."""
+    rows = {"uses": "normalize", "with": {"source": {"path": "rows.jsonl"}, "type": "prompt"}}
+    pushed = {"uses": "push_to_hub", "inputs": {"dataset": "rows"}, "with": {"repo": "owner/rows"}}
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n')
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps({"name": "r", "stages": {"rows": rows, "pushed": pushed}}))
+    payload = run_here(recipe, tmp_path / "store")
+    assert payload["state"] == "ok", payload
+    (commit,) = hub.repositories["datasets/owner/rows"].commits
+    asked = len(hub.requests)
+    assert run_here(recipe, tmp_path / "store")["stages"]["pushed"]["state"] == "cached"
+    assert len(hub.requests) == asked
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(commit.encode() in path.read_bytes() for path in files)
+    assert not any(TOKEN.encode() in path.read_bytes() for path in files)
