@@ -148,7 +148,7 @@ def fake_hub() -> Iterator[FakeHub]:
             self.end_headers()
             self.wfile.write(said)
 
-        do_GET = do_POST = do_PUT = _any  # noqa: N815
+        do_GET = do_POST = do_PUT = _any
 
         def log_message(self, *arguments: object) -> None:
             pass

@@ -146,7 +146,7 @@ def test_a_token_is_needed_and_never_said(
         push(tmp_path / "other", {"model": model})
     assert "hf_another" not in str(caught.value)
     monkeypatch.setenv("HF_TOKEN", "hf_sécret")
-    with pytest.raises(StageError, match="^HF_TOKEN holds characters that no token has") as caught:
+    with pytest.raises(StageError, match=r"^HF_TOKEN holds characters that no token has") as caught:
         push(tmp_path / "none", {"model": model})
     assert caught.value.__suppress_context__
     monkeypatch.delenv("HF_TOKEN")
