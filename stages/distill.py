@@ -10,13 +10,9 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, field_validator
-
-from stages.data.columns import template_fields
-from stages.data.types import TEXT_COLUMNS
-from stages.rollouts.engine_settings import EngineChoice, EngineConfig, engine_problems
 from stages.stage import MODELS, Input, Stage
-from stages.training.config import MeasuredConfig, PolicyConfig, check_measured, policy_outputs
+from stages.training.config import policy_outputs
+from stages.training.distill_config import Config, check
 from stages.training.memory import same_shape
 from stages.training.memory_distill import distill_phases
 
@@ -28,110 +24,6 @@ if TYPE_CHECKING:
     from stages.training.model import Scorer
     from stages.training.objective import Objective, Windows
     from stages.training.teachers import LocalTeacher, Teacher
-
-
-class Config(EngineChoice, PolicyConfig, MeasuredConfig):
-    """Settings of distillation. An item of train_batch_size is a prompt with one completion."""
-
-    learning_rate: float = Field(1e-6, gt=0)
-    """Peak learning rate of AdamW."""
-    beta: float = Field(1.0, ge=0, le=1)
-    """0: forward KL (teacher to student), 1: reverse KL, between: generalized Jensen-Shannon divergence."""
-    lmbda: float = Field(1.0, ge=0, le=1)
-    """Share of steps on the student's own completions; the others use the dataset's."""
-    temperature: float = Field(1.0, gt=0)
-    """Divides both models' logits, and the student's when it samples."""
-    max_completion_length: int = Field(256, gt=0)
-    """Most tokens of a sampled completion."""
-    max_length: int = Field(1024, gt=1)
-    """Longest row in tokens (prompt, where completions are sampled; the teacher's too)."""
-    loss_top_k: int | None = Field(None, gt=0)
-    """Compare the teacher's so many likeliest tokens one by one, and all others by what they sum to; null: every token
-    by itself."""
-    teacher_engine: EngineConfig = EngineConfig()
-    """What computes input teacher, in the terms of `rollouts`: by default the stage itself; `{engine: vllm_server}`:
-    servers of vLLM, which send the `loss_top_k` likeliest tokens."""
-    teacher_prompt_template: str = "{prompt}\n\n{privileged_context}"
-    """What the teacher sees of privileged_context rows in place of the prompt, or of its last user message."""
-    teacher_update_rate: float | None = Field(None, gt=0, le=1)
-    """Without input teacher: how far its weights move towards the model's at an update; null: they stay."""
-    teacher_sync_steps: int = Field(1, gt=0)
-    """Steps between two updates of the teacher."""
-
-    @field_validator("teacher_prompt_template")
-    @classmethod
-    def _has_both_fields(cls, value: str) -> str:
-        needed, found = TEXT_COLUMNS["privileged_context"], template_fields(value)
-        if set(found) != set(needed):
-            raise ValueError(f"takes the fields {' and '.join(needed)}, found {', '.join(found) or 'none'}")
-        return value
-
-
-def check(config: Config, wired: frozenset[str]) -> list[str]:
-    """What is wrong with configuration and inputs together."""
-    problems = engine_problems(config, None)
-    if config.rollouts.is_apart and config.lmbda == 0:
-        problems.append(f"rollouts.engine is {config.rollouts.engine}, but lmbda is 0, so nothing is sampled")
-    problems += _teacher_problems(config, wired) + _kept_problems(config, wired)
-    moves = config.teacher_update_rate is not None
-    if not {"teacher", "teacher_states"} & wired and config.lmbda != 1:
-        problems.append(
-            f"without input teacher the model teaches itself, on completions that it samples: lmbda is {config.lmbda}, "
-            "and must be 1; or wire a teacher, or teacher_states"
-        )
-    if "teacher" in wired and moves:
-        problems.append("teacher_update_rate is of a model that teaches itself; input teacher stays as it is")
-    if moves and config.lora_r is not None:
-        problems.append("teacher_update_rate needs the whole model trained; with lora_r only adapters are")
-    if config.teacher_sync_steps != 1 and not moves:
-        problems.append("teacher_sync_steps is given, but teacher_update_rate is null, so it would not be used")
-    if "eval_dataset" in wired and not {"teacher", "teacher_states"} & wired:
-        problems.append(
-            "a model that teaches itself says nothing of the given completions of eval_dataset; wire a teacher"
-        )
-    return problems + check_measured(config, wired, "teacher_states")
-
-
-def _teacher_problems(config: Config, wired: frozenset[str]) -> list[str]:
-    """Of a teacher elsewhere."""
-    engine = config.teacher_engine
-    if not engine.is_apart:
-        return []
-    if engine.engine != "vllm_server":
-        return [f"teacher_engine.engine is {engine.engine}; what computes a teacher elsewhere is vllm_server"]
-    found = engine_problems(EngineChoice(rollouts=engine), None)
-    problems = [problem.replace("rollouts.", "teacher_engine.") for problem in found]
-    problems += [
-        f"teacher_engine.{name} is of what is trained; a teacher stays as it is, leave it out"
-        for name in ("lora_sync", "proof_interval")
-        if getattr(engine, name) != EngineConfig.model_fields[name].default
-    ]
-    if "teacher" not in wired:
-        problems.append("teacher_engine computes input teacher, which is not wired in")
-    if config.loss_top_k is None:
-        problems.append("teacher_engine is a server, which sends likely tokens and not all: give loss_top_k")
-    if config.temperature != 1:
-        problems.append(
-            f"temperature is {config.temperature}, but a server sends a teacher's distributions as they are; use 1"
-        )
-    return problems
-
-
-def _kept_problems(config: Config, wired: frozenset[str]) -> list[str]:
-    """Of a teacher that has said what it knows."""
-    if "teacher_states" not in wired:
-        return []
-    problems = []
-    if "teacher" in wired:
-        problems.append("inputs teacher and teacher_states exclude each other; wire one of them")
-    if config.lmbda != 0:
-        problems.append(
-            f"lmbda is {config.lmbda:g}, but teacher_states are of the dataset's completions: use lmbda 0, or wire "
-            "teacher in their place"
-        )
-    if config.teacher_update_rate is not None:
-        problems.append("teacher_update_rate is of a model that teaches itself; teacher_states stay as they are")
-    return problems
 
 
 def run(context: Context) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
 from stages.data.truncation import RowLimit, TruncationMode
-from stages.stage import MODELS, Input, Stage, operational
-from stages.stage import Config as StageConfig
+from stages.stage import MODELS, Input, Stage
+from stages.training.config import PassConfig
 from stages.training.memory import Phase, Request, scoring
 
 if TYPE_CHECKING:
@@ -21,21 +19,13 @@ if TYPE_CHECKING:
     from stages.training.batch import Group
 
 
-class Config(StageConfig):
+class Config(PassConfig):
     """Settings of the reference pass."""
 
-    max_length: int = Field(1024, gt=1)
-    """Longest prompt with completion in tokens; must be that of the stage that uses the result."""
     truncation_mode: TruncationMode = "keep_start"
     """What is done with longer rows; must be that of the stage that uses the result."""
     per_token: bool = False
     """Keep every token's log-probability besides the sums."""
-    bf16: bool = False
-    """Compute in bfloat16."""
-    micro_batch_tokens: int = operational(8192, gt=0)
-    """Most tokens (padding included) of one forward pass."""
-    shard_rows: int = operational(256, gt=0)
-    """Rows that are saved at a time: what a killed run computes again at most."""
 
 
 def run(context: Context) -> None:

@@ -11,28 +11,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
-from stages.stage import MODELS, Input, Stage, operational
-from stages.stage import Config as StageConfig
+from stages.stage import MODELS, Input, Stage
+from stages.training.config import PassConfig
 from stages.training.memory import Phase, Request, scoring
 
 if TYPE_CHECKING:
     from stages.context import Context
     from stages.training.memory_shape import ModelShape
-
-
-class Config(StageConfig):
-    """Settings of the teacher's pass."""
-
-    max_length: int = Field(1024, gt=1)
-    """Longest row in tokens; must be that of the stage that uses the result."""
-    bf16: bool = False
-    """Compute and keep in bfloat16: half the room."""
-    micro_batch_tokens: int = operational(8192, gt=0)
-    """Most tokens (padding included) of one forward pass."""
-    shard_rows: int = operational(256, gt=0)
-    """Rows that are saved at a time, fewer where they are large: what a killed run computes again at most."""
 
 
 def run(context: Context) -> None:
@@ -48,7 +33,7 @@ def run(context: Context) -> None:
     from stages.training.reporting import peak_memory_gb
     from stages.training.start import frozen_scorer, tokenizer_of
 
-    config: Config = context.config
+    config: PassConfig = context.config
     accelerator = prepare_process(context)
     context.phase("loading the model")
     scorer = frozen_scorer(context, "model", bf16=config.bf16).to(accelerator.device)
@@ -83,7 +68,7 @@ def _shapes(config: Any, models: Mapping[str, ModelShape]) -> dict[str, ModelSha
 STAGE = Stage(
     name="teacher_states",
     version=1,
-    config=Config,
+    config=PassConfig,
     inputs={"model": Input(MODELS), "dataset": Input(("dataset",))},
     outputs={"states": "teacher_states"},
     run=run,

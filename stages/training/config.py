@@ -116,6 +116,19 @@ def policy_outputs(config: PolicyConfig, *others: str) -> tuple[str, ...]:
     return ("model" if config.merge_adapters else "adapter", *others)
 
 
+class PassConfig(Config):
+    """Of stages whose fixed model passes over given completions, for another stage to use."""
+
+    max_length: int = Field(1024, gt=1)
+    """Longest prompt with completion in tokens; must be that of the stage that uses the result."""
+    bf16: bool = False
+    """Compute in bfloat16, and keep in it what is kept as computed."""
+    micro_batch_tokens: int = operational(8192, gt=0)
+    """Most tokens (padding included) of one forward pass."""
+    shard_rows: int = operational(256, gt=0)
+    """Rows that are saved at a time, fewer where they are large: what a killed run computes again at most."""
+
+
 class MeasuredConfig(TrainingConfig):
     """Of stages that measure rows of input `eval_dataset` while they train on others."""
 
