@@ -190,6 +190,15 @@ CONCEPTS = (
     Concept(_called(TRL, "remove_unused_columns"), note="columns that a stage does not know are left alone"),
     Concept(_called(TRL, "disable_dropout"), note="dropout is what the input model's configuration says"),
     Concept({"teacher_model_name_or_path": TRL}, ("teacher",)),
+    Concept(
+        {"seq_kd": "TRL's GKD"},
+        note="a stage `sample` of the teacher makes completions (output `completions`), which `sft` or `distill` "
+        "trains on",
+    ),
+    Concept(
+        _called(AXOLOTL, "kd_trainer", "kd_ratio", "kd_ce_alpha", "kd_alpha", "kd_temperature"),
+        note="a stage `distill` learns a teacher's distributions (`beta`, `temperature`)",
+    ),
     Concept({"reward_model_path": TRL}, ("reward_model",)),
     Concept(
         {"template": FACTORY} | _called("TRL, Axolotl", "chat_template") | {"chat_template_path": TRL},
@@ -231,6 +240,10 @@ CONCEPTS = (
     ),
     Concept({"early_stopping_patience": AXOLOTL}, ("stop_on",), note="monitors that end the run"),
     Concept(
+        _called(TRL, "early_stopping_threshold"),
+        note="with `early_stopping_patience`, any lower loss of input `eval_dataset` counts",
+    ),
+    Concept(
         {"wandb_project": AXOLOTL, "use_wandb": COMMON, "use_tensorboard": AXOLOTL},
         ("report_to",),
         "report_to: [wandb]",
@@ -244,8 +257,9 @@ CONCEPTS = (
     ),
     Concept(
         {"push_to_hub": TRL, "hub_model_id": "TRL, Axolotl", "hub_strategy": "TRL, Axolotl"}
-        | _called(TRL, "hub_private_repo", "hub_revision"),
-        note="a stage of its own uploads what another one made: `uses: push_to_hub`, `with: {repo: owner/name}`",
+        | _called(TRL, "hub_private_repo", "hub_revision", "hub_token"),
+        note="a stage of its own uploads what another one made: `uses: push_to_hub`, `with: {repo: owner/name}`, "
+        "with the token of HF_TOKEN",
     ),
     Concept({"output_dir": TRL}, note="outputs are artifacts of the store, and `--store` says where that is"),
     Concept({"type": "other pipelines"}, note="what a stage does, `uses` says, beside `with`"),

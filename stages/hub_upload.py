@@ -36,7 +36,10 @@ def upload(to: Repository, files: Mapping[str, Path | bytes], message: str) -> t
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
     if get_token() is None:
-        raise StageError(f"no token to write {to.kind} {to.name!r} of the Hub with: set HF_TOKEN to one that may write")
+        raise StageError(
+            f"there is no token to write {to.kind} {to.name!r} of the Hub: set HF_TOKEN to one that may, or "
+            "`hf auth login`"
+        )
     of: dict[str, Any] = {"repo_id": to.name, "repo_type": to.kind}
     api = HfApi()
     _asked(to, lambda: api.create_repo(**of, private=to.private, exist_ok=True))
@@ -88,9 +91,10 @@ def _require_equal(to: Repository, info: Any, files: Mapping[str, Path | bytes])
 
 def _asked(to: Repository, ask: Callable[[], Answer]) -> Answer:
     """Its answer. Raises StageError or UnreachableError, in words, and without a token's characters."""
+    from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    what = f"{to.kind} {to.name!r} on the Hub"
+    what, where = f"{to.kind} {to.name!r}", constants.ENDPOINT
     try:
         return ask()
     except OfflineModeIsEnabled:
@@ -101,12 +105,17 @@ def _asked(to: Repository, ask: Callable[[], Answer]) -> Answer:
         code = error.response.status_code
         if code in (401, 403, 404):
             raise StageError(
-                f"the Hub refuses to write {what} (HTTP {code}); set HF_TOKEN to a token of an account that may"
+                f"the Hub refuses to write {what} (HTTP {code}: {error.server_message}); set HF_TOKEN, or `hf auth "
+                "login`, to a token of an account that may"
             ) from error
         if code < 500 and code != 429:
             raise StageError(f"the Hub refuses to write {what} (HTTP {code}): {error.server_message}") from error
-        raise UnreachableError(f"the Hub does not take {what} at present (HTTP {code})") from error
+        raise UnreachableError(f"the Hub at {where} does not take {what} at present (HTTP {code})") from error
     except ValueError as error:
         raise StageError(f"{what} cannot be written: {error}") from error
     except Exception as error:  # its HTTP client raises errors of its own, of another package in every version
-        raise UnreachableError(f"the Hub does not answer for {what}: {type(error).__name__}") from error
+        reason = type(error).__name__
+        raise UnreachableError(
+            f"the Hub at {where} does not answer for {what} ({reason}); check the network, and HF_ENDPOINT where it is "
+            "set"
+        ) from error

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from stages.stage import MODELS, Input, Stage
 from stages.stage import Config as StageConfig
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from stages.context import Context
 
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 RECORDS = ("metrics.jsonl", "steps.jsonl", "ledger.json", "samples.jsonl")
 """What artifacts have of how they were made; ledgers and samples quote rows."""
 
@@ -21,7 +23,7 @@ RECORDS = ("metrics.jsonl", "steps.jsonl", "ledger.json", "samples.jsonl")
 class Config(StageConfig):
     """Where to, and as what. The token is HF_TOKEN's or that of `hf auth login`."""
 
-    repo: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$", max_length=96)
+    repo: str = Field(max_length=96)
     """Repository `owner/name`, made if there is none."""
     private: bool = True
     """Whether it is seen by its owner alone; one that is there already must be what this says."""
@@ -32,12 +34,25 @@ class Config(StageConfig):
     records: bool = False
     """Upload what the artifact has of how it was made too: metrics, the row ledger, samples. The latter quote rows."""
 
+    @field_validator("repo")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        refused = "--" in value or ".." in value or value.endswith(".git")
+        if refused or not _NAME.fullmatch(value):
+            raise ValueError(
+                f"a Hub repository is owner/name, of letters, digits, '-', '_' and '.', without '--', '..' and a last "
+                f"'.git'; found {value!r}"
+            )
+        return value
+
 
 def check(config: Config, wired: frozenset[str]) -> list[str]:
     """What is wrong with configuration and inputs together."""
-    if len({"model", "dataset"} & wired) == 1:
+    given = {"model", "dataset"} & wired
+    if len(given) == 1:
         return []
-    return ["takes one input: model (also an adapter or a reward model) or dataset"]
+    found = "both" if given else "neither"
+    return [f"takes one input, model (also an adapter or a reward model) or dataset; found {found}"]
 
 
 def run(context: Context) -> None:

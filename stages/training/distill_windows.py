@@ -128,8 +128,9 @@ def require_same_vocabulary(student: Any, teacher: Any) -> None:
     ours, theirs = student.get_vocab(), teacher.get_vocab()
     if ours == theirs:
         return
-    different = sorted(set(ours.items()) ^ set(theirs.items()))[:3]
+    different = [token for token, _ in sorted(set(ours.items()) ^ set(theirs.items()))][:3]
     raise StageError(
-        f"student and teacher have different tokenizers ({len(ours)} and {len(theirs)} tokens; for example "
-        f"{different}); distillation compares distributions token by token and needs the same one"
+        f"student and teacher have different tokenizers ({len(ours)} and {len(theirs)} tokens, which differ at "
+        f"{', '.join(map(repr, dict.fromkeys(different)))}); distillation compares distributions token by token: take "
+        "models of one family, or stages init_model with the same dataset and tokenizer"
     )

@@ -77,6 +77,7 @@ class HeldOut:
 def _say_known(context: Context, groups: Sequence[Group], trained: Sequence[Group]) -> None:
     known = set(map(_tokens, trained))
     if count := sum(_tokens(group) in known for group in groups):
+        context.counts["eval_rows_trained_on"] = count
         context.log(
             f"input eval_dataset: {count} of its {len(groups)} rows are trained on too, so that its loss says less of "
             "others; stage contamination takes such rows out"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,6 +84,10 @@ class Keeping:
     def row(self, metrics: Sequence[dict[str, float]]) -> dict[str, float]:
         """The metrics of the weights that are left."""
         return metrics[self.step - 1] if self.keeps else metrics[-1]
+
+    def trained(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Of the rows of all steps those that the weights that are left have seen."""
+        return [row for row in rows if not self.keeps or row["step"] <= self.step]
 
     @torch.no_grad()
     def put_into(self, scorer: Scorer | None) -> None:

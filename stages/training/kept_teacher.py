@@ -49,8 +49,12 @@ class KeptTeacher:
         it for them. Raises StageError for files of several teachers."""
         self._files, self.most = files, most
         self._head = next(iter(files.values())).head(temperature)
-        if len(files) > 1 and len({one.head_sha256() for one in files.values()}) > 1:
-            raise StageError("inputs teacher_states and eval_teacher_states are of two teachers, whose heads differ")
+        teachers = sorted({one.teacher for one in files.values()})
+        if len(teachers) > 1:
+            raise StageError(
+                f"inputs teacher_states and eval_teacher_states are of two models ({' and '.join(teachers)}); make "
+                "both by one"
+            )
 
     def join(self, trainer: Trainer) -> None:
         """On the trainer's device."""
@@ -58,8 +62,8 @@ class KeptTeacher:
 
     def taught(self, dataset: str, groups: Sequence[Group]) -> list[Group]:
         """With the place of their states. Raises StageError where there are none of a row, or those of other tokens."""
-        place = self._files[dataset].place
-        return [replace(group, data=_Place(dataset, place(group))) for group in groups]
+        places = self._files[dataset].places(groups)
+        return [replace(group, data=_Place(dataset, place)) for group, place in zip(groups, places, strict=True)]
 
     def hidden(self, batch: TokenBatch) -> Tensor:
         """Of a batch, from the disk."""
@@ -113,7 +117,7 @@ def write_kept(
 
     write_states(folder, parts(), shape, head.weight_VH.dtype)
     write_rows(folder, groups, logps)
-    write_head(folder, head)
+    write_head(folder, head, context.input_digest("model"))
     return logps
 
 

@@ -155,7 +155,7 @@ class Trainer:
                     tensors = {**windows.tensors(), **keeping.tensors()}
                     self.saver.save(replace(progress, tensors=tensors), waited_seconds)
         report_end(context, keeping.row(progress.metrics), self.utilization)
-        return Trained(self._whole(keeping), progress.metrics, progress.rows)
+        return Trained(self._whole(keeping), progress.metrics, keeping.trained(progress.rows))
 
     def step(self, step: int, total: int, window: Window) -> tuple[dict[str, float], list[str]]:
         """One optimizer step. Returns its row of metrics (num_tokens of this step alone) and its row ids."""

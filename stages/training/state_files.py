@@ -2,8 +2,8 @@
 
 `states.safetensors`: `states` [N, H], row after row, where the asked-for tokens are predicted, in the type that they
 were computed in. `rows.parquet`: of every row its id, its number of asked-for tokens, their log-probability under the
-teacher, and the SHA-256 of its tokens. `head.safetensors` and `head.json`: what makes logits of the states. With the
-teacher's `config.json` and its tokenizer.
+teacher, and the SHA-256 of its tokens. `head.safetensors` and `head.json`: what makes logits of the states.
+`teacher.json`: whose they are. With the teacher's `config.json` and its tokenizer.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from artifacts.digest import canonical_json, sha256_bytes, sha256_file
+from artifacts.digest import canonical_json, sha256_bytes
 from artifacts.errors import StageError
 from stages.losses.head import Head
 from stages.training.batch import Group
 from stages.training.language_modeling import asked_tokens
 
 _STATES, _ROWS, _HEAD, _FORM = "states.safetensors", "rows.parquet", "head.safetensors", "head.json"
+_TEACHER = "teacher.json"
 _TYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 """In the words of safetensors' header."""
 
@@ -51,28 +52,34 @@ class StateFiles:
         """The teacher's."""
         return Head(self._head["weight"], self._head.get("bias"), temperature=temperature, **self._form)
 
-    def head_sha256(self) -> tuple[str, str]:
-        """The same for all states of one teacher."""
-        return sha256_file(self._folder / _HEAD), sha256_file(self._folder / _FORM)
+    @property
+    def teacher(self) -> str:
+        """The digest of the model whose states they are."""
+        return str(json.loads((self._folder / _TEACHER).read_text(encoding="utf-8"))["digest"])
 
     def states(self, place: slice) -> Tensor:
         """[n, H] of one row."""
         states: Tensor = self._states[place]
         return states
 
-    def place(self, group: Group) -> slice:
-        """Where its states are. Raises StageError where there are none, or those of other tokens."""
-        if (known := self._digests.get(group.row_id)) is None:
+    def places(self, groups: Sequence[Group]) -> list[slice]:
+        """Where their states are. Raises StageError where there are none of a row, or those of other tokens."""
+        missing = [group.row_id for group in groups if group.row_id not in self._digests]
+        if missing:
             raise StageError(
-                f"input {self._name} has nothing of row {group.row_id}; run teacher_states on the same dataset, with "
-                "the same max_length"
+                f"input {self._name} has nothing of {len(missing)} of {len(groups)} rows, the first is {missing[0]}; "
+                f"it has {len(self._digests)} rows: run teacher_states on this very dataset, with the same max_length"
             )
-        if known != tokens_sha256(group):
+        others = [group for group in groups if self._digests[group.row_id] != tokens_sha256(group)]
+        if others:
+            start, stop = self._places[others[0].row_id]
             raise StageError(
-                f"input {self._name} has row {group.row_id} with other tokens; run teacher_states with the same "
-                "max_length, and a teacher whose chat template is the student's"
+                f"input {self._name} has {len(others)} of {len(groups)} rows with other tokens, the first is "
+                f"{others[0].row_id}, of which it has {stop - start} trained tokens where there are "
+                f"{asked_tokens(others[0])}: run teacher_states with the same max_length, and a teacher with the "
+                "student's tokenizer and chat template"
             )
-        return slice(*self._places[group.row_id])
+        return [slice(*self._places[group.row_id]) for group in groups]
 
 
 def tokens_sha256(group: Group) -> str:
@@ -113,9 +120,10 @@ def write_rows(folder: Path, groups: Sequence[Group], logps: Sequence[float]) ->
     parquet.write_table(pyarrow.table(columns), folder / _ROWS, write_page_checksum=True)
 
 
-def write_head(folder: Path, head: Head) -> None:
-    """A head without temperature."""
+def write_head(folder: Path, head: Head, teacher: str) -> None:
+    """A head without temperature, and the digest of the `teacher` that it is of."""
     tensors = {"weight": head.weight_VH} | ({} if head.bias_V is None else {"bias": head.bias_V})
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / _HEAD)
     form = {"scale": head.scale, "softcap": head.softcap}
     (folder / _FORM).write_text(json.dumps(form), encoding="utf-8")
+    (folder / _TEACHER).write_text(json.dumps({"digest": teacher}), encoding="utf-8")

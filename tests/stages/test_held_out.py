@@ -169,7 +169,8 @@ def said_of_overlap(folder: Path) -> list[str]:
 def test_rows_that_are_trained_on_too_are_said(tmp_path: Path, inputs: dict[str, Path], pairs: dict[str, Path]) -> None:
     """Two of four prompts with completions; the same completion of another prompt is none. One of three pairs."""
     mixed = save_completions(tmp_path / "mixed", eval_dataset=[*ROWS[:2], ("abd", "de"), APART[0]])
-    run_stage("sft", tmp_path / "sft", {**inputs, "eval_dataset": mixed["eval_dataset"]}, **SETTINGS)
+    context = run_stage("sft", tmp_path / "sft", {**inputs, "eval_dataset": mixed["eval_dataset"]}, **SETTINGS)
+    assert context.counts["eval_rows_trained_on"] == 2
     (line,) = said_of_overlap(tmp_path / "sft")
     assert line.startswith("input eval_dataset: 2 of its 4 rows are trained on too")
     run_stage("reward_model", tmp_path / "pairs", pairs, **SETTINGS)

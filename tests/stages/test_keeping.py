@@ -55,6 +55,8 @@ def test_the_best_weights_are_those_of_a_run_that_ends_there(
     assert 1 < best < 14
     ended = run_stage("sft", tmp_path / "ended", inputs, **SETTINGS | {"max_steps": best}, **more)
     assert weights(kept) == weights(ended) != weights(last)
+    trained = [read_lines(output(one, "model") / "steps.jsonl") for one in (kept, ended, last)]
+    assert trained[0] == trained[1] == trained[2][:best]
     assert kept.metrics["eval/loss"] == min(found) and kept.metrics["step"] == best
     (said,) = [line for line in logged(Path(kept.spec.job)) if line.startswith("kept are")]
     assert said == f"kept are the weights of step {best}, with the lowest eval/loss: {min(found):.4g}"

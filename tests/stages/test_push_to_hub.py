@@ -120,11 +120,11 @@ def test_what_the_hub_has_is_looked_at(hub: FakeHub, tmp_path: Path, model: Path
             "/api/repos/create",
             403,
             StageError,
-            r"the Hub refuses to write model 'owner/name' on the Hub \(HTTP 403\); set",
+            r"the Hub refuses to write model 'owner/name' \(HTTP 403: refused\); set",
         ),
         ("/commit/", 400, StageError, r"the Hub refuses to write .* \(HTTP 400\): refused"),
-        ("/commit/", 503, UnreachableError, r"the Hub does not take .* at present \(HTTP 503\)"),
-        ("/upload/", 500, UnreachableError, r"the Hub does not"),
+        ("/commit/", 503, UnreachableError, r"the Hub at \S+ does not take .* at present \(HTTP 503\)"),
+        ("/upload/", 500, UnreachableError, r"the Hub at \S+ does not"),
     ],
 )
 def test_what_the_hub_refuses_is_said(
@@ -150,14 +150,15 @@ def test_a_token_is_needed_and_never_said(
         push(tmp_path / "none", {"model": model})
     assert caught.value.__suppress_context__
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(StageError, match="no token to write model 'owner/name' of the Hub with: set HF_TOKEN"):
+    with pytest.raises(StageError, match="there is no token to write model 'owner/name' of the Hub: set HF_TOKEN"):
         push(tmp_path / "without", {"model": model})
 
 
 def test_nobody_answers(hub: FakeHub, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(
-        UnreachableError, match="the Hub does not answer for model 'owner/name' on the Hub: ConnectError"
+        UnreachableError,
+        match=r"the Hub at http://127.0.0.1:9 does not answer for model 'owner/name' \(ConnectError\); check",
     ):
         push(tmp_path / "run", {"model": model})
 
@@ -173,13 +174,13 @@ def test_an_adapter_whose_base_nobody_else_has(hub: FakeHub, tmp_path: Path, mod
 @pytest.mark.parametrize("wired", [set(), {"model", "dataset"}])
 def test_it_takes_one_input(wired: set[str]) -> None:
     assert check(Config(repo="a/b"), frozenset(wired)) == [
-        "takes one input: model (also an adapter or a reward model) or dataset"
+        f"takes one input, model (also an adapter or a reward model) or dataset; found {'both' if wired else 'neither'}"
     ]
 
 
-@pytest.mark.parametrize("repo", ["name", "a/b/c", "../b", "a/b c", "/b"])
+@pytest.mark.parametrize("repo", ["name", "a/b/c", "../b", "a/b c", "/b", "a/b--c", "a/b..c", "a/b.git"])
 def test_names_that_are_none(repo: str) -> None:
-    with pytest.raises(ValueError, match="repo"):
+    with pytest.raises(ValueError, match="a Hub repository is owner/name"):
         Config(repo=repo)
 
 

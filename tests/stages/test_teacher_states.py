@@ -141,7 +141,9 @@ def test_rows_apart_are_of_the_same_teacher(tmp_path: Path, inputs: dict[str, Pa
     own = keep(tmp_path / "own", inputs)
     theirs = keep(tmp_path / "theirs", {"teacher": inputs["model"], "dataset": apart})
     told = {**of_kept(inputs, own), "eval_dataset": apart, "eval_teacher_states": theirs}
-    with pytest.raises(StageError, match="teacher_states and eval_teacher_states are of two teachers"):
+    with pytest.raises(
+        StageError, match=r"teacher_states and eval_teacher_states are of two models \(\w+ and \w+\); make both by one"
+    ):
         train(tmp_path / "run", told)
 
 
@@ -205,7 +207,7 @@ def test_a_head_comes_back(tmp_path: Path, family: str) -> None:
         groups = random_groups(1, 1)
         write_states(folder, [states[:2], states[2:]], (5, states.shape[1]), torch.float32)
         write_rows(folder, groups, [0.0] * len(groups))
-        write_head(folder, head)
+        write_head(folder, head, "a teacher")
         files = StateFiles(folder, "teacher_states")
         again = load_file(folder / "states.safetensors")["states"]
         assert torch.equal(again, states)
@@ -215,8 +217,14 @@ def test_a_head_comes_back(tmp_path: Path, family: str) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda folder, _: {"dataset": saved_rows(folder / "more", [*ROWS, ("a", "b")])}, "has nothing of row r5"),
-        (lambda folder, _: {"dataset": saved_rows(folder / "other", [*ROWS[:4], ("c", "gf")])}, "row r4 with other"),
+        (
+            lambda folder, _: {"dataset": saved_rows(folder / "more", [*ROWS, ("a", "b")])},
+            "has nothing of 1 of 6 rows, the first is r5; it has 5 rows",
+        ),
+        (
+            lambda folder, _: {"dataset": saved_rows(folder / "other", [*ROWS[:4], ("c", "gf")])},
+            "has 1 of 5 rows with other tokens, the first is r4, of which it has 3 trained tokens where there are 3",
+        ),
     ],
 )
 def test_states_of_other_rows(tmp_path: Path, inputs: dict[str, Path], spoil: Any, message: str) -> None:
@@ -227,7 +235,10 @@ def test_states_of_other_rows(tmp_path: Path, inputs: dict[str, Path], spoil: An
 
 def test_states_of_shorter_rows(tmp_path: Path, inputs: dict[str, Path]) -> None:
     kept = of_kept(inputs, keep(tmp_path / "kept", inputs, max_length=8))
-    with pytest.raises(StageError, match="row r2 with other tokens; run teacher_states with the same max_length"):
+    with pytest.raises(
+        StageError,
+        match=r"the first is r2, of which it has 6 trained tokens where there are 7: run teacher_states with",
+    ):
         train(tmp_path / "run", kept)
 
 
