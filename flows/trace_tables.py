@@ -61,6 +61,12 @@ def _source(source: Mapping[str, Any]) -> Text:
     )
 
 
+NEVER = (
+    "never: no step had this row of this source; the same text in another place is another row, and stage "
+    "contamination compares texts"
+)
+
+
 def trace_tables(found: Trace) -> list[RenderableType]:
     """The number, the trainings behind it, its samples, and the training rows where they were asked for."""
     parts: list[RenderableType] = [_head(found)]
@@ -81,6 +87,8 @@ def trace_tables(found: Trace) -> list[RenderableType]:
         for sample in found.samples:
             samples.add_row(*_sample(sample))
         parts += [samples, *_left_out(len(found.samples), found.matching, "samples")]
+        if found.trainings and not all(sample.row.trained for sample in found.samples):
+            parts.append(Text(NEVER, style="dim"))
     else:
         parts.append(Text("no sample is like that", style="dim"))
     if found.rows:

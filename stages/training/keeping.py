@@ -74,6 +74,7 @@ class Keeping:
         patience = None if self.rows is None else self.rows.patience
         if patience is None or self.since < patience:
             return False
+        self.context.counts["ended_after_step"] = step
         self.context.log(f"ends after step {step} of {total}: {LOSS} has not fallen in {self.since} measurements")
         return True
 
@@ -93,6 +94,7 @@ class Keeping:
     def put_into(self, scorer: Scorer | None) -> None:
         """The best weights, where they are kept, into a Scorer of the same model, where there is one."""
         if self.keeps:
+            self.context.counts["kept_step"] = self.step
             self.context.log(f"kept are the weights of step {self.step}, with the lowest {LOSS}: {self.lowest:.4g}")
         parameters = {} if scorer is None else dict(scorer.named_parameters())
         for name in parameters.keys() & {key.removeprefix(_OF_BEST) for key in self._weights}:

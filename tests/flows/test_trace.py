@@ -56,6 +56,10 @@ def test_filters_and_the_rows_behind_the_model(asked: Asked, capsys):
     few = asked.show(capsys, "trace", "@small/judge", "--rows", "--limit", "3")
     assert "3 of 40 samples; --limit 0 shows all" in few and f"3 of {len(indices)} rows; --limit 0 shows all" in few
     assert "--limit" not in asked.show(capsys, "trace", "@small/judge", "--rows", "--limit", "0")
+    untrained = [row_id(asked.rows, index) for index in range(len(ROWS)) if index not in indices]
+    for row, said in ((untrained[0], True), (one if 7 in indices else min(trained), False)):
+        shown = asked.show(capsys, "trace", "@small/judge", "--row", row)
+        assert ("stage contamination compares texts" in " ".join(shown.split())) is said
     shown = asked.show(capsys, "trace", "@small/judge", "--wrong")
     assert f"rows.jsonl row {WRONG[0] + 1} " in shown and "its 40 samples give the same number" in shown
 

@@ -57,7 +57,7 @@ def test_the_best_weights_are_those_of_a_run_that_ends_there(
     assert weights(kept) == weights(ended) != weights(last)
     trained = [read_lines(output(one, "model") / "steps.jsonl") for one in (kept, ended, last)]
     assert trained[0] == trained[1] == trained[2][:best]
-    assert kept.metrics["eval/loss"] == min(found) and kept.metrics["step"] == best
+    assert kept.metrics["eval/loss"] == min(found) and kept.metrics["step"] == kept.counts["kept_step"] == best
     (said,) = [line for line in logged(Path(kept.spec.job)) if line.startswith("kept are")]
     assert said == f"kept are the weights of step {best}, with the lowest eval/loss: {min(found):.4g}"
 
@@ -73,6 +73,7 @@ def test_a_run_ends_when_the_loss_has_not_fallen_for_long(tmp_path: Path, inputs
     assert weights(stopped) == weights(run_stage("sft", tmp_path / "ended", inputs, **SETTINGS | last))
     (said,) = [line for line in logged(Path(stopped.spec.job)) if line.startswith("ends")]
     assert said == f"ends after step {best + 2} of 14: eval/loss has not fallen in 2 measurements"
+    assert stopped.counts["ended_after_step"] == best + 2
 
 
 def test_when_it_ends_by_hand(tmp_path: Path, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
