@@ -45,7 +45,7 @@ def _where(entry: Mapping[str, Any]) -> str:
 
 
 def main_metric(entry: Mapping[str, Any]) -> str:
-    """`accuracy 0.712 [0.668, 0.752]`: the metric that its stage declares as the main one, or its first."""
+    """`accuracy 0.712 [0.668, 0.752]`: the metric that stands for its stage (`Stage.headline`), or its first."""
     metrics = entry["metrics"]
     name = load_stage(entry["uses"]).headline(metrics) or next(iter(metrics), None)
     if name is None:

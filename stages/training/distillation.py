@@ -19,7 +19,7 @@ from stages.training.model import Scorer
 from stages.training.objective import Forward, Readout
 
 
-class Teaching(Protocol):
+class WholeTeacher(Protocol):
     """What a teacher says of every token of the vocabulary."""
 
     def hidden(self, batch: TokenBatch) -> Tensor:
@@ -42,7 +42,7 @@ class DistillationLoss:
 
     metric_names: Sequence[str] = ("divergence",)
 
-    def __init__(self, teacher: Teaching, divergence: Divergence, temperature: float) -> None:
+    def __init__(self, teacher: WholeTeacher, divergence: Divergence, temperature: float) -> None:
         """`temperature` divides the student's logits; the teacher has it already."""
         self.teacher, self.divergence, self.temperature = teacher, divergence, temperature
 
@@ -73,13 +73,12 @@ def teacher_hidden(teacher: Scorer, batch: TokenBatch) -> Tensor:
     if any(group.data is not None for group in batch.groups):
         seen = [replace(group, prefix_ids=group.data) for group in batch.groups]
         batches = [teacher.layout(run) for run in _runs(seen, batch.num_tokens)]
-    hidden_NH = torch.cat([teacher(one, asked_hidden(one)) for one in batches])
+    hidden_NH = torch.cat([teacher(one, _asked_hidden(one)) for one in batches])
     assert len(hidden_NH) == len(batch.source_N), "teacher and student have read different tokens"
     return hidden_NH
 
 
-def asked_hidden(batch: TokenBatch) -> Readout:
-    """A readout: the hidden states [N, H] where the batch's asked-for tokens are predicted."""
+def _asked_hidden(batch: TokenBatch) -> Readout:
     return Readout(batch.source_N, lambda hidden_NH, _: hidden_NH)
 
 
