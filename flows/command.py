@@ -17,7 +17,7 @@ import yaml
 from artifacts.errors import StageError
 from stages.names import nearest
 from stages.rollouts.engine_settings import PYTHON_VARIABLE
-from stages.sharding import Zero, sharding_of
+from stages.sharding import Sharding, Whole, Zero, sharding_of
 
 LAUNCHERS = Path(__file__).parent / "launchers"
 
@@ -114,6 +114,11 @@ def launcher_settings(config: str) -> dict[str, Any]:
     except StageError as error:
         raise StageError(f"launch.config {config!r}: {error}") from error
     return settings
+
+
+def launched_sharding(launch: LaunchSettings) -> Sharding:
+    """How its stage spreads models over processes. Raises StageError as `launcher_settings`."""
+    return Whole() if launch.config is None else sharding_of(launcher_settings(launch.config))
 
 
 def _find_beside(path: Path, settings: dict[str, Any]) -> None:

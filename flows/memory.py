@@ -14,14 +14,13 @@ from typing import Any
 from artifacts import Artifact, Store
 from artifacts.errors import StageError, StoreError
 from artifacts.store import PAYLOAD
-from flows.command import launcher_settings
+from flows.command import launched_sharding
 from flows.inputs import HUB_KINDS, ResolvedInput, StageOutput
 from flows.machine import Machine
 from flows.memory_advice import Change, smallest_change
 from flows.plan import Plan
 from flows.recipe import RecipeStage
 from stages.adapters import CONFIG, Base, read_adapter_config
-from stages.sharding import Sharding, Whole, sharding_of
 from stages.training.memory import PARTS, Phase, Request
 from stages.training.memory import worst as worst_of
 from stages.training.memory_allocator import Device
@@ -103,9 +102,8 @@ def _prediction(stage: RecipeStage, models: Mapping[str, ModelShape | str], mach
 
 def _setup(stage: RecipeStage, machine: Machine) -> Setup:
     launch = stage.launch
-    sharding: Sharding = Whole() if launch.config is None else sharding_of(launcher_settings(launch.config))
     device: Device = "cpu" if launch.config == "cpu" or machine.gpu_bytes is None else "cuda"
-    return Setup(launch.processes, sharding, device, machine.gpu_bytes)
+    return Setup(launch.processes, launched_sharding(launch), device, machine.gpu_bytes)
 
 
 @dataclass

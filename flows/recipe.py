@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import Problem, RequestError
+from artifacts.errors import Problem, RequestError, StageError
+from flows.command import launched_sharding
 from flows.declare import declare_stages
 from flows.fields import found
 from flows.inputs import Reference, StageOutput
@@ -24,6 +25,7 @@ from flows.yaml_lines import Document, as_document, dump, read_document
 from stages.names import nearest
 from stages.rollouts.engine_settings import EngineChoice
 from stages.rollouts.engine_split import launch_problems
+from stages.sharding import Sharding, Whole
 from stages.stage import Config, Stage
 
 __all__ = ["Launch", "Recipe", "RecipeStage", "find_recipe", "shipped_recipes"]
@@ -163,10 +165,22 @@ def _read(document: Document, path: Path | None, base: Path) -> tuple[Recipe, li
 
 def _launched(stage: RecipeStage, document: Document) -> list[Problem]:
     """What is wrong with a stage's settings together with those of its launch."""
-    if not isinstance(stage.config, EngineChoice):
-        return []
-    place = ("stages", stage.name, "with", "rollouts", "tensor_parallel_size")
-    return [document.problem(place, what) for what in launch_problems(stage.config.rollouts, stage.launch.processes)]
+    place = ("stages", stage.name, "with")
+    unfit: dict[tuple[str, ...], list[str]] = {
+        (name,): [what] for name, what in stage.config.against(_sharding(stage.launch)).items()
+    }
+    if isinstance(stage.config, EngineChoice):
+        engine = ("rollouts", "tensor_parallel_size")
+        unfit[engine] = launch_problems(stage.config.rollouts, stage.launch.processes)
+    return [document.problem((*place, *field), what) for field, messages in unfit.items() for what in messages]
+
+
+def _sharding(launch: Launch) -> Sharding:
+    """What is wrong with the launcher's file is said elsewhere."""
+    try:
+        return launched_sharding(launch)
+    except StageError:
+        return Whole()
 
 
 def _common_launch(document: Document, base: Path) -> tuple[dict[str, Any], list[Problem]]:

@@ -23,7 +23,7 @@ class Config(EngineChoice, JudgedRolloutConfig, PolicyConfig):
     """Settings of A*-PO, under TRL's names. An item of train_batch_size is a completion, one of each prompt."""
 
     learning_rate: float = Field(1e-6, gt=0)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     beta1: float = Field(0.5, gt=0)
     """V* of a prompt is beta1 log mean exp(reward / beta1) over its completions in input `samples`; small: the best
     reward, large: the mean."""

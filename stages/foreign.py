@@ -70,9 +70,10 @@ CONCEPTS = (
         ("max_grad_norm",),
     ),
     Concept(_called(TRL, "adam_beta1", "adam_beta2"), ("betas",)),
+    Concept(_called(COMMON, "optimizer"), ("optim",)),
     Concept(
-        _called(TRL, "optim", "optim_args") | _called(COMMON, "optimizer"),
-        note="the optimizer is always AdamW, with betas, adam_epsilon and weight_decay",
+        _called(TRL, "optim_args"),
+        note="every optimizer has settings of its own: betas and adam_epsilon, muon_momentum",
     ),
     Concept(_called(TRL, "data_seed"), ("seed",)),
     # numbers and memory
@@ -274,6 +275,12 @@ VALUES = {
     "cosine_with_min_lr": "cosine, with min_lr_ratio",
     "constant_with_warmup": "constant, with warmup_steps",
     "wsd": "warmup_stable_decay",
+    "adamw_torch": "adamw",
+    "adamw_torch_fused": "adamw",
+    "adamw_hf": "adamw",
+    "adamw_bnb_8bit": "adamw_8bit",
+    "paged_adamw_8bit": "adamw_8bit, which stays on the GPU",
+    "paged_adamw_32bit": "adamw, which stays on the GPU",
 }
 """Value elsewhere -> what it is here."""
 

@@ -32,7 +32,7 @@ class Config(JudgedRolloutConfig, PolicyConfig):
     policy's is trained."""
 
     learning_rate: float = Field(5e-7, gt=0)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     beta: Beta | Annotated[tuple[Beta, ...], Field(min_length=1)] = 0.1
     """How strongly the policy is held to the reference. Several: one for each pass over the prompts, then the last."""
     mixture_coef: Share | Annotated[tuple[Share, ...], Field(min_length=1)] = 0.5

@@ -32,7 +32,7 @@ class Config(EngineChoice, JudgedRolloutConfig, PairLossConfig):
     """Settings of on-line preference optimization. An item of train_batch_size is a prompt's pair."""
 
     learning_rate: float = Field(5e-7, gt=0)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     beta: Beta | Annotated[tuple[Beta, ...], Field(min_length=1)] = 0.1  # type: ignore[assignment]
     """How strongly the model is held to the reference; of losses without one, the scale of the margin. Several: one for
     each pass over the prompts, then the last."""

@@ -34,7 +34,7 @@ class Config(EngineChoice, CorrectionConfig, ValueConfig, RolloutConfig, PolicyC
     """
 
     learning_rate: float = Field(3e-6, gt=0)
-    """Peak learning rate of AdamW, of the policy."""
+    """Peak learning rate, of the policy."""
     train_batch_size: int = Field(64, gt=0)
     """Completions of one optimizer step over all processes."""
     rewards: tuple[Reward, ...] = ()

@@ -25,7 +25,7 @@ class Config(MeasuredConfig):
     """Settings of process reward model training."""
 
     learning_rate: float = Field(1e-5, gt=0)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     step_separator: str = Field("\n", min_length=1)
     """Text after every step; its last token is where the step is judged."""
     train_on_last_step_only: bool = False

@@ -26,7 +26,7 @@ class Config(MeasuredConfig):
     """Settings of reward-model training."""
 
     learning_rate: float = Field(1e-4, gt=0)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     center_rewards_coefficient: float = Field(0.0, ge=0)
     """Weight of the term that keeps the scores of a pair centred at zero."""
     max_length: int = Field(1024, gt=1)

@@ -41,7 +41,7 @@ class Config(
     """Settings of on-line reinforcement learning. An item of train_batch_size is a completion."""
 
     learning_rate: float = Field(1e-6, gt=0)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     train_batch_size: int = Field(64, gt=0)
     """Completions of one optimizer step over all processes; a multiple of those of a group that are trained."""
     num_generations: int = Field(8, ge=2)

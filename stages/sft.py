@@ -33,7 +33,7 @@ class Config(PolicyConfig, MeasuredConfig):
     """Settings of supervised fine-tuning."""
 
     learning_rate: float = Field(2e-5, gt=0)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     max_length: int = Field(1024, gt=1)
     """Longest row in tokens; what is done with longer ones says truncation_mode, the ledger counts them."""
     truncation_mode: TruncationMode = "keep_start"

@@ -16,6 +16,7 @@ from artifacts.errors import RequestError
 
 if TYPE_CHECKING:
     from stages.context import Context
+    from stages.sharding import Sharding
     from stages.training.memory import Phase, Request
     from stages.training.memory_shape import ModelShape
 
@@ -54,6 +55,10 @@ class Config(BaseModel):
 
     absent: ClassVar[Mapping[str, str]] = {}
     """Fields of related stages that this one cannot have, and why."""
+
+    def against(self, sharding: Sharding) -> dict[str, str]:
+        """Fields that do not go with the way the launcher spreads a model, and why."""
+        return {}
 
 
 def operational(default: Any, **constraints: Any) -> Any:

@@ -33,7 +33,7 @@ class Config(PolicyConfig, MeasuredConfig):
     """Settings of learning from judged completions."""
 
     learning_rate: float = Field(1e-6, gt=0)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     loss_type: LossName = "kto"
     """One of the table of unpaired losses in the README."""
     beta: float = Field(0.1, gt=0)

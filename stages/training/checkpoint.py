@@ -10,6 +10,7 @@ import json
 import platform
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,7 +25,6 @@ from torch import Tensor
 from artifacts.errors import StageError
 from stages.context import Context, require_disk
 from stages.losses import products
-from stages.training.adam import MOMENTS
 from stages.training.background import Background
 from stages.training.parallel import Parallel
 from stages.training.processes import Processes
@@ -35,7 +35,7 @@ _WRITING_SHARE = 0.2
 """Of the time, at most, where a run saves as often as it can; writing goes on beside the steps."""
 _SECONDS_BETWEEN = 15.0
 _FILE_BYTES = 2**30
-_OF_WINDOWS = "windows|"
+_OF_WINDOWS = "windows"
 
 
 def numerics(processes: Processes, sharding: str, micro_batch_tokens: int) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class Saver:
                 tensors[name] = kept(weight)
                 tensors |= {f"{name}|{key}": kept(value) for key, value in moments.items()}
         if self.processes.rank == 0:
-            tensors |= {f"{_OF_WINDOWS}{name}": kept(value) for name, value in of_windows.items()}
+            tensors |= {f"{_OF_WINDOWS}|{name}": kept(value) for name, value in of_windows.items()}
         if self.processes.device.type == "cuda":
             torch.cuda.synchronize(self.processes.device)
         return tensors
@@ -207,12 +207,15 @@ def _load(folder: Path, parallel: Parallel, step: int) -> dict[str, Tensor]:
     """Gives back what the windows kept."""
     files = [safe_open(path, framework="pt") for path in sorted(folder.rglob("*.safetensors"))]
     where = {key: file for file in files for key in file.keys()}  # noqa: SIM118 - no mapping
+    state: dict[str, dict[str, str]] = defaultdict(dict)
+    for full in where:
+        name, _, key = full.partition("|")
+        if key:
+            state[name][key] = full
     for name, shape in parallel.shapes().items():
         if name not in where or tuple(where[name].get_slice(name).get_shape()) != tuple(shape):
             raise StageError(f"the checkpoint of step {step} in {folder} has no {name} of shape {tuple(shape)}")
-        keys = {key: f"{name}|{key}" for key in MOMENTS}
-        moments = {key: where[full].get_tensor(full) for key, full in keys.items() if full in where}
+        moments = {key: where[full].get_tensor(full) for key, full in state[name].items()}
         parallel.load(name, where[name].get_tensor(name), moments, step)
     parallel.loaded()
-    kept = [name for name in where if name.startswith(_OF_WINDOWS)]
-    return {name.removeprefix(_OF_WINDOWS): where[name].get_tensor(name) for name in kept}
+    return {key: where[full].get_tensor(full) for key, full in state[_OF_WINDOWS].items()}

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field, model_validator
 
 from stages.monitors import MONITORS, ROW_MONITORS
+from stages.sharding import Fsdp, Sharding, Whole, Zero
 from stages.stage import Config, operational
 from stages.training.schedule import STABLE
+
+OptimizerName = Literal["adamw", "adamw_8bit", "adafactor", "muon"]
 
 if TYPE_CHECKING:
     MonitorName = str
@@ -20,7 +23,7 @@ class TrainingConfig(Config):
     """How a model is optimized. Fields marked operational do not change the result."""
 
     learning_rate: float = Field(2e-5, gt=0)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     lr_scheduler_type: Literal["linear", "cosine", "constant", "warmup_stable_decay"] = "linear"
     """How the learning rate falls after warm-up: along a line, a half cosine, not at all, or along a line at the end
     (warmup_stable_decay)."""
@@ -38,12 +41,18 @@ class TrainingConfig(Config):
     """Number of optimizer steps."""
     train_batch_size: int = Field(32, gt=0)
     """Items (rows, pairs or completions) of one optimizer step over all processes."""
+    optim: OptimizerName = "adamw"
+    """adamw; adamw_8bit: its state in a quarter of the memory (needs bitsandbytes); adafactor: nearly no state
+    (arXiv:1804.04235); muon: orthogonal updates of the layers' matrices, with half of the state, and adamw for the rest
+    (arXiv:2502.16982; the same learning rates)."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay, on matrices only (not on norms and biases)."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates of the first and second moment."""
     adam_epsilon: float = Field(1e-8, gt=0)
     """AdamW's epsilon."""
+    muon_momentum: float = Field(0.95, ge=0, lt=1)
+    """Decay rate of muon's mean of gradients."""
     max_grad_norm: float | None = Field(1.0, gt=0)
     """Gradients are scaled down to this global norm; null: never."""
     seed: int = Field(42, ge=0)
@@ -79,6 +88,17 @@ class TrainingConfig(Config):
         """What learning_rate is multiplied by for the trained tensor of that name."""
         return 1.0
 
+    def against(self, sharding: Sharding) -> dict[str, str]:
+        """Optimizers that need more than slices of the tensors they update."""
+        able = {"adamw": (Whole, Fsdp, Zero), "muon": (Whole, Fsdp)}.get(self.optim, (Whole,))
+        if isinstance(sharding, able):
+            return {}
+        ways = "ddp or fsdp2" if self.optim == "muon" else "ddp"
+        return {
+            "optim": f"{self.optim} and sharding ({sharding.name}) exclude each other: launch with {ways}, or take "
+            f"adamw"
+        }
+
     @model_validator(mode="after")
     def _the_schedule_uses_what_is_given(self) -> Self:
         if self.warmup_steps is not None and self.warmup_ratio:
@@ -90,6 +110,16 @@ class TrainingConfig(Config):
             raise ValueError(f"lr_decay_ratio is of lr_scheduler_type {STABLE}, found {self.lr_scheduler_type}")
         if self.min_lr_ratio and self.lr_scheduler_type == "constant":
             raise ValueError("min_lr_ratio is given, but lr_scheduler_type is constant, which does not fall")
+        return self
+
+    @model_validator(mode="after")
+    def _the_optimizer_uses_what_is_given(self) -> Self:
+        fields = type(self).model_fields
+        unused = {"betas": self.optim == "adafactor", "adam_epsilon": self.optim == "adafactor"}
+        unused["muon_momentum"] = self.optim != "muon"
+        for name, is_unused in unused.items():
+            if is_unused and getattr(self, name) != fields[name].default:
+                raise ValueError(f"{name} is given, but optim is {self.optim}, which would not use it")
         return self
 
     @model_validator(mode="after")
@@ -109,6 +139,14 @@ class PolicyConfig(TrainingConfig):
     """Output `model` has the adapters in its weights; false: output `adapter`, in peft's format, names its base."""
     quantization: Literal["nf4"] | None = None
     """Keep the frozen weights under the adapters in 4 bits (QLoRA, arXiv:2305.14314); needs bitsandbytes and a GPU."""
+
+    def against(self, sharding: Sharding) -> dict[str, str]:
+        """Weights of 4 bits are not sliced either."""
+        found = super().against(sharding)
+        if self.quantization is not None and not isinstance(sharding, Whole):
+            both = f"{self.quantization} and sharding ({sharding.name})"
+            found["quantization"] = f"{both} exclude each other: launch with ddp, or leave it out"
+        return found
 
 
 def policy_outputs(config: PolicyConfig, *others: str) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ class Config(EngineChoice, PolicyConfig, MeasuredConfig):
     """Settings of distillation. An item of train_batch_size is a prompt with one completion."""
 
     learning_rate: float = Field(1e-6, gt=0)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     beta: float = Field(1.0, ge=0, le=1)
     """0: forward KL (teacher to student), 1: reverse KL, between: generalized Jensen-Shannon divergence."""
     lmbda: float = Field(1.0, ge=0, le=1)

@@ -14,11 +14,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from artifacts.errors import StageError
 from stages.sharding import Fsdp
-from stages.training.adam import Adam
 from stages.training.batch import TokenBatch
 from stages.training.config import TrainingConfig
 from stages.training.model import Scorer
 from stages.training.objective import Readout
+from stages.training.optimization import Optimization
 from stages.training.probes import scorers_in
 from stages.training.processes import Processes
 
@@ -44,7 +44,7 @@ class FullySharded:
             fully_shard(layer, mesh=mesh, reshard_after_forward=sharding.reshard_after_forward, mp_policy=policy)
         fully_shard(scorer, mesh=mesh, mp_policy=policy)
         trained = {name: one for name, one in scorer.named_parameters() if one.requires_grad}
-        self.adam = Adam(trained, config)
+        self.optimization = Optimization(trained, config, processes)
 
     def forward(self, batch: TokenBatch, readout: Readout) -> Any:
         """Gathers the layers on the way."""
@@ -57,34 +57,35 @@ class FullySharded:
     @torch.no_grad()
     def gradient_norm(self) -> Tensor:
         """Over all slices."""
-        return self.adam.gradient_norm()
+        return self.optimization.gradient_norm()
 
     def step(self, rate: float) -> None:
-        """AdamW on this process's slices."""
-        self.adam.step(rate)
+        """Of this process's slices."""
+        self.optimization.step(rate)
 
     def discard(self) -> None:
         """Forget the gradients."""
-        self.adam.discard()
+        self.optimization.discard()
 
     def shapes(self) -> Mapping[str, torch.Size]:
         """Of the whole tensors."""
-        return {name: one.shape for name, one in self.adam.trained.items()}
+        return {name: one.shape for name, one in self.optimization.trained.items()}
 
     def weight(self, name: str) -> Tensor:
         """Gathered from all slices."""
-        return _whole(self.adam.trained[name].detach())
+        return _whole(self.optimization.trained[name].detach())
 
     def moments(self, name: str) -> dict[str, Tensor]:
         """Gathered from all slices."""
-        return {key: _whole(value) for key, value in self.adam.moments(name).items()}
+        return {key: _whole(value) for key, value in self.optimization.moments(name).items()}
 
     @torch.no_grad()
     def load(self, name: str, weight: Tensor, moments: Mapping[str, Tensor], steps: int) -> None:
         """Keep this process's slices."""
-        parameter = self.adam.trained[name]
+        parameter = self.optimization.trained[name]
         parameter.copy_(_sliced_like(parameter, weight))
-        self.adam.set_moments(name, {key: _sliced_like(parameter, value) for key, value in moments.items()}, steps)
+        own = {key: _sliced_like(parameter, value) for key, value in moments.items()}
+        self.optimization.set_moments(name, own, steps)
 
     def loaded(self) -> None:
         """Nothing is left to do."""

@@ -40,7 +40,6 @@ reward models; `engine`: vLLM, in the process or as the stage's servers; `checkp
 written; `process`: Python and its libraries."""
 
 _FLOAT = 4
-_MOMENTS = 2 * _FLOAT
 PROCESS_BYTES: Mapping[Device, int] = {"cpu": 500_000_000, "cuda": 600_000_000}
 """Resident in a stage's process before it loads a model (CPU), or taken on the GPU by CUDA's context."""
 
@@ -145,9 +144,9 @@ def passes(budget: int, *, row: int, rows: int, processes: int = 1, read: int | 
 def training_step(training: Training, work: Passes, use: HeadUse, *, reference: float = 0) -> Phase:
     """A step, once the optimizer has its state. `reference`: other models that stay.
 
-    The worst moment is one of three: in the head, with the activations of all layers; in the backward pass of the last
-    attention; at the end, with all gradients. A model that is whole adds the head's gradient to its own in place; with
-    slices there is a second one in every later pass of a step, until its end.
+    The worst moment is one of four: in the head, with the activations of all layers; in the backward pass of the last
+    attention; at the end of it, with all gradients; in the update. A model that is whole adds the head's gradient to
+    its own in place; with slices there is a second one in every later pass of a step, until its end.
     """
     shape, setup, layers = training.shape, training.setup, training.layers
     state = training.state()
@@ -179,11 +178,12 @@ def training_step(training: Training, work: Passes, use: HeadUse, *, reference: 
             "gradients": state["gradients"] + (embedding if several and not whole else 0),
             "activations": inside * streams,
         },
+        {"gradients": state["gradients"], "optimizer": state["optimizer"] + training.optimizer.update},
     ]
-    worst = max(moments, key=lambda parts: sum(parts.values()))
+    worst = max(moments, key=lambda parts: sum({**state, **parts}.values()))
     # what is whole is written as it is
     gathers = setup.device == "cpu" and not whole
-    copy = training.trained * (_FLOAT + _MOMENTS) / setup.processes if gathers else 0
+    copy = (training.trained * _FLOAT + training.optimizer.state) / setup.processes if gathers else 0
     if training.keeps_best and setup.device == "cpu":
         copy += training.trained * _FLOAT
     return phase("training step", {**state, **worst, "checkpoint": copy, "reference": reference}, setup)

@@ -8,10 +8,10 @@ from typing import Any
 from stages.sharding import Fsdp, Sharding, Whole, Zero
 from stages.training.memory_activations import Layers
 from stages.training.memory_allocator import Device
+from stages.training.memory_optimizer import OPTIMIZERS, Held, Trained
 from stages.training.memory_shape import Adapters, ModelShape
 
 _FLOAT = 4
-_MOMENTS = 2 * _FLOAT
 _NF4 = 4.127 / 8
 """Bytes of a weight in 4 bits with quantized constants (arXiv:2305.14314, section 3)."""
 _ZERO_BUCKET = 500_000_000
@@ -42,6 +42,7 @@ class Training:
     quantized: bool = False
     keeps_best: bool = False
     """The weights that were best so far are held besides, in the memory of the host."""
+    optim: str = "adamw"
 
     @classmethod
     def of(cls, config: Any, shape: ModelShape, setup: Setup) -> Training:
@@ -49,7 +50,9 @@ class Training:
         adapters = Adapters.of(config) or shape.adapters
         quantized = getattr(config, "quantization", None) is not None
         keeps_best = getattr(config, "keep", "last") == "best"
-        return cls(shape, setup, config.bf16, adapters, config.gradient_checkpointing, quantized, keeps_best)
+        return cls(
+            shape, setup, config.bf16, adapters, config.gradient_checkpointing, quantized, keeps_best, config.optim
+        )
 
     @property
     def layers(self) -> Layers:
@@ -71,6 +74,11 @@ class Training:
     def trained(self) -> int:
         """Those that have a gradient."""
         return self.shape.parameters if self.adapters is None else self.shape.adapter_parameters(self.adapters)
+
+    @property
+    def optimizer(self) -> Held:
+        """Of the whole model."""
+        return OPTIMIZERS[self.optim](Trained.of(self.shape, self.adapters), self.setup.device)
 
     @property
     def trains_head(self) -> bool:
@@ -107,7 +115,7 @@ class Training:
         else:
             weights, gradients = whole + self.trained * master, self.trained * _FLOAT
             n = 1
-        return {"weights": weights, "gradients": gradients, "optimizer": self.trained * _MOMENTS / n}
+        return {"weights": weights, "gradients": gradients, "optimizer": self.optimizer.state / n}
 
     def policy_copy(self) -> float:
         """The whole model that a sharded one keeps beside itself, to sample from."""

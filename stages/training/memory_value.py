@@ -17,7 +17,9 @@ def beside_value_model(phases: Sequence[Phase], request: Request, shape: ModelSh
     stay until the other's are there; so the two come to no more than their sum, which is taken.
     """
     config = request.config
-    training = Training(shape, request.setup, config.bf16, gradient_checkpointing=config.gradient_checkpointing)
+    training = Training(
+        shape, request.setup, config.bf16, gradient_checkpointing=config.gradient_checkpointing, optim=config.optim
+    )
     state, copy = training.state(), training.policy_copy()
     resident = {"weights": state["weights"], "optimizer": state["optimizer"], "reference": copy}
     step = training_step(training, work, HeadUse(), reference=copy)

@@ -18,7 +18,7 @@ from stages.training.processes import Processes
 
 
 class Parallel(Protocol):
-    """A model and its AdamW over all processes. Trained tensors go by their names in the Scorer.
+    """A model and its optimizer over all processes. Trained tensors go by their names in the Scorer.
 
     The weights that are updated, saved and exported are float32; with `bf16` forward and backward passes use
     bfloat16 copies of them. What is called collective must be called by all processes in the same order.

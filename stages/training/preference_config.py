@@ -37,7 +37,7 @@ class PairLossConfig(PolicyConfig):
     """How pairs become a loss."""
 
     learning_rate: float = Field(1e-6, gt=0)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     loss_type: LossName | tuple[LossName, ...] = "sigmoid"
     """One of the table of preference losses in the README, or several, whose weighted sum is the loss (MPO)."""
     loss_weights: tuple[float, ...] | None = None

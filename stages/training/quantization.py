@@ -8,12 +8,10 @@ from typing import Any
 import torch
 
 from artifacts.errors import StageError
-from stages.sharding import Whole
-from stages.training.processes import launched_sharding
 
 
 def require_quantization(quantization: str | None) -> None:
-    """Raises StageError, before a model is looked at, where this machine or launcher cannot do it."""
+    """Raises StageError, before a model is looked at, where this machine cannot do it."""
     if quantization is None:
         return
     if importlib.util.find_spec("bitsandbytes") is None:
@@ -26,8 +24,6 @@ def require_quantization(quantization: str | None) -> None:
             f"quantization {quantization} needs a CUDA GPU, and this process sees none: run the stage where there is "
             "one, or leave quantization out"
         )
-    if not isinstance(launched_sharding(), Whole):
-        raise StageError(f"quantization {quantization} and sharding ({launched_sharding().name}) exclude each other")
 
 
 def quantized(quantization: str | None) -> dict[str, Any]:

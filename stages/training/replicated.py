@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.training.adam import Adam
 from stages.training.batch import TokenBatch
 from stages.training.config import TrainingConfig
 from stages.training.model import Scorer
 from stages.training.objective import Readout
+from stages.training.optimization import Optimization
 from stages.training.parallel import use_bfloat16
 from stages.training.processes import Processes
 
@@ -29,7 +29,8 @@ class Replicated:
         scorer.merge_gradients()
         trained = {name: one for name, one in scorer.named_parameters() if one.requires_grad}
         self.masters = Masters(scorer, trained) if config.bf16 else None
-        self.adam = Adam(trained if self.masters is None else self.masters.weights, config)
+        kept = trained if self.masters is None else self.masters.weights
+        self.optimization = Optimization(kept, config, processes)
 
     def forward(self, batch: TokenBatch, readout: Readout) -> Any:
         """The Scorer itself."""
@@ -42,43 +43,43 @@ class Replicated:
     @torch.no_grad()
     def gradient_norm(self) -> Tensor:
         """Sum over processes in pieces of bounded size, then the norm."""
-        gradients = self.adam.gradients()
+        gradients = self.optimization.gradients()
         if self.processes.size > 1:
             for bucket in _buckets(gradients):
                 flat = self.processes.sum(torch.cat([gradient.flatten() for gradient in bucket]))
                 parts = flat.split([gradient.numel() for gradient in bucket])
                 for gradient, part in zip(bucket, parts, strict=True):
                     gradient.copy_(part.view_as(gradient))
-        return self.adam.gradient_norm()
+        return self.optimization.gradient_norm()
 
     def step(self, rate: float) -> None:
-        """AdamW, and the bfloat16 weights anew."""
-        self.adam.step(rate)
+        """The update, and the bfloat16 weights anew."""
+        self.optimization.step(rate)
         if self.masters is not None:
             self.masters.publish()
 
     def discard(self) -> None:
         """Forget the gradients."""
-        self.adam.discard()
+        self.optimization.discard()
 
     def shapes(self) -> Mapping[str, torch.Size]:
         """Of the trained tensors."""
-        return {name: one.shape for name, one in self.adam.trained.items()}
+        return {name: one.shape for name, one in self.optimization.trained.items()}
 
     def weight(self, name: str) -> Tensor:
         """The tensor itself."""
-        return self.adam.trained[name].detach()
+        return self.optimization.trained[name].detach()
 
     def moments(self, name: str) -> dict[str, Tensor]:
         """The optimizer's tensors themselves."""
-        return self.adam.moments(name)
+        return self.optimization.moments(name)
 
     @torch.no_grad()
     def load(self, name: str, weight: Tensor, moments: Mapping[str, Tensor], steps: int) -> None:
         """Copy into place."""
-        parameter = self.adam.trained[name]
+        parameter = self.optimization.trained[name]
         parameter.copy_(weight)
-        self.adam.set_moments(name, {key: value.to(parameter.device) for key, value in moments.items()}, steps)
+        self.optimization.set_moments(name, {key: value.to(parameter.device) for key, value in moments.items()}, steps)
 
     def loaded(self) -> None:
         """The bfloat16 weights anew."""

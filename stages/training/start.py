@@ -15,9 +15,10 @@ from stages.training.config import PolicyConfig, TrainingConfig
 from stages.training.loop import Trainer
 from stages.training.model import Scorer, load_causal_lm, load_tokenizer
 from stages.training.objective import Objective
+from stages.training.optimization import require_optimizer
 from stages.training.parallel import use_bfloat16
 from stages.training.probes import check_head, settle_layout
-from stages.training.processes import prepare_process
+from stages.training.processes import launched_sharding, prepare_process
 from stages.training.quantization import quantized, require_quantization
 
 
@@ -25,6 +26,7 @@ def start(
     context: Context, config: PolicyConfig, objective: Objective, scorer_of: Callable[[Any], Scorer] = Scorer
 ) -> tuple[Trainer, Any]:
     """(trainer over input `model`, with adapters where asked for or wired in, its tokenizer)."""
+    _check_machine(config)
     require_quantization(config.quantization)
     source = model_source(context, "model")
     _check_adapters(source, config)
@@ -46,6 +48,12 @@ def start(
     return trainer, load_tokenizer(source.tokenizer)
 
 
+def _check_machine(config: TrainingConfig) -> None:
+    require_optimizer(config.optim)
+    for name, what in config.against(launched_sharding()).items():
+        raise StageError(f"{name}: {what}")
+
+
 def _check_adapters(source: ModelSource, config: PolicyConfig) -> None:
     if source.adapter is not None and config.lora_r is not None:
         raise StageError(
@@ -65,6 +73,7 @@ def start_classifier(
     context: Context, config: TrainingConfig, objective: Objective, load: Callable[..., Any]
 ) -> tuple[Trainer, Any]:
     """As `start`, of input `model` with a fresh head; `load(folder, new_head_seed=...)`."""
+    _check_machine(config)
     accelerator = prepare_process(context)
     context.phase("loading the model")
     folder = context.input("model")

@@ -12,15 +12,17 @@ from torch import Tensor
 
 from artifacts.errors import StageError
 from stages.sharding import Zero
-from stages.training.adam import MOMENTS, build_adamw, set_rate
 from stages.training.batch import TokenBatch
 from stages.training.config import TrainingConfig
 from stages.training.model import Scorer
 from stages.training.objective import Readout
+from stages.training.optimization import build_adamw, set_rate
 from stages.training.parallel import use_bfloat16
 from stages.training.processes import Processes
 
 _BUCKET_ELEMENTS = 100_000_000
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's state of a parameter, besides the number of steps."""
 
 
 class ZeroSharded:
@@ -107,7 +109,7 @@ class ZeroSharded:
         """Put together from all processes."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        return {key: safe_get_full_optimizer_state(self.trained[name], key) for key in MOMENTS}
+        return {key: safe_get_full_optimizer_state(self.trained[name], key) for key in _MOMENTS}
 
     def load(self, name: str, weight: Tensor, moments: Mapping[str, Tensor], steps: int) -> None:
         """Keep this process's part."""
@@ -155,7 +157,7 @@ class ZeroSharded:
         for tensor in flat:
             self.adamw.state[tensor] = {
                 "step": torch.tensor(0.0, device=tensor.device),
-                **{key: torch.zeros_like(tensor) for key in MOMENTS},
+                **{key: torch.zeros_like(tensor) for key in _MOMENTS},
             }
         if self.stage < 3:
             self.optimizer._lazy_init_hp_params_optimizer_state()

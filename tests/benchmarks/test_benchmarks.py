@@ -71,7 +71,7 @@ def keep_first_gradients(step: Any) -> dict[str, torch.Tensor]:
     """Filled before the first update: parameter name -> gradient, clipped; ours is clipped inside the update."""
     own = isinstance(step, ours.Training)
     model, optimizer = (
-        (step.trainer.scorer.model, step.trainer.parallel.adam.optimizer)
+        (step.trainer.scorer.model, step.trainer.parallel.optimization.parts[0].optimizer)
         if own
         else (
             step.loop.model,

@@ -41,8 +41,8 @@ ANSWERS = [
     ("sft", "use_vllm", "here it is `rollouts: {engine: vllm}`, which is not taken here (TRL)"),
     ("rl", "vllm_gpu_memory_utilization", "here it is `gpu_memory_utilization` under `rollouts:` (TRL)"),
     ("sft", "dataset_num_proc", "no data workers"),
-    ("sft", "optim", "always AdamW"),
-    ("sft", "optimizer", "always AdamW"),
+    ("sft", "optimizer", "here it is `optim`"),
+    ("sft", "optim_args", "muon_momentum"),
     ("sft", "load_in_4bit", "here it is `quantization: nf4` (TRL, Axolotl: with lora_r)"),
     ("sft", "load_in_8bit", "there are no 8"),
     ("normalize", "val_set_size", "here it is `test_size` (Axolotl"),
@@ -118,6 +118,7 @@ def test_a_value_as_others_write_it(field: str, value: object, way: str) -> None
         ("preference", "loss_type", "dpo", "found text 'dpo'; here it is sigmoid"),
         ("sft", "lr_scheduler_type", "cosine_with_min_lr", "; here it is cosine, with min_lr_ratio"),
         ("unpaired_preference", "loss_type", "dpo", "found text 'dpo'"),
+        ("sft", "optim", "adamw_torch_fused", "found text 'adamw_torch_fused'; here it is adamw"),
     ],
 )
 def test_values_of_others(uses: str, field: str, value: str, text: str) -> None:

@@ -35,7 +35,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "sft": (
         3,
-        "a365104b4931c2ff",
+        "5b9a3029d0b9d585",
         "e53a1d30aa11fed5",
         {
             "model/metrics: loss": 3.8009,
@@ -49,7 +49,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "adapter": (
         3,
-        "4179ca6f9db04cc5",
+        "5d4ba9d9390baa26",
         "a4d743f2281e18f3",
         {
             "adapter/weights: norm": 4.3771,
@@ -63,7 +63,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "adapter_dpo": (
         5,
-        "3d4aa0c907fa9822",
+        "f969381f7acca6fe",
         "20165d69215aaff6",
         {
             "adapter/weights: norm": 4.3809,
@@ -97,7 +97,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "judge_of_steps": (
         3,
-        "5c6aad244d8e426c",
+        "24cfc6d6c5b763e7",
         "fc8827e0775ac245",
         {
             "model/metrics: loss": 1.523,
@@ -116,7 +116,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "kto": (
         4,
-        "95cbd479e1fee58e",
+        "181bc8328713720b",
         "ee945ab9b573ffe3",
         {
             "model/metrics: loss": 0.66728,
@@ -141,7 +141,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "dpo": (
         5,
-        "269688a463e03993",
+        "146334cf5caf8d77",
         "f740cad78ac245e1",
         {
             "model/metrics: loss": 0.92373,
@@ -161,7 +161,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "judge": (
         3,
-        "9d1bdfb217ae4a9a",
+        "87c22a707ed06018",
         "d05b5e3460d6cabb",
         {
             "model/metrics: loss": 0.91934,
@@ -176,7 +176,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "ppo": (
         3,
-        "1dd19a3ffec07ad1",
+        "9834a4f01b5952a9",
         "5561237511ce33c7",
         {
             "model/metrics: loss": 0.070016,
@@ -225,7 +225,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "online": (
         4,
-        "af69a0c50f028fd5",
+        "0db265bc3acd0fe4",
         "f377b3216609cbf7",
         {
             "model/metrics: loss": 0.8673,
@@ -273,7 +273,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "explored": (
         4,
-        "1cdf83630d848492",
+        "87a7d95eec038c1a",
         "cdf7f9f2bd7a5ff5",
         {
             "model/metrics: loss": -1.2926,
@@ -324,7 +324,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "contest": (
         3,
-        "14171efbe869aff1",
+        "10abb402f0d09498",
         "be8f75d663f40b72",
         {
             "model/metrics: loss": -0.4374,
@@ -374,7 +374,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "regressed": (
         3,
-        "4a3f308b403c08dc",
+        "47eacd08cf54b1d7",
         "47b5945285034d2f",
         {
             "model/metrics: loss": 0.17432,
@@ -407,7 +407,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "grpo": (
         6,
-        "b90b8e1343abeace",
+        "86e291fd0aee605a",
         "7d6ca38bd18cf71a",
         {
             "model/metrics: loss": -0.068777,
@@ -463,7 +463,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "small": (
         3,
-        "d35561271b79df86",
+        "dbf9b3e3a57abdd7",
         "06cbbe8ba1b07f8c",
         {
             "model/metrics: loss": 0.0043144,
@@ -490,7 +490,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "small_of_taught": (
         3,
-        "41831ee983c4134e",
+        "8a84e761b968711d",
         "3a3bb7225f1895e4",
         {
             "model/metrics: loss": 0.016415,

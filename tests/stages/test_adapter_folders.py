@@ -63,7 +63,6 @@ def test_a_missing_base_is_said(chain: Chain, tmp_path: Path) -> None:
 REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("sft", "sft", LORA, "input model is an adapter, which is trained on as it is: leave lora_r out, or merge it"),
     ("sft", "base", APART, "merge_adapters is false, but there are no adapters"),
-    ("sft", "base", {"quantization": "nf4", **LORA}, "quantization nf4 needs the package bitsandbytes"),
     ("preference", "sft", {"sync_ref_model": True}, "sync_ref_model needs the whole model trained"),
 ]
 
@@ -78,8 +77,11 @@ def test_what_does_not_go_together(
 
 
 def test_quantization_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the package is there, the GPU is missed next."""
-    monkeypatch.setattr(quantization.importlib.util, "find_spec", lambda name: name)
+    """Without the package it is missed first."""
+    with monkeypatch.context() as without:
+        without.setattr(quantization.importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(StageError, match="quantization nf4 needs the package bitsandbytes"):
+            quantization.require_quantization("nf4")
     monkeypatch.setattr(quantization.torch.cuda, "is_available", lambda: False)
     with pytest.raises(StageError, match="quantization nf4 needs a CUDA GPU, and this process sees none"):
         quantization.require_quantization("nf4")

@@ -13,7 +13,8 @@ from accelerate.state import AcceleratorState
 
 from artifacts.errors import StageError
 from stages.ppo import STAGE, Config
-from stages.training.adam import Adam
+from stages.training.optimization import Optimization
+from stages.training.processes import Processes
 from stages.training.token_table import TokenTable
 from tests.data.characters import ids
 from tests.stages import online_runs
@@ -158,15 +159,15 @@ def test_the_head_has_a_learning_rate_of_its_own() -> None:
         "model.weight": torch.nn.Parameter(torch.ones(2, 2)),
         "value_head.weight": torch.nn.Parameter(torch.ones(1, 2)),
     }
-    adam = Adam(tensors, config)
+    optimization = Optimization(tensors, config, Processes(0, 1, torch.device("cpu")))
     for one in tensors.values():
         one.grad = torch.full_like(one, 0.3)
-    adam.step(1e-3)
+    optimization.step(1e-3)
     assert tensors["model.weight"].flatten().tolist() == pytest.approx([1 - 1e-3] * 4, abs=1e-6)
     assert tensors["value_head.weight"].flatten().tolist() == pytest.approx([1 - 5e-2] * 2, abs=1e-6)
     for one in tensors.values():
         one.grad = torch.full_like(one, 0.3)
-    adam.step(5e-4)  # half of both
+    optimization.step(5e-4)  # half of both
     assert tensors["value_head.weight"].flatten().tolist() == pytest.approx([1 - 7.5e-2] * 2, abs=1e-5)
 
 

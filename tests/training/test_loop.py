@@ -21,6 +21,9 @@ from stages.training.processes import prepare_process
 from stages.training.windows import DatasetWindows
 from tests.training.conftest import packing_scorer, random_groups, tiny_model
 
+OTHERS = ("adamw_8bit", "adafactor", "muon")
+"""Of `optim`, beside adamw."""
+
 
 class Stop(Exception):
     """Stands for a kill between two steps."""
@@ -107,14 +110,17 @@ def test_micro_batches_do_not_change_the_gradient(tmp_path: Path) -> None:
         assert left["num_tokens"] == right["num_tokens"]
 
 
-@pytest.mark.parametrize("stop_before", [1, 3, 4, 5])
-def test_resume_gives_the_same_bits(tmp_path: Path, stop_before: int) -> None:
+@pytest.mark.parametrize(
+    ("stop_before", "optim"), [(1, "adamw"), (3, "adamw"), (4, "adamw"), (5, "adamw"), *((3, name) for name in OTHERS)]
+)
+def test_resume_gives_the_same_bits(tmp_path: Path, stop_before: int, optim: str) -> None:
     groups = sequences()
-    whole, expected = train(context_for(tmp_path / "whole", checkpoint_steps=2), groups)
+    settings: dict[str, object] = {"checkpoint_steps": 2, "optim": optim}
+    whole, expected = train(context_for(tmp_path / "whole", **settings), groups)
     interrupted = tmp_path / "interrupted"
     with pytest.raises(Stop):
-        train(context_for(interrupted, checkpoint_steps=2), groups, stop_before)
-    context = context_for(interrupted, checkpoint_steps=2)
+        train(context_for(interrupted, **settings), groups, stop_before)
+    context = context_for(interrupted, **settings)
     resumed, metrics = train(context, groups)
     assert context.resumed_from == (stop_before // 2 * 2 or None)
     assert metrics == expected

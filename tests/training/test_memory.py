@@ -31,7 +31,9 @@ from stages.training.memory_shape import Adapters, ModelShape, UnknownShapeError
 from stages.training.memory_training import Setup, Training
 from stages.training.model import Scorer
 from stages.training.objective import Readout
+from stages.training.optimization import Optimization
 from stages.training.probes import settle_layout
+from stages.training.processes import Processes
 from tests.training.conftest import VOCABULARY, tiny_model
 
 EXPERTS = {
@@ -177,6 +179,31 @@ def test_state_by_hand() -> None:
     adapters = 2 * 2 * 128
     lora = Training(HAND, Setup(), adapters=Adapters(2)).state()
     assert lora == {"weights": 4 * (1992 + adapters), "gradients": 4 * adapters, "optimizer": 8 * adapters}
+
+
+@pytest.mark.parametrize("optim", ["adamw", "adamw_8bit", "adafactor", "muon"])
+@pytest.mark.parametrize(("kind", "tied"), [("llama", True), ("llama", False), ("qwen3", True), ("qwen3_moe", False)])
+def test_an_optimizers_state_is_counted_exactly(kind: str, tied: bool, optim: Any) -> None:
+    """Against the real one after its first step. In 8 bits, tensors of 4096 elements at least have every block full."""
+    sizes = {"hidden_size": 64, "num_key_value_heads": 4, "head_dim": 16, "intermediate_size": 128}
+    experts = {"moe_intermediate_size": 64, "num_experts": 64, "num_experts_per_tok": 2} if kind == "qwen3_moe" else {}
+    loaded = tiny_model(kind, tie_word_embeddings=tied, **sizes, **experts)
+    trained = {name: one for name, one in loaded.named_parameters() if one.requires_grad}
+    optimization = Optimization(trained, Config(optim=optim), Processes(0, 1, torch.device("cpu")))
+    optimization.gradient_norm()
+    optimization.step(1e-3)
+    tables = ("qmap1", "qmap2")  # one for all tensors
+    kept = [(key, one) for name in trained for key, one in optimization.moments(name).items() if key not in tables]
+    assert Training(shape_of(loaded), Setup(), optim=optim).optimizer.state == sum(one.nbytes for _, one in kept)
+
+
+def test_the_update_of_adafactor_by_hand() -> None:
+    """The embedding of 2 million words: its squares, their estimate and its update, beside all gradients."""
+    shape = replace(HAND, vocabulary=2_000_000)
+    states = [Training(shape, Setup(), optim=name) for name in ("adamw", "adafactor")]
+    before, after = (training_step(one, passes(64, row=8, rows=1), HeadUse()) for one in states)
+    assert after.parts["optimizer"] - states[1].state()["optimizer"] == 3 * 4 * 8 * 2_000_000
+    assert before.parts["optimizer"] == 2 * before.parts["weights"]
 
 
 @pytest.mark.parametrize("sharding", [Fsdp(), Zero(2), Zero(3)])
