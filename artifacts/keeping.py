@@ -148,20 +148,21 @@ class Lineage:
         return kept
 
     def inputs_of(self, artifact: Artifact) -> list[Artifact]:
-        """What it was made from, as far as that is there."""
+        """What it was made from or cannot be used without, as far as that is there."""
         if artifact not in self._inputs:
             self._inputs[artifact] = self._read(artifact)
         return self._inputs[artifact]
 
     def _read(self, artifact: Artifact) -> list[Artifact]:
         try:
-            inputs = self._store.manifest(artifact).producer.get("inputs") or {}
+            manifest = self._store.manifest(artifact)
         except MissingError:
             return []
         except DamagedError as error:
             self.problems.append(str(error))
             return []
-        return [found for digest in digests_in(inputs) for found in self._by_digest.get(digest, ())]
+        named = [*digests_in(manifest.producer.get("inputs") or {}), *manifest.needs]
+        return [found for digest in named for found in self._by_digest.get(digest, ())]
 
 
 def digests_in(value: Any) -> list[str]:

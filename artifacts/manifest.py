@@ -74,6 +74,8 @@ class Manifest:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     counts: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    """Digests of artifacts that it cannot be used without, besides those that it was made from."""
 
     @property
     def digest(self) -> str:
@@ -101,6 +103,7 @@ class Manifest:
                 "metrics": self.metrics,
                 "counts": self.counts,
                 "versions": self.versions,
+                **({"needs": [f"sha256:{digest}" for digest in self.needs]} if self.needs else {}),
             }
         )
 
@@ -116,6 +119,7 @@ class Manifest:
                 kind=value["kind"],
                 files=files,
                 producer=origin(value, "producer"),
+                needs=tuple(_digest(text) for text in value.get("needs", ())),
                 **{name: mapping(value, name) for name in ("metrics", "counts", "versions")},
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -127,6 +131,13 @@ class Manifest:
             other = f"{str(manifest.kind)[:80]!r} sha256:{manifest.digest[:12]}"
             raise DamagedError(f"{where} is the manifest of {other}, not of {artifact}")
         return manifest
+
+
+def _digest(text: Any) -> str:
+    digest = str(text).removeprefix("sha256:")
+    if not is_sha256(digest):
+        raise ValueError(f"needs names no artifact: {str(text)[:80]!r}")
+    return digest
 
 
 def file_list_problems(files: tuple[FileEntry, ...]) -> list[str]:

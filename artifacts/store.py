@@ -49,9 +49,11 @@ class Store:
         producer: Mapping[str, Any],
         metrics: Mapping[str, Any] | None = None,
         counts: Mapping[str, Any] | None = None,
+        needs: Iterable[Artifact] = (),
     ) -> Artifact:
         """Stores the files of `folder` and returns the artifact once it is durable. A local store on the same
-        disk takes the files away from `folder`. The same content is stored once; the first manifest stays.
+        disk takes the files away from `folder`. The same content is stored once; the first manifest stays. `needs`:
+        what it cannot be used without, which is kept as long as it is, besides what it was made from.
         Raises StoreError; then nothing is visible and `folder` is as it was."""
         entries = self.files.take_in(folder)
         manifest = Manifest(
@@ -61,6 +63,7 @@ class Store:
             metrics=publishable(metrics or {}),
             counts=publishable(counts or {}),
             versions=library_versions(),
+            needs=tuple(sorted({one.digest for one in needs})),
         )
         return self.adopt(manifest, folder)
 

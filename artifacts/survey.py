@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from artifacts import claims
+from artifacts import claims, index
+from artifacts.errors import StoreError
 from artifacts.job_folders import JobFolder, job_folders, run_pages
 from artifacts.keeping import DAY, GROUNDS, HOUR, Lineage, Policy, Roots, find_roots
 from artifacts.manifest import Artifact
@@ -105,10 +106,19 @@ def _enter_work(store: Store, work: Mapping[str, Work], roots: Roots, now: float
     names = work_names(store, (name for name, lot in work.items() if lot.files and not lot.holds_rewards), finished)
     for fingerprint, lot in sorted(work.items()):
         if fingerprint != claims.SWEEPER:
-            reason, kept = _work_reason(fingerprint, lot, roots, now, found.policy, fingerprint in finished)
+            is_finished = fingerprint in finished and _is_finished(store, finished[fingerprint], fingerprint)
+            reason, kept = _work_reason(fingerprint, lot, roots, now, found.policy, is_finished)
             name = f"work/{fingerprint}"
             last = max(lot.written, lot.leased or 0.0)
             found.enter(Item(lot.what, name, lot.size, reason, last, of=names.get(fingerprint, "")), kept)
+
+
+def _is_finished(store: Store, stage: str, fingerprint: str) -> bool:
+    """Whether it would not run again: a record whose outputs are gone, or that cannot be read, ends nothing."""
+    try:
+        return index.STAGE.fullmatch(stage) is not None and store.lookup(stage, fingerprint) is not None
+    except StoreError:
+        return False
 
 
 def _work_reason(

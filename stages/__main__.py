@@ -96,6 +96,7 @@ def publish(context: Context) -> None:
             producer={key: spec.identity[key] for key in ("stage", "version", "config", "inputs")},
             metrics=context.metrics,
             counts=context.counts,
+            needs=context.needs,
         )
     context.store.append_record(
         Record(

@@ -134,9 +134,10 @@ def name_for_good(context: Context, name: str) -> Base:
     """What names the model of an input on any machine. A folder is stored as an artifact first: its path names
     nothing."""
     source = model_source(context, name)
-    if source.base is not None:
-        return source.base
-    return _base_of(context.spec.inputs[name]) or Base(_stored(context, source.folder).id)
+    base = source.base or _base_of(context.spec.inputs[name]) or Base(_stored(context, source.folder).id)
+    if base.artifact is not None:
+        context.needs.append(base.artifact)
+    return base
 
 
 def _base_of(wired: Mapping[str, Any]) -> Base | None:

@@ -75,6 +75,8 @@ class Context:
         self.metrics: dict[str, Any] = {}
         self.timings: dict[str, Any] = {}
         self.counts: dict[str, Any] = {}
+        self.needs: list[Artifact] = []
+        """What the outputs cannot be used without, besides the inputs."""
         self.tokens = 0
         """Put through models by this run of the stage, read or written; for the ledger."""
         self.resumed_from: int | None = None

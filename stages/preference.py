@@ -98,7 +98,13 @@ def _require_gold(config: Config, dataset_type: str) -> None:
 def _referenced(context: Context, trainer: Trainer, sets: Sequence[Sequence[Group]]) -> list[list[Group]]:
     """The pairs that are trained on, and those apart, with their references from the artifacts or computed here."""
     from stages.training.initial import reference_of
-    from stages.training.reference import LOGPROBS, pair_references, read_references, score_rows
+    from stages.training.reference import (
+        LOGPROBS,
+        pair_references,
+        read_references,
+        require_one_reference,
+        score_rows,
+    )
 
     config: Config = context.config
     named = [
@@ -106,6 +112,7 @@ def _referenced(context: Context, trainer: Trainer, sets: Sequence[Sequence[Grou
         for name, groups in zip(LOGPROBS, sets, strict=False)
     ]
     if context.has(LOGPROBS[0]):
+        require_one_reference(context)
         found = [read_references(context, name, plain, ld_alpha=config.ld_alpha) for name, plain in named]
     else:
         context.phase("log-probabilities of the reference")

@@ -48,7 +48,9 @@ def run(context: Context) -> None:
     say_dropped(context, ledger.states)
     scored = score_rows(context, accelerator, scorer, groups, config=config, per_token=config.per_token)
     if context.is_main:
-        _write(context.output("logprobs"), scored, groups, names, ledger.to_json())
+        folder = context.output("logprobs")
+        _write(folder, scored, groups, names, context.input_digest("model"))
+        ledger.write(folder)
         context.counts["rows"] = len(scored)
         own = 1 if names == UNPAIRED else len(names)  # a mismatched completion says nothing about the rows
         tokens = sum(sum(row["tokens"][:own]) for row in scored)
@@ -83,25 +85,21 @@ def _groups(
 
 
 def _write(
-    folder: Path, rows: list[dict[str, Any]], groups: Sequence[Group], names: tuple[str, ...], ledger: dict[str, Any]
+    folder: Path, rows: list[dict[str, Any]], groups: Sequence[Group], names: tuple[str, ...], model: str
 ) -> None:
-    import json
+    """`model`: the digest of the one whose log-probabilities they are."""
+    from stages.training.reference import write_references
+    from stages.training.row_digest import branches_sha256
 
-    import pyarrow
-    import pyarrow.parquet as parquet
-
-    from stages.training.reference import MISMATCHED_DIGEST, UNPAIRED, mismatched_digest
-
+    digests = [branches_sha256(group) for group in groups]
     columns: dict[str, list[Any]] = {"row_id": [row["row_id"] for row in rows]}
     for branch, name in enumerate(names):
         columns[f"{name}_logps"] = [row["sums"][branch] for row in rows]
         columns[f"{name}_tokens"] = [row["tokens"][branch] for row in rows]
+        columns[f"{name}_sha256"] = [row[branch] for row in digests]
         if "logprobs" in rows[0]:
             columns[f"{name}_token_logps"] = [row["logprobs"][branch] for row in rows]
-    if names == UNPAIRED:
-        columns[MISMATCHED_DIGEST] = [mismatched_digest(group) for group in groups]
-    parquet.write_table(pyarrow.table(columns), folder / "logprobs.parquet", write_page_checksum=True)
-    (folder / "ledger.json").write_text(json.dumps(ledger, indent=1), encoding="utf-8")
+    write_references(folder, columns, model)
 
 
 def memory(request: Request) -> list[Phase]:
@@ -112,7 +110,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="reference_logprobs",
-    version=3,
+    version=4,
     config=Config,
     inputs={"model": Input(MODELS), "dataset": Input(("dataset",))},
     outputs={"logprobs": "logprobs"},

@@ -54,7 +54,9 @@ def save_pieces(
     A piece depends on its own items only, so neither a resume nor the number of processes changes a byte.
     """
     shards, total = context.shards, len(items)
-    names = [f"{name}-{number:06d}" for number in range(-(-total // size))]
+    starts = range(0, total, size)
+    # by what is in them: a run that is taken up may cut the rows in another way
+    names = [f"{name}-{start:08d}-{min(start + size, total):08d}" for start in starts]
     mine = range(accelerator.process_index, len(names), accelerator.num_processes)
     there = shards.names()
     finished = {names[number] for number in mine if names[number] in there and _intact(shards, names[number])}

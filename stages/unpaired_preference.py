@@ -160,13 +160,14 @@ def _referenced(context: Context, trainer: Trainer, sets: Sequence[Sequence[Grou
     """The completions that are trained on, and those apart, with all that the reference says of them."""
     from stages.training.density import with_densities
     from stages.training.initial import reference_of
-    from stages.training.reference import LOGPROBS, read_unpaired, score_rows
+    from stages.training.reference import LOGPROBS, read_unpaired, require_one_reference, score_rows
     from stages.training.unpaired import referenced, scored_groups
 
     config: Config = context.config
     named = [(name, scored_groups(groups)) for name, groups in zip(LOGPROBS, sets, strict=False)]
     scored: list[list[dict[str, Any]]] = []
     if known := context.has(LOGPROBS[0]):
+        require_one_reference(context)
         scored = [read_unpaired(context, name, plain) for name, plain in named]
     if not known or config.use_density_ratio:
         context.phase("log-probabilities of the reference")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from accelerate import Accelerator
@@ -18,7 +17,10 @@ from stages.training.model import Scorer, token_logprobs
 from stages.training.out_of_memory import TokenBudget
 from stages.training.pairs import Reference, sum_of_tokens
 from stages.training.passes import without_gradients
+from stages.training.row_digest import branches_sha256
 
+_TABLE, _MODEL = "logprobs.parquet", b"model"
+"""The file, and the key in its metadata that says whose log-probabilities they are."""
 LOGPROBS = ("reference_logprobs", "eval_reference_logprobs")
 """Inputs with the log-probabilities of the reference: of the rows that are trained on, and of those apart."""
 
@@ -118,23 +120,37 @@ def read_references(
     return pair_references(found, ld_alpha)
 
 
+def write_references(folder: Path, columns: dict[str, list[Any]], model: str) -> None:
+    """A `logprobs` artifact's table; `model`: the digest of the one whose log-probabilities they are."""
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    table = pyarrow.table(columns).replace_schema_metadata({_MODEL: model})
+    parquet.write_table(table, folder / _TABLE, write_page_checksum=True)
+
+
 def _read_table(context: Context, name: str) -> Any:
     import pyarrow.parquet as parquet
 
-    return parquet.read_table(context.input(name) / "logprobs.parquet", page_checksum_verification=True)
+    return parquet.read_table(context.input(name) / _TABLE, page_checksum_verification=True)
+
+
+def require_one_reference(context: Context) -> None:
+    """Raises StageError where inputs with log-probabilities are of several models."""
+    import pyarrow.parquet as parquet
+
+    models = {
+        name: (parquet.read_schema(context.input(name) / _TABLE).metadata or {}).get(_MODEL, b"").decode()
+        for name in LOGPROBS
+        if context.has(name)
+    }
+    if len(set(models.values())) > 1:
+        found = " and ".join(f"{name} of {model or 'an unnamed one'}" for name, model in models.items())
+        raise StageError(f"log-probabilities of two reference models: {found}; make both by one")
 
 
 UNPAIRED = ("completion", "mismatched")
 """Columns of an unpaired dataset's log-probabilities; the second of the completions of `data.unpaired.mismatched`."""
-
-
-MISMATCHED_DIGEST = "mismatched_sha256"
-"""Column that says which completion a row was given: it depends on all rows."""
-
-
-def mismatched_digest(group: Group) -> str:
-    """Of the token ids of a group's second completion."""
-    return hashlib.sha256(json.dumps(list(group.branches[1].token_ids)).encode()).hexdigest()
 
 
 def read_unpaired(context: Context, name: str, groups: Sequence[Group]) -> list[dict[str, Any]]:
@@ -151,14 +167,7 @@ def read_unpaired(context: Context, name: str, groups: Sequence[Group]) -> list[
             "on the same dataset, normalized to type unpaired_preference"
         )
     rows = {row["row_id"]: row for row in table.to_pylist()}
-    found = [_read_row(name, rows.get(group.row_id), group, UNPAIRED[: len(group.branches)], False) for group in groups]
-    for group in groups:
-        if len(group.branches) == 2 and rows[group.row_id][MISMATCHED_DIGEST] != mismatched_digest(group):
-            raise StageError(
-                f"input {name}: row {group.row_id}: the log-probability of its mismatched completion is of another "
-                "completion; compute them on exactly these rows"
-            )
-    return found
+    return [_read_row(name, rows.get(group.row_id), group, UNPAIRED[: len(group.branches)], False) for group in groups]
 
 
 def _read_row(
@@ -176,6 +185,12 @@ def _read_row(
             f"input {name}: row {group.row_id}: log-probabilities are of {found} tokens, the row has {expected}; "
             "compute them with the same tokenizer and max_length"
         )
+    for column, digest in zip(columns, branches_sha256(group), strict=True):
+        if row.get(f"{column}_sha256") != digest:
+            raise StageError(
+                f"input {name}: row {group.row_id}: the log-probability of its {column} is of other tokens; compute "
+                "them on exactly these rows, with the tokenizer and chat template of the model that is trained"
+            )
     read: dict[str, Any] = {"sums": [row[f"{column}_logps"] for column in columns]}
     if per_token:
         read["logprobs"] = [row[f"{column}_token_logps"] for column in columns]

@@ -13,18 +13,17 @@ import struct
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from artifacts.digest import canonical_json, sha256_bytes
 from artifacts.errors import StageError
 from stages.losses.head import Head
 from stages.training.batch import Group
 from stages.training.language_modeling import asked_tokens
+from stages.training.row_digest import tokens_sha256
 
 _STATES, _ROWS, _HEAD, _FORM = "states.safetensors", "rows.parquet", "head.safetensors", "head.json"
 _TEACHER = "teacher.json"
@@ -80,16 +79,6 @@ class StateFiles:
                 "student's tokenizer and chat template"
             )
         return [slice(*self._places[group.row_id]) for group in groups]
-
-
-def tokens_sha256(group: Group) -> str:
-    """Of a group's token ids and of which of them are asked for."""
-    branches = [[_numbers(branch.token_ids), _numbers(branch.loss_mask or ())] for branch in group.branches]
-    return sha256_bytes(canonical_json([_numbers(group.prefix_ids), branches]))
-
-
-def _numbers(values: Iterable[Any]) -> list[int]:
-    return [int(value) for value in values]
 
 
 def write_states(folder: Path, parts: Iterable[Tensor], shape: tuple[int, int], dtype: torch.dtype) -> None:

@@ -124,6 +124,26 @@ def test_unfinished_work_has_the_name_of_its_stage_where_the_store_knows_it(stor
     assert names == {f"work/{FINGERPRINT}": "mine/chat", f"work/{OTHER}": "mine/grpo", f"work/{THIRD}": ""}
 
 
+def test_work_goes_on_where_a_record_has_lost_its_outputs(store, fill):
+    """They were collected since, or damaged: the stage runs once more, and its checkpoint is all that there is."""
+    made = put(store, fill, "weights")
+    store.append_record(Record("sft", FINGERPRINT, outputs={"model": made}))
+    store.checkpoints(FINGERPRINT).save(3, fill({"state": b"3"}))
+    assert outcome(later(store, 2))[0][f"work/{FINGERPRINT}"] == "the stage is finished"
+    store.files.delete(f"{made.key}/manifest.json")
+    assert outcome(later(store, 2))[1][f"work/{FINGERPRINT}"] == "can be taken up"
+
+
+def test_what_it_cannot_be_used_without_stays(store, fill):
+    base, other = put(store, fill, "base"), put(store, fill, "other")
+    adapter = store.put("adapter", fill({"a": b"adapter"}), producer={"stage": "sft", "inputs": {}}, needs=[base])
+    store.set_alias("mine", adapter)
+    goes, stays = outcome(later(store, 100))
+    assert goes == {other.key: "nothing that is kept needs it"}
+    assert stays == {adapter.key: "named @mine", base.key: f"needed to make adapter {adapter.digest[:12]}"}
+    assert open_store(store.url).manifest(adapter).needs == (base.digest,)
+
+
 def test_work_that_is_finished_or_given_up_goes_and_other_work_stays(store, fill):
     for fingerprint in (FINGERPRINT, OTHER):
         store.checkpoints(fingerprint).save(3, fill({"state": b"3"}))

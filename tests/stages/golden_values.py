@@ -134,9 +134,9 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "reference": (
-        3,
+        4,
         "245d2dce77120e3b",
-        "51c110d288663d75",
+        "ced9e496dd69fe6e",
         {"logprobs/logprobs: chosen_logps": -10.953, "logprobs/logprobs: rejected_logps": -11.283},
     ),
     "dpo": (

@@ -12,8 +12,11 @@ import pytest
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from artifacts import Artifact, open_store
+from artifacts import Artifact, open_store, transfer
 from artifacts.errors import StageError
+from artifacts.keeping import Policy
+from artifacts.survey import survey
+from stages.__main__ import publish
 from stages.context import local_context
 from stages.training import quantization
 from tests.stages.adapter_chain import APART, CHAIN, LORA, TRAINING, Chain, on
@@ -47,6 +50,28 @@ def test_a_folder_as_base_is_kept_in_the_store(chain: Chain, run_on_chain: Calla
         run_on_chain("merge_adapter", {"adapter": adapter}, "unnamed")
     again = run_on_chain("merge_adapter", {"adapter": adapter, "base": stored}, "given") / "model"
     assert (again / "model.safetensors").read_bytes() == (merged / "model.safetensors").read_bytes()
+
+
+def test_the_base_of_an_adapter_is_kept_as_long_as_the_adapter(chain: Chain, tmp_path: Path) -> None:
+    """Its input was a folder, which is not the store's: garbage collection and export know of the base anyway."""
+    base, url = tmp_path / "mine", str(tmp_path / "store")
+    shutil.copytree(chain.folder("base"), base)
+    inputs: dict[str, Path | list[Path]] = {"model": base, "dataset": chain.folder("rows")}
+    config = {**TRAINING, **LORA, **APART}
+    context = local_context("sft", config, folder=tmp_path / "run", inputs=inputs, store=url)
+    context.stage.run(context)
+    publish(context)
+    store = open_store(url)
+    (adapter,) = (one for one in store.artifacts() if one.kind == "adapter")
+    (kept,) = (one for one in store.artifacts() if one.kind == "model")
+    store.set_alias("mine/sft", adapter)
+    found = survey(store, Policy(grace_hours=0, keep_runs=0, keep_days=0))
+    assert {item.artifact: item.reason for item in found.stays if item.artifact} == {
+        adapter: "named @mine/sft",
+        kept: f"needed to make adapter {adapter.digest[:12]}",
+    }
+    moved = transfer.export(store, [adapter], tmp_path / "exported", lineage=True)
+    assert set(moved.copied) == {adapter, kept}
 
 
 def test_a_missing_base_is_said(chain: Chain, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,36 @@ def test_every_token_of_the_reference(tmp_path: Path, model: Path, pairs: Path) 
     assert train(tmp_path / "b", model, pairs, {"reference_logprobs": kept}, **settings) == in_memory
     with pytest.raises(StageError, match="ld_alpha needs the log-probability of every token; compute them with"):
         train(tmp_path / "c", model, pairs, {"reference_logprobs": sums}, **settings)
+
+
+@pytest.mark.parametrize(
+    ("change", "column"),
+    [
+        (lambda row: row | {"prompt": "h" + row["prompt"]}, "chosen"),  # of equal lengths are the completions alone
+        (lambda row: row | {"chosen": "f" * len(row["chosen"])}, "chosen"),
+        (lambda row: row | {"rejected": "a" * len(row["rejected"])}, "rejected"),
+    ],
+    ids=["prompt", "chosen", "rejected"],
+)
+def test_references_of_other_tokens_are_refused(
+    tmp_path: Path, model: Path, pairs: Path, change: Callable[[dict[str, str]], dict[str, str]], column: str
+) -> None:
+    """The same row ids and lengths: nothing else would show."""
+    others = save_dataset(tmp_path / "others", "preference", [*ROWS[:2], change(ROWS[2]), ROWS[3]])
+    kept = output(run_stage("reference_logprobs", tmp_path / "kept", {"model": model, "dataset": others}), "logprobs")
+    message = f"row r2: the log-probability of its {column} is of other tokens; compute them on exactly these rows"
+    with pytest.raises(StageError, match=message):
+        train(tmp_path / "run", model, pairs, {"reference_logprobs": kept})
+
+
+def test_references_of_two_models_are_refused(tmp_path: Path, model: Path, pairs: Path) -> None:
+    save_model(tmp_path / "other", seed=2)
+    kept = {
+        name: output(run_stage("reference_logprobs", tmp_path / name, {"model": made, "dataset": pairs}), "logprobs")
+        for name, made in {"reference_logprobs": model, "eval_reference_logprobs": tmp_path / "other"}.items()
+    }
+    with pytest.raises(StageError, match=r"of two reference models: reference_logprobs of \w+ and eval_reference_log"):
+        train(tmp_path / "run", model, pairs, {**kept, "eval_dataset": pairs})
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_a_shard_that_is_listed_and_gone_is_computed_again(tmp_path: Path, monke
     save_model(tmp_path / "model", seed=1)
     data = save_dataset(tmp_path / "data", "prompt", [{"prompt": "a"}])
     context = local_context("evaluate", {}, folder=tmp_path, inputs={"model": tmp_path / "model", "dataset": data})
-    monkeypatch.setattr(Shards, "names", lambda self: {"squares-000000"})
+    monkeypatch.setattr(Shards, "names", lambda self: {"squares-00000000-00000001"})
     process: Any = SimpleNamespace(process_index=0, num_processes=1, wait_for_everyone=lambda: None)
     rows = in_shards(context, process, "squares", [3], lambda part: [{"square": one**2} for one in part], size=1)
     assert rows == [{"square": 9}] and context.resumed_from is None

@@ -79,7 +79,7 @@ def test_an_artifact_of_more_rows_gave_other_completions(tmp_path: Path, model: 
     more = [*ROWS, *({"prompt": "ab" + end, "completion": "de", "label": True} for end in "cdefgh")]
     wide = save_dataset(tmp_path / "wide", "unpaired_preference", more)
     kept = output(run_stage("reference_logprobs", tmp_path / "kept", {"model": model, "dataset": wide}), "logprobs")
-    with pytest.raises(StageError, match=r"row r\d: .*(mismatched completion is of another|log-probabilities are of)"):
+    with pytest.raises(StageError, match=r"row r\d: .*(its mismatched is of other tokens|log-probabilities are of)"):
         train(tmp_path / "run", model, judged, {"reference_logprobs": kept})
 
 
