@@ -44,7 +44,7 @@ def run(context: Context) -> None:
     kept = context.has("teacher_states")
     objective, teacher, vocabulary = _kept(context) if kept else _present(context, dataset.type)
     trainer, tokenizer = start(context, config, objective)
-    require_same_vocabulary(tokenizer, vocabulary)
+    require_same_vocabulary(tokenizer, vocabulary, {trainer.scorer.vocabulary, teacher.vocabulary or 0} - {0})
     teacher.join(trainer)
     ledger = RowLedger()
     given_of = partial(given_groups, config, trainer, tokenizer)

@@ -83,6 +83,13 @@ class Head:
         bias_V = None if self.bias_V is None else self.bias_V.detach()
         return replace(self, weight_VH=self.weight_VH.detach(), bias_V=bias_V)
 
+    def first(self, vocabulary: int) -> Head:
+        """Over the first tokens alone, where there are more; a gradient goes through autograd then."""
+        if vocabulary >= self.vocabulary:
+            return self
+        bias_V = None if self.bias_V is None else self.bias_V[:vocabulary]
+        return replace(self, weight_VH=self.weight_VH[:vocabulary], bias_V=bias_V, total=None)
+
     def to(self, device: torch.device) -> Head:
         """The same on another device, for one that is not trained."""
         bias_V = None if self.bias_V is None else self.bias_V.to(device)

@@ -34,8 +34,9 @@ class DistillWindows:
         lmbda: float,
         given: list[Group],
         prompts: list[TokenizedPrompt],
-        sampling: Sampling,
+        sampling: Sampling | None,
     ) -> None:
+        """`sampling`: None where nothing is sampled."""
         self.config, self.lmbda, self.given, self.prompts, self.sampling = config, lmbda, given, prompts, sampling
         self.order = row_order(max(len(given), len(prompts)), config)
         self.total_steps = self.order.total_steps
@@ -52,6 +53,7 @@ class DistillWindows:
             return Window(given, metrics={"epoch": epoch, "on_policy": 0.0})
         chosen = [self.prompts[row % len(self.prompts)] for row in rows]
         seeds = [(derive(config.seed, "sample", step, place, prompt.row_id),) for place, prompt in enumerate(chosen)]
+        assert self.sampling is not None, "the stage opens it where a step may sample"
         completions = [group[0] for group in self.sampling(chosen, seeds)]
         self.samples.append(
             {
@@ -119,14 +121,22 @@ def distill_windows(
         else:
             prompts = tokenize_prompts(dataset, tokenizer, max_length=longest, ledger=ledger)
     context.counts["rows"] = max(len(given), len(prompts))
-    sampling = Sampling.with_engine(trainer, tokenizer, config)
+    # it would keep a whole copy of a sharded student in every process
+    sampling = Sampling.with_engine(trainer, tokenizer, config) if config.lmbda > 0 else None
     return DistillWindows(config, config.lmbda, given, prompts, sampling)
 
 
-def require_same_vocabulary(student: Any, teacher: Any) -> None:
-    """Raises StageError when token ids mean different tokens to the two models."""
+def require_same_vocabulary(student: Any, teacher: Any, sizes: set[int]) -> None:
+    """Raises StageError when token ids mean different tokens to the two models, or where their heads, of these sizes,
+    differ in more than what fills them up."""
     ours, theirs = student.get_vocab(), teacher.get_vocab()
     if ours == theirs:
+        if len(sizes) > 1 and min(sizes) <= (last := max(ours.values())):
+            found = " and ".join(map(str, sorted(sizes)))
+            raise StageError(
+                f"student and teacher have heads of {found} tokens, and their tokenizer knows token {last}: resize "
+                "the smaller one's embedding for the tokens that were added"
+            )
         return
     different = [token for token, _ in sorted(set(ours.items()) ^ set(theirs.items()))][:3]
     raise StageError(

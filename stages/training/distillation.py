@@ -37,7 +37,8 @@ class DistillationLoss:
     A group's data, if any, is the prompt that the teacher sees in place of the group's own: with it, a teacher that is
     the student as it was teaches what it makes of that (SDFT, self-distillation with privileged context,
     arXiv:2601.19897). The divergence is over the whole vocabulary, of which `linear_divergence` never holds all logits;
-    what a teacher elsewhere can send is `TopDistillationLoss`'s.
+    what a teacher elsewhere can send is `TopDistillationLoss`'s. Models of one tokenizer may have filled their
+    vocabularies up to different sizes; the tokens behind the smaller one are none, and left out.
     """
 
     metric_names: Sequence[str] = ("divergence",)
@@ -59,9 +60,9 @@ class DistillationLoss:
     def _readout(self, batch: TokenBatch, teacher_NH: Tensor) -> Readout:
         def read(hidden_NH: Tensor, student: nn.Module) -> tuple[Tensor, Tensor]:
             assert isinstance(student, Scorer)
-            return linear_divergence(
-                hidden_NH, student.head(self.temperature), teacher_NH, self.teacher.head(), self.divergence
-            )
+            head, taught = student.head(self.temperature), self.teacher.head()
+            common = min(head.vocabulary, taught.vocabulary)
+            return linear_divergence(hidden_NH, head.first(common), teacher_NH, taught.first(common), self.divergence)
 
         return Readout(batch.source_N, read)
 

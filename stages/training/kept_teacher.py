@@ -56,9 +56,14 @@ class KeptTeacher:
                 "both by one"
             )
 
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens its head has."""
+        return self._head.vocabulary
+
     def join(self, trainer: Trainer) -> None:
-        """On the trainer's device."""
-        self._head = self._head.to(trainer.accelerator.device)
+        """On the trainer's device; it tells of the student's tokens alone."""
+        self._head = self._head.first(trainer.scorer.vocabulary).to(trainer.accelerator.device)
 
     def taught(self, dataset: str, groups: Sequence[Group]) -> list[Group]:
         """With the place of their states. Raises StageError where there are none of a row, or those of other tokens."""
@@ -88,7 +93,13 @@ def keep_states(
     Raises StageError for a row whose log-probability is not finite.
     """
     head = teacher.head()
-    row_bytes = max(1, *map(asked_tokens, groups)) * (head.weight_VH.shape[1] + 2) * head.weight_VH.dtype.itemsize
+    longest = max(groups, key=asked_tokens)
+    row_bytes = max(1, asked_tokens(longest)) * (head.weight_VH.shape[1] + 2) * head.weight_VH.dtype.itemsize
+    if row_bytes > LARGEST_BYTES:
+        raise StageError(
+            f"row {longest.row_id}: the states of its {asked_tokens(longest)} trained tokens take {row_bytes:,} bytes, "
+            f"of which {LARGEST_BYTES:,} can be kept at once; lower max_length, or wire the teacher itself into distill"
+        )
     size = min(config.shard_rows, max(1, LARGEST_BYTES // (2 * row_bytes)))  # a piece is read as a whole
     budget = TokenBudget(context, config.micro_batch_tokens)
 

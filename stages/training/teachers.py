@@ -35,6 +35,11 @@ class Teacher(Protocol):
         """The model, where it is in this process."""
         ...
 
+    @property
+    def vocabulary(self) -> int | None:
+        """How many tokens its head has; None: its servers do not say."""
+        ...
+
     def join(self, trainer: Trainer) -> None:
         """Be ready for the trainer's first batch. Collective."""
         ...
@@ -50,9 +55,11 @@ class LocalTeacher:
     def __init__(self, scorer: Scorer, most: int | None, temperature: float) -> None:
         """`most`: how many likely tokens it tells; None: nobody asks it for them."""
         self.scorer, self.most, self.temperature = scorer, most, temperature
+        self.vocabulary = scorer.vocabulary
 
     def join(self, trainer: Trainer) -> None:
-        """On the trainer's device, with rows laid out as the student's."""
+        """On the trainer's device, with rows laid out as the student's, of whose tokens alone it tells."""
+        self.vocabulary = min(self.vocabulary, trainer.scorer.vocabulary)
         share = trainer.scorer.share_prefixes and self.scorer.share_prefixes
         trainer.scorer.share_prefixes = self.scorer.share_prefixes = share
         self.scorer.to(trainer.accelerator.device)
@@ -67,7 +74,7 @@ class LocalTeacher:
 
     def head(self) -> Head:
         """The model's."""
-        return self.scorer.head(self.temperature).detached()
+        return self.scorer.head(self.temperature).detached().first(self.vocabulary)
 
     def __call__(self, batch: TokenBatch) -> TopTokens:
         """Of a batch."""
@@ -86,7 +93,7 @@ def likeliest(hidden_NH: Tensor, head: Head, most: int) -> TopTokens:
 class ServedTeacher:
     """Servers of vLLM with input `teacher`."""
 
-    scorer = None
+    scorer, vocabulary = None, None
 
     def __init__(self, most: int) -> None:
         """`most`: how many likely tokens they tell."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from stages.context import Context, local_context
 from stages.distill import Config, check
 from stages.losses.head import Head
 from stages.training import kept_teacher
+from stages.training.loop import Trainer
 from stages.training.model import Scorer
 from stages.training.state_files import StateFiles, write_head, write_rows, write_states
 from tests.data.characters import ids
@@ -194,6 +196,59 @@ def test_pieces_are_no_larger_than_can_be_read(
     monkeypatch.setattr(kept_teacher, "save_pieces", save_pieces)
     keep(tmp_path / "kept", inputs)
     assert sizes == [2]
+
+
+def test_a_row_that_no_piece_holds_is_refused_before_the_pass(
+    tmp_path: Path, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_teacher, "LARGEST_BYTES", 500)
+    monkeypatch.setattr(kept_teacher, "save_pieces", lambda *_, **__: pytest.fail("it began"))
+    with pytest.raises(StageError, match="row r2: the states of its 7 trained tokens take 504 bytes, of which 500 can"):
+        keep(tmp_path / "kept", inputs)
+
+
+def fill_up(folder: Path, tokens: int) -> Path:
+    """The model with so many tokens more in its head, which are none: likely ones, at that."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(model.config.vocab_size + tokens)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[-tokens:] *= 30
+    filled = folder.with_name(f"{folder.name}-filled")
+    shutil.copytree(folder, filled)
+    model.save_pretrained(filled)
+    return filled
+
+
+@pytest.mark.parametrize("settings", [{}, {"loss_top_k": 4}], ids=["whole", "top"])
+def test_a_teacher_whose_vocabulary_is_filled_up_teaches_the_same(
+    tmp_path: Path, inputs: dict[str, Path], settings: dict[str, Any]
+) -> None:
+    """One tokenizer, heads of two sizes, as in Qwen2.5: beside the student, and from its states."""
+    expected, weights = train(tmp_path / "plain", inputs, **settings)
+    filled = inputs | {"teacher": fill_up(inputs["teacher"], 8)}
+    for name, given in {"beside": filled, "kept": of_kept(inputs, keep(tmp_path / "states", filled))}.items():
+        found, others = train(tmp_path / name, given, **settings)
+        assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in expected], rel=1e-5)
+        for key, weight in weights.items():
+            torch.testing.assert_close(others[key], weight, atol=2e-5, rtol=1e-4)
+
+
+def test_tokens_that_one_of_two_models_does_not_know_are_refused(tmp_path: Path, inputs: dict[str, Path]) -> None:
+    teacher = AutoModelForCausalLM.from_pretrained(inputs["teacher"])
+    size = teacher.config.vocab_size
+    teacher.resize_token_embeddings(size - 1)
+    teacher.save_pretrained(inputs["teacher"])
+    message = f"heads of {size - 1} and {size} tokens, and their tokenizer knows token {size - 1}: resize the smaller"
+    with pytest.raises(StageError, match=message):
+        train(tmp_path / "run", inputs)
+
+
+def test_a_student_that_samples_nothing_needs_no_copy_to_sample_from(
+    tmp_path: Path, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sharded one would have a whole one in every process."""
+    monkeypatch.setattr(Trainer, "policy", lambda self: pytest.fail("a policy to sample from was made"))
+    train(tmp_path / "run", inputs)
 
 
 @pytest.mark.parametrize("family", ["gemma2", "cohere", "qwen3"])

@@ -114,6 +114,24 @@ def test_distillation(scorer: Scorer, beta: float) -> None:
     assert metrics["divergence"] == pytest.approx(float(values.mean()), rel=1e-9)
 
 
+@pytest.mark.parametrize("filled", ["student", "teacher"])
+def test_distillation_of_vocabularies_filled_up_to_other_sizes(filled: str) -> None:
+    """Qwen2.5's models of one tokenizer, say: over the tokens that both have, with gradients for these alone."""
+    sizes = {filled: VOCABULARY + 9}
+    student, teacher = (
+        Scorer(tiny_model(kind, vocab_size=sizes.get(name, VOCABULARY), tie_word_embeddings=False).double())
+        for name, kind in (("student", "llama"), ("teacher", "qwen3"))
+    )
+    groups = random_groups(3, 2)
+    student_logits, teacher_logits = (
+        torch.cat(plain_logits(one, groups))[:, :VOCABULARY] / 0.7 for one in (student, teacher)
+    )
+    values = divergence_of(0.4).of_logits(student_logits, teacher_logits.detach())
+    local = LocalTeacher(teacher, None, 0.7)
+    metrics = agree(student, DistillationLoss(local, divergence_of(0.4), 0.7), groups, values.sum())
+    assert metrics["divergence"] == pytest.approx(float(values.mean()), rel=1e-9)
+
+
 def test_distillation_from_a_teacher_with_another_prompt(scorer: Scorer) -> None:
     """Here teacher and student are one module, whose gradient comes from the student's pass alone."""
     groups = [replace(group, data=(5, 3, *group.prefix_ids, 4)[i:]) for i, group in enumerate(random_groups(4, 1))]
