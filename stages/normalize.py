@@ -89,6 +89,8 @@ class NormalizeConfig(Config):
     """Columns to keep beside those of the type and those made by columns and templates; null: all."""
     system: str | None = None
     """System message put before conversations that have none."""
+    chat_template_kwargs: dict[str, Any] = Field(default={})
+    """Arguments of the chat template (`{enable_thinking: false}`) for conversations that give none of that name."""
     deduplicate: bool | list[str] = True
     """Drop rows that equal an earlier one: in every column, or in the columns named."""
     filters: Filters = Filters()

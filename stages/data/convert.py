@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from stages.data.conversation import (
@@ -77,10 +77,12 @@ Note = Callable[[str, str], None]
 class Converter:
     """Converts rows of one source; holds the form that its first row had."""
 
-    def __init__(self, wanted: str, system: str | None) -> None:
-        """`wanted`: a dataset type or `auto`. `system`: put before conversations that have no system message."""
+    def __init__(self, wanted: str, system: str | None, arguments: Mapping[str, Any]) -> None:
+        """`wanted`: a dataset type or `auto`. `system`: put before conversations that have no system message.
+        `arguments`: of the chat template, where a row gives none of that name."""
         self._wanted = wanted
         self._system = system
+        self._arguments = arguments
         self.type = ""
         self.conversational = False
         self.optional: tuple[str, ...] = ()
@@ -142,8 +144,13 @@ class Converter:
                 typed[first] = [{"role": "system", "content": self._system}, *typed[first]]
             _check_conversation(typed, kind, where)
             row = {**row, **{name: _FOR_TEMPLATE[name](row[name], where) for name in _FOR_TEMPLATE if name in row}}
+            if self._arguments:
+                given = {**self._arguments, **(row.get(TEMPLATE_ARGUMENTS) or {})}
+                row[TEMPLATE_ARGUMENTS] = template_arguments(given, where)
         elif self._system is not None:
             raise RowError(where, columns[0], "a system message needs conversational rows", "text")
+        elif self._arguments:
+            raise RowError(where, columns[0], "chat_template_kwargs need conversational rows", "text")
         else:
             refuse_template_arguments(row, kind, where)
         _check_texts(typed, kind, where)

@@ -58,7 +58,7 @@ class FirstPass:
 
     def __init__(self, config: NormalizeConfig, kept: KeptRows) -> None:
         self.config, self.kept, self.ledger = config, kept, RowLedger()
-        self.converter = Converter(config.type, config.system)
+        self.converter = Converter(config.type, config.system, config.chat_template_kwargs)
         self.types: ColumnTypes | None = None
         self.seen = 0
         self._duplicates: set[bytes] = set()

@@ -233,3 +233,28 @@ def test_a_value_that_the_template_cannot_take_is_named() -> None:
     data = dataset("prompt", [row({"repeat": "b"}, prompt=TALK[:4])], True)
     with pytest.raises(DataError, match="row r0: the chat template refuses this conversation: can't multiply"):
         tokenize_prompts(data, build_tokenizer(template=template), max_length=None, ledger=RowLedger())
+
+
+def test_arguments_for_all_rows_give_way_to_a_rows_own(tmp_path: Path) -> None:
+    """Of rows that say nothing, of one that says otherwise, of one with another argument, and of one with JSON text."""
+    given = [NONE, WITH, {"style": "g"}, json.dumps({"style": "h"})]
+    rows = [row(one, prompt=[*TALK[:3], *turns(name)[:1]]) for one, name in zip(given, "abcd", strict=True)]
+    source = write_jsonl(tmp_path / "rows.jsonl", rows)
+    made = Normalized(tmp_path / "out", source={"path": str(source)}, chat_template_kwargs=WITHOUT)
+    found = [one[ARGUMENTS] for one in made.rows()]
+    assert found == [WITHOUT, WITH, {**WITHOUT, "style": "g"}, {**WITHOUT, "style": "h"}]
+
+
+@pytest.mark.parametrize(
+    ("rows", "arguments", "message"),
+    [
+        ([{"prompt": "ab"}], WITHOUT, "chat_template_kwargs need conversational rows"),
+        ([{"prompt": TALK[:4]}], {"tokenize": False}, r"chat_template_kwargs\.tokenize.* the chat template's own"),
+    ],
+)
+def test_arguments_for_all_rows_that_cannot_be(
+    tmp_path: Path, rows: list[dict[str, Any]], arguments: dict[str, Any], message: str
+) -> None:
+    source = write_jsonl(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(DataError, match=message):
+        Normalized(tmp_path / "out", source={"path": str(source)}, chat_template_kwargs=arguments)
