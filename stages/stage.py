@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 STAGES = (
     "init_model",
+    "set_chat_template",
     "normalize",
     "mixture",
     "sample",

@@ -81,6 +81,7 @@ EVERY_STAGE: dict[str, Any] = {
         "inputs": {"dataset": "rows"},
         "with": {**SIZES, "hidden_size": 16, "intermediate_size": 24, "seed": 1},
     },
+    "chatty": {"uses": "set_chat_template", "inputs": {"model": "base"}},
     "sft": {"uses": "sft", "inputs": {"model": "base", "dataset": "rows"}, "with": TRAINING},
     "drawn": {
         "uses": "sample",

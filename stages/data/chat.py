@@ -131,6 +131,16 @@ class Encoder:
             masked.append((ids, inside(encoded["offset_mapping"], spans)))
         return masked
 
+    def rendered(self, messages: Sequence[Message], row_id: str) -> tuple[str, str | None]:
+        """(a conversation as text, all of it that the assistant says; None: it cannot be told)."""
+        marked = _GENERATION.search(self._required_template()) is not None
+        text, _ = self._render(messages, row_id)
+        try:
+            text, spans = (self._marked if marked else self._derived)(messages, row_id)
+        except DataError:
+            return text, None
+        return text, "".join(text[start:stop] for start, stop in spans)
+
     def _each(
         self,
         conversations: Sequence[Sequence[Message]],
@@ -234,8 +244,8 @@ class Encoder:
     def _required_template(self) -> str:
         if not self._template:
             raise DataError(
-                "the dataset is conversational and the tokenizer has no chat template; use a chat model's "
-                "tokenizer, or give text columns (prompt, completion) instead of messages"
+                "the dataset is conversational and the tokenizer has no chat template; give the model one with a stage "
+                "set_chat_template, or text columns (prompt, completion) instead of messages"
             )
         return self._template
 

@@ -61,7 +61,7 @@ def write_merged(model: Any, source: ModelSource, folder: Path) -> None:
     copy_settings(source.folder, folder)
     if source.tokenizer != source.folder:
         copy_settings(source.tokenizer, folder, leave=("config.json", CONFIG))
-    _forget_paths(folder / "config.json")
+    forget_paths(folder / "config.json")
 
 
 def copy_settings(source: Path, folder: Path, leave: tuple[str, ...] = ()) -> None:
@@ -71,7 +71,7 @@ def copy_settings(source: Path, folder: Path, leave: tuple[str, ...] = ()) -> No
             shutil.copyfile(path, folder / path.name)
 
 
-def _forget_paths(config: Path) -> None:
+def forget_paths(config: Path) -> None:
     """Where the model was loaded from is no part of what it is."""
     values = json.loads(config.read_text(encoding="utf-8"))
     for key in ("_name_or_path", "base_model_name_or_path"):

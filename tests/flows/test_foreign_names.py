@@ -91,7 +91,7 @@ def test_no_answer_hides_a_field_of_the_stage() -> None:
 
 def test_what_a_stage_takes_is_listed_once() -> None:
     texts = said("normalize", source={"path": "hub:a/b", "zzz": 1, "qqq": 2}, www=1, vvv=2, eval_steps=3)
-    known = "source, type, columns, templates, keep_columns, system, deduplicate, filters, on_bad_row, limit, "
+    known = "source, type, columns, templates, keep_columns, system, chat_template_kwargs, deduplicate, filters, on_bad_row, limit, "
     assert texts["www"] == f"unknown key; known are: {known}test_size, group_by, seed"
     assert texts["vvv"] == "unknown key; the known ones are listed above"
     assert texts["source.zzz"] == "unknown key; known are: path, function, arguments, format, subset, split"

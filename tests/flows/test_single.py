@@ -13,7 +13,17 @@ from stages.__main__ import run_spec
 from stages.context import local_context
 from stages.stage import STAGES, load_stage
 
-SINGLE = ["average", "contamination", "init_model", "merge_adapter", "mixture", "normalize", "push_to_hub", "rescore"]
+SINGLE = [
+    "average",
+    "contamination",
+    "init_model",
+    "merge_adapter",
+    "mixture",
+    "normalize",
+    "push_to_hub",
+    "rescore",
+    "set_chat_template",
+]
 """Those that never ask how many processes there are."""
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     "rows": (
         3,
-        "beffe2e51175708f",
+        "8b7ad3e113a10377",
         "9df25633bb422c0a",
         {},
     ),
@@ -22,6 +22,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "doubled": (1, "57b8fc15fe51e1aa", "2688d191cdef74aa", {}),
     "base": (1, "4fa1e718df803023", "9c7df7a7d0529831", {"model/weights: norm": 12.902}),
+    "chatty": (1, "b80fe647d58df876", "634ffa72eb1dd367", {"model/weights: norm": 12.903}),
     "drawn": (
         2,
         "5dc58e3457568b34",
@@ -110,7 +111,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "solutions": (
         3,
-        "337cc13fec6331a0",
+        "e7f3d1ae0f185c53",
         "fdef2a2030742d34",
         {},
     ),
