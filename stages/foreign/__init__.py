@@ -56,7 +56,8 @@ def foreign(name: str, valid: Sequence[str], elsewhere: Mapping[str, Sequence[st
     if not concept.fields:
         return f"; {concept.note} ({whose})"
     note = f": {concept.note}" if concept.note else ""
-    field, place = next(_places(concept, valid, elsewhere or {}), (concept.fields[0], ", which is not taken here"))
+    other = f", of a stage `{concept.stage}`" if concept.stage else ", which is not taken here"
+    field, place = next(_places(concept, valid, elsewhere or {}), (concept.fields[0], other))
     return f"; here it is `{concept.written or field}`{place} ({whose}{note})"
 
 

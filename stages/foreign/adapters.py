@@ -41,7 +41,7 @@ CONCEPTS = (
         note="names that may hold the layer, such as layers.3.self_attn.q_proj",
     ),
     Concept(
-        called(PEFT, "task_type", "peft_type", "fan_in_fan_out") | {"lora_task_type": TRL, "model_type": AXOLOTL},
+        called(PEFT, "task_type", "fan_in_fan_out") | {"lora_task_type": TRL, "model_type": AXOLOTL},
         note="it follows from the stage and from its input model",
     ),
     Concept(
@@ -56,14 +56,14 @@ CONCEPTS = (
     ),
     Concept(
         called(PEFT, "use_qalora", "use_bdlora", "alora_invocation_tokens", "layer_replication", "arrow_config")
-        | called(PEFT, "velora_config", "monteclora_config", "kasa_config")
+        | called(PEFT, "peft_type", "velora_config", "monteclora_config", "kasa_config")
         | called(FACTORY, "oft_rank", "oft_block_size", "oft_target"),
         note="there is LoRA, with `use_rslora` and `use_dora`, and no other kind of adapter",
     ),
     Concept(
         called("Axolotl, LLaMA-Factory", "loraplus_lr_ratio")
         | {"loraplus_lr_embedding": FACTORY, "loraplus_embedding_lr": COMMON},
-        note="both factors of an adapter have one learning_rate (LoRA+ is not there)",
+        note="both factors of an adapter have one learning_rate; there is no LoRA+",
     ),
     Concept(
         {"adapter_name_or_path": FACTORY, "lora_model_dir": AXOLOTL},

@@ -20,6 +20,8 @@ class Concept:
     written: str = ""
     """How a recipe has it, where that is more than the name of the field."""
     note: str = ""
+    stage: str = ""
+    """The stage that has it, where few others do; said of stages that have not."""
 
 
 def called(whose: str, *names: str) -> dict[str, str]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from stages.foreign.concept import AXOLOTL, COMMON, FACTORY, TRL, VERL, Concept, called
 
-_NORMALIZE = "of a stage `normalize`"
-
 CONCEPTS = (
     Concept({"dataset_name": TRL, "datasets": AXOLOTL}, ("dataset", "source"), note="rows come from a `normalize`"),
     Concept({"train_dataset": TRL, "train_data": COMMON, "train_files": VERL}, ("dataset",)),
@@ -19,16 +17,17 @@ CONCEPTS = (
         {"dataset_config": TRL, "dataset_subset": COMMON},
         ("source",),
         "source: {path: hub:owner/name, subset: NAME}",
-        _NORMALIZE,
+        stage="normalize",
     ),
     Concept(
         called(TRL, "dataset_train_split", "dataset_test_split"),
         ("source",),
         "source: {path: hub:owner/name, split: NAME}",
-        "of a stage `normalize`, one for each split",
+        "one for each split",
+        stage="normalize",
     ),
-    Concept(called(AXOLOTL, "ds_type"), ("format",), note=_NORMALIZE),
-    Concept(called(AXOLOTL, "data_files"), ("path",), note=f"{_NORMALIZE}: a file, a folder or a glob"),
+    Concept(called(AXOLOTL, "ds_type"), ("format",), stage="normalize"),
+    Concept(called(AXOLOTL, "data_files"), ("path",), note="a file, a folder or a glob", stage="normalize"),
     Concept(
         {"dataset_streaming": TRL, "streaming": "TRL, LLaMA-Factory", "buffer_size": FACTORY},
         note="a stage `normalize` reads the rows once and keeps them in the store; nothing is streamed",
@@ -37,10 +36,10 @@ CONCEPTS = (
         {"dataset_text_field": TRL, "text_column": AXOLOTL},
         ("columns",),
         "columns: {text: THEIRS}",
-        _NORMALIZE,
+        stage="normalize",
     ),
-    Concept(called(AXOLOTL, "field_messages"), ("columns",), "columns: {messages: THEIRS}", _NORMALIZE),
-    Concept(called(VERL, "prompt_key"), ("columns",), "columns: {prompt: THEIRS}", _NORMALIZE),
+    Concept(called(AXOLOTL, "field_messages"), ("columns",), "columns: {messages: THEIRS}", stage="normalize"),
+    Concept(called(VERL, "prompt_key"), ("columns",), "columns: {prompt: THEIRS}", stage="normalize"),
     Concept(
         called(TRL, "dataset_kwargs"),
         note="rows that bring their token ids are of type pretokenized in a stage `normalize`",
@@ -53,14 +52,13 @@ CONCEPTS = (
         called(FACTORY, "overwrite_cache", "overwrite_output_dir"),
         note="what is made already is not made again, unless it is asked for: `--force STAGE`",
     ),
-    Concept({"max_samples": FACTORY}, ("limit",), note=_NORMALIZE),
-    Concept(
-        called(FACTORY, "interleave_probs"), ("weights",), note="of a stage `mixture`, whose output is one dataset"
-    ),
+    Concept({"max_samples": FACTORY}, ("limit",), stage="normalize"),
+    Concept(called(FACTORY, "interleave_probs"), ("weights",), stage="mixture"),
     Concept(
         called(FACTORY, "mix_strategy"),
         ("rows",),
-        note="of a stage `mixture`: interleave_under is first_exhausted, interleave_over all_exhausted",
+        stage="mixture",
+        note="interleave_under is first_exhausted, interleave_over all_exhausted",
     ),
     Concept(
         {"val_set_size": AXOLOTL, "val_size": FACTORY},
@@ -74,7 +72,8 @@ CONCEPTS = (
         {"default_system_message": AXOLOTL, "default_system": FACTORY},
         ("system",),
         "system: TEXT",
-        f"{_NORMALIZE}, for conversations that have none",
+        "for conversations that have none",
+        stage="normalize",
     ),
     Concept(
         {"template": FACTORY}

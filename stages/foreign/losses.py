@@ -26,10 +26,11 @@ CONCEPTS = (
         "completion_only_loss: true",
         "a `normalize` of type prompt_completion makes the last turn the completion",
     ),
-    Concept(called(FACTORY, "use_dft_loss"), ("loss_type",), "loss_type: dft"),
+    Concept(called(FACTORY, "use_dft_loss"), ("loss_type",), "loss_type: dft", "of `sft`", "sft"),
     Concept(
         called(TRANSFORMERS, "label_smoothing_factor"),
-        note="the cross-entropy has no smoothing; `label_smoothing` of `preference` is about pairs in the wrong order",
+        note="the cross-entropy has no smoothing; `label_smoothing` of `preference` is about pairs that may be the "
+        "wrong way round",
     ),
     Concept(
         {"router_aux_loss_coef": TRL, "moe_aux_loss_coef": FACTORY, "router_aux_loss": VERL},
@@ -48,28 +49,31 @@ CONCEPTS = (
         ("loss_type",),
         "loss_type: sigmoid_norm",
         "of `preference`",
+        "preference",
     ),
     Concept(
         {"pref_ftx": FACTORY, "rpo_alpha": "older TRL, Axolotl"},
         ("loss_weights",),
         "loss_type: [sigmoid, sft], loss_weights: [1, WEIGHT]",
         "the second weight is this one",
+        "preference",
     ),
     Concept(
         called(FACTORY, "pref_bco_weight"),
         ("loss_weights",),
         "loss_type: [sigmoid, bco_pair], loss_weights: [1, WEIGHT]",
         "the second weight is this one",
+        "preference",
     ),
     Concept(
         {"kto_desirable_weight": AXOLOTL, "kto_chosen_weight": FACTORY},
         ("desirable_weight",),
-        note="of `unpaired_preference`",
+        stage="unpaired_preference",
     ),
     Concept(
         {"kto_undesirable_weight": AXOLOTL, "kto_rejected_weight": FACTORY},
         ("undesirable_weight",),
-        note="of `unpaired_preference`",
+        stage="unpaired_preference",
     ),
     # the reference
     Concept({"ref_model": TRL}, ("reference",)),

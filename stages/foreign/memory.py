@@ -12,8 +12,7 @@ CONCEPTS = (
         | {"bf16_full_eval": TRL, "pure_bf16": FACTORY, "bfloat16": AXOLOTL, "model_dtype": VERL},
         ("bf16",),
         "bf16: true",
-        "it computes in bfloat16 over float32 master weights, which is not the same as weights in bfloat16 alone; "
-        "false is float32",
+        "training keeps float32 master weights, which is not the same as weights in bfloat16 alone; false is float32",
     ),
     Concept(
         {"fp16": TRL, "float16": AXOLOTL, "fp16_full_eval": TRL},

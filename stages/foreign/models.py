@@ -19,7 +19,7 @@ CONCEPTS = (
     ),
     Concept(
         called("TRL, Axolotl, LLaMA-Factory", "trust_remote_code"),
-        note="code that a model or a dataset brings is never run: models are of the kinds that transformers has itself, and "
+        note="code that a model or a dataset brings is never run: models are of kinds that transformers has, and "
         "`source.function` of a `normalize` reads rows of any form",
     ),
     Concept(

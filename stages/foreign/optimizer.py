@@ -5,7 +5,7 @@ from __future__ import annotations
 from stages.foreign.concept import AXOLOTL, COMMON, FACTORY, TRANSFORMERS, TRL, VERL, Concept, called
 
 CONCEPTS = (
-    Concept({"lr": "Axolotl, verl"}, ("learning_rate",)),
+    Concept({"lr": AXOLOTL}, ("learning_rate",)),
     Concept({"lr_scheduler": AXOLOTL}, ("lr_scheduler_type",)),
     Concept(called(VERL, "lr_warmup_steps"), ("warmup_steps",)),
     Concept(called(VERL, "lr_warmup_steps_ratio"), ("warmup_ratio",)),

@@ -39,7 +39,8 @@ CONCEPTS = (
     Concept(
         called(VERL, "critic"),
         ("value_model",),
-        note="of `ppo`; without it the values are a head's on the policy",
+        note="without it the values are a head's on the policy",
+        stage="ppo",
     ),
     # the divergence from the reference
     Concept(called(VERL, "use_kl_loss"), ("kl_placement",), "kl_placement: loss", "the default; beta is its weight"),
