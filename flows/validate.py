@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from artifacts.errors import Problem
 from flows.fields import Slot, entry_slots, expectation, field_slots, found, is_model, models_at, slots_at
 from flows.yaml_lines import Document, Place
-from stages.foreign import foreign, foreign_value
+from stages.foreign import foreign, foreign_value, is_answered_here
 from stages.names import nearest
 from stages.stage import Config
 
@@ -52,13 +52,17 @@ def unknown_key(
 
     `listed`: the names known that a message before this one lists already; this one's are added.
     """
-    for section, names in elsewhere.items():
-        if key in names:
-            return f"unknown key here; {key!r} belongs under `{section}:`"
+    same = next((section for section, names in elsewhere.items() if key in names), None)
+    answered = is_answered_here(key, valid)  # dtype of others is bf16 here, though rollouts have a dtype of their own
+    if same is not None and not answered:
+        return f"unknown key here; {key!r} belongs under `{same}:`"
     # of several that look alike, the one that a single slip of the finger makes
-    near = nearest(key, [name for name in valid if _one_slip(key, name)] or valid)
-    if hint := foreign(key, valid, elsewhere) or near:
-        return f"unknown key{hint}"
+    slips = [name for name in valid if _one_slip(key, name)]
+    near = nearest(key, slips or valid)
+    hint = near if slips and not answered else foreign(key, valid, elsewhere) or near
+    if hint:
+        apart = "" if same is None else f"; one of that name is under `{same}:`"
+        return f"unknown key{hint}{apart}"
     for section, names in elsewhere.items():
         if near := nearest(key, names):
             return f"unknown key{near} (it belongs under `{section}:`)"
@@ -177,13 +181,16 @@ def _unknown_field(
 def wrong_value(model: type[BaseModel], place: Place, value: Any) -> str:
     """`expected a number above 0, found text '0.1' (remove the quotes)`"""
     alternatives = slots_at(model, place)
-    return f"expected {expectation(alternatives)}, found {found(value)}{_way(alternatives, value)}"
+    field = next((part for part in reversed(place) if isinstance(part, str)), "")
+    return f"expected {expectation(alternatives)}, found {found(value)}{_way(field, alternatives, value)}"
 
 
-def _way(alternatives: Sequence[Slot], value: Any) -> str:
+def _way(field: str, alternatives: Sequence[Slot], value: Any) -> str:
     """What to write instead, as far as it can be guessed."""
     choices = _choices(alternatives)
     entries = _choices([entry for slot in alternatives for entry in entry_slots(slot)])
+    if said := foreign_value(field, value, [*choices, *entries]):
+        return said
     if value is False and "none" in choices:
         return " (write none)"
     if isinstance(value, str):
@@ -195,7 +202,7 @@ def _way(alternatives: Sequence[Slot], value: Any) -> str:
             return f" (write [{value}])"
         if entries and value.lower() == "none":
             return " (write [])"
-        return foreign_value(value, choices) or nearest(value, [*choices, *entries])
+        return nearest(value, [*choices, *entries])
     if any(slot.annotation is str for slot in alternatives) and isinstance(value, int | float):
         return " (put it in quotes)"
     return ""

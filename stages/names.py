@@ -1,10 +1,10 @@
-"""Names: the nearest valid one to a misspelt one, and what other tools call our stages (`foreign.py`: our fields)."""
+"""Names: the nearest valid one to a misspelt one, and what other tools call our stages (`foreign`: our fields)."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 LONGEST_NAME = 200
 """Characters of a text that may be a misspelt name; comparing longer ones takes long."""
@@ -37,13 +37,19 @@ FOREIGN_STAGES = {
     "gspo": "`uses: rl` with `loss_type: gspo`",
     **{name: f"`uses: rl` with `loss_type: {name}`" for name in ("bnpo", "dr_grpo", "luspo", "gspo_token", "cispo")},
     **{name: f"`uses: rl` with `loss_type: {name}`" for name in ("sapo", "vespo", "gmpo")},
-    "rloo": "`uses: rl` with `advantage_estimator: rloo`",
+    "rloo": "`uses: rl` with `advantage_estimator: rloo`, `loss_type: grpo`, "
+    "`importance_sampling_level: sequence_sum`, `kl_placement: reward`, `beta: 0.05` and `num_generations: 2`",
     "reinforce": "`uses: rl` with `advantage_estimator: rloo`",
     "reinforce++": "`uses: rl` with `advantage_estimator: reinforce_plus_plus_baseline`",
     "reinforce_plus_plus": "`uses: rl` with `advantage_estimator: reinforce_plus_plus_baseline`",
+    "async_grpo": "`uses: rl` with `rollouts: {engine: vllm_server, max_staleness: 4}`",
+    "ppov2": "`uses: ppo`",
     "xpo": "`uses: online_dpo` with `xpo_alpha`",
     "gkd": "`uses: distill`",
     "distillation": "`uses: distill`",
+    "server_distillation": "`uses: distill` with `teacher_engine: {engine: vllm_server}` and `loss_top_k`",
+    "sdft": "`uses: distill` without a teacher, on rows of type `privileged_context`",
+    "ssd": "`uses: sft` on the completions of a stage `sample` of the same model",
     "reward": "`uses: reward_model`",
     "rm": "`uses: reward_model`",
     "prm": "`uses: process_reward_model`",
@@ -58,16 +64,39 @@ FOREIGN_STAGES = {
 """Names of algorithms and steps elsewhere that are settings or stages of another name here."""
 
 
+NEAR_STAGES = {
+    "gold": "`uses: distill`, whose teacher and student have one tokenizer",
+    "minillm": "`uses: distill` with `beta: 1`, the reverse KL divergence at every token in place of a policy gradient",
+    "iw_opd": "`uses: distill` with `beta: 1`, which weighs all tokens of a completion alike",
+    "async_distillation": "`uses: distill` with `teacher_engine: {engine: vllm_server}` and `loss_top_k`, which "
+    "samples and trains in turns",
+    "sdpo": "`uses: distill` without a teacher, on rows of type `privileged_context`; they are given beforehand, and "
+    "not made of what was sampled",
+}
+"""Names of algorithms elsewhere that no stage has: the nearest one, and in what it differs."""
+
+
 _USES = re.compile(r"`uses: (\w+)`")
 
 
 def stage_hint(name: str, stages: Iterable[str]) -> str:
     """`; here it is ...` for what others call a stage (`grpo`, `PPOTrainer`), or the nearest of ours."""
     known = list(stages)
-    plain = name.lower().removesuffix("trainer").rstrip("_-")
-    same = f"`uses: {plain}`" if plain in known else None
-    elsewhere = FOREIGN_STAGES.get(plain, same)
-    return f"; here it is {elsewhere}" if elsewhere else nearest(name, known)
+    plain = _plain(name.lower().removesuffix("trainer"))
+    same = {_plain(stage): f"`uses: {stage}`" for stage in known}
+    if elsewhere := _find(plain, FOREIGN_STAGES) or same.get(plain):
+        return f"; here it is {elsewhere}"
+    near = _find(plain, NEAR_STAGES)
+    return f"; it is not here, and the nearest is {near}" if near else nearest(name, known)
+
+
+def _find(plain: str, table: Mapping[str, str]) -> str | None:
+    return next((text for name, text in table.items() if _plain(name) == plain), None)
+
+
+def _plain(name: str) -> str:
+    """As names of classes have it: OnlineDPOTrainer is online_dpo."""
+    return name.replace("_", "").replace("-", "")
 
 
 def meant_stage(name: str, stages: Iterable[str]) -> str | None:

@@ -127,11 +127,34 @@ def test_the_recipe_that_lies_there_is_meant(store, tmp_path, monkeypatch, capsy
         ("ppo_trainer", "`uses: ppo`"),
         ("DPO", "`uses: preference` with `loss_type: sigmoid`"),
         ("dr_grpo", "`uses: rl` with `loss_type: dr_grpo`"),
+        ("OnlineDPOTrainer", "`uses: online_dpo`"),
+        ("async_grpo", "`uses: rl` with `rollouts: {engine: vllm_server, max_staleness: 4}`"),
+        ("ssd", "`uses: sft` on the completions of a stage `sample` of the same model"),
+        (
+            "RLOOTrainer",
+            "`uses: rl` with `advantage_estimator: rloo`, `loss_type: grpo`, "
+            "`importance_sampling_level: sequence_sum`, `kl_placement: reward`, `beta: 0.05` and `num_generations: 2`",
+        ),
     ],
 )
 def test_what_others_call_a_stage(capsys, name, ours):
     assert run("stages", name) == 2
     assert f"unknown stage {name!r}; here it is {ours}; there are: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "difference"),
+    [
+        ("gold", ", whose teacher and student have one tokenizer"),
+        ("sdpo", " without a teacher, on rows of type `privileged_context`; they are given beforehand"),
+        ("MiniLLMTrainer", " with `beta: 1`, the reverse KL divergence at every token in place of a policy gradient"),
+        ("iw_opd", " with `beta: 1`, which weighs all tokens of a completion alike"),
+    ],
+)
+def test_what_no_stage_does(capsys, name, difference):
+    assert run("stages", name) == 2
+    said = capsys.readouterr().err
+    assert f"unknown stage {name!r}; it is not here, and the nearest is `uses: distill`{difference}" in said
 
 
 @pytest.mark.parametrize("arguments", [("rnu",), ("run",), ("run", "x", "--forse", "y"), ()])

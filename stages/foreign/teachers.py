@@ -1,0 +1,67 @@
+"""Distillation: the teacher, and how its distributions are learnt."""
+
+from __future__ import annotations
+
+from stages.foreign.concept import AXOLOTL, TRL, Concept, called
+
+CONCEPTS = (
+    Concept({"teacher_model_name_or_path": TRL}, ("teacher",)),
+    Concept(
+        called(TRL, "teacher_model_revision"),
+        ("teacher",),
+        "teacher: owner/name@COMMIT",
+        "the full commit, 40 hexadecimal digits",
+    ),
+    Concept(
+        called(TRL, "teacher_model_kind"),
+        ("teacher_update_rate",),
+        note="without input `teacher` the model teaches itself, as it was or, with this, following what it learns",
+    ),
+    Concept(
+        called(TRL, "teacher_model_server_url", "teacher_server_urls", "use_teacher_server"),
+        ("teacher_engine",),
+        'teacher_engine: {engine: vllm_server, urls: ["http://HOST:PORT"], weights_folder: /SHARED}',
+        "with loss_top_k; without urls the stage starts the server",
+    ),
+    Concept(
+        called(TRL, "teacher_tokenizer_name_or_path", "use_uld_loss", "use_extended_uld", "uld_use_hybrid_loss")
+        | called(TRL, "uld_token_merge_strategy", "uld_hybrid_matched_weight", "uld_hybrid_unmatched_weight")
+        | called(TRL, "uld_crossentropy_weight", "uld_distillation_weight", "uld_student_temperature")
+        | called(TRL, "uld_teacher_temperature", "uld_skip_student_eos", "uld_skip_teacher_eos"),
+        note="teacher and student have one tokenizer, so token is compared with token; a student of another one learns "
+        "by `sft` on what a stage `sample` of the teacher wrote",
+    ),
+    Concept(
+        {"seq_kd": "TRL's GKD"},
+        note="a stage `sample` of the teacher makes completions (output `completions`), which `sft` or `distill` "
+        "trains on",
+    ),
+    Concept(called(TRL, "distillation_alpha"), ("beta",)),
+    Concept(called(TRL, "distillation_topk", "teacher_top_k"), ("loss_top_k",)),
+    Concept(
+        called(TRL, "distillation_mode"),
+        ("loss_top_k",),
+        note="null is full_logits, a number topk_logits; there is no sampled_token",
+    ),
+    Concept(
+        called(TRL, "loss_add_tail", "distillation_add_tail", "add_tail_bucket"),
+        note="with `loss_top_k` all other tokens always count, by what they sum to",
+    ),
+    Concept(
+        called(TRL, "distillation_objective", "iw_opd_gamma", "iw_opd_epsilon", "reverse_kl_top_1_mode")
+        | called(TRL, "distillation_is_clip"),
+        note="`distill` compares whole distributions, or `loss_top_k` tokens of them, and never the sampled token "
+        "alone; `beta: 1` is the reverse KL divergence",
+    ),
+    Concept(called(TRL, "teacher_temperature"), ("temperature",), note="of both models"),
+    Concept(
+        called(TRL, "generate_from_teacher"),
+        ("lmbda",),
+        "lmbda: 0",
+        "on the completions of a stage `sample` of the teacher",
+    ),
+    Concept(
+        called(AXOLOTL, "kd_trainer", "kd_ratio", "kd_ce_alpha", "kd_alpha", "kd_temperature"),
+        note="a stage `distill` learns a teacher's distributions (`beta`, `temperature`)",
+    ),
+)
