@@ -15,9 +15,12 @@ from flows.fields import Slot, entry_slots, expectation, field_slots, found, is_
 from flows.yaml_lines import Document, Place
 from stages.foreign import foreign, foreign_value, is_answered_here
 from stages.names import nearest
-from stages.stage import Config
+from stages.stage import STAGES, Config, load_stage
 
 Model = TypeVar("Model", bound=BaseModel)
+
+_MOST_NAMED = 3
+"""Stages in a message."""
 
 
 def validate(
@@ -59,7 +62,7 @@ def unknown_key(
     # of several that look alike, the one that a single slip of the finger makes
     slips = [name for name in valid if _one_slip(key, name)]
     near = nearest(key, slips or valid)
-    hint = near if slips and not answered else foreign(key, valid, elsewhere) or near
+    hint = near if slips and not answered else foreign(key, valid, elsewhere) or _setting_of_others(key) or near
     if hint:
         apart = "" if same is None else f"; one of that name is under `{same}:`"
         return f"unknown key{hint}{apart}"
@@ -70,6 +73,15 @@ def unknown_key(
         return "unknown key; the known ones are listed above"
     listed.add(tuple(valid))
     return f"unknown key; known are: {', '.join(valid)}"
+
+
+def _setting_of_others(key: str) -> str:
+    """`; it is a setting of rl, ppo and 3 more` where other stages have it."""
+    having = [name for name in STAGES if key in load_stage(name).config.model_fields]
+    if not having:
+        return ""
+    more = f" and {len(having) - _MOST_NAMED} more" if len(having) > _MOST_NAMED else ""
+    return f"; it is a setting of {', '.join(having[:_MOST_NAMED])}{more}"
 
 
 def _one_slip(typed: str, meant: str) -> bool:

@@ -79,21 +79,21 @@ CONCEPTS = (
         {"template": FACTORY}
         | called("TRL, Axolotl", "chat_template")
         | {"chat_template_path": TRL, "chat_template_jinja": AXOLOTL},
-        note="the chat template is the one of the input model's tokenizer, and another goes into that model's folder; "
-        "`templates` of `normalize` make text of columns",
+        note="the chat template is the one of the input model's tokenizer; a stage `set_chat_template` gives the model "
+        "another; `templates` of `normalize` make text of columns",
     ),
     Concept(
-        {"chat_template_kwargs": TRL, "enable_thinking": FACTORY},
-        note="a column `chat_template_kwargs` of the rows gives it to the chat template, such as "
-        '{"enable_thinking": false}; `source.function` of a `normalize` can add one',
+        {"enable_thinking": FACTORY},
+        ("chat_template_kwargs",),
+        "chat_template_kwargs: {enable_thinking: false}",
+        stage="normalize",
     ),
-    Concept(
-        called(TRL, "eos_token", "pad_token"),
-        note="the end token is what the input model's tokenizer says, and nothing is padded",
-    ),
+    Concept(called(TRL, "pad_token"), note="nothing is padded"),
     Concept(
         called(AXOLOTL, "special_tokens", "tokens", "added_tokens_overrides", "resize_token_embeddings_to_32x")
         | called(FACTORY, "new_special_tokens", "add_tokens", "add_special_tokens", "resize_vocab"),
-        note="tokens and vocabulary are those of the input model's folder; `init_model` has `added_tokens`",
+        ("added_tokens",),
+        note="embedding and head grow with them",
+        stage="set_chat_template",
     ),
 )

@@ -30,7 +30,7 @@ ANSWERS = [
     ("sft", "gradient_clipping", "here it is `max_grad_norm` (DeepSpeed)"),
     ("sft", "torch_dtype", "here it is `bf16: true`"),
     ("sft", "fp16", "no float16"),
-    ("sft", "template", "the one of the input model's tokenizer"),
+    ("sft", "template", "a stage `set_chat_template` gives the model another"),
     ("sft", "chat_template", "the one of the input model's tokenizer"),
     ("rl", "generation_batch_size", "here it is `steps_per_generation` (TRL"),
     ("sft", "adapter", "here it is `lora_r` (Axolotl"),
@@ -143,8 +143,12 @@ ANSWERS = [
     ("sft", "pretraining_dataset", "here it is `dataset` under `inputs:` (Axolotl: rows of type language_modeling"),
     ("mixture", "interleave_probs", "here it is `weights` (LLaMA-Factory)"),
     ("normalize", "default_system_message", "here it is `system: TEXT` (Axolotl"),
-    ("sft", "enable_thinking", '{"enable_thinking": false}'),
-    ("sft", "special_tokens", "those of the input model's folder"),
+    ("sft", "enable_thinking", "`chat_template_kwargs: {enable_thinking: false}`, of a stage `normalize`"),
+    ("rl", "chat_template_kwargs", "it is a setting of normalize"),
+    ("sft", "special_tokens", "here it is `added_tokens`, of a stage `set_chat_template` (Axolotl"),
+    ("sft", "eos_token", "it is a setting of set_chat_template"),
+    ("distill", "num_generations", "it is a setting of sample, rl, "),
+    ("preference", "max_completion_length", "more"),
     ("sft", "rope_scaling", "the config.json of the input model's folder"),
     ("sft", "stage", "`uses` says"),
     # during a run
@@ -210,8 +214,11 @@ def test_no_answer_hides_a_field_of_the_stage() -> None:
 
 def test_what_a_stage_takes_is_listed_once() -> None:
     texts = said("normalize", source={"path": "hub:a/b", "zzz": 1, "qqq": 2}, www=1, vvv=2, eval_steps=3)
-    known = "source, type, columns, templates, keep_columns, system, chat_template_kwargs, deduplicate, filters, on_bad_row, limit, "
-    assert texts["www"] == f"unknown key; known are: {known}test_size, group_by, seed"
+    known = (
+        "source, type, columns, templates, keep_columns, system, chat_template_kwargs, deduplicate, filters, "
+        "on_bad_row, limit, test_size, group_by, seed"
+    )
+    assert texts["www"] == f"unknown key; known are: {known}"
     assert texts["vvv"] == "unknown key; the known ones are listed above"
     assert texts["source.zzz"] == "unknown key; known are: path, function, arguments, format, subset, split"
     assert texts["source.qqq"] == "unknown key; the known ones are listed above"
