@@ -15,10 +15,10 @@ from artifacts.errors import Problem, RequestError
 from flows.causes import input_line
 from flows.history import History
 from flows.inputs import External, ResolvedInput, StageOutput, input_digests, resolve_external
+from flows.plan_checks import plan_problems
 from flows.recipe import Recipe, RecipeStage
 from flows.selection import Selection, select
 from stages.identity import fingerprint, identity
-from stages.rollouts.engine_settings import EngineChoice
 
 State = Literal["cached", "resume", "run", "may_run", "skipped"]
 Outputs = Mapping[str, Mapping[str, Artifact]]
@@ -108,25 +108,16 @@ def plan(
     """Decide for every stage.
 
     Raises RequestError for references that lead nowhere, for selected stages whose inputs are neither in the store nor
-    selected, and for models that cannot be split as the recipe says; StoreError when the store does not answer.
+    selected, and for what `plan_problems` finds; StoreError when the store does not answer.
     """
     selection = select(recipe, only, start, until, force)
     planner = _Planner(recipe, store, selection, {})
     planner.resolve_externals()
     decisions = planner.walk()
     made = Plan(recipe, store, selection, decisions, planner.externals)
-    _require_equal_parts(made)
+    if problems := plan_problems(made):
+        raise RequestError(problems)
     return made
-
-
-def _require_equal_parts(made: Plan) -> None:
-    """Of models that processes sample with together."""
-    configs = [stage.config for stage in made.recipe.stages.values()]
-    if any(isinstance(config, EngineChoice) and config.rollouts.processes_per_engine > 1 for config in configs):
-        from flows.engine_parts import parts_problems  # it asks what the plan found
-
-        if problems := parts_problems(made):
-            raise RequestError(problems)
 
 
 class _Planner:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from stages.data.types import PROMPT_TYPES
 from stages.rollouts.engine_settings import EngineChoice, engine_problems
 from stages.stage import MODELS, Input, Stage
 from stages.training.config import PolicyConfig, policy_outputs
@@ -89,13 +90,14 @@ STAGE = Stage(
     config=Config,
     inputs={
         "model": Input(MODELS),
-        "dataset": Input(("dataset",)),
+        "dataset": Input(("dataset",), types=PROMPT_TYPES),
         "samples": Input(("dataset",)),
         "reward_model": Input(("reward_model",), required=False),
         "reference": Input(MODELS, required=False),
     },
     outputs={"model": "model", "adapter": "adapter", "rollouts": "dataset"},
     active_outputs=lambda config: policy_outputs(config, "rollouts"),
+    dataset_types=lambda config, inputs: {"rollouts": "prompt_completion"},
     run=run,
     summary="A*-PO: regression on the optimal policy's advantage, one completion a prompt",
     check=check,

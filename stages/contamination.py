@@ -50,6 +50,7 @@ STAGE = Stage(
     inputs={"train": Input(("dataset",)), "evaluation": Input(("dataset",), many=True)},
     outputs={"contamination": "contamination", "train": "dataset"},
     active_outputs=lambda config: ("contamination", "train") if config.remove else ("contamination",),
+    dataset_types=lambda config, inputs: {"train": inputs["train"]} if "train" in inputs else {},
     run=run,
     single=True,
     summary="Evaluation rows that stand in the training data: equal, nearly, or in part; removed if asked for",

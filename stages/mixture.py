@@ -54,6 +54,7 @@ STAGE = Stage(
     config=Config,
     inputs={"datasets": Input(("dataset",), many=True)},
     outputs={"dataset": "dataset"},
+    dataset_types=lambda config, inputs: {"dataset": inputs["datasets"]} if "datasets" in inputs else {},
     run=run,
     single=True,
     summary="Several datasets as one, by weights: up- and down-sampled by seed, every row used equally often",

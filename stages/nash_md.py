@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from stages.data.types import PROMPT_TYPES
 from stages.losses.online import PREFERENCES
 from stages.stage import MODELS, Input, Stage
 from stages.training.config import PolicyConfig, policy_outputs
@@ -101,12 +102,13 @@ STAGE = Stage(
     config=Config,
     inputs={
         "model": Input(MODELS),
-        "dataset": Input(("dataset",)),
+        "dataset": Input(("dataset",), types=PROMPT_TYPES),
         "reward_model": Input(("reward_model",), required=False),
         "reference": Input(MODELS, required=False),
     },
     outputs={"model": "model", "adapter": "adapter", "rollouts": "dataset"},
     active_outputs=lambda config: policy_outputs(config, "rollouts"),
+    dataset_types=lambda config, inputs: {"rollouts": "prompt_completion"},
     run=run,
     summary="Nash-MD: the policy against its mixture with the reference",
     check=check,

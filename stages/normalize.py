@@ -127,6 +127,11 @@ class NormalizeConfig(Config):
         double = sorted(set(self.columns) & set(self.templates))
         if double:
             raise ValueError(f"{', '.join(double)}: both in columns and in templates")
+        if self.limit is not None and isinstance(self.test_size, int) and self.test_size >= self.limit:
+            raise ValueError(
+                f"limit {self.limit} leaves no row to train on beside test_size {self.test_size}; raise limit or lower "
+                "test_size"
+            )
         if self.group_by is not None and self.test_size is None:
             raise ValueError(
                 "group_by says how test_size splits, and there is none; give test_size or take group_by out"
@@ -148,6 +153,7 @@ STAGE = Stage(
     inputs={},
     outputs={"train": "dataset", "test": "dataset"},
     active_outputs=lambda config: ("train", "test") if config.test_size is not None else ("train",),
+    dataset_types=lambda config, inputs: {} if config.type == "auto" else {"train": config.type, "test": config.type},
     run=run,
     single=True,
     summary="Any source of rows to a typed dataset: columns, templates, filters, deduplication, split",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from stages.data.types import PROMPT_TYPES
 from stages.rollouts.engine_settings import EngineChoice, engine_problems
 from stages.stage import MODELS, Input, Stage
 from stages.training.config import policy_outputs
@@ -152,12 +153,13 @@ STAGE = Stage(
     config=Config,
     inputs={
         "model": Input(MODELS),
-        "dataset": Input(("dataset",)),
+        "dataset": Input(("dataset",), types=PROMPT_TYPES),
         "reward_model": Input(("reward_model",), required=False),
         "reference": Input(MODELS, required=False),
     },
     outputs={"model": "model", "adapter": "adapter", "rollouts": "dataset"},
     active_outputs=lambda config: policy_outputs(config, "rollouts"),
+    dataset_types=lambda config, inputs: {"rollouts": "prompt_completion"},
     run=run,
     summary="on-line DPO and XPO: pairs of the model's own completions, judged as they come",
     check=check,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from stages.data.types import PROMPT_TYPES
 from stages.rollouts.engine_settings import EngineChoice, engine_problems
 from stages.rollouts.reward_spec import Reward
 from stages.stage import MODELS, Input, Stage
@@ -132,13 +133,14 @@ STAGE = Stage(
     config=Config,
     inputs={
         "model": Input(MODELS),
-        "dataset": Input(("dataset",)),
+        "dataset": Input(("dataset",), types=PROMPT_TYPES),
         "reward_model": Input(("reward_model",), required=False),
         "reference": Input(MODELS, required=False),
         VALUE_MODEL: Input(("reward_model", "model"), required=False),
     },
     outputs={"model": "model", "adapter": "adapter", "rollouts": "dataset", VALUE_MODEL: "reward_model"},
     active_outputs=outputs,
+    dataset_types=lambda config, inputs: {"rollouts": "prompt_completion"},
     run=run,
     summary="PPO with a value head on the policy, or with a value model",
     check=check,

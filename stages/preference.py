@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from stages.data.types import PAIRED
 from stages.stage import MODELS, Input, Stage
 from stages.training.config import policy_outputs
 from stages.training.memory import Phase, Request, reference_scoring, same_shape, training_step
@@ -153,10 +154,10 @@ STAGE = Stage(
     config=Config,
     inputs={
         "model": Input(MODELS),
-        "dataset": Input(("dataset",)),
+        "dataset": Input(("dataset",), types=PAIRED),
         "reference_logprobs": Input(("logprobs",), required=False),
         "reference": Input(MODELS, required=False),
-        "eval_dataset": Input(("dataset",), required=False),
+        "eval_dataset": Input(("dataset",), types=PAIRED, required=False),
         "eval_reference_logprobs": Input(("logprobs",), required=False),
     },
     outputs={"model": "model", "adapter": "adapter"},

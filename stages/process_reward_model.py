@@ -88,8 +88,8 @@ STAGE = Stage(
     config=Config,
     inputs={
         "model": Input(("model",)),
-        "dataset": Input(("dataset",)),
-        "eval_dataset": Input(("dataset",), required=False),
+        "dataset": Input(("dataset",), types=("stepwise_supervision",)),
+        "eval_dataset": Input(("dataset",), types=("stepwise_supervision",), required=False),
     },
     outputs={"model": "process_reward_model"},
     run=run,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from stages.data.truncation import RowLimit, TruncationMode
+from stages.data.types import PAIRED, SEQUENCE_TYPES
 from stages.stage import MODELS, Input, Stage
 from stages.training.config import PassConfig
 from stages.training.memory import Phase, Request, scoring
@@ -112,7 +113,10 @@ STAGE = Stage(
     name="reference_logprobs",
     version=4,
     config=Config,
-    inputs={"model": Input(MODELS), "dataset": Input(("dataset",))},
+    inputs={
+        "model": Input(MODELS),
+        "dataset": Input(("dataset",), types=(*SEQUENCE_TYPES, *PAIRED, "unpaired_preference")),
+    },
     outputs={"logprobs": "logprobs"},
     run=run,
     summary="log-probabilities of the completions under a fixed model, resumable by shard",

@@ -163,6 +163,12 @@ STAGE = Stage(
     },
     outputs={"rollouts": "dataset", "best": "dataset", "pairs": "dataset", "labels": "dataset"},
     active_outputs=active_outputs,
+    dataset_types=lambda config, inputs: {
+        "rollouts": "prompt_completion",
+        "best": "prompt_completion",
+        "pairs": "preference",
+        "labels": "unpaired_preference",
+    },
     run=run,
     single=True,
     summary="recorded rollouts with other rewards or weights; their best as SFT rows, pairs, or judged completions",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from stages.data.truncation import RowLimit, TruncationMode
+from stages.data.types import PAIRED
 from stages.stage import Input, Stage
 from stages.training.config import MeasuredConfig, check_measured
 from stages.training.memory import Phase, Request, training_step
@@ -92,8 +93,8 @@ STAGE = Stage(
     config=Config,
     inputs={
         "model": Input(("model",)),
-        "dataset": Input(("dataset",)),
-        "eval_dataset": Input(("dataset",), required=False),
+        "dataset": Input(("dataset",), types=PAIRED),
+        "eval_dataset": Input(("dataset",), types=PAIRED, required=False),
     },
     outputs={"model": "reward_model"},
     run=run,

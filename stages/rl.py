@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from stages.data.types import PROMPT_TYPES
 from stages.rollouts.engine_settings import CorrectedEngineChoice, engine_problems
 from stages.rollouts.multi_turn.settings import MultiTurnConfig, multi_turn_problems
 from stages.rollouts.requests import SamplingConfig
@@ -187,13 +188,14 @@ STAGE = Stage(
     config=Config,
     inputs={
         "model": Input(MODELS),
-        "dataset": Input(("dataset",), required=False),
+        "dataset": Input(("dataset",), types=PROMPT_TYPES, required=False),
         "rollouts": Input(("dataset",), required=False),
         "reward_model": Input(("reward_model",), required=False),
         "reference": Input(MODELS, required=False),
     },
     outputs={"model": "model", "adapter": "adapter", "rollouts": "dataset"},
     active_outputs=lambda config: policy_outputs(config, "rollouts"),
+    dataset_types=lambda config, inputs: {"rollouts": "prompt_completion"},
     run=run,
     summary="GRPO, RLOO and relatives with the embedded sampler",
     check=check,

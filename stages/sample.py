@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from artifacts.errors import StageError
+from stages.data.types import PROMPT_TYPES
 from stages.evaluation.config import AnswerConfig, answer_problems
 from stages.evaluation.memory import answering_phases
 from stages.stage import MODELS, Input, Stage
@@ -166,10 +167,15 @@ STAGE = Stage(
     config=Config,
     inputs={
         "model": Input(MODELS),
-        "dataset": Input(("dataset",)),
+        "dataset": Input(("dataset",), types=PROMPT_TYPES),
         "reward_model": Input(("reward_model",), required=False),
     },
     outputs={"completions": "dataset", "best": "dataset", "pairs": "dataset"},
+    dataset_types=lambda config, inputs: {
+        "completions": "prompt_completion",
+        "best": "prompt_completion",
+        "pairs": "preference",
+    },
     run=run,
     summary="completions of a model with their scores, as rows, best rows and preference pairs",
     active_outputs=active_outputs,

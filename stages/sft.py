@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from stages.data.truncation import RowLimit, TruncationMode
+from stages.data.types import SEQUENCE_TYPES
 from stages.losses.supervised import SUPERVISED_LOSSES
 from stages.stage import MODELS, Input, Stage
 from stages.training.config import MeasuredConfig, PolicyConfig, check_measured, policy_outputs
@@ -167,8 +168,8 @@ STAGE = Stage(
     config=Config,
     inputs={
         "model": Input(MODELS),
-        "dataset": Input(("dataset",)),
-        "eval_dataset": Input(("dataset",), required=False),
+        "dataset": Input(("dataset",), types=SEQUENCE_TYPES),
+        "eval_dataset": Input(("dataset",), types=SEQUENCE_TYPES, required=False),
     },
     outputs={"model": "model", "adapter": "adapter"},
     active_outputs=policy_outputs,

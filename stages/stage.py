@@ -6,6 +6,7 @@ Imports nothing heavy, so that recipes are checked and planned without torch.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -57,9 +58,23 @@ class Config(BaseModel):
     absent: ClassVar[Mapping[str, str]] = {}
     """Fields of related stages that this one cannot have, and why."""
 
+    def packages(self) -> dict[str, dict[str, str]]:
+        """Field -> the optional packages that its value needs, and what pip installs them by."""
+        return {}
+
     def against(self, sharding: Sharding) -> dict[str, str]:
         """Fields that do not go with the way the launcher spreads a model, and why."""
         return {}
+
+
+def missing_packages(config: Config) -> dict[str, str]:
+    """Fields whose values need packages that this interpreter does not have, and what to do."""
+    return {
+        name: f"needs the package {package}, which is not installed: pip install {install}, or leave it out"
+        for name, packages in config.packages().items()
+        for package, install in packages.items()
+        if importlib.util.find_spec(package) is None
+    }
 
 
 def operational(default: Any, **constraints: Any) -> Any:
@@ -92,6 +107,8 @@ class Input:
     required: bool = True
     many: bool = False
     """A list of artifacts may be wired in."""
+    types: tuple[str, ...] = ()
+    """Of a dataset: the types that are taken; none: any."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +133,8 @@ class Stage:
     """What a process holds at most in every phase of its work, predicted; None: nothing that matters."""
     shapes: Callable[[Any, Mapping[str, ModelShape]], Mapping[str, ModelShape]] | None = None
     """(Config, shape of the model behind each input) -> shape of the model in each output; None: there is none."""
+    dataset_types: Callable[[Any, Mapping[str, str]], Mapping[str, str]] | None = None
+    """(Config, type of the dataset behind each input, where known) -> type of the dataset in each output, likewise."""
     single: bool = False
     """One process does it all; a launch of several, given for the whole recipe, is for the other stages."""
 

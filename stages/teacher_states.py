@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from stages.data.types import SEQUENCE_TYPES
 from stages.stage import MODELS, Input, Stage
 from stages.training.config import PassConfig
 from stages.training.memory import Phase, Request, scoring
@@ -69,7 +70,7 @@ STAGE = Stage(
     name="teacher_states",
     version=1,
     config=PassConfig,
-    inputs={"model": Input(MODELS), "dataset": Input(("dataset",))},
+    inputs={"model": Input(MODELS), "dataset": Input(("dataset",), types=SEQUENCE_TYPES)},
     outputs={"states": "teacher_states"},
     run=run,
     summary="a teacher's hidden states of given completions, for distillation without the teacher",

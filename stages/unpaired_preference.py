@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from stages.data.truncation import RowLimit, TruncationMode
+from stages.data.types import PAIRED
 from stages.losses.unpaired import UNPAIRED_LOSSES
 from stages.stage import MODELS, Input, Stage, operational
 from stages.training.config import MeasuredConfig, PolicyConfig, check_measured, policy_outputs
@@ -209,10 +210,10 @@ STAGE = Stage(
     config=Config,
     inputs={
         "model": Input(MODELS),
-        "dataset": Input(("dataset",)),
+        "dataset": Input(("dataset",), types=("unpaired_preference", *PAIRED)),
         "reference_logprobs": Input(("logprobs",), required=False),
         "reference": Input(MODELS, required=False),
-        "eval_dataset": Input(("dataset",), required=False),
+        "eval_dataset": Input(("dataset",), types=("unpaired_preference", *PAIRED), required=False),
         "eval_reference_logprobs": Input(("logprobs",), required=False),
     },
     outputs={"model": "model", "adapter": "adapter"},

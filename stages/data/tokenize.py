@@ -29,7 +29,7 @@ from stages.data.encode import (
 from stages.data.given_tokens import given_sequence, require_masks
 from stages.data.ledger import RowLedger
 from stages.data.truncation import PROMPT_TOO_LONG, TOO_LONG, TruncationMode, kept_part
-from stages.data.types import ROW_ID, SEQUENCE_TYPES, TEXT_COLUMNS, Dataset, Message, Row
+from stages.data.types import PROMPT_TYPES, ROW_ID, SEQUENCE_TYPES, Dataset, Message, Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -124,7 +124,7 @@ def tokenize_prompts(
     A prompt longer than `max_length` is dropped, never cut: an answer to half a question teaches nothing. `complete`
     gives rows what the stage adds to them, such as tools.
     """
-    require_type(dataset, tuple(name for name, columns in TEXT_COLUMNS.items() if columns))
+    require_type(dataset, PROMPT_TYPES)
     if dataset.type == "language_modeling" and not dataset.conversational:
         raise DataError("a language_modeling dataset of plain text has no prompts; give one with a prompt column")
     encoder = Encoder(tokenizer)

@@ -61,6 +61,9 @@ PAIRED = ("preference", "triple_preference", "pretokenized_preference")
 SEQUENCE_TYPES = ("language_modeling", "prompt_completion", "pretokenized")
 """The types that are trained on as they are, one sequence a row."""
 
+PROMPT_TYPES = tuple(name for name, columns in TEXT_COLUMNS.items() if columns)
+"""The types that have prompts: all but token ids, though of language_modeling only conversations."""
+
 FURTHER_COLUMNS: dict[str, tuple[str, ...]] = {
     "unpaired_preference": ("label",),
     "stepwise_supervision": ("completions", "labels"),

@@ -11,6 +11,15 @@ from stages.sharding import Fsdp, Sharding, Whole, Zero
 from stages.stage import Config, operational
 from stages.training.schedule import STABLE
 
+TRACKERS = {
+    "tensorboard": "'posttrain[trackers]'",
+    "wandb": "wandb",
+    "trackio": "trackio",
+    "mlflow": "mlflow",
+}
+"""`report_to`, which are packages of that name -> what pip installs them by."""
+BITSANDBYTES = {"bitsandbytes": "'posttrain[bitsandbytes]'"}
+
 OptimizerName = Literal["adamw", "adamw_8bit", "adafactor", "muon"]
 
 if TYPE_CHECKING:
@@ -88,6 +97,11 @@ class TrainingConfig(Config):
         """What learning_rate is multiplied by for the trained tensor of that name."""
         return 1.0
 
+    def packages(self) -> dict[str, dict[str, str]]:
+        """Of trackers and optimizers."""
+        found: dict[str, dict[str, str]] = {"report_to": {str(name): TRACKERS[name] for name in self.report_to}}
+        return found | ({"optim": BITSANDBYTES} if self.optim == "adamw_8bit" else {})
+
     def against(self, sharding: Sharding) -> dict[str, str]:
         """Optimizers that need more than slices of the tensors they update."""
         able = {"adamw": (Whole, Fsdp, Zero), "muon": (Whole, Fsdp)}.get(self.optim, (Whole,))
@@ -139,6 +153,10 @@ class PolicyConfig(TrainingConfig):
     """Output `model` has the adapters in its weights; false: output `adapter`, in peft's format, names its base."""
     quantization: Literal["nf4"] | None = None
     """Keep the frozen weights under the adapters in 4 bits (QLoRA, arXiv:2305.14314); needs bitsandbytes and a GPU."""
+
+    def packages(self) -> dict[str, dict[str, str]]:
+        """And of weights of 4 bits."""
+        return super().packages() | ({} if self.quantization is None else {"quantization": BITSANDBYTES})
 
     def against(self, sharding: Sharding) -> dict[str, str]:
         """Weights of 4 bits are not sliced either."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -105,14 +104,6 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """The learning rate of the next update."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group[_SCALE]
-
-
-def require_optimizer(name: str) -> None:
-    """Raises StageError, before a model is looked at, where a package is missing."""
-    if name == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
-        raise StageError(
-            f"optim {name} needs the package bitsandbytes, which is not installed: install it, or take another optim"
-        )
 
 
 def build_adamw(trained: Tensors, config: TrainingConfig) -> torch.optim.AdamW:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import torch
@@ -14,11 +13,6 @@ def require_quantization(quantization: str | None) -> None:
     """Raises StageError, before a model is looked at, where this machine cannot do it."""
     if quantization is None:
         return
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise StageError(
-            f"quantization {quantization} needs the package bitsandbytes, which is not installed: install it, or "
-            "leave quantization out"
-        )
     if not torch.cuda.is_available():
         raise StageError(
             f"quantization {quantization} needs a CUDA GPU, and this process sees none: run the stage where there is "

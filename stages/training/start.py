@@ -9,13 +9,13 @@ from typing import Any
 from artifacts.errors import StageError
 from stages.adapters import ModelSource, model_source, name_for_good
 from stages.context import Context
+from stages.stage import missing_packages
 from stages.training.adapters import add_adapters, load_adapter
 from stages.training.classifiers import padding_of
 from stages.training.config import PolicyConfig, TrainingConfig
 from stages.training.loop import Trainer
 from stages.training.model import Scorer, load_causal_lm, load_tokenizer
 from stages.training.objective import Objective
-from stages.training.optimization import require_optimizer
 from stages.training.parallel import use_bfloat16
 from stages.training.probes import check_head, settle_layout
 from stages.training.processes import launched_sharding, prepare_process
@@ -49,8 +49,7 @@ def start(
 
 
 def _check_machine(config: TrainingConfig) -> None:
-    require_optimizer(config.optim)
-    for name, what in config.against(launched_sharding()).items():
+    for name, what in {**missing_packages(config), **config.against(launched_sharding())}.items():
         raise StageError(f"{name}: {what}")
 
 

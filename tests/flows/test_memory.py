@@ -47,8 +47,11 @@ def folder(path: Path, **changes: Any) -> Path:
 
 def recipe_of(tmp_path: Path, stages: dict[str, Any]) -> Recipe:
     (tmp_path / "rows.jsonl").write_text("{}\n")
-    rows = {"uses": "normalize", "with": {"source": {"path": "rows.jsonl"}, "type": "preference"}}
-    return Recipe.from_dict({"name": "r", "stages": {"rows": rows, **stages}}, base=tmp_path)
+    rows, pairs = (
+        {"uses": "normalize", "with": {"source": {"path": "rows.jsonl"}, "type": kind}}
+        for kind in ("prompt_completion", "preference")
+    )
+    return Recipe.from_dict({"name": "r", "stages": {"rows": rows, "pairs": pairs, **stages}}, base=tmp_path)
 
 
 def predicted(tmp_path: Path, stages: dict[str, Any], machine: Machine = HUGE) -> dict[str, Prediction]:
@@ -56,7 +59,8 @@ def predicted(tmp_path: Path, stages: dict[str, Any], machine: Machine = HUGE) -
 
 
 def stage(uses: str, model: str, *, inputs: dict[str, str] | None = None, **config: Any) -> dict[str, Any]:
-    return {"uses": uses, "inputs": {"model": model, "dataset": "rows", **(inputs or {})}, "with": config}
+    dataset = "pairs" if uses in ("preference", "reward_model", "reference_logprobs") else "rows"
+    return {"uses": uses, "inputs": {"model": model, "dataset": dataset, **(inputs or {})}, "with": config}
 
 
 def test_sizes_go_through_a_chain(tmp_path: Path) -> None:

@@ -102,11 +102,6 @@ def test_what_does_not_go_together(
 
 
 def test_quantization_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the package it is missed first."""
-    with monkeypatch.context() as without:
-        without.setattr(quantization.importlib.util, "find_spec", lambda name: None)
-        with pytest.raises(StageError, match="quantization nf4 needs the package bitsandbytes"):
-            quantization.require_quantization("nf4")
     monkeypatch.setattr(quantization.torch.cuda, "is_available", lambda: False)
     with pytest.raises(StageError, match="quantization nf4 needs a CUDA GPU, and this process sees none"):
         quantization.require_quantization("nf4")

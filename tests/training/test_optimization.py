@@ -16,11 +16,12 @@ from transformers.pytorch_utils import Conv1D
 
 from artifacts.errors import RequestError, StageError
 from flows.recipe import Recipe
+from stages import stage
 from stages.sft import Config
 from stages.sharding import Fsdp, Sharding, Whole, Zero
-from stages.training import optimization
+from stages.stage import missing_packages
 from stages.training.muon import orthogonalized
-from stages.training.optimization import Optimization, is_matrix_of_layer, require_optimizer
+from stages.training.optimization import Optimization, is_matrix_of_layer
 from stages.training.processes import Processes
 from tests.training.conftest import tiny_model
 
@@ -294,10 +295,11 @@ def test_a_recipe_with_such_a_launcher_is_refused_before_anything_runs(tmp_path:
 
 
 def test_what_needs_a_package_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimization.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(StageError, match="optim adamw_8bit needs the package bitsandbytes, which is not installed"):
-        require_optimizer("adamw_8bit")
-    require_optimizer("muon")
+    monkeypatch.setattr(stage.importlib.util, "find_spec", lambda name: None)
+    asked = Config(optim="adamw_8bit", quantization="nf4", lora_r=4, report_to=("mlflow",))
+    missing = {"optim": "bitsandbytes", "quantization": "bitsandbytes", "report_to": "mlflow"}
+    assert {name: what.split()[3].strip(",") for name, what in missing_packages(asked).items()} == missing
+    assert missing_packages(Config(optim="muon")) == {}
 
 
 def test_muon_without_matrices_is_refused() -> None:

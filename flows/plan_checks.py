@@ -1,0 +1,164 @@
+"""What is wrong with a plan that the recipe alone does not show: found before anything runs, of all stages at once.
+
+Datasets of a type that a stage does not take, packages that are not installed, models that cannot be split.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from artifacts import Artifact, Store
+from artifacts.errors import Problem, StoreError
+from artifacts.store import PAYLOAD
+from flows.inputs import Reference, StageOutput
+from flows.recipe import RecipeStage
+from stages.rollouts.engine_settings import EngineChoice
+from stages.stage import missing_packages
+
+if TYPE_CHECKING:
+    from flows.plan import Plan
+
+_RUNS = ("run", "resume", "may_run")
+_DESCRIPTION = "dataset.json"
+_OF_ROWS = frozenset({"reference_logprobs", "eval_reference_logprobs", "teacher_states", "eval_teacher_states"})
+"""Inputs that are made of the very rows that a stage reads besides."""
+_LIMITS = ("max_length", "truncation_mode")
+_COMPLETION = "max_completion_length"
+
+
+def plan_problems(plan: Plan) -> list[Problem]:
+    """Of the stages that will run, or may."""
+    types = DatasetTypes(plan)
+    problems = []
+    for name, stage in plan.recipe.stages.items():
+        found = types.of_inputs(stage)
+        types.add_outputs(stage, found)
+        if plan.decisions[name].state in _RUNS:
+            problems += [
+                *_type_problems(plan, stage, found),
+                *_package_problems(plan, stage),
+                *_made_otherwise(plan, stage),
+            ]
+    return [*problems, *_no_room(plan), *_unequal_parts(plan)]
+
+
+@dataclass
+class DatasetTypes:
+    """The types of the datasets that a plan's stages read or write, as far as they are known."""
+
+    plan: Plan
+    made: dict[tuple[str, str], str] = field(default_factory=dict)
+    """(stage, output) -> type."""
+
+    def of_inputs(self, stage: RecipeStage) -> dict[str, list[str | None]]:
+        """Input -> the types behind it; None: it is not known before the run."""
+        return {
+            name: [self._of(reference) for reference in references]
+            for name, references in stage.inputs.items()
+            if "dataset" in stage.uses.inputs[name].kinds
+        }
+
+    def add_outputs(self, stage: RecipeStage, inputs: Mapping[str, list[str | None]]) -> None:
+        """What it has written, or will write."""
+        for output, artifact in self.plan.decisions[stage.name].outputs.items():
+            if artifact.kind == "dataset" and (known := _in_store(artifact, self.plan.store)):
+                self.made[stage.name, output] = known
+        if stage.uses.dataset_types is not None:
+            single = {name: types[0] for name, types in inputs.items() if len(set(types)) == 1 and types[0] is not None}
+            for output, known in stage.uses.dataset_types(stage.config, single).items():
+                self.made.setdefault((stage.name, output), known)
+
+    def _of(self, reference: Reference) -> str | None:
+        if isinstance(reference, StageOutput):
+            return self.made.get((reference.stage, reference.output))
+        resolved = self.plan.externals.get(reference)
+        if resolved is None:
+            return None
+        if resolved.artifact is not None:
+            return _in_store(resolved.artifact, self.plan.store)
+        return None if resolved.path is None else _type((resolved.path / _DESCRIPTION).read_bytes())
+
+
+def _in_store(artifact: Artifact, store: Store) -> str | None:
+    try:
+        return _type(store.files.read(f"{artifact.key}/{PAYLOAD}/{_DESCRIPTION}"))
+    except (StoreError, FileNotFoundError):  # whoever reads its rows says what is wrong with it
+        return None
+
+
+def _type(content: bytes) -> str | None:
+    try:
+        found: Any = json.loads(content)["type"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, str) else None
+
+
+def _type_problems(plan: Plan, stage: RecipeStage, inputs: Mapping[str, list[str | None]]) -> Iterator[Problem]:
+    for name, types in inputs.items():
+        taken = stage.uses.inputs[name].types
+        for reference, known in zip(stage.inputs[name], types, strict=True):
+            if taken and known is not None and known not in taken:
+                yield Problem(
+                    plan.recipe.where("stages", stage.name, "inputs", name),
+                    f"{reference} is a dataset of type {known}; {stage.uses.name} takes {', '.join(taken)}: normalize "
+                    "the source to one of these, or wire another dataset in",
+                )
+
+
+def _package_problems(plan: Plan, stage: RecipeStage) -> Iterator[Problem]:
+    if stage.launch.python is not None:  # that interpreter has packages of its own; the stage itself looks there
+        return
+    for name, what in missing_packages(stage.config).items():
+        yield Problem(plan.recipe.where("stages", stage.name, "with", name), what)
+
+
+def _made_otherwise(plan: Plan, stage: RecipeStage) -> Iterator[Problem]:
+    """Of inputs that another stage of the recipe has made of this one's rows: by other limits."""
+    for name in _OF_ROWS & stage.inputs.keys():
+        for maker in stage.inputs[name]:
+            if not isinstance(maker, StageOutput):
+                continue
+            made, used = plan.recipe.stages[maker.stage].config, stage.config
+            for limit in _LIMITS:
+                before, now = getattr(made, limit, None), getattr(used, limit, None)
+                if hasattr(made, limit) and hasattr(used, limit) and before != now:
+                    yield Problem(
+                        plan.recipe.where("stages", stage.name, "with", limit),
+                        f"is {now}, but {maker.stage} made input {name} with {limit} {before}, which cuts rows "
+                        "elsewhere: give both the same",
+                    )
+
+
+def _no_room(plan: Plan) -> Iterator[Problem]:
+    """Of completions that are asked to be as long as the model's context, as far as that is known."""
+    from flows.memory import Shapes  # it asks what the plan found
+    from stages.training.memory_shape import ModelShape
+
+    shapes = Shapes(plan)
+    for name, stage in plan.recipe.stages.items():
+        models = shapes.of_inputs(name)
+        shapes.add_outputs(name, models)
+        model, longest = models.get("model"), getattr(stage.config, _COMPLETION, None)
+        # a default is no request: not every stage that has one samples
+        written = plan.recipe.document.data["stages"][name].get("with") or {}
+        asked = plan.decisions[name].state in _RUNS and _COMPLETION in written
+        if asked and isinstance(model, ModelShape) and longest is not None and longest >= model.context:
+            yield Problem(
+                plan.recipe.where("stages", name, "with", _COMPLETION),
+                f"is {longest}, but the model takes {model.context} tokens in all, so there is no room for a prompt; "
+                "lower it",
+            )
+
+
+def _unequal_parts(plan: Plan) -> list[Problem]:
+    """Of models that processes sample with together."""
+    configs = [stage.config for stage in plan.recipe.stages.values()]
+    if any(isinstance(config, EngineChoice) and config.rollouts.processes_per_engine > 1 for config in configs):
+        from flows.engine_parts import parts_problems  # it asks what the plan found
+
+        return parts_problems(plan)
+    return []
