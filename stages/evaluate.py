@@ -35,8 +35,9 @@ class Config(AnswerConfig):
     """Settings of an evaluation."""
 
     tasks: tuple[Task, ...] = ()
-    """loss: held-out loss and perplexity; accuracy: completions judged by `rewards`; preference_accuracy: chosen
-    against rejected; reward: score of completions by input reward_model. Empty: all that dataset and inputs permit."""
+    """loss: held-out loss and perplexity; accuracy: completions judged by `rewards`, each one's mean, and of several
+    completions pass@k; preference_accuracy: chosen against rejected; reward: scores of completions by input
+    reward_model. Empty: all that dataset and inputs permit."""
     temperature: float = Field(0.0, ge=0)
     """Sampling temperature; 0 takes the likeliest token."""
     threshold: float = 1.0
@@ -232,7 +233,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="evaluate",
-    version=4,
+    version=5,
     config=Config,
     inputs={
         "model": Input((*MODELS, "reward_model")),

@@ -17,6 +17,7 @@ from stages.data.pairs import tokenize_pairs
 from stages.data.tokenize import tokenize_sequences
 from stages.data.truncation import RowLimit
 from stages.data.types import Dataset
+from stages.evaluation.answer_metrics import pass_rates, reward_means
 from stages.evaluation.answers import Answer, answer_prompts, open_prompts, reward_model_of
 from stages.evaluation.intervals import Estimate, mean_estimate, ratio_estimate, share_estimate
 from stages.evaluation.text import pair_logprobs, pair_rewards, sequence_losses
@@ -135,8 +136,8 @@ def _references(subject: Subject, groups: Sequence[Group]) -> list[Reference] | 
 
 
 def measure_answers(subject: Subject, tasks: Sequence[str], ledger: RowLedger) -> Measured:
-    """`accuracy`: share of completions whose weighted reward is at least `threshold`; `reward`: mean score of the
-    reward model. Completions that no function scored (None) count in neither."""
+    """`accuracy`: share of completions whose weighted reward is at least `threshold`, with `answer_metrics` beside it;
+    `reward`: mean score of the reward model. Completions that no function scored (None) count in neither."""
     context = subject.context
     config = context.config
     prompts = open_prompts(subject.dataset, subject.tokenizer, subject.scorer, config, ledger)
@@ -163,6 +164,9 @@ def measure_answers(subject: Subject, tasks: Sequence[str], ledger: RowLedger) -
         )
         if task in tasks
     }
+    if "accuracy" in tasks:
+        functions = [name for name in answers[0][0].rewards if name != REWARD_MODEL]
+        estimates |= {**pass_rates(rows, config.seed), **reward_means(rows, functions, config.seed)}
     estimates["completions/mean_length"] = _over_answers(rows, "tokens", mean)
     clipped = [[{"clipped": not record["finished"]} for record in row] for row in rows]
     estimates["completions/clipped_ratio"] = _over_answers(clipped, "clipped", share_estimate)

@@ -504,9 +504,9 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "scores": (
-        4,
+        5,
         "bf6f4bf6a21d079c",
-        "c066fe00544a0072",
+        "fcc112bc3e262758",
         {
             "evaluation/results: accuracy: value": 0.0,
             "evaluation/results: accuracy: low": 0.0,
@@ -517,6 +517,9 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
             "evaluation/results: reward: value": 2.1065,
             "evaluation/results: reward: low": 2.0377,
             "evaluation/results: reward: high": 2.1834,
+            "evaluation/results: rewards/exact_match/mean: value": 0.0,
+            "evaluation/results: rewards/exact_match/mean: low": 0.0,
+            "evaluation/results: rewards/exact_match/mean: high": 0.0,
             "evaluation/results: completions/mean_length: value": 6.0,
             "evaluation/results: completions/mean_length: low": 6.0,
             "evaluation/results: completions/mean_length: high": 6.0,

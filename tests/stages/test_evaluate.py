@@ -161,6 +161,44 @@ def test_a_killed_evaluation_ends_with_the_same_bytes(
             assert (output(context, "evaluation") / name).read_bytes() == (whole / name).read_bytes()
 
 
+TWO = """
+def first(completions, marks, **columns):
+    return [row[index % 3] for index, row in enumerate(marks)]
+
+
+def length(completions, marks, **columns):
+    marked = first(completions, marks)
+    return [None if mark is None else len(text) / 2 for text, mark in zip(completions, marked)]
+"""
+
+
+def test_rewards_and_pass_rates_by_hand(tmp_path: Path, model_folder: Path) -> None:
+    """Three answers a prompt: none, one, two and all of them right; and one that is not scored."""
+    (tmp_path / "two.py").write_text(TWO, encoding="utf-8")
+    marks = [[0, 0, 0], [0, 1, 0], [1, 0, 1], [1, 1, 1], [1, None, 0]]
+    data = save_dataset(tmp_path / "data", "prompt", [{"prompt": "ab", "marks": row} for row in marks])
+    context = run_stage(
+        "evaluate",
+        tmp_path / "run",
+        {"model": model_folder, "dataset": data},
+        rewards=[f"{tmp_path}/two.py:first", {"name": f"{tmp_path}/two.py:length"}],
+        reward_weights=[1.0, 0.0],
+        num_generations=3,
+        temperature=1.0,
+        max_completion_length=4,
+    )
+    records = read_lines(output(context, "evaluation") / "samples.jsonl")
+    found = context.metrics
+    assert found["rewards/first/mean"] == pytest.approx(7 / 14)
+    scored = [one for one in records if one["reward"] is not None]
+    assert found["rewards/length/mean"] == pytest.approx(sum(len(one["completion"]) for one in scored) / 2 / 14)
+    assert found["rewards/mean"] == pytest.approx(sum(one["reward"] for one in scored) / 14) == pytest.approx(7 / 14)
+    # of two drawn from three: 0, 2/3, 1, 1; of two from the two that were scored: 1; of three: 0, 1, 1, 1
+    assert found["accuracy/pass@2"] == pytest.approx((0 + 2 / 3 + 1 + 1 + 1) / 5)
+    assert found["accuracy/pass@3"] == pytest.approx(3 / 4)
+    assert found["accuracy/pass@2/low"] <= found["accuracy/pass@2"] <= found["accuracy/pass@2/high"]
+
+
 def test_samples_follow_from_the_seed(tmp_path: Path, model_folder: Path) -> None:
     data = save_dataset(tmp_path / "data", "prompt_completion", completion_rows())
     inputs = {"model": model_folder, "dataset": data}
