@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from artifacts import Artifact, Record, Store
-from artifacts.errors import Problem, RequestError
+from artifacts.errors import DamagedError, Problem, RequestError, StageError, UnreachableError
 from flows.causes import input_line
 from flows.history import History
 from flows.inputs import External, ResolvedInput, StageOutput, input_digests, resolve_external
 from flows.recipe import Recipe, RecipeStage
 from flows.selection import Selection, select
+from stages.hub_cache import noted
 from stages.identity import fingerprint, identity
 from stages.rollouts.engine_settings import EngineChoice
 
@@ -39,6 +40,8 @@ class Decision:
     """The record whose outputs are taken."""
     step: int | None = None
     """The step of the checkpoint to go on from."""
+    fallen: str | None = None
+    """Why a record of the same does not count: what it wrote outside of the store is not there."""
 
     @property
     def outputs(self) -> dict[str, Artifact]:
@@ -191,14 +194,19 @@ class _Planner:
             input_name: tuple(self._resolved(reference, outputs) for reference in entries)
             for input_name, entries in stage.inputs.items()
         }
-        what = identity(stage.uses, stage.config, input_digests(inputs, _many(stage)))
+        with noted() as heard:
+            what = identity(stage.uses, stage.config, input_digests(inputs, _many(stage)))
+        notes = _notes(inputs, heard)
         key = fingerprint(what)
         record = self.store.lookup(stage.uses.name, key)
         forced = name in self.selection.forced
-        if record is not None and not forced:
+        fallen = None if record is None or forced else self._fallen(stage, record)
+        if record is not None and not forced and fallen is None:
             done = f"done by run {record.provenance.get('run', 'unknown')}"
-            return Decision(name, "cached", (done,), key, what, inputs, record)
-        reasons = ("forced",) if forced else self.history.why(name, what, key)
+            return Decision(name, "cached", (done, *notes), key, what, inputs, record)
+        if fallen is not None:
+            return Decision(name, "run", (fallen, *notes), key, what, inputs, fallen=fallen)
+        reasons = (*(("forced",) if forced else self.history.why(name, what, key)), *notes)
         step = self.store.checkpoints(key).latest_step()
         shards = len(self.store.shards(key).names())
         if step is not None:
@@ -206,6 +214,23 @@ class _Planner:
         if shards:
             return Decision(name, "resume", (*reasons, f"{shards} shards are done"), key, what, inputs)
         return Decision(name, "run", reasons, key, what, inputs)
+
+    def _fallen(self, stage: RecipeStage, record: Record) -> str | None:
+        """Why what a recorded stage wrote outside of the store does not count, as far as that can be seen."""
+        if stage.uses.stands is None:
+            return None
+        try:
+            folders = {name: self.store.materialize(output) for name, output in record.outputs.items()}
+        except DamagedError as error:
+            return str(error)
+        try:
+            return stage.uses.stands(stage.config, folders)
+        except (StageError, UnreachableError) as error:
+            run = record.provenance.get("run", "unknown")
+            return (
+                f"whether what run {run} did still stands cannot be seen: {error}. It is done again at its turn, which "
+                "changes nothing where it stands; leave it out by --only or --until"
+            )
 
     def _decide_known(self, stage: RecipeStage, decisions: Mapping[str, Decision]) -> Decision:
         self.begins[stage.name] = stage.name
@@ -221,12 +246,15 @@ class _Planner:
             for input_name, entries in stage.inputs.items()
             if not any(isinstance(entry, StageOutput) and entry.stage in unknown for entry in entries)
         }
-        what = identity(stage.uses, stage.config, input_digests(known, _many(stage)))
+        with noted() as heard:
+            what = identity(stage.uses, stage.config, input_digests(known, _many(stage)))
+        notes = _notes(known, heard)
         own = ("forced",) if stage.name in self.selection.forced else self.history.own_changes(stage.name, what)
         changing = [self._may_change(need) for need in unknown]
         self.begins[stage.name] = stage.name if own else self.begins[unknown[0]]
         first = own and own == (History.FIRST,)
-        return Decision(stage.name, "run" if own else "may_run", own if first else (*own, *changing), inputs=known)
+        reasons = (*own, *notes) if first else (*own, *changing, *notes)
+        return Decision(stage.name, "run" if own else "may_run", reasons, inputs=known)
 
     def _may_change(self, need: str) -> str:
         begin = self.begins[need]
@@ -269,6 +297,12 @@ class _Planner:
             decision.inputs,
             decision.record,
         )
+
+
+def _notes(inputs: Mapping[str, tuple[ResolvedInput, ...]], heard: Iterable[str]) -> tuple[str, ...]:
+    """What people are to know of how inputs and names of the Hub were found, each once."""
+    found = [note for entries in inputs.values() for entry in entries for note in entry.notes]
+    return tuple(dict.fromkeys([*found, *heard]))
 
 
 def _many(stage: RecipeStage) -> dict[str, bool]:
