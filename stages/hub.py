@@ -54,15 +54,13 @@ def is_unanswered(error: BaseException) -> bool:
     """Whether a request failed because nobody was reached, or nobody may be asked; not where a Hub answered."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    causes = list(_causes(error))
-    return not any(isinstance(link, HfHubHTTPError) for link in causes) and any(map(_is_of_network, causes))
+    links = list(causes(error))
+    return not any(isinstance(link, HfHubHTTPError) for link in links) and any(map(_is_of_network, links))
 
 
 def _is_of_network(error: BaseException) -> bool:
-    if isinstance(error, ConnectionError | TimeoutError):
-        return True
-    # hf_xet, through which large files go, has plain RuntimeErrors for what its servers do not take
-    return type(error) is RuntimeError or type(error).__module__.partition(".")[0] in _HTTP_CLIENTS
+    of_client = type(error).__module__.partition(".")[0] in _HTTP_CLIENTS
+    return of_client or isinstance(error, ConnectionError | TimeoutError)
 
 
 def _known_commits(name: str, kind: str) -> str:
@@ -77,7 +75,7 @@ def _explained(error: Exception, what: str) -> str:
     """What is wrong with a request for `what`, and what to do. The client often puts the reason behind an error that
     only says that there are no files."""
     known = _known_errors()
-    for link in _causes(error):
+    for link in causes(error):
         for kind, words in known.items():
             if isinstance(link, kind):
                 return words(what)
@@ -110,12 +108,13 @@ def _known_errors() -> dict[type[Exception], Callable[[str], str]]:
 def _unanswered(error: Exception, what: str) -> str:
     from huggingface_hub.errors import HfHubHTTPError
 
-    causes = list(_causes(error))
-    answers = [link.response.status_code for link in causes if isinstance(link, HfHubHTTPError)]
+    answers = [link.response.status_code for link in causes(error) if isinstance(link, HfHubHTTPError)]
     if answers and answers[-1] in (401, 403):
         return f"the Hub refuses {what} (HTTP {answers[-1]}); set HF_TOKEN to a token of an account that may read it"
     if answers:
         return f"the Hub answers for {what} with HTTP {answers[-1]}; try again later, or give a folder"
+    if not is_unanswered(error):
+        return f"cannot get {what} of the Hub: {type(error).__name__}: {error}; give a folder, or tell us of it"
     return (
         f"the Hub does not answer for {what} and it is not in the local cache ({_reason(error)}); check the network or "
         "give a folder"
@@ -123,7 +122,7 @@ def _unanswered(error: Exception, what: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    *_, last = _causes(error)
+    *_, last = causes(error)
     return type(last).__name__
 
 
@@ -135,10 +134,11 @@ def _cache() -> str:
 
 def _quotable(error: Exception) -> Exception | None:
     """The error, unless its message would quote the token."""
-    return None if any(isinstance(link, UnicodeEncodeError) for link in _causes(error)) else error
+    return None if any(isinstance(link, UnicodeEncodeError) for link in causes(error)) else error
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it was raised for, one behind the other."""
     link: BaseException | None = error
     while link is not None:
         yield link

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from artifacts.errors import StageError, UnreachableError
-from stages.hub import is_unanswered
+from stages.hub import causes, is_unanswered
 from stages.hub_parts import Kind
 
 Answer = TypeVar("Answer")
@@ -38,12 +38,15 @@ def asked(to: Repository, ask: Callable[[], Answer], do: str = "write") -> Answe
         raise StageError(f"HF_HUB_OFFLINE forbids to {do} {to}; unset it") from None
     except UnicodeEncodeError:  # its message would quote the token
         raise StageError("HF_TOKEN holds characters that no token has; set it again") from None
-    except HfHubHTTPError as error:
-        raise _refused(to, error.response.status_code, str(error.server_message), do) from error
-    except ValueError as error:  # names, or the YAML of a page, that the client does not let through
-        raise StageError(f"cannot {do} {to}: {error}") from error
     except Exception as error:
-        if not is_unanswered(error):
+        # of an upload the client says only that it failed, and the answer lies behind that
+        for link in causes(error):
+            if isinstance(link, HfHubHTTPError):
+                raise _refused(to, link.response.status_code, str(link.server_message), do) from link
+        if isinstance(error, ValueError):  # names, or the YAML of a page, that the client does not let through
+            raise StageError(f"cannot {do} {to}: {error}") from error
+        # hf_xet, through which large files go, has plain RuntimeErrors for what its servers do not take
+        if not is_unanswered(error) and type(error) is not RuntimeError:
             raise
         reason = type(error).__name__
         raise UnreachableError(

@@ -171,7 +171,7 @@ def _commit(api: Any, to: Repository, sent: Mapping[str, Content], gone: list[st
         )
     except HfHubHTTPError as error:
         if (code := error.response.status_code) in (409, 412):
-            raise _Moved(f"HTTP {code}: {error.server_message}") from error
+            raise _Moved(f"HTTP {code}: {error.server_message}") from None
         raise
 
 

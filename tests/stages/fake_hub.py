@@ -116,9 +116,12 @@ class FakeHub:
             return 200, {}
         if rest[:1] == ["commit"]:
             return self._commit(key, held, rest[1], body)
-        revision = rest[1] if rest[:1] == ["revision"] else "main"
+        revision = rest[1] if rest[:1] in (["revision"], ["tree"]) else "main"
         if revision not in held.branches and revision not in held.commits:
             return 404, {"error": "RevisionNotFound"}
+        if rest[:1] == ["tree"]:
+            files = held.commits[rest[1]]
+            return 200, [{"type": "file", "path": name, "size": len(files[name]), "oid": "0"} for name in files]
         return 200, self._info(key, held, revision)
 
     def _create(self, asked: dict[str, Any]) -> tuple[int, Any]:
@@ -134,6 +137,8 @@ class FakeHub:
 
     def _batch(self, asked: dict[str, Any]) -> Any:
         def entry(one: dict[str, Any]) -> dict[str, Any]:
+            if one["oid"] in self.blobs:  # what it has is not sent again
+                return one
             actions = {"upload": {"href": f"{self.url}/upload/{one['oid']}", "header": {}}}
             return {**one, "actions": actions}
 
