@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from artifacts import Artifact, Record, Store
-from artifacts.errors import DamagedError, Problem, RequestError, StageError, UnreachableError
+from artifacts.errors import Problem, RequestError
 from flows.causes import input_line
 from flows.history import History
 from flows.inputs import External, ResolvedInput, StageOutput, input_digests, resolve_external
+from flows.outside import fallen_outside, notes_on
 from flows.recipe import Recipe, RecipeStage
 from flows.selection import Selection, select
 from stages.hub_cache import noted
@@ -196,11 +197,11 @@ class _Planner:
         }
         with noted() as heard:
             what = identity(stage.uses, stage.config, input_digests(inputs, _many(stage)))
-        notes = _notes(inputs, heard)
+        notes = notes_on(inputs, heard)
         key = fingerprint(what)
         record = self.store.lookup(stage.uses.name, key)
         forced = name in self.selection.forced
-        fallen = None if record is None or forced else self._fallen(stage, record)
+        fallen = None if record is None or forced else fallen_outside(stage, record, self.store)
         if record is not None and not forced and fallen is None:
             done = f"done by run {record.provenance.get('run', 'unknown')}"
             return Decision(name, "cached", (done, *notes), key, what, inputs, record)
@@ -214,23 +215,6 @@ class _Planner:
         if shards:
             return Decision(name, "resume", (*reasons, f"{shards} shards are done"), key, what, inputs)
         return Decision(name, "run", reasons, key, what, inputs)
-
-    def _fallen(self, stage: RecipeStage, record: Record) -> str | None:
-        """Why what a recorded stage wrote outside of the store does not count, as far as that can be seen."""
-        if stage.uses.stands is None:
-            return None
-        try:
-            folders = {name: self.store.materialize(output) for name, output in record.outputs.items()}
-        except DamagedError as error:
-            return str(error)
-        try:
-            return stage.uses.stands(stage.config, folders)
-        except (StageError, UnreachableError) as error:
-            run = record.provenance.get("run", "unknown")
-            return (
-                f"whether what run {run} did still stands cannot be seen: {error}. It is done again at its turn, which "
-                "changes nothing where it stands; leave it out by --only or --until"
-            )
 
     def _decide_known(self, stage: RecipeStage, decisions: Mapping[str, Decision]) -> Decision:
         self.begins[stage.name] = stage.name
@@ -248,7 +232,7 @@ class _Planner:
         }
         with noted() as heard:
             what = identity(stage.uses, stage.config, input_digests(known, _many(stage)))
-        notes = _notes(known, heard)
+        notes = notes_on(known, heard)
         own = ("forced",) if stage.name in self.selection.forced else self.history.own_changes(stage.name, what)
         changing = [self._may_change(need) for need in unknown]
         self.begins[stage.name] = stage.name if own else self.begins[unknown[0]]
@@ -297,12 +281,6 @@ class _Planner:
             decision.inputs,
             decision.record,
         )
-
-
-def _notes(inputs: Mapping[str, tuple[ResolvedInput, ...]], heard: Iterable[str]) -> tuple[str, ...]:
-    """What people are to know of how inputs and names of the Hub were found, each once."""
-    found = [note for entries in inputs.values() for entry in entries for note in entry.notes]
-    return tuple(dict.fromkeys([*found, *heard]))
 
 
 def _many(stage: RecipeStage) -> dict[str, bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from artifacts.errors import RequestError
 from flows.recipe import Recipe
 from stages.push_to_hub import Config
+from tests.in_process import run_here, states
 from tests.stages.fake_hub import FakeHub, Held
 from tests.stages.hub_pushes import ROWS, push, snapshot
 from tests.stages.small_models import save_dataset
@@ -81,6 +83,26 @@ def test_what_version_1_left_goes(hub: FakeHub, tmp_path: Path, monkeypatch: pyt
     hub.repositories[ROWS] = Held(True, {"main": dict(old)})
     push(tmp_path / "1", {"dataset": rows(tmp_path / "rows", "a")})
     assert set(old) & set(hub.repositories[ROWS].branches["main"]) == {"pictures/data.parquet"}
+
+
+def test_both_splits_of_a_recipe(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pushed once, and each stays cached whatever the other one did after it."""
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"prompt": "{letter}"}}\n' for letter in "abc"))
+    stages: dict[str, Any] = {
+        "rows": {"uses": "normalize", "with": {"source": {"path": "rows.jsonl"}, "type": "prompt", "test_size": 1}}
+    }
+    for split in ("train", "test"):
+        to = {"repo": "owner/name", "split": split, "records": True}
+        stages[split] = {"uses": "push_to_hub", "inputs": {"dataset": f"rows.{split}"}, "with": to}
+    (tmp_path / "r.yaml").write_text(json.dumps({"name": "r", "stages": stages}))
+    assert states(run_here(tmp_path / "r.yaml", tmp_path / "store")) == dict.fromkeys(stages, "ran")
+    assert states(run_here(tmp_path / "r.yaml", tmp_path / "store")) == dict.fromkeys(stages, "cached")
+    found = loaded(hub, tmp_path, monkeypatch)
+    assert (len(found["train"]), len(found["test"])) == (2, 1) and sorted(found["train"] + found["test"]) == [
+        "a",
+        "b",
+        "c",
+    ]
 
 
 @pytest.mark.parametrize("split", ["a-b", "", "1", "a/b"])
