@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from artifacts.errors import RequestError
 from stages.external import folder_digest
 from stages.hub import hub_revision
+from stages.hub_cache import MAIN, noted
 
 if TYPE_CHECKING:
     from artifacts import Artifact, Store
@@ -124,6 +125,10 @@ class ResolvedInput:
     revision: str | None = None
     written: str | None = None
     """The path as the recipe has it: records hold no path of a machine."""
+    branch: str | None = None
+    """The branch of the Hub that the commit was found at; None: the recipe names the commit."""
+    notes: tuple[str, ...] = ()
+    """What people are to know of how it was found."""
 
     @classmethod
     def of(cls, artifact: Artifact) -> ResolvedInput:
@@ -147,6 +152,7 @@ class ResolvedInput:
             "revision": str(self.revision),
             "kind": self.kind,
             "digest": self.digest,
+            **({} if self.branch is None else {"branch": self.branch}),
         }
 
 
@@ -166,12 +172,14 @@ def resolve_external(reference: External, accepted: tuple[str, ...], store: Stor
 
 
 def _resolve_hub(reference: HubModel, accepted: tuple[str, ...]) -> ResolvedInput:
-    revision = reference.revision or hub_revision(reference.name, "model")
+    with noted() as notes:
+        revision = reference.revision or hub_revision(reference.name, "model")
     if not _COMMIT.fullmatch(revision):
         raise RequestError(f"{reference}: give the full commit (40 hexadecimal digits) or leave the revision out")
     kind = next((kind for kind in accepted if kind in HUB_KINDS), "model")
     # a commit fixes the content as well as a digest of the files would, without fetching them
-    return ResolvedInput(kind, f"hub:{reference.name}@{revision}", hub=reference.name, revision=revision)
+    digest, branch = f"hub:{reference.name}@{revision}", MAIN if reference.revision is None else None
+    return ResolvedInput(kind, digest, hub=reference.name, revision=revision, branch=branch, notes=tuple(notes))
 
 
 def kinds_in_words(kinds: tuple[str, ...]) -> str:

@@ -15,9 +15,11 @@ from artifacts.errors import Problem, RequestError
 from flows.causes import input_line
 from flows.history import History
 from flows.inputs import External, ResolvedInput, StageOutput, input_digests, resolve_external
+from flows.outside import fallen_outside, notes_on
 from flows.plan_checks import plan_problems
 from flows.recipe import Recipe, RecipeStage
 from flows.selection import Selection, select
+from stages.hub_cache import noted
 from stages.identity import fingerprint, identity
 
 State = Literal["cached", "resume", "run", "may_run", "skipped"]
@@ -39,6 +41,8 @@ class Decision:
     """The record whose outputs are taken."""
     step: int | None = None
     """The step of the checkpoint to go on from."""
+    fallen: str | None = None
+    """Why a record of the same does not count: what it wrote outside of the store is not there."""
 
     @property
     def outputs(self) -> dict[str, Artifact]:
@@ -182,14 +186,19 @@ class _Planner:
             input_name: tuple(self._resolved(reference, outputs) for reference in entries)
             for input_name, entries in stage.inputs.items()
         }
-        what = identity(stage.uses, stage.config, input_digests(inputs, _many(stage)))
+        with noted() as heard:
+            what = identity(stage.uses, stage.config, input_digests(inputs, _many(stage)))
+        notes = notes_on(inputs, heard)
         key = fingerprint(what)
         record = self.store.lookup(stage.uses.name, key)
         forced = name in self.selection.forced
-        if record is not None and not forced:
+        fallen = None if record is None or forced else fallen_outside(stage, record, self.store)
+        if record is not None and not forced and fallen is None:
             done = f"done by run {record.provenance.get('run', 'unknown')}"
-            return Decision(name, "cached", (done,), key, what, inputs, record)
-        reasons = ("forced",) if forced else self.history.why(name, what, key)
+            return Decision(name, "cached", (done, *notes), key, what, inputs, record)
+        if fallen is not None:
+            return Decision(name, "run", (fallen, *notes), key, what, inputs, fallen=fallen)
+        reasons = (*(("forced",) if forced else self.history.why(name, what, key)), *notes)
         step = self.store.checkpoints(key).latest_step()
         shards = len(self.store.shards(key).names())
         if step is not None:
@@ -212,12 +221,15 @@ class _Planner:
             for input_name, entries in stage.inputs.items()
             if not any(isinstance(entry, StageOutput) and entry.stage in unknown for entry in entries)
         }
-        what = identity(stage.uses, stage.config, input_digests(known, _many(stage)))
+        with noted() as heard:
+            what = identity(stage.uses, stage.config, input_digests(known, _many(stage)))
+        notes = notes_on(known, heard)
         own = ("forced",) if stage.name in self.selection.forced else self.history.own_changes(stage.name, what)
         changing = [self._may_change(need) for need in unknown]
         self.begins[stage.name] = stage.name if own else self.begins[unknown[0]]
         first = own and own == (History.FIRST,)
-        return Decision(stage.name, "run" if own else "may_run", own if first else (*own, *changing), inputs=known)
+        reasons = (*own, *notes) if first else (*own, *changing, *notes)
+        return Decision(stage.name, "run" if own else "may_run", reasons, inputs=known)
 
     def _may_change(self, need: str) -> str:
         begin = self.begins[need]

@@ -159,6 +159,7 @@ def _read(document: Document, path: Path | None, base: Path) -> tuple[Recipe, li
     }
     ordered = {name: complete[name] for name in wiring.order if name in complete}
     problems += [problem for stage in complete.values() for problem in _launched(stage, document)]
+    problems += _written_twice(ordered.values(), document)
     recipe = Recipe(str(name), path, parallel, ordered, dump(data), document)
     return recipe, [*problems, *wrong, *wrong_stages, *wiring.problems]
 
@@ -173,6 +174,21 @@ def _launched(stage: RecipeStage, document: Document) -> list[Problem]:
         engine = ("rollouts", "tensor_parallel_size")
         unfit[engine] = launch_problems(stage.config.rollouts, stage.launch.processes)
     return [document.problem((*place, *field), what) for field, messages in unfit.items() for what in messages]
+
+
+def _written_twice(stages: Iterable[RecipeStage], document: Document) -> list[Problem]:
+    """Stages that write over what another one writes outside of the store."""
+    first: dict[str, str] = {}
+    problems = []
+    for stage in stages:
+        if stage.uses.writes is None:
+            continue
+        written = stage.uses.writes(stage.config, frozenset(stage.inputs))
+        if written in first:
+            what = f"writes {written}, as {first[written]} does: the last one would be left; give each its own"
+            problems.append(document.problem(("stages", stage.name, "with"), what))
+        first.setdefault(written, stage.name)
+    return problems
 
 
 def _sharding(launch: Launch) -> Sharding:

@@ -109,8 +109,9 @@ class Run:
         started = time.monotonic()
         decision = self.plan.decisions[name]
         try:
-            # what a cached stage reads was cached as well, so nothing can have changed for it
-            if decision.state != "cached" or not self._renewed(decision):
+            # what a cached stage reads was cached as well, so in the store nothing can have changed for it
+            outside = self._stage(name).uses.stands is not None
+            if decision.state != "cached" or outside or not self._renewed(decision):
                 decision = self._decided(name)
             if decision.state == "cached":
                 return self._take(name, decision)

@@ -142,6 +142,8 @@ class _OfPlan:
             return ()
         if "forced" in decision.reasons:
             own: tuple[Cause, ...] = (Cause(name, "forced by --force"),)
+        elif decision.fallen is not None:
+            own = (Cause(name, decision.fallen),)
         elif decision.fingerprint is not None and (lost := self.history.lost(name, decision.fingerprint)):
             own = (Cause(name, lost),)
         else:

@@ -155,7 +155,7 @@ class Context:
                 self._checked[artifact] = self._inputs_store.materialize(artifact)
             return self._checked[artifact]
         if "hub" in wired:
-            return hub_folder(wired["hub"], wired["revision"])
+            return hub_folder(wired["hub"], wired["revision"], wired.get("branch"))
         return Path(wired["path"])
 
     def output(self, name: str) -> Path:

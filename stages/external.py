@@ -14,7 +14,7 @@ from typing import Any
 
 from artifacts.digest import sha256_bytes, sha256_file
 from artifacts.errors import DataError, PosttrainError, RequestError, StageError
-from stages.data.files import Located, SourceFile, locate
+from stages.data.files import Located, SourceFile, files_below, locate
 from stages.hub import hub_revision
 from stages.names import nearest
 from stages.raised import raised
@@ -153,7 +153,7 @@ def data_identity(reference: str) -> dict[str, str]:
         return {"hub": name, "revision": hub_revision(name, "dataset")}
     located = _located(reference)
     if located.saved is not None:
-        return {"sha256": folder_digest(Path(reference))}
+        return {"sha256": _saved_digest(located.saved)}
     if len(located.files) == 1:
         (file,) = located.files
         return {"sha256": _stream_digest(file), "suffix": file.suffix + (".gz" if file.packed else "")}
@@ -176,6 +176,15 @@ def _stream_digest(file: SourceFile) -> str:
     except Exception as error:  # every file system has errors of its own
         raise RequestError(f"cannot read {file.shown}: {type(error).__name__}: {error}") from error
     return digest.hexdigest()
+
+
+def _saved_digest(folder: SourceFile) -> str:
+    """`folder_digest` of a folder on any file system."""
+    try:
+        files = files_below(folder)
+    except Exception as error:  # every file system has errors of its own
+        raise RequestError(f"cannot list {folder.shown}: {type(error).__name__}: {error}") from error
+    return sha256_bytes("\n".join(f"{file.name}:{_stream_digest(file)}" for file in files).encode())
 
 
 def folder_digest(path: Path) -> str:

@@ -7,54 +7,75 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from artifacts.errors import RequestError, StageError
+from stages.hub_cache import MAIN, cached_commit, cached_commits, note, remember
+
+_HTTP_CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
+"""What the client has asked the network through, in one version or another; each has errors of its own."""
 
 
 def hub_revision(name: str, kind: str) -> str:
-    """The commit of a Hub repository (`kind`: model or dataset) that its name means now; where the Hub does not
-    answer, the newest one of the local cache. Raises RequestError."""
+    """The commit of a Hub repository (`kind`: model or dataset) that its name means now.
+
+    Where the Hub cannot be reached, the one that the local cache has for its main branch, which is said (`noted`).
+    Raises RequestError.
+    """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
         api = HfApi()
         info = api.model_info(name) if kind == "model" else api.dataset_info(name)
         return str(info.sha)
     except Exception as error:  # its HTTP client raises errors of its own, of another package in every version
-        asked_in_vain = not isinstance(error, RepositoryNotFoundError | UnicodeEncodeError)
-        if asked_in_vain and (commit := _newest_in_cache(name, kind)) is not None:
+        if is_unanswered(error) and (commit := cached_commit(name, kind)) is not None:
+            note(
+                f"the Hub cannot be reached ({_reason(error)}): {kind} {name!r} is taken at commit {commit}, its main "
+                "branch when the local cache last saw it"
+            )
             return commit
-        raise RequestError(_explained(error, f"{kind} {name!r}")) from _quotable(error)
+        known = _known_commits(name, kind) if is_unanswered(error) else ""
+        raise RequestError(_explained(error, f"{kind} {name!r}") + known) from _quotable(error)
 
 
-def hub_folder(name: str, revision: str) -> Path:
-    """The folder with the files of a model of the Hub at a commit; what the local cache lacks is fetched. Raises
-    StageError."""
+def hub_folder(name: str, revision: str, branch: str | None = None) -> Path:
+    """The folder with the files of a model of the Hub at a commit; what the local cache lacks is fetched. `branch`:
+    the one that the commit was found at, to be found so again without the Hub. Raises StageError."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, revision=revision))
+        folder = Path(snapshot_download(name, revision=revision))
     except Exception as error:
         raise StageError(_explained(error, f"model {name!r} at commit {revision}")) from _quotable(error)
+    if branch is not None:
+        remember(name, "model", revision, branch)
+    return folder
 
 
-def _newest_in_cache(name: str, kind: str) -> str | None:
-    from huggingface_hub import scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
+def is_unanswered(error: BaseException) -> bool:
+    """Whether a request failed because nobody was reached, or nobody may be asked; not where a Hub answered."""
+    from huggingface_hub.errors import HfHubHTTPError
 
-    try:
-        for repository in scan_cache_dir().repos:
-            if repository.repo_id == name and repository.repo_type == kind:
-                return max(repository.revisions, key=lambda revision: revision.last_modified).commit_hash
-    except CacheNotFound:
-        pass
-    return None
+    links = list(causes(error))
+    return not any(isinstance(link, HfHubHTTPError) for link in links) and any(map(_is_of_network, links))
+
+
+def _is_of_network(error: BaseException) -> bool:
+    of_client = type(error).__module__.partition(".")[0] in _HTTP_CLIENTS
+    return of_client or isinstance(error, ConnectionError | TimeoutError)
+
+
+def _known_commits(name: str, kind: str) -> str:
+    found = cached_commits(name, kind)
+    if not found:
+        return ""
+    how = f"; name one: {name}@{found[0]}" if kind == "model" else ""
+    return f". The cache has other commits, of which none is known to be its branch {MAIN}: {', '.join(found)}{how}"
 
 
 def _explained(error: Exception, what: str) -> str:
     """What is wrong with a request for `what`, and what to do. The client often puts the reason behind an error that
     only says that there are no files."""
     known = _known_errors()
-    for link in _causes(error):
+    for link in causes(error):
         for kind, words in known.items():
             if isinstance(link, kind):
                 return words(what)
@@ -87,15 +108,22 @@ def _known_errors() -> dict[type[Exception], Callable[[str], str]]:
 def _unanswered(error: Exception, what: str) -> str:
     from huggingface_hub.errors import HfHubHTTPError
 
-    causes = list(_causes(error))
-    answers = [link.response.status_code for link in causes if isinstance(link, HfHubHTTPError)]
+    answers = [link.response.status_code for link in causes(error) if isinstance(link, HfHubHTTPError)]
     if answers and answers[-1] in (401, 403):
         return f"the Hub refuses {what} (HTTP {answers[-1]}); set HF_TOKEN to a token of an account that may read it"
-    reason = f"HTTP {answers[-1]}" if answers else type(causes[-1]).__name__
+    if answers:
+        return f"the Hub answers for {what} with HTTP {answers[-1]}; try again later, or give a folder"
+    if not is_unanswered(error):
+        return f"cannot get {what} of the Hub: {type(error).__name__}: {error}; give a folder, or tell us of it"
     return (
-        f"the Hub does not answer for {what} and it is not in the local cache ({reason}); check the network or give a "
-        "folder"
+        f"the Hub does not answer for {what} and it is not in the local cache ({_reason(error)}); check the network or "
+        "give a folder"
     )
+
+
+def _reason(error: Exception) -> str:
+    *_, last = causes(error)
+    return type(last).__name__
 
 
 def _cache() -> str:
@@ -106,10 +134,11 @@ def _cache() -> str:
 
 def _quotable(error: Exception) -> Exception | None:
     """The error, unless its message would quote the token."""
-    return None if any(isinstance(link, UnicodeEncodeError) for link in _causes(error)) else error
+    return None if any(isinstance(link, UnicodeEncodeError) for link in causes(error)) else error
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it was raised for, one behind the other."""
     link: BaseException | None = error
     while link is not None:
         yield link

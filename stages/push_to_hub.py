@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pydantic import Field, field_validator
 
+from stages.data.dataset import rows_files
+from stages.hub_asking import Repository
+from stages.hub_card import README, is_generated
+from stages.hub_parts import MODEL, OURS, Content, Kind, Part, laid_out
 from stages.stage import MODELS, Input, Stage
 from stages.stage import Config as StageConfig
 
@@ -16,6 +23,8 @@ if TYPE_CHECKING:
     from stages.context import Context
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_ADDRESS = re.compile(r"https?://[^/@?#\s]+(/[^@?#\s]*)?")
+HUGGING_FACE = "https://huggingface.co"
 RECORDS = ("metrics.jsonl", "steps.jsonl", "ledger.json", "samples.jsonl")
 """What artifacts have of how they were made; ledgers and samples quote rows."""
 
@@ -25,14 +34,31 @@ class Config(StageConfig):
 
     repo: str = Field(max_length=96)
     """Repository `owner/name`, made if there is none."""
+    endpoint: str | None = Field(None, min_length=1, validate_default=True)
+    """Address of the Hub. null: HF_ENDPOINT's, or https://huggingface.co."""
     private: bool = True
     """Whether it is seen by its owner alone; one that is there already must be what this says."""
     branch: str = Field("main", min_length=1)
     """Its branch, made if there is none."""
+    split: str | None = Field(None, pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=60)
+    """Of a dataset: the split that the rows are, beside the repository's others. null: train."""
     commit_message: str | None = Field(None, min_length=1)
     """null: names the artifact."""
     records: bool = False
     """Upload what the artifact has of how it was made too: metrics, the row ledger, samples. The latter quote rows."""
+
+    @field_validator("endpoint")
+    @classmethod
+    def _is_an_address(cls, value: str | None) -> str:
+        """The environment's is written down: elsewhere the same stage would write to another Hub."""
+        found = (value or os.environ.get("HF_ENDPOINT") or HUGGING_FACE).rstrip("/")
+        if not _ADDRESS.fullmatch(found):
+            shown, _, host = found.rpartition("@")
+            raise ValueError(
+                f"{'HF_ENDPOINT' if value is None else 'a Hub'} is http(s)://host, perhaps with a port or a path, "
+                f"without a password; found {'***@' if shown else ''}{host!r}"
+            )
+        return found
 
     @field_validator("repo")
     @classmethod
@@ -49,36 +75,79 @@ class Config(StageConfig):
 def check(config: Config, wired: frozenset[str]) -> list[str]:
     """What is wrong with configuration and inputs together."""
     given = {"model", "dataset"} & wired
-    if len(given) == 1:
-        return []
-    found = "both" if given else "neither"
-    return [f"takes one input, model (also an adapter or a reward model) or dataset; found {found}"]
+    if len(given) != 1:
+        found = "both" if given else "neither"
+        return [f"takes one input, model (also an adapter or a reward model) or dataset; found {found}"]
+    if config.split is not None and "model" in given:
+        return [f"split is of datasets, and the input is a model; leave it out, found {config.split!r}"]
+    return []
+
+
+def writes(config: Config, wired: frozenset[str]) -> str:
+    """What of the Hub it writes."""
+    part = f", split {_part_name(config, 'dataset')}" if "dataset" in wired else ""
+    kind = "dataset" if part else "model"
+    return f"{kind} {config.repo!r} of {config.endpoint}, branch {config.branch!r}{part}"
 
 
 def run(context: Context) -> None:
     """Upload the only input in one commit; output `commit` says which."""
-    import json
-
-    from stages.hub_upload import Repository, upload
+    from stages.hub_upload import upload
 
     config: Config = context.config
-    name = "dataset" if context.has("dataset") else "model"
-    folder, digest = context.input(name), context.input_digest(name)
-    files: dict[str, Path | bytes] = {
-        path.relative_to(folder).as_posix(): path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and (config.records or path.name not in RECORDS)
-    }
+    kind: Kind = "dataset" if context.has("dataset") else "model"
+    folder = context.input(kind)
     _require_base_elsewhere(folder)
-    if "README.md" not in files:
-        files["README.md"] = _card(config.repo, name, digest, "adapter_config.json" in files).encode()
+    part, page = _part(config, kind, folder, context.input_digest(kind))
     context.phase(f"uploading to {config.repo}")
-    to = Repository(config.repo, "dataset" if name == "dataset" else "model", config.private, config.branch)
-    commit, url = upload(to, files, config.commit_message or f"posttrain {digest}")
-    context.log(f"uploaded {len(files)} files: {url}")
-    context.counts["files"] = len(files)
-    said = {"repo": config.repo, "kind": to.kind, "commit": commit, "url": url, "files": sorted(files)}
+    done = upload(_repository(config, kind), part, page, config.commit_message or f"posttrain {part.digest}")
+    context.log(f"uploaded {len(part.files)} files: {done.url}")
+    if not done.page_is_ours:
+        context.log(f"{config.repo} has a README.md that somebody wrote or edited there: it stays as it is")
+    context.counts["files"] = len(part.files)
+    said = {
+        "repo": config.repo,
+        "kind": kind,
+        "endpoint": config.endpoint,
+        "branch": config.branch,
+        "commit": done.commit,
+        "url": done.url,
+        "files": done.files,
+    }
     (context.output("commit") / "commit.json").write_text(json.dumps(said, indent=1), encoding="utf-8")
+
+
+def stands(config: Config, outputs: Mapping[str, Path]) -> str | None:
+    """Why the branch does not have any more what a run put there; None: it has."""
+    from stages.hub_upload import missing
+
+    said = json.loads((outputs["commit"] / "commit.json").read_text(encoding="utf-8"))
+    kind: Kind = said["kind"]
+    return missing(_repository(config, kind), _part_name(config, kind), said["files"])
+
+
+def _repository(config: Config, kind: Kind) -> Repository:
+    assert config.endpoint is not None
+    return Repository(config.repo, kind, config.private, config.branch, config.endpoint)
+
+
+def _part_name(config: Config, kind: Kind) -> str:
+    return MODEL if kind == "model" else config.split or "train"
+
+
+def _part(config: Config, kind: Kind, folder: Path, digest: str) -> tuple[Part, bytes | None]:
+    """What is uploaded, and the artifact's own page, if somebody wrote it one."""
+    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    files: dict[str, Content] = {
+        name: path
+        for name, path in found.items()
+        if name != README and not name.startswith(f"{OURS}/") and (config.records or path.name not in RECORDS)
+    }
+    rows = rows_files(folder) if kind == "dataset" else ()
+    name = _part_name(config, kind)
+    page = found[README].read_bytes() if README in found else None
+    written = None if page is None or is_generated(page) else page
+    return Part(kind, name, digest, laid_out(kind, name, files, rows)), written
 
 
 def _require_base_elsewhere(folder: Path) -> None:
@@ -94,15 +163,9 @@ def _require_base_elsewhere(folder: Path) -> None:
             )
 
 
-def _card(repo: str, kind: str, digest: str, is_adapter: bool) -> str:
-    library = "" if kind == "dataset" else f"library_name: {'peft' if is_adapter else 'transformers'}\n"
-    header = f"---\n{library}tags:\n- posttrain\n---\n"
-    return f"{header}\n# {repo.partition('/')[2]}\n\nMade by posttrain: {kind} `{digest}`.\n"
-
-
 STAGE = Stage(
     name="push_to_hub",
-    version=1,
+    version=2,
     config=Config,
     inputs={
         "model": Input((*MODELS, "reward_model"), required=False),
@@ -111,6 +174,8 @@ STAGE = Stage(
     outputs={"commit": "hub_commit"},
     run=run,
     check=check,
+    writes=writes,
+    stands=stands,
     single=True,
     summary="A model, adapter or dataset to the Hugging Face Hub, in one commit, once for its content",
 )

@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from artifacts.errors import RequestError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from stages.context import Context
     from stages.sharding import Sharding
     from stages.training.memory import Phase, Request
@@ -135,6 +137,12 @@ class Stage:
     """(Config, shape of the model behind each input) -> shape of the model in each output; None: there is none."""
     dataset_types: Callable[[Any, Mapping[str, str]], Mapping[str, str]] | None = None
     """(Config, type of the dataset behind each input, where known) -> type of the dataset in each output, likewise."""
+    writes: Callable[[Any, frozenset[str]], str] | None = None
+    """(Config, names of the wired inputs) -> what it writes outside of the store; two stages of a recipe may not write
+    the same. None: nothing."""
+    stands: Callable[[Any, Mapping[str, Path]], str | None] | None = None
+    """(Config, folders of recorded outputs) -> why what it wrote outside of the store is not there any more, so that it
+    is to be done again; None: it is there. Raises StageError or UnreachableError where that cannot be seen."""
     single: bool = False
     """One process does it all; a launch of several, given for the whole recipe, is for the other stages."""
 

@@ -134,6 +134,11 @@ def read_dataset(folder: Path) -> Dataset:
     return Dataset(dataset_type, conversational, tuple(table.column_names), TableRows(table, messages))
 
 
+def rows_files(folder: Path) -> tuple[str, ...]:
+    """The names of a dataset's files with rows, in order. Raises DataError where it is none."""
+    return tuple(_description(folder).get("files", [DATA_FILE]))
+
+
 def _read_files(paths: Sequence[Path]) -> pyarrow.Table:
     import pyarrow.parquet
 

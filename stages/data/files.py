@@ -103,6 +103,12 @@ def _folder(filesystem: Any, path: str, entries: list[str], shown: str, wanted: 
     return Located(tuple(files), tuple(file.name for file in ignored))
 
 
+def files_below(folder: SourceFile) -> list[SourceFile]:
+    """All files of a folder, in the order of their paths, part by part."""
+    found = _named(folder.filesystem, folder.filesystem.find(folder.path), folder.path)
+    return sorted(found, key=lambda file: PurePosixPath(file.name))
+
+
 def _named(filesystem: Any, paths: list[str], root: str) -> Iterator[SourceFile]:
     for path in paths:
         name = path.removeprefix(root).lstrip("/")

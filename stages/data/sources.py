@@ -16,6 +16,7 @@ from artifacts.errors import DataError
 from stages.data.faults import BadRow, what_is
 from stages.data.files import SourceFile, local_copy, locate
 from stages.data.readers import ROWS_PER_BATCH, read_rows, table_rows
+from stages.hub_cache import remember
 from stages.raised import raised
 
 
@@ -103,18 +104,22 @@ def path_source(url: str, wanted: str, split: str | None, scratch: Path) -> Sour
 
 
 def hub_source(name: str, subset: str | None, split: str | None, revision: str | None) -> Source:
-    """A dataset repository of the Hub. Raises DataError when it cannot be loaded."""
+    """A dataset repository of the Hub, `revision`: the commit that its name means. Raises DataError when it cannot be
+    loaded."""
 
     def load() -> Any:
         import datasets
 
         try:
-            return datasets.load_dataset(name, subset, split=split, revision=revision)
+            loaded = datasets.load_dataset(name, subset, split=split, revision=revision)
         except Exception as error:  # network, permissions and parsing each raise errors of their own
             raise DataError(
                 f"cannot load the Hub dataset {name!r}: {type(error).__name__}: {error}; check the name, split and "
                 f"network, or give a local copy as source.path"
             ) from error
+        if revision is not None:
+            remember(name, "dataset", revision)
+        return loaded
 
     return Source(lambda source: _table(source, _one_split(load(), split, name), f"hub:{name}"))
 

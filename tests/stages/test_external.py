@@ -22,6 +22,7 @@ ANSWERS = {
     "owner/moved": (404, "RevisionNotFound"),
     "owner/forbidden": (403, ""),
     "owner/broken": (500, ""),
+    "owner/busy": (429, ""),
 }
 """Repository -> HTTP status and error code with which a Hub answers."""
 
@@ -76,11 +77,8 @@ def fetch(folder: Path, name: str) -> None:
         ("owner/gated", r"^model 'owner/gated'{} on the Hub is gated: accept its terms .*, and set HF_TOKEN", True),
         ("owner/disabled", r"^the Hub has disabled model 'owner/disabled'{}; use another one, or give a folder", True),
         ("owner/forbidden", r"^the Hub refuses model 'owner/forbidden'{} \(HTTP 403\); set HF_TOKEN", True),
-        (
-            "owner/broken",
-            r"^the Hub does not answer for model 'owner/broken'{} .*\(HTTP 500\); check the network",
-            True,
-        ),
+        ("owner/broken", r"^the Hub answers for model 'owner/broken'{} with HTTP 500; try again later", True),
+        ("owner/busy", r"^the Hub answers for model 'owner/busy'{} with HTTP 429; try again later", True),
         ("owner/moved", r"^no model 'owner/moved'{} on the Hub; it may have been taken away: give another one", False),
     ],
 )

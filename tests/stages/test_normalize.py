@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from stages.external import data_identity, folder_digest
 from tests.stages.normalized import Normalized, assistant, system, user, write_jsonl
 from tests.stages.small_models import logged
 
@@ -89,6 +90,14 @@ def test_saved_datasets(tmp_path):
     datasets.DatasetDict({"train": table, "test": table.select([1])}).save_to_disk(tmp_path / "two")
     assert Normalized(tmp_path / "a", tmp_path / "one").rows() == QA
     assert Normalized(tmp_path / "b", {"path": str(tmp_path / "two"), "split": "test"}).rows() == [QA[1]]
+    memory = fsspec.filesystem("memory")
+    for name, split in (("one", None), ("two", "test")):
+        memory.put(str(tmp_path / name), f"/saved/{name}", recursive=True)
+        there = Normalized(tmp_path / "far" / name, {"path": f"memory://saved/{name}", "split": split})
+        assert there.rows() == (QA if split is None else [QA[1]])
+        # one content has one digest, wherever it lies
+        assert data_identity(f"memory://saved/{name}") == {"sha256": folder_digest(tmp_path / name)}
+        assert data_identity(str(tmp_path / name)) == data_identity(f"memory://saved/{name}")
 
 
 def test_folders_globs_and_urls(tmp_path, each_format):

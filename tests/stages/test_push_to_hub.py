@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from artifacts.errors import StageError, UnreachableError
+from stages.hub_asking import Repository, asked
 from stages.push_to_hub import Config, check
-from tests.in_process import run_here
-from tests.stages.fake_hub import TOKEN, FakeHub, Held, fake_hub
-from tests.stages.small_models import output, run_stage, save_dataset, save_model
+from tests.stages.fake_hub import TOKEN, FakeHub, Held
+from tests.stages.hub_pushes import MODEL, push, use
+from tests.stages.small_models import save_model
 
-MODEL = "models/owner/name"
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
-    with fake_hub() as found:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", found.url)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda seconds: None))
-        monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no token"))
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        yield found
+NOTE = ".posttrain/model/pushed.json"
 
 
 @pytest.fixture
@@ -40,11 +26,6 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
-def push(folder: Path, inputs: dict[str, Path], **settings: Any) -> dict[str, Any]:
-    context = run_stage("push_to_hub", folder, inputs, **{"repo": "owner/name", **settings})
-    return json.loads((output(context, "commit") / "commit.json").read_text())
-
-
 def contents(folder: Path, *left: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in left}
 
@@ -52,21 +33,23 @@ def contents(folder: Path, *left: str) -> dict[str, bytes]:
 def test_a_model_goes_whole_and_nothing_that_quotes_rows(hub: FakeHub, tmp_path: Path, model: Path) -> None:
     said = push(tmp_path / "run", {"model": model})
     held = hub.repositories[MODEL]
-    assert held.private and list(held.commits) == [said["commit"]]
+    assert held.private and held.head("main") == said["commit"] and len(held.messages) == 1
     found = dict(held.branches["main"])
+    assert json.loads(found.pop(NOTE))["files"] == sorted(set(found) - {"README.md"})
     card = found.pop("README.md").decode()
     assert found == contents(model, "samples.jsonl", "metrics.jsonl") and "model.safetensors" in found
     assert card.startswith(
         "---\nlibrary_name: transformers\ntags:\n- posttrain\n---\n\n# name\n\nMade by posttrain: model `"
     )
     assert held.messages[0].startswith("posttrain ") and held.messages[0].removeprefix("posttrain ") in card
-    assert said["files"] == sorted([*found, "README.md"]) and said["url"].endswith(said["commit"])
+    assert set(said["files"]) == {*found, NOTE} and said["url"].endswith(said["commit"])
 
 
 def test_records_go_too_if_asked_for(hub: FakeHub, tmp_path: Path, model: Path) -> None:
     (model / "README.md").write_text("of the artifact")
     push(tmp_path / "run", {"model": model}, records=True, commit_message="with all")
-    assert hub.repositories[MODEL].branches["main"] == contents(model)
+    found = dict(hub.repositories[MODEL].branches["main"])
+    assert found.pop(NOTE) and found == contents(model)
     assert hub.repositories[MODEL].messages == ["with all"]
 
 
@@ -85,14 +68,6 @@ def test_a_branch_of_its_own(hub: FakeHub, tmp_path: Path, model: Path) -> None:
         push(tmp_path / folder, {"model": model}, branch="nightly")
     held = hub.repositories[MODEL]
     assert held.branches["main"] == {} and "model.safetensors" in held.branches["nightly"]
-
-
-def test_rows_of_a_dataset(hub: FakeHub, tmp_path: Path) -> None:
-    rows = save_dataset(tmp_path / "rows", "prompt", [{"prompt": "a"}])
-    assert push(tmp_path / "run", {"dataset": rows}, private=False)["kind"] == "dataset"
-    held = hub.repositories["datasets/owner/name"]
-    assert not held.private
-    assert set(held.branches["main"]) == {"data.parquet", "dataset.json", "README.md"}
 
 
 def test_what_is_public_gets_nothing_private(hub: FakeHub, tmp_path: Path, model: Path) -> None:
@@ -155,7 +130,7 @@ def test_a_token_is_needed_and_never_said(
 
 
 def test_nobody_answers(hub: FakeHub, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    use(monkeypatch, "http://127.0.0.1:9")
     with pytest.raises(
         UnreachableError,
         match=r"the Hub at http://127.0.0.1:9 does not answer for model 'owner/name' \(ConnectError\); check",
@@ -184,19 +159,36 @@ def test_names_that_are_none(repo: str) -> None:
         Config(repo=repo)
 
 
-def test_a_recipe_uploads_once(hub: FakeHub, tmp_path: Path) -> None:
-    """A second run asks nothing. The token is written nowhere."""
-    rows = {"uses": "normalize", "with": {"source": {"path": "rows.jsonl"}, "type": "prompt"}}
-    pushed = {"uses": "push_to_hub", "inputs": {"dataset": "rows"}, "with": {"repo": "owner/rows"}}
-    (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n')
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(json.dumps({"name": "r", "stages": {"rows": rows, "pushed": pushed}}))
-    payload = run_here(recipe, tmp_path / "store")
-    assert payload["state"] == "ok", payload
-    (commit,) = hub.repositories["datasets/owner/rows"].commits
-    asked = len(hub.requests)
-    assert run_here(recipe, tmp_path / "store")["stages"]["pushed"]["state"] == "cached"
-    assert len(hub.requests) == asked
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert any(commit.encode() in path.read_bytes() for path in files)
-    assert not any(TOKEN.encode() in path.read_bytes() for path in files)
+def test_a_model_is_no_split() -> None:
+    assert check(Config(repo="a/b", split="test"), frozenset({"model"})) == [
+        "split is of datasets, and the input is a model; leave it out, found 'test'"
+    ]
+
+
+@pytest.mark.parametrize("address", ["huggingface.co", "https://name:secret@host", "https://host?a=b", "ftp://host"])
+def test_addresses_that_are_none(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A password is not quoted."""
+    with pytest.raises(ValueError, match="a Hub is http") as caught:
+        Config(repo="a/b", endpoint=address)
+    assert "secret@" not in str(caught.value.errors()[0]["msg"])  # type: ignore[attr-defined]
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    with pytest.raises(ValueError, match="HF_ENDPOINT is http"):
+        Config(repo="a/b")
+
+
+def test_the_address_is_that_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    assert Config(repo="a/b").endpoint == "https://huggingface.co"
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub:8080/path/")
+    assert Config(repo="a/b").endpoint == "http://hub:8080/path"
+    assert Config(repo="a/b", endpoint="https://other").endpoint == "https://other"
+
+
+@pytest.mark.parametrize("mistake", [TypeError("a bug"), KeyError("a bug"), FileNotFoundError("a file of ours")])
+def test_mistakes_are_not_taken_for_a_hub_that_does_not_answer(mistake: Exception) -> None:
+    def ask() -> None:
+        raise mistake
+
+    with pytest.raises(type(mistake)) as caught:
+        asked(Repository("a/b", "model", True, "main", "http://hub"), ask)
+    assert caught.value is mistake
