@@ -29,6 +29,21 @@ def loss_spike(run: History) -> str | None:
     )
 
 
+def held_out_rising(run: History) -> str | None:
+    """The loss of rows that are not trained on goes up, twice in a row and well above where it was."""
+    losses = run.values("eval/loss")
+    if "eval/loss" not in run.newest or len(losses) < 3:
+        return None
+    lowest = min(losses)
+    if not (losses[-1] >= losses[-2] > lowest and losses[-1] > lowest + 0.05 * abs(lowest)):
+        return None
+    return (
+        f"loss {losses[-1]:.4g} of eval_dataset, {lowest:.4g} at its lowest; rows are learnt by heart: keep: best takes "
+        "the weights from there and early_stopping_patience ends the run; more rows, fewer steps or a lower "
+        "learning_rate go further"
+    )
+
+
 def entropy_collapse(run: History) -> str | None:
     """The model has become almost certain of every token."""
     if len(run.values("entropy")) < 2 * FEW:

@@ -53,6 +53,11 @@ def test_a_healthy_run_gives_no_notice() -> None:
 TROUBLES: dict[str, tuple[Callable[[int], Row], int]] = {
     # one loss of 5
     "loss_spike": (lambda step: {"loss": 5.0} if step == 90 else {}, 90),
+    # measured every 20 steps: 2, 1, 1.02, 1.06, of which the last is more than a twentieth above the lowest
+    "held_out_rising": (
+        lambda step: {} if step % 20 else {"eval/loss": {20: 2.0, 40: 1.0, 60: 1.02}.get(step, 1.06)},
+        80,
+    ),
     # 2 at first; the mean of 20 is below 0.2 when all but one of them are 0.1: 19 * 0.1 + 1.9 < 20 * 0.2
     "entropy_collapse": (lambda step: {"entropy": 2.0 if step <= 20 else 1.9 if step <= 100 else 0.1}, 119),
     # 1 until step 100, then 0: 4 of the last 20 are left at step 116, which is a fifth
@@ -162,6 +167,9 @@ def test_rows_of_which_nothing_is_trained(states: dict[str, int], said: str | No
         # rounding in bfloat16, and in float32, where ten times the first difference is nothing
         ("sampler_mismatch", lambda step: {"sampling/sampling_logp_difference/mean": 0.02 + 0.01 * (step % 3)}),
         ("sampler_mismatch", lambda step: {"sampling/sampling_logp_difference/mean": 1e-8 if step == 1 else 5e-7}),
+        # up and down, and a little up
+        ("held_out_rising", lambda step: {} if step % 20 else {"eval/loss": 1.1 if step % 40 else 1.0}),
+        ("held_out_rising", lambda step: {} if step % 20 else {"eval/loss": 1.0 + step / 5000}),
         # half as long again
         ("length_explosion", lambda step: {"completions/mean_length": 40 + step / 10}),
     ],
