@@ -38,8 +38,8 @@ def held_out_rising(run: History) -> str | None:
     if not (losses[-1] >= losses[-2] > lowest and losses[-1] > lowest + 0.05 * abs(lowest)):
         return None
     return (
-        f"loss {losses[-1]:.4g} of eval_dataset, {lowest:.4g} at its lowest; rows are learnt by heart: keep: best takes "
-        "the weights from there and early_stopping_patience ends the run; more rows, fewer steps or a lower "
+        f"loss {losses[-1]:.4g} of eval_dataset, {lowest:.4g} at its lowest; rows are learnt by heart: keep: best "
+        "takes the weights from there and early_stopping_patience ends the run; more rows, fewer steps or a lower "
         "learning_rate go further"
     )
 
