@@ -21,6 +21,7 @@ from stages.training.batch import Group, TokenBatch, layout
 from stages.training.model_check import check_loaded, check_no_code, load_checked
 from stages.training.objective import Readout
 from stages.training.tied import TiedEmbedding
+from stages.training.trunk import trunk_of
 
 _SHAPES_MULTIPLE = {"cuda": 256}
 """Tokens of a row, and positions read in the last layer, by device: a matrix product of a shape that was not met
@@ -139,7 +140,7 @@ class Scorer(nn.Module):
         noise = nullcontext() if batch.noise is None else self._embedding_noise(batch.noise)
         with noise, packed_pass() if extra else nullcontext():
             if self.tied is None:
-                output = self.transformers_model.base_model(**inputs)
+                output = trunk_of(self.transformers_model)(**inputs)
             else:
                 output, head_VH = self.tied.call(**inputs)
                 self._head_of_pass = (head_VH,)

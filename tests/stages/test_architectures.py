@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState
 from transformers import AutoModelForCausalLM
 
 from tests.stages.small_models import labels_loss, output, read_lines, run_stage, save_dataset
-from tests.training.architectures import GATED_NORMS, save_architecture
+from tests.training.architectures import GATED_NORMS, LLAMA4, save_architecture
 
 ROWS = [("abc", "de"), ("da", "bbcaaa"), ("hgf", "e")]
 
@@ -35,9 +35,9 @@ def own_loss(model: Any) -> float:
     return sum(loss for loss, _ in losses) / sum(tokens for _, tokens in losses)
 
 
-@pytest.mark.parametrize("model_type", GATED_NORMS)
+@pytest.mark.parametrize("model_type", [*GATED_NORMS, "llama4_text"])
 def test_sft_begins_at_the_models_own_loss_and_lowers_it(model_type: str, tmp_path: Path) -> None:
-    model = save_architecture(tmp_path / "model", model_type, GATED_NORMS[model_type])
+    model = save_architecture(tmp_path / "model", model_type, (GATED_NORMS | {"llama4_text": LLAMA4})[model_type])
     metrics, made = trained(tmp_path / "run", tmp_path / "model")
     assert metrics[0]["loss"] == pytest.approx(own_loss(model), rel=1e-5)
     assert own_loss(AutoModelForCausalLM.from_pretrained(made).eval()) < metrics[0]["loss"]

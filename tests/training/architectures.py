@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 
+from stages.rollouts.requests import SamplingConfig
+from stages.rollouts.sampler import EmbeddedSampler
 from stages.training.model import Scorer, token_logprobs
 from stages.training.probes import check_head, settle_layout
 from tests.data.characters import IDS, build_tokenizer
+from tests.rollouts.sampling import END, requests, teacher_forced
 from tests.training.conftest import random_groups, tiny_model
 
 _DELTA_NET: dict[str, Any] = {
@@ -39,6 +42,12 @@ GATED_NORMS: dict[str, dict[str, Any]] = {
     },
 }
 """Recurrent layers with a norm that takes a gate."""
+LLAMA4: dict[str, Any] = {
+    "num_local_experts": 4,
+    "num_experts_per_tok": 1,
+    "intermediate_size_mlp": 48,
+    "attention_chunk_size": 8,
+}
 
 
 def save_architecture(folder: Path, model_type: str, settings: dict[str, Any]) -> Any:
@@ -47,6 +56,18 @@ def save_architecture(folder: Path, model_type: str, settings: dict[str, Any]) -
     model.save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
     return model
+
+
+def assert_samples_are_its_own(model: Any, *, tolerance: float = 1e-5) -> None:
+    """Prompts of several lengths, which are padded where they are not shared, against the model without a cache."""
+    asked = requests(2)
+    sampled = EmbeddedSampler(model, eos_token_ids=END, pad_token_id=0).sample(
+        asked, SamplingConfig(max_completion_length=8)
+    )
+    for request, completions in zip(asked, sampled, strict=True):
+        for one in completions:
+            expected = teacher_forced(model, list(request.prompt_ids), one.token_ids)
+            torch.testing.assert_close(torch.tensor(one.logprobs), expected, atol=tolerance, rtol=tolerance)
 
 
 def assert_logprobs_are_its_own(model: Any, *, tolerance: float = 1e-5) -> str | None:
