@@ -21,7 +21,7 @@ from stages.training.batch import Group, TokenBatch, layout
 from stages.training.model_check import check_loaded, check_no_code, load_checked
 from stages.training.objective import Readout
 from stages.training.tied import TiedEmbedding
-from stages.training.trunk import trunk_of
+from stages.training.trunk import context_of, trunk_of
 
 _SHAPES_MULTIPLE = {"cuda": 256}
 """Tokens of a row, and positions read in the last layer, by device: a matrix product of a shape that was not met
@@ -101,8 +101,8 @@ class Scorer(nn.Module):
 
     @property
     def context_length(self) -> int:
-        """Most tokens of a row."""
-        return int(self.transformers_model.config.max_position_embeddings)
+        """Most tokens of a row; `trunk.UNBOUNDED` where the model has no bound."""
+        return context_of(self.transformers_model.config)
 
     def head(self, temperature: float = 1.0) -> Head:
         """The language-modelling head with what the architecture does to its logits."""

@@ -1,10 +1,16 @@
-"""Where a transformers model keeps what comes before its head."""
+"""Where a transformers model keeps what comes before its head, and how long its rows may be."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from artifacts.errors import StageError
+
+UNBOUNDED = sys.maxsize
+"""Tokens of a row where positions are a recurrent state's or a slope's (ALiBi), not those of a table."""
+_LONGEST = ("max_position_embeddings", "max_seq_len")
+"""What configurations call the most tokens of a row; the second is MPT's."""
 
 
 def trunk_of(model: Any) -> Any:
@@ -16,3 +22,10 @@ def trunk_of(model: Any) -> Any:
     if trunk is None:
         raise StageError(f"{type(model).__name__} does not say which of its parts are under its head; not supported")
     return trunk
+
+
+def context_of(config: Any) -> int:
+    """Most tokens of a row, by the configuration of a model; UNBOUNDED where it says nothing."""
+    text = config.get_text_config()
+    found = (getattr(text, name, None) for name in _LONGEST)
+    return int(next((longest for longest in found if longest is not None), UNBOUNDED))

@@ -10,9 +10,12 @@ from accelerate.state import AcceleratorState
 from transformers import AutoModelForCausalLM
 
 from tests.stages.small_models import labels_loss, output, read_lines, run_stage, save_dataset
-from tests.training.architectures import GATED_NORMS, LLAMA4, save_architecture
+from tests.training.architectures import GATED_NORMS, LLAMA4, MPT, UNBOUNDED_ROWS, save_architecture
 
 ROWS = [("abc", "de"), ("da", "bbcaaa"), ("hgf", "e")]
+
+BOUNDED = {**GATED_NORMS, "llama4_text": LLAMA4}
+MODELS = {**BOUNDED, **UNBOUNDED_ROWS, "mpt": MPT}
 
 
 @pytest.fixture(autouse=True)
@@ -35,9 +38,20 @@ def own_loss(model: Any) -> float:
     return sum(loss for loss, _ in losses) / sum(tokens for _, tokens in losses)
 
 
-@pytest.mark.parametrize("model_type", [*GATED_NORMS, "llama4_text"])
+@pytest.mark.parametrize("model_type", MODELS)
 def test_sft_begins_at_the_models_own_loss_and_lowers_it(model_type: str, tmp_path: Path) -> None:
-    model = save_architecture(tmp_path / "model", model_type, (GATED_NORMS | {"llama4_text": LLAMA4})[model_type])
+    model = save_architecture(tmp_path / "model", model_type, MODELS[model_type], bounded=model_type in BOUNDED)
     metrics, made = trained(tmp_path / "run", tmp_path / "model")
     assert metrics[0]["loss"] == pytest.approx(own_loss(model), rel=1e-5)
     assert own_loss(AutoModelForCausalLM.from_pretrained(made).eval()) < metrics[0]["loss"]
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_5_text", "llama4_text", "bloom", "mamba"])
+def test_rl_samples_and_trains_on_the_same_numbers(model_type: str, tmp_path: Path) -> None:
+    save_architecture(tmp_path / "model", model_type, MODELS[model_type], bounded=model_type in BOUNDED)
+    rows = save_dataset(tmp_path / "rows", "prompt_completion", [{"prompt": p, "completion": ""} for p, _ in ROWS])
+    settings = {"train_batch_size": 12, "num_generations": 4, "max_completion_length": 6, "max_length": 12}
+    reward = {"rewards": ["tests.stages.small_models:letters"], "max_steps": 1, "learning_rate": 1e-3}
+    made = run_stage("rl", tmp_path / "run", {"model": tmp_path / "model", "dataset": rows}, **settings, **reward)
+    (row,) = read_lines(output(made, "model") / "metrics.jsonl")
+    assert row["sampling/sampling_logp_difference/max"] < 1e-4

@@ -42,6 +42,14 @@ GATED_NORMS: dict[str, dict[str, Any]] = {
     },
 }
 """Recurrent layers with a norm that takes a gate."""
+UNBOUNDED_ROWS: dict[str, dict[str, Any]] = {
+    "bloom": {"n_head": 4, "n_layer": 2},
+    "mamba": {"state_size": 4},
+    "mamba2": GATED_NORMS["mamba2"],
+    "falcon_mamba": {"state_size": 4},
+}
+"""Configurations that know no longest row."""
+MPT: dict[str, Any] = {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64}
 LLAMA4: dict[str, Any] = {
     "num_local_experts": 4,
     "num_experts_per_tok": 1,
@@ -50,9 +58,9 @@ LLAMA4: dict[str, Any] = {
 }
 
 
-def save_architecture(folder: Path, model_type: str, settings: dict[str, Any]) -> Any:
+def save_architecture(folder: Path, model_type: str, settings: dict[str, Any], *, bounded: bool = True) -> Any:
     """One with the vocabulary of the character tokenizer, saved with it."""
-    model = tiny_model(model_type, vocab_size=len(IDS), **settings)
+    model = tiny_model(model_type, bounded=bounded, vocab_size=len(IDS), **settings)
     model.save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
     return model

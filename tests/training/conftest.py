@@ -18,8 +18,9 @@ from stages.training.probes import settle_layout
 VOCABULARY = 61
 
 
-def tiny_model(model_type: str = "llama", **changes: object) -> torch.nn.Module:
-    """Two layers, hidden size 32, weights from a fixed seed."""
+def tiny_model(model_type: str = "llama", *, bounded: bool = True, **changes: object) -> torch.nn.Module:
+    """Two layers, hidden size 32, weights from a fixed seed. Not `bounded`: rows of any length, for a configuration
+    that has no such setting."""
     settings: dict[str, object] = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,
@@ -34,6 +35,8 @@ def tiny_model(model_type: str = "llama", **changes: object) -> torch.nn.Module:
         "eos_token_id": 2,
         "tie_word_embeddings": True,
     }
+    if not bounded:
+        del settings["max_position_embeddings"]
     torch.manual_seed(derive(0, "tiny", model_type))
     config = AutoConfig.for_model(model_type, **(settings | changes))
     capped = getattr(config, "attn_logit_softcapping", None) is not None
