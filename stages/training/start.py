@@ -20,6 +20,7 @@ from stages.training.parallel import use_bfloat16
 from stages.training.probes import check_head, settle_layout
 from stages.training.processes import launched_sharding, prepare_process
 from stages.training.quantization import quantized, require_quantization
+from stages.training.trunk import is_multimodal, text_parameters
 
 
 def start(
@@ -42,6 +43,7 @@ def start(
         return scorer_of(load_adapter(model, source.adapter, config.lora_dropout))
 
     scorer = build(quantized(config.quantization))
+    say_parts(context, scorer)
     check_head(scorer)
     settle_packing(context, scorer)
     trainer = Trainer(context, config, accelerator, scorer, objective, partial(build, {}))
@@ -81,10 +83,11 @@ def start_classifier(
 
     def build() -> Scorer:
         model = load(folder, new_head_seed=config.seed)
-        model.config.pad_token_id = padding_of(tokenizer)
+        model.config.get_text_config().pad_token_id = padding_of(tokenizer)
         return Scorer(add_adapters(model, config))
 
     scorer = build()
+    say_parts(context, scorer)
     settle_packing(context, scorer)
     return Trainer(context, config, accelerator, scorer, objective, build), tokenizer
 
@@ -118,6 +121,17 @@ def freeze(context: Context, scorer: Scorer, bf16: bool) -> Scorer:
 def tokenizer_of(context: Context, name: str) -> Any:
     """The tokenizer of an input that takes models or adapters."""
     return load_tokenizer(model_source(context, name).tokenizer)
+
+
+def say_parts(context: Context, scorer: Scorer) -> None:
+    """Log what of a multimodal model is left as it is."""
+    model = scorer.transformers_model
+    if is_multimodal(model.config):
+        frozen = sum(one.numel() for one in model.parameters()) - sum(one.numel() for one in text_parameters(model))
+        context.log(
+            f"{type(model).__name__} is multimodal: its language model is trained on text alone, the {frozen:,} other "
+            "parameters stay as they are"
+        )
 
 
 def settle_packing(context: Context, scorer: Scorer) -> None:

@@ -35,7 +35,7 @@ class ActorCritic(Scorer):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        self.value_head = nn.Linear(int(self.transformers_model.config.hidden_size), 1)
+        self.value_head = nn.Linear(int(self.transformers_model.config.get_text_config().hidden_size), 1)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
 
@@ -87,7 +87,7 @@ def valued_policy_of(context: Context) -> Callable[[Any], Scorer]:
 
     def build(policy: Any) -> Scorer:
         value_model = load_value_model(folder)
-        value_model.config.pad_token_id = padding_of(tokenizer)
+        value_model.config.get_text_config().pad_token_id = padding_of(tokenizer)
         scorer = PolicyAndValueModel(policy, value_model)
         known = scorer.value_model.vocabulary
         if known < scorer.vocabulary:

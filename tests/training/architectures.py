@@ -12,7 +12,7 @@ from stages.rollouts.sampler import EmbeddedSampler
 from stages.training.model import Scorer, token_logprobs
 from stages.training.probes import check_head, settle_layout
 from tests.data.characters import IDS, build_tokenizer
-from tests.rollouts.sampling import END, requests, teacher_forced
+from tests.rollouts.sampling import END, PROMPTS, requests, teacher_forced
 from tests.training.conftest import random_groups, tiny_model
 
 _DELTA_NET: dict[str, Any] = {
@@ -68,7 +68,7 @@ def save_architecture(folder: Path, model_type: str, settings: dict[str, Any], *
 
 def assert_samples_are_its_own(model: Any, *, tolerance: float = 1e-5) -> None:
     """Prompts of several lengths, which are padded where they are not shared, against the model without a cache."""
-    asked = requests(2)
+    asked = requests(2, [[token % model.config.get_text_config().vocab_size for token in ids] for ids in PROMPTS])
     sampled = EmbeddedSampler(model, eos_token_ids=END, pad_token_id=0).sample(
         asked, SamplingConfig(max_completion_length=8)
     )
@@ -84,7 +84,7 @@ def assert_logprobs_are_its_own(model: Any, *, tolerance: float = 1e-5) -> str |
     scorer = Scorer(model).eval()
     check_head(scorer)
     reason = settle_layout(scorer)
-    groups = random_groups(3, 2, prefix=(3, 9))
+    groups = random_groups(3, 2, prefix=(3, 9), vocabulary=scorer.vocabulary)
     with torch.no_grad():
         batch = scorer.layout(groups)
         ours_N = scorer(batch, token_logprobs(batch)).logprobs_N

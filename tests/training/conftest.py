@@ -64,13 +64,15 @@ def model_folder(tmp_path: Path) -> Path:
     return folder
 
 
-def random_groups(count: int, branches: int, *, seed: int = 0, prefix: tuple[int, int] = (1, 9)) -> list[Group]:
+def random_groups(
+    count: int, branches: int, *, seed: int = 0, prefix: tuple[int, int] = (1, 9), vocabulary: int = VOCABULARY
+) -> list[Group]:
     """Groups of unequal lengths."""
     draws = generator(seed, "groups", count, branches)
     groups = []
     for number in range(count):
-        prompt = draws.integers(3, VOCABULARY, draws.integers(*prefix)).tolist()
-        tails = [draws.integers(3, VOCABULARY, draws.integers(1, 7)).tolist() for _ in range(branches)]
+        prompt = draws.integers(3, vocabulary, draws.integers(*prefix)).tolist()
+        tails = [draws.integers(3, vocabulary, draws.integers(1, 7)).tolist() for _ in range(branches)]
         groups.append(Group(f"row{number}", prompt, tuple(Branch(tail) for tail in tails)))
     return groups
 
