@@ -85,7 +85,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="a2po",
-    version=3,
+    version=4,
     config=Config,
     inputs={
         "model": Input(MODELS),

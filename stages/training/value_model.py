@@ -19,6 +19,7 @@ from stages.losses.logprobs import TokenScores
 from stages.losses.token_loss import TokenLossFunction, linear_token_loss
 from stages.training.batch import TokenBatch
 from stages.training.classifiers import load_value_model, padding_of
+from stages.training.dropout import without_dropout
 from stages.training.export import write_merged
 from stages.training.loop import Trained
 from stages.training.model import Scorer, load_tokenizer, token_logprobs
@@ -87,6 +88,7 @@ def valued_policy_of(context: Context) -> Callable[[Any], Scorer]:
 
     def build(policy: Any) -> Scorer:
         value_model = load_value_model(folder)
+        without_dropout(value_model)
         value_model.config.get_text_config().pad_token_id = padding_of(tokenizer)
         scorer = PolicyAndValueModel(policy, value_model)
         known = scorer.value_model.vocabulary
