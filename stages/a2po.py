@@ -86,7 +86,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="a2po",
-    version=3,
+    version=4,
     config=Config,
     inputs={
         "model": Input(MODELS),

@@ -142,7 +142,7 @@ def _followed(trainer: Trainer, windows: Windows, teacher: Scorer | None, config
 
 STAGE = Stage(
     name="distill",
-    version=3,
+    version=4,
     config=Config,
     inputs={
         "model": Input(MODELS),

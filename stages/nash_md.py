@@ -98,7 +98,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="nash_md",
-    version=3,
+    version=4,
     config=Config,
     inputs={
         "model": Input(MODELS),

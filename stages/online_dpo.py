@@ -149,7 +149,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="online_dpo",
-    version=4,
+    version=5,
     config=Config,
     inputs={
         "model": Input(MODELS),

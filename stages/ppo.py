@@ -129,7 +129,7 @@ def shapes(config: Config, models: Mapping[str, ModelShape]) -> dict[str, ModelS
 
 STAGE = Stage(
     name="ppo",
-    version=3,
+    version=4,
     config=Config,
     inputs={
         "model": Input(MODELS),

@@ -150,7 +150,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="preference",
-    version=5,
+    version=6,
     config=Config,
     inputs={
         "model": Input(MODELS),

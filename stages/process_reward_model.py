@@ -84,7 +84,7 @@ def shapes(_: Config, models: Mapping[str, ModelShape]) -> dict[str, ModelShape]
 
 STAGE = Stage(
     name="process_reward_model",
-    version=3,
+    version=4,
     config=Config,
     inputs={
         "model": Input(("model",)),

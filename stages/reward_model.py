@@ -89,7 +89,7 @@ def shapes(_: Config, models: Mapping[str, ModelShape]) -> dict[str, ModelShape]
 
 STAGE = Stage(
     name="reward_model",
-    version=3,
+    version=4,
     config=Config,
     inputs={
         "model": Input(("model",)),

@@ -184,7 +184,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="rl",
-    version=6,
+    version=7,
     config=Config,
     inputs={
         "model": Input(MODELS),

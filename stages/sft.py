@@ -93,7 +93,7 @@ def run(context: Context) -> None:
 
     config: Config = context.config
     objective = TokenLoss(SUPERVISED_LOSSES[config.loss_type].function, config.neftune_noise_alpha)
-    trainer, tokenizer = start(context, config, objective)
+    trainer, tokenizer = start(context, config, objective, own_dropout=True)
     ledger, dataset = RowLedger(), read_dataset(context.input("dataset"))
     require_vocabulary(dataset, trainer.scorer.vocabulary)
     weights = row_weights(dataset, config.weight_column, config.source_column, config.source_weights)

@@ -206,7 +206,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="unpaired_preference",
-    version=4,
+    version=5,
     config=Config,
     inputs={
         "model": Input(MODELS),

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
+from artifacts.errors import StageError
+
 if TYPE_CHECKING:
     from torch import LongTensor
+
+STATES = "cache_params"
+"""What models whose layers are all recurrent call their cache."""
 
 
 class ReservedLayer(DynamicLayer):
@@ -62,6 +68,19 @@ def reserved_cache(config: PreTrainedConfig, capacity: int) -> DynamicCache:
     cache = DynamicCache(config=config)
     cache.layers = [ReservedLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def cache_name(model: Any) -> str:
+    """What the model's forward pass calls its cache. Raises StageError where it takes none: it would be swallowed with
+    all that a pass does not know, and every token be the first."""
+    known = signature(model.forward).parameters
+    for name in ("past_key_values", STATES):
+        if name in known:
+            return name
+    raise StageError(
+        f"{type(model).__name__} takes no cache of the tokens before, so completions cannot be sampled from it; take a "
+        "model of another architecture"
+    )
 
 
 def keep_rows(cache: DynamicCache, rows: Tensor) -> None:

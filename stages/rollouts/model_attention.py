@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from stages.rollouts.partial_attention import Scores
 from stages.training.attention import UNKNOWN_ARGUMENTS, UnsupportedAttentionError
+from stages.training.trunk import language_model
 
 _NAME = "embedded_sampler"
 
@@ -48,6 +49,7 @@ def sampling_attention(model: Any) -> Iterator[None]:
 
     AttentionInterface.register(_NAME, _attend)
     # no mask is registered under the name, so transformers makes none
+    model = language_model(model)
     before = model.config._attn_implementation
     model.set_attn_implementation(_NAME)
     try:

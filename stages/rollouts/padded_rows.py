@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from stages.rollouts.cache import keep_rows, reserved_cache
+from stages.rollouts.cache import STATES, cache_name, keep_rows, reserved_cache
 from stages.rollouts.rows import Leaving, Row
 
 FINISHED_SHARE = 8
@@ -26,13 +26,15 @@ class PaddedRows:
     def __init__(self, model: Any, *, most_tokens: int, completion_tokens: int, pad_token_id: int) -> None:
         self._model, self._pad_id = model, pad_token_id
         self._most_tokens, self._completion_tokens = most_tokens, completion_tokens
-        self._cache = DynamicCache()
+        self._cache, self._cache_name = DynamicCache(), cache_name(model)
         self._visible_RT: Tensor | None = None
         """0 at a prompt's padding, else 1, up to the last token to come; None: nothing is padded."""
         self._lengths_R = torch.zeros(0, dtype=torch.long)
         """Tokens so far, without padding: the position of the next one."""
         self._stands: list[int] = []
         """Where each row stands in memory."""
+        self._seen = 0
+        """Tokens in memory of every row, with padding; a cache of states alone does not count them."""
 
     @property
     def count(self) -> int:
@@ -64,7 +66,7 @@ class PaddedRows:
         width = max(map(len, prompts.values()))
         self._cache = reserved_cache(self._model.config, width + self._completion_tokens)
         lengths_n = torch.tensor([len(ids) for ids in prompts.values()], device=self._model.device)
-        self._visible_RT = None
+        self._visible_RT, self._seen = None, width
         if width:
             visible_nT = self._compute(list(prompts.values()), width, width - lengths_n)
             keep_rows(self._cache, prompt_R)
@@ -83,7 +85,7 @@ class PaddedRows:
             input_ids=ids_nT,
             attention_mask=None if visible_nT is None else visible_nT[:, :width],
             position_ids=(torch.arange(width, device=device) - pads_n[:, None]).clamp(min=0),
-            past_key_values=self._cache,
+            **{self._cache_name: self._cache},
             use_cache=True,
             logits_to_keep=1,
         )
@@ -93,12 +95,14 @@ class PaddedRows:
         """[B, V], or [2, V] of a single row."""
         stands_B = torch.tensor(self._stands, device=tokens_B.device)
         tokens_R = tokens_B.new_zeros(len(self._lengths_R)).index_copy_(0, stands_B, tokens_B)
-        seen = self._cache.get_seq_length() + 1
+        self._seen += 1
+        # a model of states alone sees no padding again, and would take the mask of all tokens for that of this one
+        mask_RT = None if self._visible_RT is None or self._cache_name == STATES else self._visible_RT[:, : self._seen]
         logits_RV: Tensor = self._model(
             input_ids=tokens_R[:, None],
-            attention_mask=None if self._visible_RT is None else self._visible_RT[:, :seen],
+            attention_mask=mask_RT,
             position_ids=self._lengths_R[:, None],
-            past_key_values=self._cache,
+            **{self._cache_name: self._cache},
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]

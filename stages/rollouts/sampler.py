@@ -23,6 +23,7 @@ from stages.rollouts.sampling_probe import why_not_shared
 from stages.rollouts.shared_rows import USUAL_ROWS, SharedRows
 from stages.rollouts.stopping import Decode
 from stages.training.linear import packed_weights
+from stages.training.trunk import context_of
 
 
 class EmbeddedSampler:
@@ -141,7 +142,7 @@ class EmbeddedSampler:
                     on_progress(done, total)
 
     def _check(self, requests: Sequence[SampleRequest], settings: SamplingConfig) -> None:
-        limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        limit = context_of(self._model.config)
         if settings.stop_strings and self._decode is None:
             raise StageError("stop_strings need the tokenizer: give the sampler its `decode`")
         for number, request in enumerate(requests):
@@ -149,7 +150,7 @@ class EmbeddedSampler:
             if length == 0:
                 raise StageError(f"{name} has no tokens; there is nothing to continue")
             most = max(request.limits or (settings.max_completion_length,))
-            if limit is not None and length + most > limit:
+            if length + most > limit:
                 longest = limit - settings.max_completion_length
                 remedy = f", or drop prompts of more than {longest} tokens" if longest > 0 else ""
                 raise StageError(

@@ -52,7 +52,7 @@ def _difference(model: Any) -> str | None:
         difference = float((logits_V - own_V).abs().max() / own_V.abs().max())
         if not difference <= (_TOLERANCE if own_V.itemsize >= 4 else _HALF_TOLERANCE):
             return f"shared prompts change logits by {difference:.2g}"
-    return untold_window(model.config, windows)
+    return untold_window(model.config.get_text_config(), windows)
 
 
 def _shared(model: Any, sequences: Sequence[Sequence[int]]) -> Tensor:

@@ -19,6 +19,7 @@ from stages.rollouts.rows import Leaving, Row
 from stages.rollouts.shared_passes import PromptPass, StepPass, Views
 from stages.training import last_layer
 from stages.training.linear import chosen_for
+from stages.training.trunk import trunk_of
 
 _USUAL_PROMPT, USUAL_ROWS = 1024, 32
 """Rows of a product that the library for it is chosen by."""
@@ -106,7 +107,7 @@ class SharedRows:
         slots_n = torch.arange(slot, slot + len(prompts), device=self._device)
         positions_1T = torch.arange(width, device=self._device)[None]
         with in_progress(PromptPass(self._prompts, slots_n)), chosen_for(_USUAL_PROMPT):
-            self._model.base_model(input_ids=ids_nT, position_ids=positions_1T, use_cache=False, **self._last)
+            trunk_of(self._model)(input_ids=ids_nT, position_ids=positions_1T, use_cache=False, **self._last)
 
     def step(self, tokens_B: Tensor) -> Tensor:
         """[P, V]."""

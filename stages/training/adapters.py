@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from stages.seeds import derive
 from stages.training.adapted_head import check_head_adapter
 from stages.training.config import TrainingConfig
 from stages.training.model_check import check_regular_files, check_weight_file
+from stages.training.multimodal import freeze_beside_text
+from stages.training.trunk import is_multimodal, paths_of_text, text_parameters
 
 _READ = {
     "peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "target_modules",
@@ -40,7 +43,7 @@ def add_adapters(model: Any, config: TrainingConfig) -> Any:
         return model
     from peft import LoraConfig
 
-    if config.use_dora and any(parameter.ndim == 3 for parameter in model.parameters()):
+    if config.use_dora and any(parameter.ndim == 3 for parameter in text_parameters(model)):
         raise StageError("use_dora: this model's experts are stacked weights, which DoRA does not take; use LoRA alone")
     targets = config.lora_target_modules
     if not isinstance(targets, str):
@@ -59,10 +62,32 @@ def add_adapters(model: Any, config: TrainingConfig) -> Any:
             use_rslora=config.use_rslora,
             use_dora=config.use_dora,
             target_modules=targets if isinstance(targets, str) else list(targets),
-            modules_to_save=list(config.modules_to_save) or None,
+            modules_to_save=_paths_to_save(model, config.modules_to_save),
+            exclude_modules=_beside_text(model),
             task_type="SEQ_CLS" if classifier else "CAUSAL_LM",
         ),
     )
+
+
+def _beside_text(model: Any) -> str | None:
+    """peft's pattern of the modules that get no adapter, which other parts of a multimodal model may name alike."""
+    if not is_multimodal(model.config):
+        return None
+    inside = "|".join(rf"{re.escape(path)}(?:\..*)?" for path in paths_of_text(model))
+    return rf"(?!(?:{inside})$).*"
+
+
+def _modules_of_text(model: Any) -> dict[str, Any]:
+    """The modules that may be trained, by their paths."""
+    beside = _beside_text(model)
+    return {path: one for path, one in model.named_modules() if beside is None or not re.fullmatch(beside, path)}
+
+
+def _paths_to_save(model: Any, names: Sequence[str]) -> list[str] | None:
+    """Of a multimodal model the paths in its language model: peft would take all that end so."""
+    if is_multimodal(model.config):
+        return [path for path in _modules_of_text(model) if path.endswith(tuple(names))] if names else None
+    return list(names) or None
 
 
 def load_adapter(model: Any, folder: Path, dropout: float = 0.0) -> Any:
@@ -123,6 +148,7 @@ def _adapted(model: Any, config: Any) -> Any:
             "embedding and head of this model are one weight, which an adapter on one of them, or a copy that is "
             "trained, would take apart; leave both out of lora_target_modules and modules_to_save"
         )
+    freeze_beside_text(model)  # an adapter that was trained on images reaches further
     if output is not None:
         check_head_adapter(model.get_output_embeddings())
     return adapted
@@ -130,7 +156,7 @@ def _adapted(model: Any, config: Any) -> Any:
 
 def _require_modules(model: Any, field: str, names: Sequence[str], *, whole: bool = False) -> None:
     """peft looks for a module of every name, and is content with those that it finds."""
-    modules = dict(model.named_modules())
+    modules = _modules_of_text(model)
     last = sorted({path.rpartition(".")[2] for path, module in modules.items() if not any(module.children())})
     for name in names:
         # peft's own rules, which differ

@@ -12,6 +12,7 @@ from stages.averaging import kind_of
 from stages.seeds import derive
 from stages.training.model import keep_softcapping, quietly
 from stages.training.model_check import check_loaded, check_model_folder, load_checked
+from stages.training.multimodal import Classifiers, freeze_beside_text
 
 
 def load_reward_model(folder: Path, *, new_head_seed: int | None = None) -> Any:
@@ -49,12 +50,13 @@ def padding_of(tokenizer: Any) -> int | None:
 
 def _load(library: Any, folder: Path, outputs: int, new_head_seed: int | None) -> Any:
     quietly()
-    model, info = load_checked(library, folder, num_labels=outputs)
+    model, info = load_checked(Classifiers(library), folder, num_labels=outputs)
     keep_softcapping(model)
     if not hasattr(model, "score"):
         raise StageError(
             f"{type(model).__name__} has no head named score; rewards of this architecture are not supported"
         )
+    freeze_beside_text(model)
     if new_head_seed is None:
         check_loaded(folder, model, info)
         return model

@@ -77,7 +77,8 @@ class TrainingConfig(Config):
     use_dora: bool = False
     """DoRA (arXiv:2402.09353): also trains the length of every output's weight vector."""
     lora_dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout on the input of the adapters, of those of the input model too."""
+    """Dropout on the input of the adapters, of those of the input model too. The model's own, by its configuration, is
+    used by `sft` alone."""
     lora_target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Names of the modules that get adapters; all-linear: every linear layer but the head."""
     modules_to_save: tuple[str, ...] = ()

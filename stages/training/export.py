@@ -12,6 +12,7 @@ from stages.adapters import CONFIG, ModelSource, model_source, name_for_good
 from stages.context import Context, require_disk
 from stages.training.adapters import is_adapted, write_adapter
 from stages.training.config import PolicyConfig
+from stages.training.dropout import restore_settings
 from stages.training.loop import Trained
 
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth")
@@ -57,6 +58,7 @@ def _write_model(context: Context, folder: Path, model: Any) -> None:
 
 def write_merged(model: Any, source: ModelSource, folder: Path) -> None:
     """A whole model, with all that its source has beside weights."""
+    restore_settings(model, source.folder)
     model.save_pretrained(folder)
     copy_settings(source.folder, folder)
     if source.tokenizer != source.folder:

@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stages.training.trunk import trunk_of
+
 _PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 
 
 def fits(model: Any) -> bool:
     """Whether the last layer has the form h + attention(norm(h)), then h + mlp(norm(h)), by its parts' names."""
-    layers = getattr(model.base_model, "layers", None)
+    layers = getattr(trunk_of(model), "layers", None)
     if not isinstance(layers, nn.ModuleList) or len(layers) == 0:
         return False
     parts = dict(layers[-1].named_children())
@@ -27,20 +29,20 @@ def fits(model: Any) -> bool:
 
 def install(model: Any) -> None:
     """From now on the last layer takes `reads`, an index [R] into its tokens, and then returns [1, R, H]."""
-    layer = model.base_model.layers[-1]
+    layer = trunk_of(model).layers[-1]
     layer.forward = _ReadingLayer(layer, layer.forward)
 
 
 def remove(model: Any) -> None:
     """Undo `install`."""
-    layer = model.base_model.layers[-1]
+    layer = trunk_of(model).layers[-1]
     layer.forward.hook.remove()
     del layer.forward
 
 
 def reading_nothing(model: Any) -> dict[str, Tensor]:
     """The argument of a pass of which keys and values are wanted and no hidden state: it then ends at one token."""
-    layers = getattr(model.base_model, "layers", None)
+    layers = getattr(trunk_of(model), "layers", None)
     if layers is None or not isinstance(vars(layers[-1]).get("forward"), _ReadingLayer):
         return {}
     return {"reads": torch.zeros(1, dtype=torch.long, device=model.device)}

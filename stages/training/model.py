@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from artifacts.errors import StageError
+from stages.data.content_parts import of_texts
 from stages.losses.head import Head
 from stages.losses.head_gradient import GradientTotal
 from stages.losses.logprobs import TokenScores, linear_logprobs
@@ -19,8 +20,10 @@ from stages.training.adapted_head import head_weight, widened
 from stages.training.attention import packed_pass
 from stages.training.batch import Group, TokenBatch, layout
 from stages.training.model_check import check_loaded, check_no_code, load_checked
+from stages.training.multimodal import LanguageModels, freeze_beside_text, template_of_processor
 from stages.training.objective import Readout
 from stages.training.tied import TiedEmbedding
+from stages.training.trunk import context_of, language_model, trunk_of
 
 _SHAPES_MULTIPLE = {"cuda": 256}
 """Tokens of a row, and positions read in the last layer, by device: a matrix product of a shape that was not met
@@ -37,33 +40,38 @@ def quietly() -> None:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a model folder. Raises StageError when there is none."""
+    """The tokenizer of a model folder, its chat template for messages of text. Raises StageError when there is none."""
     from transformers import AutoTokenizer
 
     check_no_code(folder)
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the tokenizer's library raises bare ones
         raise StageError(f"the model folder {folder.name} has no usable tokenizer: {error}") from error
+    template = tokenizer.chat_template or template_of_processor(folder)
+    if isinstance(template, str):
+        tokenizer.chat_template = of_texts(template, tokenizer.special_tokens_map)
+    return tokenizer
 
 
 def keep_softcapping(model: Any) -> None:
     """transformers' default attention leaves the soft-capping of scores out; its plain one has it."""
+    model = language_model(model)
     if getattr(model.config, "attn_logit_softcapping", None) is not None:
         model.set_attn_implementation("eager")
 
 
 def load_causal_lm(folder: Path, **quantized: Any) -> Any:
-    """The causal language model of a checked folder, in float32 but for what `quantized` says (`quantization`).
+    """The causal language model of a checked folder, in float32 but for what `quantized` says (`quantization`); a
+    multimodal one is whole, with its language model to be trained (`multimodal`).
 
     Raises StageError when weights are missing, extra, misshapen or not finite.
     """
-    from transformers import AutoModelForCausalLM
-
     quietly()
-    model, info = load_checked(AutoModelForCausalLM, folder, **quantized)
+    model, info = load_checked(LanguageModels, folder, **quantized)
     keep_softcapping(model)
     check_loaded(folder, model, info)
+    freeze_beside_text(model)
     return model
 
 
@@ -100,14 +108,14 @@ class Scorer(nn.Module):
 
     @property
     def context_length(self) -> int:
-        """Most tokens of a row."""
-        return int(self.transformers_model.config.max_position_embeddings)
+        """Most tokens of a row; `trunk.UNBOUNDED` where the model has no bound."""
+        return context_of(self.transformers_model.config)
 
     def head(self, temperature: float = 1.0) -> Head:
         """The language-modelling head with what the architecture does to its logits."""
         model = self.transformers_model
         weight_VH, bias_V = head_weight(model.get_output_embeddings())
-        config = model.config
+        config = model.config.get_text_config()
         is_total = self.head_total is not None and weight_VH is self.head_total.weight_VH
         return Head(
             self._head_of_pass[0] if self._head_of_pass else weight_VH,
@@ -139,7 +147,7 @@ class Scorer(nn.Module):
         noise = nullcontext() if batch.noise is None else self._embedding_noise(batch.noise)
         with noise, packed_pass() if extra else nullcontext():
             if self.tied is None:
-                output = self.transformers_model.base_model(**inputs)
+                output = trunk_of(self.transformers_model)(**inputs)
             else:
                 output, head_VH = self.tied.call(**inputs)
                 self._head_of_pass = (head_VH,)

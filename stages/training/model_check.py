@@ -45,7 +45,7 @@ def load_checked(library: Any, folder: Path, **settings: Any) -> tuple[Any, Mapp
             ignore_mismatched_sizes=True,  # told of instead, and refused by `check_loaded`, which names them
             **settings,
         )
-    except (MemoryError, torch.OutOfMemoryError):
+    except (MemoryError, torch.OutOfMemoryError, StageError):
         raise
     except Exception as error:  # of whatever kind the folder's values bring about
         raise StageError(f"model folder {folder.name} cannot be loaded: {type(error).__name__}: {error}") from error

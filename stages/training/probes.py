@@ -14,6 +14,7 @@ from stages.training import attention, gated, last_layer, linear, rms_norm, rope
 from stages.training.batch import Branch, Group, TokenBatch, layout
 from stages.training.model import Scorer, token_logprobs
 from stages.training.objective import Readout
+from stages.training.trunk import is_multimodal, language_model
 
 _TOLERANCE = 1e-3
 """Largest difference of a log-probability that reordered float32 sums explain."""
@@ -21,18 +22,40 @@ _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
 def check_head(scorer: Scorer) -> None:
-    """Raises StageError when our log-probabilities differ from the model's own logits on a short row."""
+    """Raises StageError when our log-probabilities differ from the model's own logits on a short row, and for a model
+    that sees tokens which come later."""
     ids = _probe_ids(scorer)
     batch = layout([Group("probe", ids[:4], (Branch(ids[4:]),))], share_prefixes=False).to(scorer.device)
     with _evaluating(scorer):
         ours_N = scorer(batch, token_logprobs(batch)).logprobs_N
-        logits_TV = scorer.transformers_model(input_ids=torch.tensor([ids], device=scorer.device)).logits[0].float()
+        logits_TV = _own_logits(scorer, ids)
+        change = float((_own_logits(scorer, ids[:5]) - logits_TV[:5]).abs().max() / logits_TV.abs().max())
     own_N = logits_TV[3:-1].log_softmax(-1).gather(1, batch.target_N[:, None])[:, 0]
     if (difference := float((ours_N - own_N).abs().max())) > _TOLERANCE:
         raise StageError(
             f"{type(scorer.transformers_model).__name__}: log-probabilities from its hidden states and head differ "
             f"from its own logits by {difference:.3g}; what it does to its logits is not supported"
         )
+    if change > _TOLERANCE:
+        raise StageError(
+            f"{type(scorer.transformers_model).__name__}: tokens that come later change the logits of those before, by "
+            f"{change:.2g} of the largest; only causal language models can be trained"
+        )
+
+
+def _own_logits(scorer: Scorer, ids: list[int]) -> Tensor:
+    """[T, V]."""
+    model = scorer.transformers_model
+    try:
+        logits_TV: Tensor = model(input_ids=torch.tensor([ids], device=scorer.device)).logits[0].float()
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if not is_multimodal(model.config) or isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise StageError(
+            f"{type(model).__name__} does not run on text alone ({type(error).__name__}: {error}); take a checkpoint "
+            "of a language model of text alone"
+        ) from error
+    return logits_TV
 
 
 def scorers_in(scorer: nn.Module) -> list[Scorer]:
@@ -65,8 +88,9 @@ def _settle(scorer: Scorer) -> str | None:
     reason = obstacle(scorer.transformers_model)
     if reason is None:
         attention.register()
-        before = scorer.transformers_model.config._attn_implementation
-        scorer.transformers_model.set_attn_implementation(attention.NAME)
+        attending = language_model(scorer.transformers_model)
+        before = attending.config._attn_implementation
+        attending.set_attn_implementation(attention.NAME)
         scorer.share_prefixes = True
         try:
             reason = _difference(scorer, layout(groups), separate_NH)
@@ -74,7 +98,7 @@ def _settle(scorer: Scorer) -> str | None:
             reason = str(error)
         if reason is not None:
             scorer.share_prefixes = False
-            scorer.transformers_model.set_attn_implementation(before)
+            attending.set_attn_implementation(before)
     if scorer.share_prefixes and last_layer.fits(scorer.transformers_model):
         _settle_last_layer(scorer, layout(groups), separate_NH)
     return None if reason is None else f"{reason} in {type(scorer.transformers_model).__name__}"
@@ -94,6 +118,7 @@ def _settle_last_layer(scorer: Scorer, batch: TokenBatch, separate_NH: Tensor) -
 
 def obstacle(model: Any) -> str | None:
     """What is known of a transformers model without trying: why its attention cannot be replaced by ours."""
+    model = language_model(model)
     if not getattr(model, "_supports_attention_backend", False):
         return "attention cannot be replaced"
     unknown = set(getattr(model.config, "layer_types", None) or ()) - _LAYER_TYPES
@@ -107,7 +132,7 @@ def _difference(scorer: Scorer, batch: TokenBatch, separate_NH: Tensor) -> str |
     if difference > _TOLERANCE:
         return f"a shared prefix changes hidden states by {difference:.2g}"
     assert batch.packed is not None
-    return untold_window(scorer.transformers_model.config, batch.packed.windows)
+    return untold_window(scorer.transformers_model.config.get_text_config(), batch.packed.windows)
 
 
 def untold_window(config: Any, told: Set[int | None]) -> str | None:

@@ -6,6 +6,7 @@ Zhang and Sennrich, arXiv:1910.07467: y = w x / sqrt(mean(x^2) + eps). R rows, H
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -75,6 +76,8 @@ def install(model: nn.Module) -> None:
 
 
 def _is_right(norm: Any) -> bool:
+    if len(signature(norm.forward).parameters) != 1:  # with a gate it is another formula
+        return False
     if norm.weight.ndim != 1 or norm.weight.device.type != "cpu" or norm.weight.dtype != torch.float32:
         return False
     with torch.no_grad():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from stages.stage import missing_packages
 from stages.training.adapters import add_adapters, load_adapter
 from stages.training.classifiers import padding_of
 from stages.training.config import PolicyConfig, TrainingConfig
+from stages.training.dropout import without_dropout
 from stages.training.loop import Trainer
 from stages.training.model import Scorer, load_causal_lm, load_tokenizer
 from stages.training.objective import Objective
@@ -20,12 +21,21 @@ from stages.training.parallel import use_bfloat16
 from stages.training.probes import check_head, settle_layout
 from stages.training.processes import launched_sharding, prepare_process
 from stages.training.quantization import quantized, require_quantization
+from stages.training.trunk import is_multimodal, text_parameters
 
 
 def start(
-    context: Context, config: PolicyConfig, objective: Objective, scorer_of: Callable[[Any], Scorer] = Scorer
+    context: Context,
+    config: PolicyConfig,
+    objective: Objective,
+    scorer_of: Callable[[Any], Scorer] = Scorer,
+    *,
+    own_dropout: bool = False,
 ) -> tuple[Trainer, Any]:
-    """(trainer over input `model`, with adapters where asked for or wired in, its tokenizer)."""
+    """(trainer over input `model`, with adapters where asked for or wired in, its tokenizer).
+
+    `own_dropout`: the model trains with the dropout of its configuration.
+    """
     _check_machine(config)
     require_quantization(config.quantization)
     source = model_source(context, "model")
@@ -35,13 +45,19 @@ def start(
     if not config.merge_adapters and context.is_main:
         name_for_good(context, "model")  # now, for a base that has no place is better missed before the training
 
+    off: dict[str, float] = {}
+
     def build(settings: dict[str, Any]) -> Scorer:
         model = load_causal_lm(source.folder, **settings)
+        if not own_dropout:
+            off.update(without_dropout(model))
         if source.adapter is None:
             return scorer_of(add_adapters(model, config))
         return scorer_of(load_adapter(model, source.adapter, config.lora_dropout))
 
     scorer = build(quantized(config.quantization))
+    say_parts(context, scorer)
+    _say_dropout(context, off)
     check_head(scorer)
     settle_packing(context, scorer)
     trainer = Trainer(context, config, accelerator, scorer, objective, partial(build, {}))
@@ -78,12 +94,17 @@ def start_classifier(
     folder = context.input("model")
     tokenizer = load_tokenizer(folder)
 
+    off: dict[str, float] = {}
+
     def build() -> Scorer:
         model = load(folder, new_head_seed=config.seed)
-        model.config.pad_token_id = padding_of(tokenizer)
+        model.config.get_text_config().pad_token_id = padding_of(tokenizer)
+        off.update(without_dropout(model))
         return Scorer(add_adapters(model, config))
 
     scorer = build()
+    say_parts(context, scorer)
+    _say_dropout(context, off)
     settle_packing(context, scorer)
     return Trainer(context, config, accelerator, scorer, objective, build), tokenizer
 
@@ -117,6 +138,23 @@ def freeze(context: Context, scorer: Scorer, bf16: bool) -> Scorer:
 def tokenizer_of(context: Context, name: str) -> Any:
     """The tokenizer of an input that takes models or adapters."""
     return load_tokenizer(model_source(context, name).tokenizer)
+
+
+def say_parts(context: Context, scorer: Scorer) -> None:
+    """Log what of a multimodal model is left as it is."""
+    model = scorer.transformers_model
+    if is_multimodal(model.config):
+        frozen = sum(one.numel() for one in model.parameters()) - sum(one.numel() for one in text_parameters(model))
+        context.log(
+            f"{type(model).__name__} is multimodal: its language model is trained on text alone, the {frozen:,} other "
+            "parameters stay as they are"
+        )
+
+
+def _say_dropout(context: Context, off: Mapping[str, float]) -> None:
+    if off:
+        settings = ", ".join(f"{name} {value:g}" for name, value in off.items())
+        context.log(f"trained without the model's own dropout ({settings})")
 
 
 def settle_packing(context: Context, scorer: Scorer) -> None:

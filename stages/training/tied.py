@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from stages.training.trunk import trunk_of
+
 
 class TiedEmbedding:
     """The input embedding of a model whose head has the same weight.
@@ -21,26 +23,24 @@ class TiedEmbedding:
     Its gradient is sparse from now on, for all who use the module: every pass with gradients must go through `call`.
     """
 
-    def __init__(self, base_model: nn.Module, embedding: nn.Embedding) -> None:
-        self.base_model, self.embedding = base_model, embedding
+    def __init__(self, trunk: nn.Module, embedding: nn.Embedding) -> None:
+        self.trunk, self.embedding = trunk, embedding
         embedding.sparse = True
-        self._name = next(name for name, module in base_model.named_modules() if module is embedding) + ".weight"
+        self._name = next(name for name, module in trunk.named_modules() if module is embedding) + ".weight"
 
     @classmethod
     def of(cls, model: Any) -> TiedEmbedding | None:
         """Of a transformers model; None where head and embedding are different weights."""
         embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
         tied = output is not None and isinstance(embedding, nn.Embedding) and output.weight is embedding.weight
-        return cls(model.base_model, embedding) if tied else None
+        return cls(trunk_of(model), embedding) if tied else None
 
     def call(self, **inputs: Any) -> tuple[Any, Tensor]:
-        """(base_model(**inputs), the weight that the head of this very pass must use)."""
+        """(trunk(**inputs), the weight that the head of this very pass must use)."""
         weight_VH = self.embedding.weight
         if not (torch.is_grad_enabled() and weight_VH.requires_grad):
-            return self.base_model(**inputs), weight_VH
-        output = functional_call(
-            self.base_model, {self._name: _Lookup.apply(weight_VH)}, kwargs=inputs, tie_weights=False
-        )
+            return self.trunk(**inputs), weight_VH
+        output = functional_call(self.trunk, {self._name: _Lookup.apply(weight_VH)}, kwargs=inputs, tie_weights=False)
         head_VH = weight_VH.detach().requires_grad_()
         head_VH.register_post_accumulate_grad_hook(partial(_give_gradient, weight_VH))
         return output, head_VH

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from artifacts.errors import StageError
+from stages.training.trunk import text_parameters
 
 PEAK_VARIABLE = "POSTTRAIN_PEAK_TFLOPS"
 """TFLOP/s of one device (or of this machine's processors) in the precision of the training, where the user knows it."""
@@ -63,11 +64,11 @@ def flops_per_token(model: Any) -> float | None:
     None where weights alone do not tell: experts of which few work, packed quantized weights.
     """
     names = ("num_experts", "num_local_experts", "n_routed_experts")
-    if any(getattr(model.config, name, None) for name in names):
+    if any(getattr(model.config.get_text_config(), name, None) for name in names):
         return None
     looked_up = _looked_up(model)
     total = 0.0
-    for parameter in model.parameters():
+    for parameter in text_parameters(model):
         if not parameter.is_floating_point():
             return None
         if parameter is not looked_up:

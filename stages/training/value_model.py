@@ -19,6 +19,7 @@ from stages.losses.logprobs import TokenScores
 from stages.losses.token_loss import TokenLossFunction, linear_token_loss
 from stages.training.batch import TokenBatch
 from stages.training.classifiers import load_value_model, padding_of
+from stages.training.dropout import without_dropout
 from stages.training.export import write_merged
 from stages.training.loop import Trained
 from stages.training.model import Scorer, load_tokenizer, token_logprobs
@@ -35,7 +36,7 @@ class ActorCritic(Scorer):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        self.value_head = nn.Linear(int(self.transformers_model.config.hidden_size), 1)
+        self.value_head = nn.Linear(int(self.transformers_model.config.get_text_config().hidden_size), 1)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
 
@@ -87,7 +88,8 @@ def valued_policy_of(context: Context) -> Callable[[Any], Scorer]:
 
     def build(policy: Any) -> Scorer:
         value_model = load_value_model(folder)
-        value_model.config.pad_token_id = padding_of(tokenizer)
+        without_dropout(value_model)
+        value_model.config.get_text_config().pad_token_id = padding_of(tokenizer)
         scorer = PolicyAndValueModel(policy, value_model)
         known = scorer.value_model.vocabulary
         if known < scorer.vocabulary:

@@ -63,7 +63,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "adapter_dpo": (
-        5,
+        6,
         "f969381f7acca6fe",
         "20165d69215aaff6",
         {
@@ -97,7 +97,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         {"model/weights: norm": 12.906},
     ),
     "judge_of_steps": (
-        3,
+        4,
         "24cfc6d6c5b763e7",
         "fc8827e0775ac245",
         {
@@ -116,7 +116,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         {},
     ),
     "kto": (
-        4,
+        5,
         "181bc8328713720b",
         "ee945ab9b573ffe3",
         {
@@ -141,7 +141,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         {"logprobs/logprobs: chosen_logps": -10.953, "logprobs/logprobs: rejected_logps": -11.283},
     ),
     "dpo": (
-        5,
+        6,
         "146334cf5caf8d77",
         "f740cad78ac245e1",
         {
@@ -161,7 +161,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "judge": (
-        3,
+        4,
         "87c22a707ed06018",
         "d05b5e3460d6cabb",
         {
@@ -176,7 +176,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "ppo": (
-        3,
+        4,
         "9834a4f01b5952a9",
         "5561237511ce33c7",
         {
@@ -225,7 +225,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "online": (
-        4,
+        5,
         "0db265bc3acd0fe4",
         "f377b3216609cbf7",
         {
@@ -273,7 +273,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "explored": (
-        4,
+        5,
         "87a7d95eec038c1a",
         "cdf7f9f2bd7a5ff5",
         {
@@ -324,7 +324,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "contest": (
-        3,
+        4,
         "10abb402f0d09498",
         "be8f75d663f40b72",
         {
@@ -374,7 +374,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "regressed": (
-        3,
+        4,
         "47eacd08cf54b1d7",
         "47b5945285034d2f",
         {
@@ -407,7 +407,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "grpo": (
-        6,
+        7,
         "86e291fd0aee605a",
         "7d6ca38bd18cf71a",
         {
@@ -463,7 +463,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "small": (
-        3,
+        4,
         "dbf9b3e3a57abdd7",
         "06cbbe8ba1b07f8c",
         {
@@ -490,7 +490,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "small_of_taught": (
-        3,
+        4,
         "8a84e761b968711d",
         "3a3bb7225f1895e4",
         {

@@ -18,8 +18,9 @@ from stages.training.probes import settle_layout
 VOCABULARY = 61
 
 
-def tiny_model(model_type: str = "llama", **changes: object) -> torch.nn.Module:
-    """Two layers, hidden size 32, weights from a fixed seed."""
+def tiny_model(model_type: str = "llama", *, bounded: bool = True, **changes: object) -> torch.nn.Module:
+    """Two layers, hidden size 32, weights from a fixed seed. Not `bounded`: rows of any length, for a configuration
+    that has no such setting."""
     settings: dict[str, object] = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,
@@ -34,6 +35,8 @@ def tiny_model(model_type: str = "llama", **changes: object) -> torch.nn.Module:
         "eos_token_id": 2,
         "tie_word_embeddings": True,
     }
+    if not bounded:
+        del settings["max_position_embeddings"]
     torch.manual_seed(derive(0, "tiny", model_type))
     config = AutoConfig.for_model(model_type, **(settings | changes))
     capped = getattr(config, "attn_logit_softcapping", None) is not None
@@ -61,13 +64,15 @@ def model_folder(tmp_path: Path) -> Path:
     return folder
 
 
-def random_groups(count: int, branches: int, *, seed: int = 0, prefix: tuple[int, int] = (1, 9)) -> list[Group]:
+def random_groups(
+    count: int, branches: int, *, seed: int = 0, prefix: tuple[int, int] = (1, 9), vocabulary: int = VOCABULARY
+) -> list[Group]:
     """Groups of unequal lengths."""
     draws = generator(seed, "groups", count, branches)
     groups = []
     for number in range(count):
-        prompt = draws.integers(3, VOCABULARY, draws.integers(*prefix)).tolist()
-        tails = [draws.integers(3, VOCABULARY, draws.integers(1, 7)).tolist() for _ in range(branches)]
+        prompt = draws.integers(3, vocabulary, draws.integers(*prefix)).tolist()
+        tails = [draws.integers(3, vocabulary, draws.integers(1, 7)).tolist() for _ in range(branches)]
         groups.append(Group(f"row{number}", prompt, tuple(Branch(tail) for tail in tails)))
     return groups
 
