@@ -19,11 +19,20 @@ from artifacts.errors import DamagedError, StoreError
 SEAL = "seal"
 LARGEST_BYTES = 64 * 2**20
 """Of a sealed file: hundreds of thousands of names. Parsed, JSON takes many times its size in memory."""
-SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY|AUTH", re.IGNORECASE)
+SECRET_NAME = re.compile(
+    r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY|AUTH(?!OR(?!I[SZ]))", re.IGNORECASE
+)
+"""AUTH, but no AUTHOR: people's names are no secrets, and stand in much that is kept."""
 SHORTEST_SECRET = 12
 USERINFO = re.compile(r"(?<=://)[^/@\s'\"]+@")
 AUTHORIZATION = re.compile(r"(?i)(authorization['\"]?\s*[:=]\s*['\"]?(?:bearer|basic|token)\s+)[^\s'\",}]+")
 SIGNED_QUERY = re.compile(r"(?i)\b(X-Amz-(?:Signature|Credential|Security-Token)|AWSAccessKeyId|Signature)=[^&\s'\"]+")
+
+_BEGUN = re.compile(
+    r"(?i)(?:://[^/@\s'\"]*|authorization['\"]?[ \t]*(?:[:=][ \t]*['\"]?(?:\w+(?:[ \t]+[^\s'\",}]*)?)?)?"
+    r"|(?:X-Amz-\w+(?:-Token)?|AWSAccessKeyId|Signature)=[^&\s'\"]*)\Z"
+)
+"""At the end of a text: what may become one of the three above."""
 
 
 def seal(payload: Mapping[str, Any]) -> bytes:
@@ -82,6 +91,44 @@ def _publishable(value: Any, secrets: tuple[str, ...]) -> Any:
 def scrub(text: str) -> str:
     """`text` without passwords in URLs, signatures of signed URLs and secrets of the environment."""
     return _without(SIGNED_QUERY.sub(r"\1=***", text), _live_secrets())
+
+
+def settled(text: str) -> int:
+    """How many letters of `text` may be scrubbed and shown before its continuation is known: what is left may be the
+    beginning of a secret, or of one of the forms in which people pass them."""
+    secrets = _live_secrets()
+    end = _before_secrets(text, secrets)
+    if begun := _BEGUN.search(text):
+        end = min(end, begun.start())
+    return _between(text, end, secrets)
+
+
+def scrub_last(text: str) -> str:
+    """`scrub` for the end of an output: a large part of a secret, cut off there, is no more shown than the whole."""
+    secrets = _live_secrets()
+    end = _between(text, _before_secrets(text, secrets), secrets)
+    return scrub(text[:end]) + "***" if len(text) - end >= SHORTEST_SECRET else scrub(text)
+
+
+def _before_secrets(text: str, secrets: tuple[str, ...]) -> int:
+    """Where the longest end of the text begins that is the beginning of a secret."""
+    begun = (
+        next((size for size in range(min(len(secret) - 1, len(text)), 0, -1) if text.endswith(secret[:size])), 0)
+        for secret in secrets
+    )
+    return len(text) - max(begun, default=0)
+
+
+def _between(text: str, end: int, secrets: tuple[str, ...]) -> int:
+    """The last place up to `end` that cuts no whole secret in two."""
+    cut = True
+    while cut:
+        cut = False
+        for secret in secrets:
+            start = text.find(secret, max(0, end - len(secret) + 1), end + len(secret) - 1)
+            if 0 <= start < end:
+                end, cut = start, True
+    return end
 
 
 def _without(text: str, secrets: tuple[str, ...]) -> str:

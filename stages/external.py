@@ -5,10 +5,8 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib
-import importlib.util
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,9 @@ from stages.data.files import Located, SourceFile, files_below, locate
 from stages.hub import hub_revision
 from stages.names import nearest
 from stages.raised import raised
+from stages.user_code.loading import load_file, module_name
+from stages.user_code.places import place_of
+from stages.user_code.sources import parsed, sources
 
 HUB = "hub:"
 _CHUNK_BYTES = 1 << 20
@@ -46,19 +47,14 @@ def _resolve_code(text: str, base: Path) -> str:
             raise RequestError(f"no such Python file: {source!r} (looked for {path})")
         _require_function(path, name)
         return f"{path.resolve()}:{name}"
-    if _module_file(source) is None:
+    if place_of(source) is None:
         raise RequestError(f"no module named {source!r}; write file.py:name or an importable package.module:name")
     return text
 
 
 def _require_function(path: Path, name: str) -> None:
     """Checked on the syntax tree, so that planning runs no code of the user."""
-    try:
-        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-    except SyntaxError as error:
-        raise RequestError(f"{path}:{error.lineno}: not valid Python: {error.msg}") from error
-    except (ValueError, RecursionError, MemoryError) as error:  # no text, or nested without end
-        raise RequestError(f"{path}: not valid Python: {error}") from error
+    tree = parsed(path)
     kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
     defined = [node.name for node in tree.body if isinstance(node, kinds)]
     if name not in defined:
@@ -70,18 +66,7 @@ def _require_function(path: Path, name: str) -> None:
 def load_code(reference: str) -> Callable[..., Any]:
     """The function that `file.py:name` or `package.module:name` names."""
     source, name = reference.rsplit(":", 1)
-    if source.endswith(".py"):
-        path = Path(source).resolve()
-        spec = importlib.util.spec_from_file_location(_module_name(source), path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.path.insert(0, str(path.parent))  # so that the file can import its neighbours
-        try:
-            spec.loader.exec_module(module)
-        finally:
-            sys.path.remove(str(path.parent))
-    else:
-        module = importlib.import_module(source)
+    module = load_file(Path(source).resolve()) if source.endswith(".py") else importlib.import_module(source)
     found = getattr(module, name, None)
     if not callable(found):
         raise RequestError(f"{source} has no function {name!r}{nearest(name, vars(module))}")
@@ -100,50 +85,20 @@ def load_named(what: str, reference: str) -> Callable[..., Any]:
 
 
 def _module_name(source: str) -> str:
-    return f"posttrain_user_{Path(source).stem}" if source.endswith(".py") else source
+    return module_name(Path(source).resolve()) if source.endswith(".py") else source
 
 
 def code_identity(reference: str) -> Any:
-    """The source of the named function's file and of the neighbours it imports; a built-in name stays a name."""
+    """The source of the named function's file and of what it imports from there, by paths from the folder that imports
+    count from, so that it may lie anywhere; a built-in name stays a name."""
     if ":" not in reference:
         return reference
     source, name = reference.rsplit(":", 1)
-    path = Path(source) if source.endswith(".py") else _module_file(source)
-    if path is None:
+    place = place_of(source)
+    if place is None:
         raise RequestError(f"no module named {source!r}")
-    digest = hashlib.sha256()
-    for file in _with_neighbours(path):
-        digest.update(f"{file.name}:{sha256_file(file)}\n".encode())
-    return {"function": name, "sha256": digest.hexdigest()}
-
-
-def _module_file(name: str) -> Path | None:
-    try:
-        spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
-        return None
-    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
-
-
-def _with_neighbours(path: Path) -> list[Path]:
-    """The file and the modules beside it that it imports, directly or not, in the order of their names."""
-    found: dict[str, Path] = {}
-    pending = [path]
-    while pending:
-        file = pending.pop()
-        if file.name in found or not file.is_file():
-            continue
-        found[file.name] = file
-        pending.extend(file.parent / f"{name}.py" for name in _imported_names(file))
-    return [found[name] for name in sorted(found)]
-
-
-def _imported_names(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module.split(".")[0]
+    lines = [f"{path}:{sha256}\n" for path, sha256 in sources(place).items()]
+    return {"function": name, "sha256": sha256_bytes("".join(lines).encode())}
 
 
 def data_identity(reference: str) -> dict[str, str]:

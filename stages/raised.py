@@ -5,6 +5,8 @@ from __future__ import annotations
 import traceback
 from pathlib import PurePath
 
+from stages.user_code.loading import is_users
+
 _OURS = "stages"
 
 
@@ -22,7 +24,7 @@ def _module_of(code: object) -> str:
 
 def _place(error: BaseException, module: str) -> str:
     """Empty for our own modules: a line of ours tells the user nothing."""
-    if module.partition(".")[0] == _OURS:
+    if module.partition(".")[0] == _OURS and not is_users(module):
         return ""
     lines = [
         f" ({PurePath(frame.f_code.co_filename).name}:{number})"

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from artifacts.errors import DataError
-from stages.rollouts.judge_server import JudgeError, JudgeServer, Retries
+from stages.rollouts.judge_server import JudgeError, JudgeServer, Retries, address_in
 from stages.rollouts.reward_base import BuiltIn, Value, content_of
 
 QUESTION = """\
@@ -93,6 +93,10 @@ class Judge(BuiltIn):
     def columns_used(self) -> frozenset[str]:
         """Prompts, completions, and the columns of the template."""
         return frozenset({"prompts", "completions", *_FIELD.findall(self.template)} - {"prompt", "completion"})
+
+    def asks(self) -> str:
+        """Two servers may call different models by one name."""
+        return address_in(self.base_url_variable)
 
     def prepare(self) -> None:
         self._server()

@@ -41,6 +41,12 @@ class Retries:
         return min(max(seconds, 0.0), _LONGEST_WAIT_SECONDS)
 
 
+def address_in(variable: str) -> str:
+    """The server's address in an environment variable, in its one spelling: without user, password and query."""
+    url = urlsplit(os.environ.get(variable, "").strip())
+    return f"{url.scheme}://{url.netloc.rpartition('@')[2].lower()}{url.path.rstrip('/')}"
+
+
 class JudgeServer:
     """One server, reached by connections that stay open; a context manager."""
 

@@ -35,6 +35,10 @@ class BuiltIn(Config):
         """The arguments that the rewards follow from; None: all that `score` names or takes."""
         return None
 
+    def asks(self) -> str | None:
+        """The server that the rewards come from, for what they follow from; None: nobody is asked. No credential."""
+        return None
+
     def prepare(self) -> None:
         """Raises RequestError when something is missing that the recipe cannot hold, such as a key."""
 

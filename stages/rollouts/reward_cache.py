@@ -63,10 +63,12 @@ class RewardCache:
 
 
 def reward_identity(spec: RewardSpec) -> dict[str, Any]:
-    """What a reward follows from but for the completion: the function's file, or the version of ours, and its
-    parameters."""
+    """What a reward follows from but for the completion: the function's file, or the version of ours, its parameters,
+    and the server that is asked. That one as a digest: an address may hold what not everybody should read."""
     built_in = spec.built_in()
     if built_in is None:
         return {"reward": code_identity(spec.name), "parameters": spec.parameters}
     parameters = {name: value for name, value in spec.parameters.items() if name not in built_in.operational}
-    return {"reward": spec.name, "version": built_in.version, "parameters": parameters}
+    identity = {"reward": spec.name, "version": built_in.version, "parameters": parameters}
+    address = built_in.asks()
+    return identity if address is None else {**identity, "server": sha256_bytes(address.encode())}

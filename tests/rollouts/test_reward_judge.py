@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -30,6 +31,7 @@ class Server(ThreadingHTTPServer):
         self.asked = []
         self.busy = self.busiest = 0
         self.lock = threading.Lock()
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
         self.answer = lambda question, times: f"Fine.\nScore: {len(question) % 11}"
 
 
@@ -61,18 +63,26 @@ class Handler(BaseHTTPRequestHandler):
         """The test's output stays quiet."""
 
 
-@pytest.fixture
-def server(monkeypatch):
+@contextmanager
+def serving():
     with Server() as made:
         thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{made.server_address[1]}/v1/")
+        try:
+            yield made
+        finally:
+            made.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    with serving() as made:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{made.url}/")
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
             monkeypatch.delenv(name, raising=False)
         yield made
-        made.shutdown()
-        thread.join()
 
 
 def judged(texts, rows=None, **parameters):
@@ -217,6 +227,23 @@ def test_a_question_is_paid_once_on_a_store(server, tmp_path):
     assert [body["messages"][-1]["content"] for _, _, body in server.asked[3:]] == ["bad"]
     everything = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert everything and KEY.encode() not in everything
+
+
+def test_two_servers_may_call_their_models_alike(server, tmp_path, monkeypatch):
+    def asked(url):
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        rewards = RewardSet([spec({"model": "default"})], open_shards=open_store(str(tmp_path / "store")).shards)
+        return score(rewards, prompts("x"), [["answer"]]).totals[0]
+
+    with serving() as other:
+        server.answer, other.answer = lambda *_: "Score: 2", lambda *_: "Score: 7"
+        assert (asked(server.url), asked(other.url), asked(server.url)) == ([0.2], [0.7], [0.2])
+        # the same one, however it is written; its password is no part of it
+        assert asked(other.url.replace("//", "//user:wordwordword@") + "/?key=keykeykey") == [0.7]
+        assert (len(server.asked), len(other.asked)) == (1, 1)
+    kept = [path for path in tmp_path.rglob("*") if path.is_file()]
+    for text in ("wordword", "keykey", "127.0.0.1"):
+        assert not [path for path in kept if text in str(path) or text.encode() in path.read_bytes()]
 
 
 @pytest.mark.parametrize(
