@@ -1,9 +1,11 @@
-"""What runs leave on this machine: the folders in which their stages ran, scratch/<run>/<stage>, and pages of them,
-<run>.html, that somebody gives out."""
+"""What runs leave on this machine: the folders in which their stages ran, <run>/<stage> in the scratch folder of their
+store, and pages of them, <run>.html, that somebody gives out."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,6 +13,13 @@ from pathlib import Path
 
 from artifacts.folder import scan
 from artifacts.local_errors import reported
+
+
+def scratch_of(cache: Path, place: str) -> Path:
+    """Where the runs of a store that is not of this machine work: no other store's, so that whoever clears one store
+    away meets no run of another. `place`: what tells the store from every other."""
+    words = re.sub(r"[^A-Za-z0-9._]+", "-", place)[:60].strip("-.")
+    return cache / "scratch" / f"{words}-{hashlib.sha256(place.encode()).hexdigest()[:12]}"
 
 
 @dataclass(frozen=True)
