@@ -31,6 +31,7 @@ from flows.plan import plan
 from flows.prefect_report import Progress
 from flows.prefect_results import publish_plan, publish_report, publish_results, publish_stage
 from flows.prefect_slots import occupy, require_slots
+from flows.prefect_unrun import why_not_run
 from flows.prefect_upkeep import end_task_runs
 from flows.recipe import Recipe
 from flows.run import Run, new_run_id
@@ -164,7 +165,7 @@ def _schedule(run: Run, futures: dict[str, PrefectFuture[Any]]) -> None:
             name = ended.get()
             running.remove(name)
             if name not in run.entries:
-                run.fail(name, StageError(f"Prefect did not run the task: {futures[name].state.message}"))
+                run.fail(name, StageError(why_not_run(name, run.recipe.stages[name].needs, futures)))
 
 
 def _ready(run: Run, name: str, running: set[str], waiting: list[str]) -> bool:
