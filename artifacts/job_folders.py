@@ -48,6 +48,14 @@ def job_folders(scratch: Path) -> tuple[float, list[JobFolder]]:
         return now, [job_folder(path) for path in paths]
 
 
+def last_sign(folder: Path) -> float | None:
+    """When what runs in a run's folder wrote something last; None: it is not on this machine."""
+    try:
+        return job_folder(folder).written
+    except OSError:  # not there, or being deleted
+        return None
+
+
 def run_pages(folder: Path, runs: Iterable[str]) -> tuple[float, list[Path]]:
     """(now by the clock of that disk, the pages of these runs); those of other stores' runs are nothing of ours."""
     if not folder.is_dir():

@@ -276,7 +276,7 @@ class Store:
 
     def read_run(self, run_id: str) -> dict[str, Any]:
         """Raises RequestError for an unknown run. One whose process is gone without a word is `killed`."""
-        return running.read(self.files, run_id)
+        return running.read(self.files, run_id, self.scratch)
 
     def runs(self) -> list[str]:
         """Ids of the runs, the one written last first."""

@@ -28,6 +28,7 @@ from artifacts.errors import StageError
 from flows.entries import BROKEN
 from flows.launch import STOP_SECONDS, StageStopped
 from flows.plan import plan
+from flows.prefect_processes import FLOW, say_process
 from flows.prefect_report import Progress
 from flows.prefect_results import publish_plan, publish_report, publish_results, publish_stage
 from flows.prefect_slots import occupy, require_slots
@@ -81,7 +82,7 @@ def _end_task_runs(flow_run: UUID, state: State[Any]) -> None:
 
 
 @flow(
-    name="posttrain",
+    name=FLOW,
     flow_run_name=_flow_run_name,
     persist_result=False,
     validate_parameters=False,
@@ -117,6 +118,7 @@ def posttrain(  # noqa: PLR0913  (each is a field of the run form)
         )
         run = Run(made, run_id=f"{new_run_id().rsplit('-', 1)[0]}-{flow_run_context.id[-6:]}")
     run.flow_run_id = flow_run_context.id
+    say_process(UUID(run.flow_run_id))
     require_slots(run)
     with using(run):
         publish_plan(run)

@@ -78,6 +78,25 @@ class Api:
         assert len(found) == 1
         return found[0]
 
+    def running(self, process: str) -> Any:
+        """The id of a run that began, of a process."""
+        from prefect.states import Running
+
+        from flows.prefect_api import api
+        from flows.prefect_flow import posttrain
+
+        with api(self.url) as client:
+            run = client.create_flow_run(posttrain, parameters={"recipe": "x"}, name="elsewhere", state=Running())
+            client.update_flow_run(run.id, infrastructure_pid=process)
+            return run.id
+
+    def read(self, flow_run: Any) -> Any:
+        """Its state."""
+        from flows.prefect_api import api
+
+        with api(self.url) as client:
+            return client.read_flow_run(flow_run).state
+
     def task_states(self, run_id: str, count: int) -> dict[str, Any]:
         """Task name -> state, once `count` tasks have ended: Prefect records them a moment later."""
         from prefect.client.orchestration import get_client
@@ -313,8 +332,17 @@ def test_a_killed_run_is_listed_and_answers_for_what_it_finished(
     page = world.folder / "run.html"
     ask("report", run, "-o", str(page))
     assert '<dd class="interrupted" data-count="interrupted">1</dd>' in page.read_text()
+    assert api.flow_run(run).state.name == "Running"  # nobody told Prefect
+    elsewhere = api.running("othermachine-1-1")
     # the run that goes on cites it, and both can be told apart
     again = run_pipeline(world.plan())
+    crashed = api.flow_run(run).state
+    assert crashed.name == "Crashed" and f"its process ({command.process.pid}) is gone" in crashed.message
+    assert {name: state.name for name, state in api.task_states(run, 2).items()} == {
+        "one": "Completed",
+        "two": "Crashed",
+    }
+    assert api.read(elsewhere).name == "Running"  # who knows
     assert again["stages"]["one"]["reason"] == f"done by run {run}"
     assert {found["stage"]: found["states"] for found in ask("diff", run, again["run"])["stages"].values()} == {
         "one": ["ran", "cached"],
