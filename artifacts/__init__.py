@@ -16,7 +16,7 @@ from artifacts.folder import hash_folder
 from artifacts.index import Record
 from artifacts.leases import Lease
 from artifacts.manifest import Artifact, Manifest
-from artifacts.opening import default_cache, open_store
+from artifacts.opening import default_cache, open_store, require_shared
 from artifacts.sealed import scrub, seal, unseal
 from artifacts.shards import Shards
 from artifacts.store import Store
@@ -43,6 +43,7 @@ __all__ = [
     "digest_of",
     "hash_folder",
     "open_store",
+    "require_shared",
     "scrub",
     "seal",
     "sha256_bytes",

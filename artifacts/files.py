@@ -50,6 +50,10 @@ class Files(Protocol):
     local_root: Path | None
     """The folder itself when the place is on this machine."""
 
+    @property
+    def place(self) -> str:
+        """What tells it from every other place: two servers may know the same URL."""
+
     def read(self, key: str, most: int = LARGEST_BYTES) -> bytes:
         """The whole (small) file. Raises DamagedError where it has more than `most` bytes, of which no more are read:
         whoever else writes there cannot fill the memory."""

@@ -1,9 +1,11 @@
-"""What runs leave on this machine: the folders in which their stages ran, scratch/<run>/<stage>, and pages of them,
-<run>.html, that somebody gives out."""
+"""What runs leave on this machine: the folders in which their stages ran, <run>/<stage> in the scratch folder of their
+store, and pages of them, <run>.html, that somebody gives out."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,6 +13,13 @@ from pathlib import Path
 
 from artifacts.folder import scan
 from artifacts.local_errors import reported
+
+
+def scratch_of(cache: Path, place: str) -> Path:
+    """Where the runs of a store that is not of this machine work: no other store's, so that whoever clears one store
+    away meets no run of another. `place`: what tells the store from every other."""
+    words = re.sub(r"[^A-Za-z0-9._]+", "-", place)[:60].strip("-.")
+    return cache / "scratch" / f"{words}-{hashlib.sha256(place.encode()).hexdigest()[:12]}"
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,14 @@ def job_folders(scratch: Path) -> tuple[float, list[JobFolder]]:
         now = _now(scratch)
         paths = sorted(path for path in scratch.iterdir() if path.is_dir() and not path.is_symlink())
         return now, [job_folder(path) for path in paths]
+
+
+def last_sign(folder: Path) -> float | None:
+    """When what runs in a run's folder wrote something last; None: it is not on this machine."""
+    try:
+        return job_folder(folder).written
+    except OSError:  # not there, or being deleted
+        return None
 
 
 def run_pages(folder: Path, runs: Iterable[str]) -> tuple[float, list[Path]]:

@@ -45,6 +45,10 @@ class LocalFiles:
             self._ensure_folder(self.root / "tmp")
         self._sweep()
 
+    @property
+    def place(self) -> str:
+        return self.url
+
     def path(self, key: str) -> Path:
         """Where a key lies. Raises DamagedError where the way there leads through a link."""
         assert key and not key.startswith("/") and ".." not in key.split("/"), key

@@ -28,12 +28,22 @@ def default_cache() -> Path:
 
 
 def open_store(url: str | None = None, *, answer_seconds: float = ANSWER_SECONDS) -> Store:
-    """The store at a local path, `file://`, `memory://` or `s3://bucket/prefix`; None: $POSTTRAIN_STORE or
-    ~/.cache/posttrain/store. Raises RequestError for another URL, StoreError within `answer_seconds` if the
-    store does not answer."""
+    """The store at a local path, `file://`, `s3://bucket/prefix` or, of this process alone, `memory://`; None:
+    $POSTTRAIN_STORE or ~/.cache/posttrain/store. Raises RequestError for another URL, StoreError within
+    `answer_seconds` if the store does not answer."""
     if url is None:
         url = os.environ.get("POSTTRAIN_STORE") or str(default_cache() / "store")
     return Store(_in_time(url, answer_seconds), default_cache())
+
+
+def require_shared(store: Store) -> None:
+    """Raises RequestError for a store that other processes do not see: every stage is a process of its own."""
+    if PROTOCOL.match(store.url) and store.url.lower().startswith("memory:"):
+        raise RequestError(
+            f"{store.url} is in the memory of one process, and stages run in processes of their own, which would not "
+            "find there what others stored: give a folder or s3://bucket/folder (memory:// serves Python programs "
+            "that open a store and run no stages)"
+        )
 
 
 def _in_time(url: str, seconds: float) -> Files:
@@ -80,7 +90,10 @@ def _opened(url: str, seconds: float) -> Files:
         files = S3Files(url)
         files.probe(Patience(deadline=seconds / 2))
         return files
-    raise RequestError(f"a store is a local path, file://, memory:// or s3://bucket/folder; found {scrub(url)!r}")
+    raise RequestError(
+        "a store is a local path, file:// or s3://bucket/folder, of Amazon or of any server that speaks S3 (its "
+        f"address in AWS_ENDPOINT_URL); found {scrub(url)!r}"
+    )
 
 
 def _local_path(url: str) -> Path:

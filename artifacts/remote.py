@@ -47,6 +47,10 @@ class RemoteFiles:
             self._instance = (os.getpid(), self._make())
         return self._instance[1]
 
+    @property
+    def place(self) -> str:
+        return self.url
+
     def probe(self, patience: Patience) -> None:
         """Lists the root: raises StoreError if the store does not answer or refuses."""
 

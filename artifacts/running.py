@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeGuard
 
 from artifacts import runs
 from artifacts.digest import is_sha256
 from artifacts.files import Files
+from artifacts.job_folders import last_sign
 from artifacts.leases import Lease
 from artifacts.owner import is_dead, lives_here, owner_tag
 
@@ -20,13 +23,14 @@ def write(files: Files, run_id: str, payload: Mapping[str, Any]) -> None:
     runs.write(files, run_id, {**payload, "state": "running", "process": owner_tag()})
 
 
-def read(files: Files, run_id: str) -> dict[str, Any]:
-    """The run as it stands: `killed` where whoever ran it is gone. Raises as `runs.read`."""
+def read(files: Files, run_id: str, scratch: Path) -> dict[str, Any]:
+    """The run as it stands: `killed` where whoever ran it is gone. `scratch`: where this machine works for the store.
+    Raises as `runs.read`."""
     payload = runs.read(files, run_id)
     if payload.get("state") != "running" or _goes_on(files, run_id, payload):
         return payload
     payload = runs.read(files, run_id)  # it may have ended well before its process did
-    return payload if payload.get("state") != "running" else _killed(payload)
+    return payload if payload.get("state") != "running" else _killed(payload, last_sign(scratch / run_id))
 
 
 def _goes_on(files: Files, run_id: str, payload: Mapping[str, Any]) -> bool:
@@ -45,9 +49,22 @@ def _goes_on(files: Files, run_id: str, payload: Mapping[str, Any]) -> bool:
     return age is None or age < QUIET_SECONDS
 
 
-def _killed(payload: Mapping[str, Any]) -> dict[str, Any]:
+def _killed(payload: Mapping[str, Any], sign: float | None) -> dict[str, Any]:
     stages = {name: _cut_off(entry) for name, entry in payload.get("stages", {}).items()}
-    return {**payload, "state": "killed", "stages": stages}
+    lasted = max(found for found in (payload.get("seconds"), _seconds_until(payload, sign), 0.0) if _is_number(found))
+    return {**payload, "state": "killed", "seconds": round(lasted, 3), "stages": stages}
+
+
+def _seconds_until(payload: Mapping[str, Any], sign: float | None) -> float | None:
+    """From the run's start to the time, both by the clock of the machine that it ran on; None: not known."""
+    try:
+        return None if sign is None else sign - datetime.fromisoformat(str(payload.get("started_at"))).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float)
 
 
 def _cut_off(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL, ...) and nowhere 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -20,6 +21,8 @@ READ_SECONDS = 60
 PART = 32 * 2**20
 PARTS_AT_ONCE = 8
 LOST_RACE = (409, 412)
+AMAZON = re.compile(r"\.amazonaws\.com(\.cn)?(:\d+)?/?$")
+"""There a bucket's name is one bucket's, whatever the region."""
 NO_SUCH_RANGE = 416
 """What the first bytes of an empty object are answered with."""
 
@@ -32,6 +35,11 @@ class S3Files(RemoteFiles):
         self._bucket, _, self._prefix = self._base.partition("/")
         if not self._bucket:
             raise RequestError(f"{url!r} names no bucket; write s3://bucket/folder")
+
+    @property
+    def place(self) -> str:
+        server = str(self.fs.s3.meta.endpoint_url)
+        return self.url if AMAZON.search(server) else f"{self.url} at {server}"
 
     def _check_empty_root(self) -> None:
         try:

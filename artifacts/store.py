@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from artifacts.errors import DamagedError, MissingError, StoreError
 from artifacts.files import Files, Publication
 from artifacts.folder import differences
 from artifacts.index import Record
+from artifacts.job_folders import scratch_of
 from artifacts.leases import Lease
 from artifacts.manifest import Artifact, Manifest, library_versions
 from artifacts.materialize import fetched, problems_of
@@ -37,7 +39,12 @@ class Store:
         self.url = files.url
         self.is_local = files.local_root is not None
         self._cache = cache
-        self.scratch = (files.local_root or cache) / "scratch"
+
+    @functools.cached_property
+    def scratch(self) -> Path:
+        """Where this machine works for this store, and for no other one."""
+        root = self.files.local_root
+        return root / "scratch" if root is not None else scratch_of(self._cache, self.files.place)
 
     # artifacts
 
@@ -269,7 +276,7 @@ class Store:
 
     def read_run(self, run_id: str) -> dict[str, Any]:
         """Raises RequestError for an unknown run. One whose process is gone without a word is `killed`."""
-        return running.read(self.files, run_id)
+        return running.read(self.files, run_id, self.scratch)
 
     def runs(self) -> list[str]:
         """Ids of the runs, the one written last first."""

@@ -92,12 +92,13 @@ def _work(
 ) -> None:
     os.environ.update({**QUIET, "PREFECT_HOME": str(what.home)})
     from flows.prefect_api import api
+    from flows.prefect_processes import end_dead_runs
     from flows.prefect_upkeep import prepare, stop_runs
 
     url = server.wait()
-    look = _alerts(what, server, say)
+    look = _looks(what, server, say)
     with api(url) as client:
-        for line in prepare(client, what.pool, what.slots):
+        for line in (*prepare(client, what.pool, what.slots), *end_dead_runs(client)):
             say(line)
     with _worker(what, url) as alive:
         place = Place(server.address, what.pool, os.getpid())
@@ -115,15 +116,16 @@ def _work(
                 say(line)
 
 
-def _alerts(what: Lasting, server: ServerProcess, say: Callable[[str], None]) -> Callable[[], None]:
-    """Looks now and then for runs that somebody is to be told of."""
-    if what.alert_url is None:
-        return lambda: None
+def _looks(what: Lasting, server: ServerProcess, say: Callable[[str], None]) -> Callable[[], None]:
+    """Looks now and then for runs that were killed, and for runs that somebody is to be told of."""
     from flows.prefect_alerts import LOOK_SECONDS, Alerts
     from flows.prefect_api import api
+    from flows.prefect_processes import end_dead_runs
 
-    alerts, due = Alerts(what.alert_url, server.address, what.home, say), 0.0
-    say(f"deployed runs that fail are told to {alerts.host}")
+    alerts, due = None, 0.0
+    if what.alert_url is not None:
+        alerts = Alerts(what.alert_url, server.address, what.home, say)
+        say(f"deployed runs that fail are told to {alerts.host}")
 
     def look() -> None:
         nonlocal due
@@ -131,7 +133,10 @@ def _alerts(what: Lasting, server: ServerProcess, say: Callable[[str], None]) ->
             return
         # a busy server that does not answer is asked again
         with contextlib.suppress(RequestError), api(server.url) as client:
-            alerts.look(client)
+            for line in end_dead_runs(client):
+                say(line)
+            if alerts is not None:
+                alerts.look(client)
         due = time.monotonic() + LOOK_SECONDS
 
     return look

@@ -82,6 +82,7 @@ def _flow(run: Run) -> dict[str, Any]:
     recipe = str(run.recipe.path or run.recipe.name)
     try:
         with using(run):
+            _end_dead_runs()
             posttrain(recipe, store=run.store.url)
     except PipelineFailed:
         pass  # the payload says it
@@ -96,6 +97,18 @@ def _flow(run: Run) -> dict[str, Any]:
     finally:
         payload = run.finish()
     return payload
+
+
+def _end_dead_runs() -> None:
+    """Those of this machine that were killed, perhaps the one that this run goes on from."""
+    from prefect.client.orchestration import get_client
+
+    from flows.prefect_processes import end_dead_runs
+    from flows.prefect_shown import only_shown
+
+    with only_shown(), get_client(sync_client=True) as client:
+        for line in end_dead_runs(client):
+            logger.info("%s", line)
 
 
 def _inside_prefect() -> bool:

@@ -28,9 +28,11 @@ from artifacts.errors import StageError
 from flows.entries import BROKEN
 from flows.launch import STOP_SECONDS, StageStopped
 from flows.plan import plan
+from flows.prefect_processes import FLOW, say_process
 from flows.prefect_report import Progress
 from flows.prefect_results import publish_plan, publish_report, publish_results, publish_stage
 from flows.prefect_slots import occupy, require_slots
+from flows.prefect_unrun import why_not_run
 from flows.prefect_upkeep import end_task_runs
 from flows.recipe import Recipe
 from flows.run import Run, new_run_id
@@ -80,7 +82,7 @@ def _end_task_runs(flow_run: UUID, state: State[Any]) -> None:
 
 
 @flow(
-    name="posttrain",
+    name=FLOW,
     flow_run_name=_flow_run_name,
     persist_result=False,
     validate_parameters=False,
@@ -116,6 +118,7 @@ def posttrain(  # noqa: PLR0913  (each is a field of the run form)
         )
         run = Run(made, run_id=f"{new_run_id().rsplit('-', 1)[0]}-{flow_run_context.id[-6:]}")
     run.flow_run_id = flow_run_context.id
+    say_process(UUID(run.flow_run_id))
     require_slots(run)
     with using(run):
         publish_plan(run)
@@ -164,7 +167,7 @@ def _schedule(run: Run, futures: dict[str, PrefectFuture[Any]]) -> None:
             name = ended.get()
             running.remove(name)
             if name not in run.entries:
-                run.fail(name, StageError(f"Prefect did not run the task: {futures[name].state.message}"))
+                run.fail(name, StageError(why_not_run(name, run.recipe.stages[name].needs, futures)))
 
 
 def _ready(run: Run, name: str, running: set[str], waiting: list[str]) -> bool:

@@ -29,11 +29,13 @@ def plan_named(options: Namespace) -> Plan:
 
 
 def open_named(options: Namespace) -> Store:
-    """The store that the options name. Raises RequestError where it does not answer."""
-    from artifacts import open_store
+    """The store that the options name. Raises RequestError where it does not answer, or is only this process's."""
+    from artifacts import open_store, require_shared
 
     with _refused(options):
-        return open_store(options.store)
+        store = open_store(options.store)
+    require_shared(store)
+    return store
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from artifacts import Artifact
+from artifacts import Artifact, require_shared
 from artifacts.errors import StoreError
 from flows.again import again
 from flows.attempts import earlier_seconds, timed
@@ -53,6 +53,8 @@ class Run:
     """The state of one run. `execute` may be called from several threads, once for each stage."""
 
     def __init__(self, plan: Plan, listener: Listener | None = None, run_id: str | None = None) -> None:
+        """Raises RequestError where the processes of stages would not see the plan's store."""
+        require_shared(plan.store)
         self.plan = plan
         self.recipe = plan.recipe
         self.store = plan.store
@@ -227,11 +229,12 @@ class Run:
     def _publish(self, name: str, outputs: Mapping[str, Artifact]) -> None:
         """Make the outputs known to the stages after it and, by name, to people and other recipes."""
         self.claim.add(outputs.values())
-        self.outputs[name] = outputs
         for position, (output, artifact) in enumerate(in_order(self._stage(name), outputs).items()):
             if position == 0:
                 self.store.set_alias(f"{self.recipe.name}/{name}", artifact)
             self.store.set_alias(f"{self.recipe.name}/{name}.{output}", artifact)
+        # last: what failed so far gives nothing to the stages after it
+        self.outputs[name] = outputs
 
     def _spec(self, stage: RecipeStage, decision: Decision) -> dict[str, Any]:
         many = {name: declared.many for name, declared in stage.uses.inputs.items()}

@@ -5,16 +5,19 @@ import threading
 from datetime import UTC, datetime
 
 import pytest
+from moto.server import ThreadedMotoServer
 
-from artifacts import Artifact, Record, Store, StoreError, claims, collected, open_store
+from artifacts import Artifact, Record, Store, StoreError, claims, collected, open_store, s3
 from artifacts.disk import UNSYNCED
 from artifacts.keeping import DAY, Policy
 from artifacts.local import LocalFiles
 from artifacts.manifest import library_versions
 from artifacts.survey import survey
 from artifacts.sweep import sweep
+from artifacts.usage import usage
 from tests.artifacts.test_kills import DIED, DyingDisk, in_child
 
+REAL_FILE_SYSTEM = s3._file_system
 FINGERPRINT, OTHER, THIRD = "ab" * 32, "cd" * 32, "ef" * 32
 
 
@@ -208,6 +211,37 @@ def test_job_folders_of_runs_that_are_not_kept_go(tmp_path, fill):
     assert stays["kept"] == stays["claimed"] == "of a run that is kept" and "new" in stays
     sweep(store, survey(store, Policy()), "me")
     assert {path.name for path in store.scratch.iterdir()} == {"kept", "new", "claimed"}
+
+
+def test_job_folders_of_another_store_stay(bucket, tmp_path):
+    """Of two stores on one server, of which each knows nothing of the other's runs."""
+    stores = [open_store(f"{bucket}/{tmp_path.name}/{team}") for team in ("ours", "theirs")]
+    logs = [store.scratch / name / "sft/log.txt" for store, name in zip(stores, ("our-run", "their-run"), strict=True)]
+    for log in logs:
+        log.parent.mkdir(parents=True)
+        log.write_text("step 1")
+        os.utime(log, (1, 1))
+    ours = stores[0]
+    found = survey(ours, Policy())
+    assert [(item.what, item.name) for item in found.goes] == [("job folder", "our-run")]
+    sweep(ours, found, "me")
+    assert [log.is_file() for log in logs] == [False, True]
+    assert usage(stores[1]).others == {"job folders": len("step 1")} and usage(ours).others == {}
+
+
+def test_one_url_on_two_servers_is_two_stores(bucket, monkeypatch):
+    monkeypatch.setattr(s3, "_file_system", REAL_FILE_SYSTEM)
+    there = open_store(f"{bucket}/team").scratch
+    assert open_store(f"{bucket}/team").scratch == there
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        other = open_store(f"{bucket}/team").scratch  # both servers of one process share their buckets
+        assert other.parent == there.parent and other != there
+    finally:
+        server.stop()
 
 
 def test_a_claim_ends_with_its_process(tmp_path, fill):

@@ -222,7 +222,9 @@ def test_where_the_store_is(tmp_path, monkeypatch, cache):
     assert open_store().scratch == cache / "store/scratch"
     monkeypatch.setenv("POSTTRAIN_STORE", f"file://{tmp_path}/a%20b")
     assert open_store().url == str(tmp_path / "a b")
-    assert open_store(f"memory://{tmp_path.name}").scratch == cache / "scratch"
+    here, other = (open_store(f"memory://{tmp_path.name}/{name}").scratch for name in ("a", "b"))
+    assert here.parent == other.parent == cache / "scratch" and here != other
+    assert open_store(f"memory://{tmp_path.name}/a/").scratch == here
 
 
 def test_strangers_in_the_store_do_not_stop_it(local, fill):

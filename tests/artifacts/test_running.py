@@ -1,6 +1,8 @@
 """Runs that did not say how they ended: running while their process lives, killed when it is gone."""
 
 import os
+import shutil
+from datetime import UTC, datetime
 
 import pytest
 
@@ -67,6 +69,22 @@ def test_a_run_whose_process_was_killed_is_killed_at_once(tmp_path):
     assert stages["three"]["reason"] == "the run was killed before"
     with pytest.raises(RequestError, match="there is no run 'r2'"):
         store.read_run("r2")
+
+
+def test_a_killed_run_lasted_until_its_last_sign_of_life(store):
+    started = datetime(2026, 11, 29, 3, 0, tzinfo=UTC)
+    log = store.scratch / "r1/two/log.txt"
+    log.parent.mkdir(parents=True)
+    log.write_text("step 7")
+    os.utime(log, (started.timestamp() + 28.5,) * 2)
+    os.utime(log.parent, (1, 1))
+    payload = {**so_far(), "started_at": started.isoformat(), "seconds": 7.7}
+    store.files.write(key("r1"), seal({**payload, "state": "running", "process": "othermachine-1-1"}))
+    assert (store.read_run("r1")["state"], store.read_run("r1")["seconds"]) == ("killed", 28.5)
+    os.utime(log, (started.timestamp() + 2,) * 2)
+    assert store.read_run("r1")["seconds"] == 7.7  # what it had said itself
+    shutil.rmtree(store.scratch / "r1")
+    assert store.read_run("r1")["seconds"] == 7.7
 
 
 def test_a_run_of_another_machine_lives_as_long_as_its_leases(store, monkeypatch):

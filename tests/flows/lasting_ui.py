@@ -124,6 +124,12 @@ class Ui:
             command, cwd=self.folder, env=self.environment | environment, capture_output=True, text=True
         )
 
+    def begin(self, *arguments: str) -> subprocess.Popen[str]:
+        """A command beside it that goes on."""
+        command = [sys.executable, "-m", "flows.cli", *arguments, "--store", str(self.store_folder)]
+        with open(self.folder / "begun.log", "a") as log:
+            return subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=log, stderr=log, text=True)
+
     def client(self) -> Any:
         """Of its API."""
         return api(self.url)

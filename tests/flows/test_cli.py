@@ -93,7 +93,9 @@ def test_wrong_requests_have_status_2_and_name_every_mistake(fake_stages, store,
         (("report", "20260101-nothing"), "posttrain: there is no run '20260101-nothing'"),
         (("report", "latest"), "posttrain: there is no run in "),
         (("stages", "sftt"), "posttrain: unknown stage 'sftt'; did you mean 'sft'?"),
-        (("ls", "--store", "ftp://host/x"), "posttrain: a store is a local path, file://, memory:// or s3://"),
+        (("ls", "--store", "ftp://host/x"), "posttrain: a store is a local path, file:// or s3://"),
+        (("ls", "--store", "memory://x"), "posttrain: memory://x is in the memory of one process"),
+        (("run", "quickstart", "--store", "memory://x"), "posttrain: memory://x is in the memory of one process"),
     ],
 )
 def test_unknown_names_have_status_2(store, capsys, arguments, expected):

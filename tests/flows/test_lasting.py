@@ -26,6 +26,7 @@ from prefect.states import Cancelling, Crashed, Pending, Running
 
 from artifacts import open_store
 from artifacts.errors import RequestError
+from artifacts.owner import machine, start_time
 from flows.prefect_alerts import MOST_TRIES, Alerts
 from flows.prefect_deploy import find
 from flows.prefect_flow import posttrain
@@ -120,6 +121,15 @@ def test_what_is_removed_is_said_to_be_gone(ui: Ui, scheduled: Any) -> None:
     )
     left = json.loads(ui.command("schedule", "--json").stdout)["deployments"]
     assert [row["name"] for row in left] == ["tiny"]
+
+
+def logs_of(run: Any) -> LogFilter:
+    return LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
+
+
+def owner(process: subprocess.Popen[str]) -> str:
+    """As a run says which process runs it."""
+    return f"{machine()}-{process.pid}-{start_time(process.pid)}"
 
 
 def test_the_form_chooses_stages_and_is_checked(ui: Ui, scheduled: Any) -> None:
@@ -290,6 +300,21 @@ def test_another_ui_finds_the_first_and_runs_report_to_it(ui: Ui) -> None:
         names = {run.name: run for run in client.read_flow_runs()}
         run = names[f"tiny {payload['run'].rpartition('-')[2]}"]
         ui.tasks(run, client, 1)  # the command has sent that its task ended
+
+
+def test_a_run_of_a_terminal_that_is_killed_has_crashed_at_once(ui: Ui) -> None:
+    """Long before its heartbeats are missed."""
+    run = ui.begin("run", str(ui.recipe), "--set", f"steps={MANY}", "--set", "sft.seed=3")
+    with ui.client() as client:
+        going = until(lambda: [found for found in client.read_flow_runs() if found.infrastructure_pid == owner(run)])[0]
+        until(lambda: [log for log in client.read_logs(logs_of(going)) if log.message.startswith("step ")])
+        assert client.read_flow_run(going.id).state_name == "Running"
+        run.kill()
+        run.wait()
+        until(lambda: client.read_flow_run(going.id).state_name == "Crashed", SILENCE.total_seconds() / 3)
+        assert "is gone and had not said how it ended" in client.read_flow_run(going.id).state.message
+        assert ui.tasks(going, client, 3)["sft"].name == "Crashed"
+    until(lambda: f"{going.name} crashed: its process ({run.pid})" in (ui.folder / "ui.log").read_text())
 
 
 def test_a_port_that_is_taken_is_said(ui: Ui, tmp_path: Path) -> None:

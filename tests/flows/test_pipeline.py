@@ -18,9 +18,11 @@ from typing import Any
 import psutil
 import pytest
 
-from artifacts.errors import RequestError
+from artifacts import Artifact, Store, open_store
+from artifacts.errors import RequestError, StoreError
 from flows import cli
 from flows.pipeline import run_pipeline
+from flows.plan import plan
 from flows.run import Run
 from flows.server import temporary_server
 from tests.flows.pipeline_stages import MAKE, World
@@ -75,6 +77,25 @@ class Api:
             found = [run for run in client.read_flow_runs() if run.name == f"small {suffix}"]
         assert len(found) == 1
         return found[0]
+
+    def running(self, process: str) -> Any:
+        """The id of a run that began, of a process."""
+        from prefect.states import Running
+
+        from flows.prefect_api import api
+        from flows.prefect_flow import posttrain
+
+        with api(self.url) as client:
+            run = client.create_flow_run(posttrain, parameters={"recipe": "x"}, name="elsewhere", state=Running())
+            client.update_flow_run(run.id, infrastructure_pid=process)
+            return run.id
+
+    def read(self, flow_run: Any) -> Any:
+        """Its state."""
+        from flows.prefect_api import api
+
+        with api(self.url) as client:
+            return client.read_flow_run(flow_run).state
 
     def task_states(self, run_id: str, count: int) -> dict[str, Any]:
         """Task name -> state, once `count` tasks have ended: Prefect records them a moment later."""
@@ -157,6 +178,43 @@ def test_failure_skips_what_follows_and_nothing_else(world: World, api: Api) -> 
 
     again = run_pipeline(world.plan())
     assert states(again) == {"one": "cached", "two": "ran", "three": "ran", "beside": "cached"}
+
+
+def test_a_stage_whose_result_got_no_name_gives_nothing(
+    world: World, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Store, name: str, artifact: Artifact) -> None:
+        raise StoreError(f"cannot write aliases/{name}.json: no space left")
+
+    monkeypatch.setattr(Store, "set_alias", full)
+    payload = run_pipeline(world.plan())
+    assert states(payload) == {"one": "failed", "two": "skipped", "three": "skipped", "beside": "failed"}
+    assert payload["stages"]["two"]["reason"] == "one failed"
+
+
+def test_a_task_that_prefect_does_not_start_says_why(world: World, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(run: Run, name: str) -> None:
+        raise ZeroDivisionError(f"{name} cannot be shown")
+
+    monkeypatch.setattr("flows.prefect_flow.publish_stage", broken)
+    payload = run_pipeline(world.plan(until=["two"]))
+    assert states(payload) == {"one": "ran", "two": "failed", "three": "skipped", "beside": "skipped"}
+    assert payload["stages"]["two"]["error"] == (
+        "Prefect did not start it: the task one ended as Failed: Task run encountered an exception "
+        "ZeroDivisionError: one cannot be shown. Run again: what is stored is not made again"
+    )
+
+
+def test_a_store_in_memory_is_refused_before_anything_starts(world: World, api: Api, tmp_path: Path) -> None:
+    from flows.prefect_flow import posttrain
+
+    (tmp_path / "small.yaml").write_text("stages: {one: {uses: make, with: {text: '1'}}}")
+    refused = r"memory://x is in the memory of one process.*give a folder or s3://"
+    with pytest.raises(RequestError, match=refused):
+        run_pipeline(plan(world.recipe(), open_store("memory://x")))
+    with pytest.raises(RequestError, match=refused):
+        posttrain(str(tmp_path / "small.yaml"), store="memory://x")
+    assert open_store("memory://x").runs() == [] and world.ran() == []
 
 
 def test_selection(world: World, api: Api) -> None:
@@ -274,8 +332,17 @@ def test_a_killed_run_is_listed_and_answers_for_what_it_finished(
     page = world.folder / "run.html"
     ask("report", run, "-o", str(page))
     assert '<dd class="interrupted" data-count="interrupted">1</dd>' in page.read_text()
+    assert api.flow_run(run).state.name == "Running"  # nobody told Prefect
+    elsewhere = api.running("othermachine-1-1")
     # the run that goes on cites it, and both can be told apart
     again = run_pipeline(world.plan())
+    crashed = api.flow_run(run).state
+    assert crashed.name == "Crashed" and f"its process ({command.process.pid}) is gone" in crashed.message
+    assert {name: state.name for name, state in api.task_states(run, 2).items()} == {
+        "one": "Completed",
+        "two": "Crashed",
+    }
+    assert api.read(elsewhere).name == "Running"  # who knows
     assert again["stages"]["one"]["reason"] == f"done by run {run}"
     assert {found["stage"]: found["states"] for found in ask("diff", run, again["run"])["stages"].values()} == {
         "one": ["ran", "cached"],
