@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, NoReturn
 from flows.inquiry_options import RUN, add_inquiries
 from flows.operations_options import add_operations
 from flows.store_options import add_store_care
+from flows.sweep_options import add_sweep
 
 if TYPE_CHECKING:
     from artifacts.errors import RequestError
 
 OK, FAILED, REFUSED = 0, 1, 2
+RUNNING = ("run", "sweep")
+"""Commands that run a recipe in this process."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -56,23 +59,24 @@ def parser() -> argparse.ArgumentParser:
     shared.add_argument("--json", action="store_true", help="one JSON object on stdout, all else on stderr")
     changed = _Parser(add_help=False)
     changed.add_argument("--set", action="append", default=[], metavar="A.B=C", help="change a setting: dpo.beta=0.2")
-    recipe = _Parser(add_help=False, parents=[changed])
+    recipe, forced = _Parser(add_help=False, parents=[changed]), _Parser(add_help=False)
     recipe.add_argument("recipe", metavar="RECIPE", help="a YAML file or the name of a shipped recipe")
-    for option, text in (
-        ("only", "run this stage alone, with its inputs from the store"),
-        ("from", "run this stage and all that follows from it"),
-        ("until", "run this stage and all that it needs"),
-        ("force", "run this stage even if its result is in the store"),
+    for parent, option, text in (
+        (recipe, "only", "run this stage alone, with its inputs from the store"),
+        (recipe, "from", "run this stage and all that follows from it"),
+        (recipe, "until", "run this stage and all that it needs"),
+        (forced, "force", "run this stage even if its result is in the store"),
     ):
-        recipe.add_argument(f"--{option}", action="append", default=[], metavar="S", help=f"{text} (repeatable)")
+        parent.add_argument(f"--{option}", action="append", default=[], metavar="S", help=f"{text} (repeatable)")
 
     def add(name: str, text: str, *parents: _Parser) -> _Parser:
         made = commands.add_parser(name, help=text, description=text, parents=[*parents, shared])
         made.set_defaults(parser=made)
         return made
 
-    add("run", "run a recipe", recipe)
-    plan = add("plan", "say what a run would do, and why", recipe)
+    add("run", "run a recipe", recipe, forced)
+    add_sweep(add, recipe)
+    plan = add("plan", "say what a run would do, and why", recipe, forced)
     plan.add_argument("--memory", action="store_true", help="predict what each stage needs, and what would make it fit")
     plan.add_argument(
         "--memory-gb",
@@ -115,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         status = commands.COMMANDS[options.command](options)
         sys.stdout.flush()  # here, where a reader that has gone is no error
-        if arguments is None and options.command == "run":
+        if arguments is None and options.command in RUNNING:
             from flows.pipeline import drain
             from stages.leaving import leave
 
@@ -139,7 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         # whoever read our output has enough; nothing may be written when the interpreter closes stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED if options.command == "run" else OK  # whether the run went well can no longer be told
+        return FAILED if options.command in RUNNING else OK  # whether the run went well can no longer be told
     except Exception as error:
         if os.environ.get("POSTTRAIN_DEBUG") == "1":
             raise

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from flows.attempts import state_in_words, total_seconds
 from flows.entries import BROKEN
+from flows.scores import VERDICTS
 from stages.stage import load_stage
 
 STYLES = {"cached": "cyan", "ran": "green", "failed": "bold red", "interrupted": "magenta", "skipped": "yellow"}
@@ -46,14 +47,25 @@ def _where(entry: Mapping[str, Any]) -> str:
 
 def main_metric(entry: Mapping[str, Any]) -> str:
     """`accuracy 0.712 [0.668, 0.752]`: the metric that stands for its stage (`Stage.headline`), or its first."""
+    name = main_name(entry)
+    return "" if name is None else f"{name} {metric_in_words(entry['metrics'], name)}"
+
+
+def main_name(entry: Mapping[str, Any]) -> str | None:
+    """The metric that stands for a stage; the same whether it ran or is cached, whose metrics have another order."""
     metrics = entry["metrics"]
-    name = load_stage(entry["uses"]).headline(metrics) or next(iter(metrics), None)
-    if name is None:
-        return ""
+    with_interval = sorted(name for name in metrics if f"{name}/low" in metrics)
+    verdicts = [name for name in VERDICTS if name in metrics]
+    chosen = [load_stage(entry["uses"]).headline(metrics), *verdicts, *with_interval, *sorted(metrics)]
+    return next((name for name in chosen if name is not None), None)
+
+
+def metric_in_words(metrics: Mapping[str, Any], name: str) -> str:
+    """`0.712 [0.668, 0.752]`"""
     interval = ""
     if f"{name}/low" in metrics:
         interval = f" [{format_metric(metrics[f'{name}/low'])}, {format_metric(metrics[f'{name}/high'])}]"
-    return f"{name} {format_metric(metrics[name])}{interval}"
+    return f"{format_metric(metrics[name])}{interval}"
 
 
 def format_metric(value: Any) -> str:

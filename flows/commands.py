@@ -10,6 +10,7 @@ from flows import inquiries, operations, store_care
 from flows.request import open_named as _open
 from flows.request import plan_named as _plan
 from flows.request import print_json as _print_json
+from flows.request import refused
 
 
 def run(options: Namespace) -> int:
@@ -20,6 +21,22 @@ def run(options: Namespace) -> int:
 
     with Terminal(json=options.json) as terminal:
         payload = run_pipeline(made, terminal)
+    if options.json:
+        _print_json(payload)
+    return 0 if payload["state"] == "ok" else 1
+
+
+def sweep(options: Namespace) -> int:
+    """`posttrain sweep`"""
+    from flows.sweep import plan_sweep, request_of
+    from flows.sweep_terminal import SweepTerminal
+    from flows.sweeping import run_sweep
+
+    store = _open(options)
+    with refused(options):
+        made = plan_sweep(request_of(options), store)
+    with SweepTerminal(made, json=options.json) as terminal:
+        payload = run_sweep(made, terminal)
     if options.json:
         _print_json(payload)
     return 0 if payload["state"] == "ok" else 1
@@ -117,7 +134,7 @@ def stages(options: Namespace) -> int:
 
 
 COMMANDS: dict[str, Callable[[Namespace], int]] = (
-    {command.__name__: command for command in (run, plan, show, path, report, stages)}
+    {command.__name__: command for command in (run, sweep, plan, show, path, report, stages)}
     | inquiries.COMMANDS
     | operations.COMMANDS
     | store_care.COMMANDS

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 from uuid import UUID
@@ -46,46 +46,70 @@ def run_pipeline(plan: Plan, listener: Listener | None = None, *, run_id: str | 
     """
     run = Run(plan, listener, run_id)
     run.listener.planned(plan.decisions)
+    with prefect_at_hand() as settle:
+        payload = run_flow(run)
+        settle(run)
+    return payload
+
+
+@contextlib.contextmanager
+def prefect_at_hand() -> Iterator[Callable[[Run], None]]:
+    """Inside, flows report to the API of the flow that this is called in, to the user's, to that of a `posttrain ui`,
+    or to a temporary server. Gives what waits until that server has all of a run.
+
+    Raises as `run_pipeline` does.
+    """
     if _inside_prefect():
-        return _flow(run)
+        yield lambda run: None
+        return
     with contextlib.ExitStack() as stack:
         stack.enter_context(_sigterm_raises())
-        url = configured_url()
-        if url is not None:
+        home = prefect_home()
+        if (url := configured_url()) is not None:
             require_answer(url)
             _before_import({})
-            with _reporting_to(url):
-                return _flow(run)
-        home = prefect_home()
+            stack.enter_context(_reporting_to(url))
+            yield lambda run: None
+            return
         stack.enter_context(loopback_without_proxy())
         if (place := holder(home)) is not None:
             _before_import({"PREFECT_HOME": str(home)})
-            with _reporting_to(place.url):
-                return _flow(run)
+            stack.enter_context(_reporting_to(place.url))
+            yield lambda run: None
+            return
         server = stack.enter_context(temporary_server(home))
         _before_import({"PREFECT_HOME": str(home)})
         import flows.prefect_flow  # noqa: F401  (takes as long as the server's start, so do both at once)
 
         # heartbeats cost every run a second; this server ends with its flow and watches over none
-        with _reporting_to(server.wait(), PREFECT_FLOWS_HEARTBEAT_FREQUENCY=None):
-            try:
-                payload = _flow(run)
-                _settle(run)
-            finally:
-                drain()
-        return payload
+        stack.enter_context(_reporting_to(server.wait(), PREFECT_FLOWS_HEARTBEAT_FREQUENCY=None))
+        try:
+            yield _settle
+        finally:
+            drain()
 
 
-def _flow(run: Run) -> dict[str, Any]:
+def run_flow(run: Run) -> dict[str, Any]:
+    """The run as a Prefect flow, where Prefect is at hand; gives its payload."""
     from flows.prefect_flow import PipelineFailed, posttrain, using
 
     recipe = str(run.recipe.path or run.recipe.name)
     try:
-        with using(run):
+        with using(run), said_of_prefect():
             _end_dead_runs()
             posttrain(recipe, store=run.store.url)
     except PipelineFailed:
         pass  # the payload says it
+    finally:
+        payload = run.finish()
+    return payload
+
+
+@contextlib.contextmanager
+def said_of_prefect() -> Iterator[None]:
+    """What Prefect's API does not do is a RequestError."""
+    try:
+        yield
     except PosttrainError:
         raise
     except Exception as error:
@@ -94,9 +118,6 @@ def _flow(run: Run) -> dict[str, Any]:
         if isinstance(error, httpx.HTTPError):
             raise RequestError(f"Prefect's API failed: {type(error).__name__}: {error}") from error
         raise
-    finally:
-        payload = run.finish()
-    return payload
 
 
 def _end_dead_runs() -> None:

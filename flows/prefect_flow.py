@@ -48,7 +48,7 @@ class PipelineFailed(StageError):
 def _flow_run_name() -> str:
     run = current_run.get(None)
     if run is not None:
-        return f"{run.recipe.name} {run.id.rsplit('-', 1)[-1]}"
+        return " ".join([run.recipe.name, *([run.trial.label] if run.trial else []), run.id.rsplit("-", 1)[-1]])
     return f"{Path(flow_run_context.parameters['recipe']).stem} {flow_run_context.id[-6:]}"
 
 

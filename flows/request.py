@@ -24,7 +24,7 @@ def plan_named(options: Namespace) -> Plan:
     recipe = Recipe.load(options.recipe, options.set)
     store = open_named(options)
     given = {name: getattr(options, name, []) for name in ("only", "from", "until", "force")}
-    with _refused(options):
+    with refused(options):
         return make_plan(recipe, store, start=given.pop("from"), **given)
 
 
@@ -32,14 +32,14 @@ def open_named(options: Namespace) -> Store:
     """The store that the options name. Raises RequestError where it does not answer, or is only this process's."""
     from artifacts import open_store, require_shared
 
-    with _refused(options):
+    with refused(options):
         store = open_store(options.store)
     require_shared(store)
     return store
 
 
 @contextmanager
-def _refused(options: Namespace) -> Iterator[None]:
+def refused(options: Namespace) -> Iterator[None]:
     """A store that does not answer before anything was started makes the request wrong, not a stage fail."""
     try:
         yield

@@ -32,6 +32,7 @@ from flows.plan import Decision, Plan
 from flows.recipe import RecipeStage
 from flows.run_record import RunRecord
 from flows.sharing import Occupy, no_slots, renewing
+from flows.trial import Trial
 from flows.within_memory import within_memory
 from flows.written import source_of
 
@@ -52,14 +53,17 @@ class Outcome:
 class Run:
     """The state of one run. `execute` may be called from several threads, once for each stage."""
 
-    def __init__(self, plan: Plan, listener: Listener | None = None, run_id: str | None = None) -> None:
+    def __init__(
+        self, plan: Plan, listener: Listener | None = None, run_id: str | None = None, trial: Trial | None = None
+    ) -> None:
         """Raises RequestError where the processes of stages would not see the plan's store."""
         require_shared(plan.store)
         self.plan = plan
+        self.trial = trial
         self.recipe = plan.recipe
         self.store = plan.store
         self.listener = listener or Silence()
-        self.id = run_id or new_run_id()
+        self.id = run_id or new_run_id(trial.sweep if trial else None)
         self.supervisors = Supervisors()
         self.claim = RunClaim(plan.store, self.id)
         self.entries: dict[str, Entry] = {}
@@ -134,6 +138,7 @@ class Run:
         return {
             "run": self.id,
             "recipe": self.recipe.name,
+            **({"sweep": self.trial.to_json()} if self.trial else {}),
             "state": "interrupted" if self._interrupted else ended,
             "seconds": round(time.monotonic() - self._started, 3),
             "started_at": self.started_at,
@@ -141,13 +146,19 @@ class Run:
             "stages": stages,
         }
 
+    def stop(self) -> None:
+        """End what runs, from another thread than the run's own, which then enters how its stages ended."""
+        self._interrupted = True
+        self.supervisors.stop()
+
     def finish(self) -> dict[str, Any]:
         """End what still runs, enter what was never reached, and keep the payload in the store; once."""
         if self._final is not None:
             return self._final
         self.supervisors.stop()
         why = sys.exception()
-        self._interrupted = why is not None and not isinstance(why, Exception)  # Ctrl-C, SIGTERM, cancelled
+        # Ctrl-C, SIGTERM, cancelled
+        self._interrupted = self._interrupted or (why is not None and not isinstance(why, Exception))
         for name, decision in self.plan.decisions.items():
             if name not in self.entries:
                 self._cut_short = True
@@ -229,7 +240,8 @@ class Run:
     def _publish(self, name: str, outputs: Mapping[str, Artifact]) -> None:
         """Make the outputs known to the stages after it and, by name, to people and other recipes."""
         self.claim.add(outputs.values())
-        for position, (output, artifact) in enumerate(in_order(self._stage(name), outputs).items()):
+        named = in_order(self._stage(name), outputs) if self.trial is None else {}  # names are for what was decided on
+        for position, (output, artifact) in enumerate(named.items()):
             if position == 0:
                 self.store.set_alias(f"{self.recipe.name}/{name}", artifact)
             self.store.set_alias(f"{self.recipe.name}/{name}.{output}", artifact)
@@ -238,7 +250,8 @@ class Run:
 
     def _spec(self, stage: RecipeStage, decision: Decision) -> dict[str, Any]:
         many = {name: declared.many for name, declared in stage.uses.inputs.items()}
-        threads = stage.launch.threads or default_threads(stage.launch.processes, self.recipe.parallel)
+        beside = self.recipe.parallel * (self.trial.beside if self.trial else 1)
+        threads = stage.launch.threads or default_threads(stage.launch.processes, beside)
         return {
             "stage": stage.uses.name,
             "name": stage.name,
@@ -282,9 +295,9 @@ class Run:
                 logger.warning("the lease of %s was not given back: %s", name, error)
 
 
-def new_run_id() -> str:
-    """`20261122-134559-3fa9`: sorts by time, and two runs started at once differ."""
-    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.urandom(3).hex()}"
+def new_run_id(sweep: str | None = None) -> str:
+    """`20261122-134559-3fa9c1`: sorts by time, and two runs started at once differ; a trial's has its sweep in it."""
+    return "-".join([f"{datetime.now(UTC):%Y%m%d-%H%M%S}", *([sweep] if sweep else []), os.urandom(3).hex()])
 
 
 def _artifacts(result: StageResult) -> dict[str, Artifact]:

@@ -108,6 +108,17 @@ def parse_value(text: str, origin: str) -> Any:
     return parse_document(text, origin).data
 
 
+def parse_values(text: str, origin: str) -> list[tuple[str, Any]]:
+    """Values between commas, each with its text, which `parse_value` reads as the same."""
+    listed = f"[{text}]"
+    values = parse_value(listed, origin)
+    node = _node(listed)
+    if not isinstance(node, yaml.SequenceNode) or not isinstance(values, list):
+        raise RequestError([Problem(origin, f"expected values between commas, found {text!r}")])
+    texts = [listed[item.start_mark.index : item.end_mark.index].strip() for item in node.value]
+    return list(zip(texts, values, strict=True))
+
+
 def as_document(values: Any, origin: str) -> Document:
     """Values made in Python as a document without lines. Raises RequestError for what YAML cannot hold."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import types
@@ -24,8 +25,10 @@ class MakeConfig(Config):
     """Fail with this message."""
     taken: str = operational("")
     """Fail once, as if a port were taken; this file then says that it was."""
+    refuses: str = operational("")
+    """Fail where this is the text."""
     until: str = operational("")
-    """Wait for this file."""
+    """Wait for this file; `{text}` in its name is the text."""
     log: str = operational("")
     """Append the stage's name to this file: which processes ran."""
 
@@ -60,7 +63,8 @@ class World:
         self.folder = folder
         self.store: Store = open_store(str(folder / "store"))
 
-    def recipe(self, *overrides: str) -> Recipe:
+    def values(self) -> dict[str, Any]:
+        """What the recipe's file would hold."""
         log = str(self.folder / "log")
         path = os.pathsep.join([str(HERE / "pipeline_fakes"), str(HERE.parent.parent)])
         stages: dict[str, Any] = {
@@ -69,8 +73,16 @@ class World:
             "three": {"uses": "make", "inputs": {"source": ["two"]}, "with": {"text": "3", "log": log}},
             "beside": {"uses": "make", "with": {"text": "b", "log": log}},
         }
-        values = {"name": "small", "parallel": 2, "launch": {"env": {"PYTHONPATH": path}}, "stages": stages}
-        return Recipe.from_dict(values, overrides)
+        return {"name": "small", "parallel": 2, "launch": {"env": {"PYTHONPATH": path}}, "stages": stages}
+
+    def recipe(self, *overrides: str) -> Recipe:
+        return Recipe.from_dict(self.values(), overrides)
+
+    def file(self, **more: Any) -> str:
+        """The recipe as a file, with more keys or others."""
+        path = self.folder / "small.yaml"
+        path.write_text(json.dumps(self.values() | more))
+        return str(path)
 
     def plan(self, *overrides: str, **options: Any) -> Plan:
         return plan(self.recipe(*overrides), self.store, **options)

@@ -35,7 +35,9 @@ if config["fail"]:
 if config["taken"] and not Path(config["taken"]).exists():
     Path(config["taken"]).touch()
     raise OSError(98, "Address already in use")
-while config["until"] and not Path(config["until"]).exists():
+if config["refuses"] and config["text"] == config["refuses"]:
+    fail(f"the text {config['text']} is refused")
+while config["until"] and not Path(config["until"].replace("{text}", config["text"])).exists():
     time.sleep(0.02)
 out = job / "out" / "dataset"
 out.mkdir(parents=True)

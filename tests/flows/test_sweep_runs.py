@@ -1,0 +1,156 @@
+"""Sweeps as Prefect flows, on a real server: what is shared, killed, failed and shown, and what stays as it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from artifacts import Artifact
+from flows import cli
+from flows.pipeline import run_pipeline
+from tests.flows.pipeline_stages import World
+from tests.flows.prefect_server import Api, until
+
+HERE = Path(__file__).parent
+
+
+def sweep(world: World, capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -> dict[str, Any]:
+    """The JSON of the command."""
+    capsys.readouterr()
+    assert cli.main(["sweep", world.file(), *arguments, "--json", "--store", world.store.url]) == status
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def by_trial(found: dict[str, Any]) -> list[dict[str, Any]]:
+    return sorted(found["rows"], key=lambda row: int(row["trial"]))
+
+
+def text_of(world: World, run: dict[str, Any], stage: str) -> str:
+    (output,) = run["stages"][stage]["outputs"].values()
+    folder = world.store.materialize(Artifact(output["kind"], output["id"].removeprefix("sha256:")))
+    return (folder / "text").read_text()
+
+
+GRID = ("--over", "two.text=x,xx,xxx", "--over", "three.text=y,yy", "--metric", "three.length")
+
+
+@pytest.mark.parametrize("parallel", ["1", "3"])
+def test_what_trials_share_runs_once(world: World, api: Api, capsys, parallel: str) -> None:
+    """3 x 2 trials of one -> two -> three, and beside: 1, 3, 6 and 1 processes."""
+    run_pipeline(world.plan())
+    assert sorted(world.ran()) == ["beside", "one", "three", "two"]
+    aliases = world.store.aliases()
+
+    found = sweep(world, capsys, *GRID, "--parallel", parallel, "--set", "one.text=l")
+    assert Counter(world.ran()) == {"one": 1, "two": 3, "three": 6}  # beside is the earlier run's
+    assert world.store.aliases() == aliases
+    assert (found["state"], found["best"], found["metrics"]) == ("ok", "highest", ["three.length"])
+    # 1 + two + three characters, longest first, equal ones in the order of the trials
+    assert [(row["trial"], row["settings"], row["metrics"]["three.length"]["value"]) for row in found["rows"]] == [
+        (6, {"two.text": "xxx", "three.text": "yy"}, 6),
+        (4, {"two.text": "xx", "three.text": "yy"}, 5),
+        (5, {"two.text": "xxx", "three.text": "y"}, 5),
+        (2, {"two.text": "x", "three.text": "yy"}, 4),
+        (3, {"two.text": "xx", "three.text": "y"}, 4),
+        (1, {"two.text": "x", "three.text": "y"}, 3),
+    ]
+    for row in found["rows"]:
+        run = world.store.read_run(row["run"])
+        assert text_of(world, run, "three") == f"l{row['settings']['two.text']}{row['settings']['three.text']}"
+        assert len(text_of(world, run, "three")) == row["metrics"]["three.length"]["value"]
+        states = Counter(entry["state"] for entry in run["stages"].values())
+        assert (row["cached"], row["stages"], row["error"]) == (states["cached"], 4, None)
+    assert sum(row["cached"] for row in found["rows"]) == 4 * 6 - 10
+
+    again = sweep(world, capsys, *GRID, "--set", "one.text=l")
+    assert again["sweep"] == found["sweep"] and world.ran() == []
+    assert {row["cached"] for row in again["rows"]} == {4}
+    assert [row["settings"] for row in again["rows"]] == [row["settings"] for row in found["rows"]]
+
+
+def test_a_trial_in_prefect(world: World, api: Api, capsys) -> None:
+    found = sweep(world, capsys, "--over", "two.text=x,y", "--name", "letters", "--only", "one", "--only", "two")
+    first, second = by_trial(found)
+    shown = api.flow_run(first["run"])
+    assert shown.name == f"small two.text=x {first['run'][-6:]}"
+    assert "-letters-" in first["run"] and shown.tags == ["letters"] and shown.state.name == "Completed"
+    assert api.flow_run(second["run"]).tags == ["letters"]
+    states = api.task_states(second["run"], 2)
+    assert {name: state.name for name, state in states.items()} == {"one": "Cached", "two": "Completed"}
+
+
+def test_a_trial_that_fails_stops_no_other(world: World, api: Api, capsys) -> None:
+    arguments = ("--over", "two.text=x,bad,xxxx", "--set", "two.refuses=bad", "--metric", "three")
+    found = sweep(world, capsys, *arguments, status=1)
+    assert Counter(world.ran()) == {"one": 1, "beside": 1, "two": 3, "three": 2}
+    assert [(row["trial"], row["state"], row["error"]) for row in found["rows"]] == [
+        (3, "ok", None),
+        (1, "ok", None),
+        (2, "failed", "two: the text bad is refused"),
+    ]
+    assert found["state"] == "failed"
+    assert cli.main(["sweep", world.file(), *arguments, "--store", world.store.url]) == 1
+    shown = capsys.readouterr()
+    assert [line.split()[:4] for line in shown.out.splitlines()[2:]] == [
+        ["3", "xxxx", "6", shown.out.splitlines()[2].split()[3]],
+        ["1", "x", "3", shown.out.splitlines()[3].split()[3]],
+        ["2", "bad", "–", shown.out.splitlines()[4].split()[3]],
+    ]
+    assert shown.out.splitlines()[4].endswith("failed: two: the text bad is refused")
+    assert f"posttrain run {world.folder}/small.yaml --set two.refuses=bad " in shown.err
+    assert "--set two.text=xxxx" in shown.err
+
+
+def test_the_command_that_is_printed_names_the_best(world: World, api: Api, capsys) -> None:
+    found = sweep(world, capsys, "--over", "two.text=x,xx", "--metric", "three")
+    world.ran()
+    program, *arguments = shlex.split(found["rows"][0]["command"])
+    assert program == "posttrain" and "@small/three" not in world.store.aliases()
+    assert cli.main([*arguments, "--json"]) == 0
+    assert world.ran() == []
+    assert text_of(world, json.loads(capsys.readouterr().out), "three") == "1xx3"
+    folder = world.store.materialize(world.store.find("@small/three"))
+    assert (folder / "text").read_text() == "1xx3"
+
+
+def test_mistakes_are_found_before_anything_starts(world: World, api: Api, capsys) -> None:
+    arguments = ["sweep", world.file(), "--over", "one.text=a,b,7", "--json", "--store", world.store.url]
+    assert cli.main(arguments) == 2
+    assert json.loads(capsys.readouterr().out)["problems"] == [
+        {"where": "--over one.text=7: stages.one.with.text", "what": "expected text, found 7 (put it in quotes)"}
+    ]
+    assert world.ran() == [] and world.store.runs() == []
+
+
+def test_a_sweep_that_is_killed_goes_on_when_it_runs_again(world: World, api: Api, capsys) -> None:
+    arguments = [
+        "--over", "two.text=x,xx,xxx", "--set", f"two.until={world.folder}/gate-{{text}}", "--metric", "three",
+    ]  # fmt: skip
+    (world.folder / "gate-x").touch()
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "PREFECT_API_URL": api.url}
+    command = [sys.executable, str(HERE / "sweep_process.py"), "sweep", world.file(), *arguments]
+    process = subprocess.Popen(
+        [*command, "--store", world.store.url], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        log = world.folder / "log"
+        until(lambda: log.exists() and log.read_text().split().count("two") == 2, 60)
+    finally:
+        process.kill()
+        process.communicate(timeout=30)
+    assert Counter(world.ran()) == {"one": 1, "beside": 1, "two": 2, "three": 1}
+    (world.folder / "gate-xx").touch()
+    (world.folder / "gate-xxx").touch()
+    found = sweep(world, capsys, *arguments)
+    assert Counter(world.ran()) == {"two": 2, "three": 2}
+    assert [(row["trial"], row["cached"]) for row in by_trial(found)] == [(1, 4), (2, 2), (3, 2)]
+    assert found["state"] == "ok"
