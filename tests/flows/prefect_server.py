@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from flows.pipeline import drain
 from flows.server import temporary_server
 from tests.flows.pipeline_stages import MAKE, World
 
@@ -25,6 +26,7 @@ def server(prefect_home: Path) -> Iterator[str]:
     """It ends with the tests."""
     with temporary_server(prefect_home) as running:
         yield running.wait()
+        drain()  # what this process still holds back would wait for a server that is gone
 
 
 @pytest.fixture
