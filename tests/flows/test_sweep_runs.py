@@ -154,3 +154,42 @@ def test_a_sweep_that_is_killed_goes_on_when_it_runs_again(world: World, api: Ap
     assert Counter(world.ran()) == {"two": 2, "three": 2}
     assert [(row["trial"], row["cached"]) for row in by_trial(found)] == [(1, 4), (2, 2), (3, 2)]
     assert found["state"] == "ok"
+
+
+def test_diff_of_a_sweep_by_its_name(world: World, api: Api, capsys) -> None:
+    """A parameter that goes to two stages is one column, as it was swept; a trial that failed is in the table."""
+    stages = world.values()["stages"]
+    stages["two"]["with"]["text"] = stages["three"]["with"]["text"] = "${words}"
+    recipe = world.file(parameters={"words": "1"}, stages=stages)
+    arguments = ["--over", "words=x,bad,xxx", "--set", "two.refuses=bad", "--metric", "three", "--name", "words"]
+    assert cli.main(["sweep", recipe, *arguments, "--json", "--store", world.store.url]) == 1
+    swept = json.loads(capsys.readouterr().out)
+
+    def ask(*references: str) -> dict[str, Any]:
+        assert cli.main(["diff", *references, "--json", "--store", world.store.url]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    found = ask("words")
+    assert (found["settings"], found["metrics"], found["best"]) == (
+        ["words"],
+        ["three.length", "two.length"],
+        "highest",
+    )
+    assert found["same"] == ["one.length", "beside.length"]
+    assert [row["trial"] for row in found["rows"]] == [3, 1, 2]
+    assert [(row["run"], row["settings"], row["state"]) for row in found["rows"]] == [
+        (row["run"], row["settings"], row["state"]) for row in swept["rows"]
+    ]
+    best, middle, failed = found["rows"]
+    assert {name: value["value"] for name, value in best["metrics"].items()} == {
+        "one.length": 1, "two.length": 4, "three.length": 7, "beside.length": 1,
+    }  # fmt: skip
+    assert set(failed["metrics"]) == {"one.length", "beside.length"}
+    # the same runs one by one: in the order given, with the places that the parameter fills
+    found = ask(middle["run"], failed["run"], best["run"])
+    assert found["settings"] == ["two.text", "three.text"] and found["best"] is None
+    assert [row["settings"] for row in found["rows"]] == [
+        {"two.text": text, "three.text": text} for text in ("x", "bad", "xxx")
+    ]
+    assert set(ask(middle["run"], best["run"])) == {"runs", "causes", "surroundings", "stages"}
