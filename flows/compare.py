@@ -78,23 +78,34 @@ def compare_runs(store: Store, old: Mapping[str, Any], new: Mapping[str, Any]) -
     both = [name for name in old["stages"] if name in new["stages"]]
     others = [name for run in (old, new) for name in run["stages"] if name not in both]
     sides = {name: (_Side.of(store, old, name), _Side.of(store, new, name)) for name in both}
-    wiring = read_wiring(new)
-    causes = [cause for name in both for cause in _own_causes(name, *sides[name], wiring)]
-    explained = {f"stages.{cause.stages[0]}.with.{cause.name}" for cause in causes}
-    causes += _of_recipe(old, new, explained)
     surroundings = [found for name in both for found in _around(name, *sides[name])]
     headers = tuple(
         {key: run[key] for key in ("run", "recipe", "state", "started_at", "seconds")} for run in (old, new)
     )
     return RunDifferences(
         runs=(headers[0], headers[1]),
-        causes=tuple(causes),
+        causes=tuple(_causes(old, new, sides)),
         surroundings=tuple(_together(surroundings)),
         stages=tuple(
             _results(store, name, old["stages"].get(name), new["stages"].get(name))
             for name in [*both, *dict.fromkeys(others)]
         ),
     )
+
+
+def causes_between(store: Store, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
+    """Of two runs in the store: what they differ in by themselves."""
+    both = [name for name in old["stages"] if name in new["stages"]]
+    return _causes(old, new, {name: (_Side.of(store, old, name), _Side.of(store, new, name)) for name in both})
+
+
+def _causes(
+    old: Mapping[str, Any], new: Mapping[str, Any], sides: Mapping[str, tuple[_Side, _Side]]
+) -> list[Difference]:
+    wiring = read_wiring(new)
+    causes = [cause for name, both in sides.items() for cause in _own_causes(name, *both, wiring)]
+    explained = {f"stages.{cause.stages[0]}.with.{cause.name}" for cause in causes}
+    return [*causes, *_of_recipe(old, new, explained)]
 
 
 @dataclass(frozen=True)

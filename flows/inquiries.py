@@ -33,17 +33,29 @@ def why(options: Namespace) -> int:
 def diff(options: Namespace) -> int:
     """`posttrain diff`"""
     from flows.compare import compare_runs
-    from flows.which_run import read_run
+    from flows.many_runs import compare_many, runs_named
 
     store = open_named(options)
-    found = compare_runs(store, read_run(store, options.run), read_run(store, options.other))
-    if options.json:
-        print_json(found.to_json())
+    named = runs_named(store, options.runs)
+    if named.are_two:
+        found = compare_runs(store, *named.runs)
+        described = found.to_json()
     else:
+        many = compare_many(store, named)
+        described = many.to_json()
+    if options.json:
+        print_json(described)
+        return 0
+    from flows.tables import show
+
+    if named.are_two:
         from flows.inquiry_tables import diff_tables
-        from flows.tables import show
 
         show(*diff_tables(found))
+    else:
+        from flows.standings_table import many_tables
+
+        show(*many_tables(many, named.sweep))
     return 0
 
 

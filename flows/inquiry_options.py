@@ -16,9 +16,8 @@ def add_inquiries(add: Callable[..., argparse.ArgumentParser], changed: Any, ref
     why.add_argument("stage")
     why.add_argument("--recipe", metavar="R", help="what a run of this recipe would do (default: what the run did)")
     why.add_argument("--run", help=f"{RUN} (default: the newest that has the stage)")
-    diff = add("diff", "what two runs differ in, and what followed from it")
-    diff.add_argument("run", help=RUN)
-    diff.add_argument("other", metavar="run", help="the other one")
+    diff = add("diff", "what two runs differ in, and what followed from it; or more, or a sweep's, as a table")
+    diff.add_argument("runs", nargs="+", metavar="run", help=f"{RUN}; or a sweep's name: its trials, best first")
     again = add("reproduce", "run again what made an artifact, from its manifest, and compare bit for bit")
     again.add_argument("artifact", help=reference)
     again.add_argument(

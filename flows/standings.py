@@ -65,6 +65,8 @@ class Standings:
     metrics: tuple[str, ...]
     rows: tuple[Row, ...]
     best: str | None = None
+    same: tuple[str, ...] = ()
+    """Metrics that are equal in all rows."""
 
     @property
     def first(self) -> Row | None:
@@ -79,6 +81,7 @@ class Standings:
         return {
             "settings": list(self.settings),
             "metrics": list(self.metrics),
+            "same": list(self.same),
             "best": self.best,
             "rows": [row.to_json() for row in self.rows],
         }

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -26,6 +27,13 @@ def standings_table(found: Standings, title: str = "") -> Table:
         cells = _cells(found, row)
         table.add_row(*(Text(text) for text in cells[:-1]), Text(cells[-1], style=STYLES.get(row.state, "")))
     return table
+
+
+def many_tables(found: Standings, sweep: str | None) -> list[RenderableType]:
+    """Of `posttrain diff`: the table, and what is the same in all."""
+    title = "" if sweep is None else heading(sweep, None, found)
+    same = [Text(f"the same in all: {', '.join(found.same)}", style="dim")] if found.same else []
+    return [standings_table(found, title), *same]
 
 
 def rows_of_text(found: Standings) -> list[dict[str, str]]:
@@ -67,7 +75,7 @@ def _state(row: Row) -> str:
     return f"{row.state}: {first if len(first) <= LONGEST_ERROR else first[: LONGEST_ERROR - 1] + '…'}"
 
 
-def heading(name: str, recipe: str, found: Standings, words: Sequence[str] = ()) -> str:
+def heading(name: str, recipe: str | None, found: Standings, words: Sequence[str] = ()) -> str:
     """`sweep lr · small · ok · best first: highest judge.accuracy`"""
     judged = [f"best first: {found.best} {found.metrics[0]}"] if found.best is not None else []
-    return " · ".join([f"sweep {name}", recipe, *words, *judged])
+    return " · ".join([f"sweep {name}", *([recipe] if recipe else []), *words, *judged])

@@ -13,6 +13,7 @@ from typing import Any
 
 from artifacts import Store
 from artifacts.errors import Problem, RequestError
+from flows.many_runs import varied_in
 from flows.plan import Plan, plan
 from flows.recipe import Recipe
 from flows.trial import Ranking, Trial
@@ -88,6 +89,7 @@ def plan_sweep(request: Request, store: Store) -> Sweep:
     plans = _plans(request, store, chosen)
     name = request.name or _name(plans[0].recipe.name, request, axes)
     ranking = ranking_of(plans[0], request.metric, request.best)
+    varied = varied_in([made.recipe.text for made in plans])
     trials = tuple(
         Trial(
             sweep=name,
@@ -95,6 +97,7 @@ def plan_sweep(request: Request, store: Store) -> Sweep:
             of=len(points),
             texts=texts,
             values={axis.name: value for axis, (_, value) in zip(axes, point, strict=True)},
+            varied=varied,
             ranking=ranking,
             command=("posttrain", "run", request.recipe, *request.arguments(), *_as_options(texts)),
             plan=made,

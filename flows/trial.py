@@ -40,6 +40,8 @@ class Trial:
     texts: Mapping[str, str]
     """Setting -> value as it was written."""
     values: Mapping[str, Any]
+    varied: tuple[str, ...]
+    """STAGE.FIELD of all that trials differ in, where parameters are filled in."""
     ranking: Ranking
     command: tuple[str, ...]
     """What runs the recipe with these settings, and gives its results their aliases."""
@@ -59,6 +61,7 @@ class Trial:
             "trial": self.number,
             "trials": self.of,
             "settings": dict(self.values),
+            "varied": list(self.varied),
             "ranking": dict(vars(self.ranking)),
             "command": shlex.join(self.command),
         }

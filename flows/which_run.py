@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -25,6 +26,22 @@ def newest_with(store: Store, stage: str) -> dict[str, Any]:
         if stage in run.get("stages", {}):
             return in_order(run)
     return read_run(store, "latest")
+
+
+def trials(store: Store, sweep: str) -> list[dict[str, Any]]:
+    """The runs of a sweep in the order of its trials, of each combination the newest that ended well, or else the
+    newest; empty: there is no such sweep."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in store.runs():
+        if f"-{sweep}-" not in name:  # ids have it, so that the others need not be read
+            continue
+        run = store.read_run(name)
+        trial = run.get("sweep") or {}
+        if trial.get("name") == sweep:
+            settings = json.dumps(trial["settings"], sort_keys=True)
+            if settings not in found or (run["state"] == "ok" and found[settings]["state"] != "ok"):
+                found[settings] = in_order(run)
+    return sorted(found.values(), key=lambda run: int(run["sweep"]["trial"]))
 
 
 def run_id(store: Store, reference: str) -> str:

@@ -9,11 +9,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from flows.pipeline import drain
 from flows.server import temporary_server
 from tests.flows.pipeline_stages import MAKE, World
+
+LIMIT_SECONDS = 10
+"""Nothing may be left after this, whatever was killed."""
 
 
 @pytest.fixture(scope="session")
@@ -105,3 +109,10 @@ def until(condition: Callable[[], Any], seconds: float = 30) -> Any:
             return value
         time.sleep(0.05)
     raise AssertionError(f"not so within {seconds} s")
+
+
+def ended(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

@@ -23,11 +23,9 @@ from flows.pipeline import run_pipeline
 from flows.plan import plan
 from flows.run import Run
 from tests.flows.pipeline_stages import World
-from tests.flows.prefect_server import Api, until
+from tests.flows.prefect_server import LIMIT_SECONDS, Api, ended, until
 
 HERE = Path(__file__).parent
-LIMIT_SECONDS = 10
-"""Nothing may be left after this, whatever was killed."""
 
 
 def states(payload: dict[str, Any]) -> dict[str, str]:
@@ -191,13 +189,6 @@ class Command:
 
     def descendants(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
-
-
-def ended(process: psutil.Process) -> bool:
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 @pytest.fixture

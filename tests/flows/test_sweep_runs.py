@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from artifacts import Artifact
 from flows import cli
 from flows.pipeline import run_pipeline
 from tests.flows.pipeline_stages import World
-from tests.flows.prefect_server import Api, until
+from tests.flows.prefect_server import LIMIT_SECONDS, Api, ended, until
 
 HERE = Path(__file__).parent
 
@@ -131,7 +133,18 @@ def test_mistakes_are_found_before_anything_starts(world: World, api: Api, capsy
     assert world.ran() == [] and world.store.runs() == []
 
 
-def test_a_sweep_that_is_killed_goes_on_when_it_runs_again(world: World, api: Api, capsys) -> None:
+@pytest.mark.parametrize(
+    ("number", "status", "state", "parallel"),
+    [
+        (signal.SIGKILL, -9, "killed", "1"),
+        (signal.SIGTERM, 143, "interrupted", "2"),
+        (signal.SIGINT, 130, "interrupted", "1"),
+    ],
+)
+def test_a_sweep_that_is_ended_goes_on_when_it_runs_again(
+    world: World, api: Api, capsys, number: int, status: int, state: str, parallel: str
+) -> None:
+    """The first trial is done, the second waits in its stage two for a file that is not there yet."""
     arguments = [
         "--over", "two.text=x,xx,xxx", "--set", f"two.until={world.folder}/gate-{{text}}", "--metric", "three",
     ]  # fmt: skip
@@ -139,18 +152,71 @@ def test_a_sweep_that_is_killed_goes_on_when_it_runs_again(world: World, api: Ap
     environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "PREFECT_API_URL": api.url}
     command = [sys.executable, str(HERE / "sweep_process.py"), "sweep", world.file(), *arguments]
     process = subprocess.Popen(
-        [*command, "--store", world.store.url], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*command, "--parallel", parallel, "--store", world.store.url],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
+    waiting = int(parallel)  # trials that wait by then
     try:
         log = world.folder / "log"
-        until(lambda: log.exists() and log.read_text().split().count("two") == 2, 60)
+        until(lambda: log.exists() and Counter(log.read_text().split())["two"] == 1 + waiting, 60)
+        until(lambda: "ok" in {world.store.read_run(run)["state"] for run in world.store.runs()}, 60)
+        left = psutil.Process(process.pid).children(recursive=True)
+        assert len(left) >= 2 * waiting  # supervisors and stages
+        process.send_signal(number)
+        until(lambda: all(map(ended, left)), LIMIT_SECONDS)
+        _, said = process.communicate(timeout=30)
     finally:
-        process.kill()
-        process.communicate(timeout=30)
-    assert Counter(world.ran()) == {"one": 1, "beside": 1, "two": 2, "three": 1}
+        if process.poll() is None:
+            process.kill()
+    assert process.returncode == status, said
+    assert Counter(world.ran()) == {"one": 1, "beside": 1, "two": 1 + waiting, "three": 1}
+    runs = [world.store.read_run(run) for run in world.store.runs()]
+    assert Counter(run["state"] for run in runs) == {"ok": 1, state: waiting}
     (world.folder / "gate-xx").touch()
     (world.folder / "gate-xxx").touch()
     found = sweep(world, capsys, *arguments)
     assert Counter(world.ran()) == {"two": 2, "three": 2}
     assert [(row["trial"], row["cached"]) for row in by_trial(found)] == [(1, 4), (2, 2), (3, 2)]
-    assert found["state"] == "ok"
+    assert found["state"] == "ok" and {run["sweep"]["name"] for run in runs} == {found["sweep"]}
+
+
+def test_diff_of_a_sweep_by_its_name(world: World, api: Api, capsys) -> None:
+    """A parameter that goes to two stages is one column, as it was swept; a trial that failed is in the table."""
+    stages = world.values()["stages"]
+    stages["two"]["with"]["text"] = stages["three"]["with"]["text"] = "${words}"
+    recipe = world.file(parameters={"words": "1"}, stages=stages)
+    arguments = ["--over", "words=x,bad,xxx", "--set", "two.refuses=bad", "--metric", "three", "--name", "words"]
+    assert cli.main(["sweep", recipe, *arguments, "--json", "--store", world.store.url]) == 1
+    swept = json.loads(capsys.readouterr().out)
+
+    def ask(*references: str) -> dict[str, Any]:
+        assert cli.main(["diff", *references, "--json", "--store", world.store.url]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    found = ask("words")
+    assert (found["settings"], found["metrics"], found["best"]) == (
+        ["words"],
+        ["three.length", "two.length"],
+        "highest",
+    )
+    assert found["same"] == ["one.length", "beside.length"]
+    assert [row["trial"] for row in found["rows"]] == [3, 1, 2]
+    assert [(row["run"], row["settings"], row["state"]) for row in found["rows"]] == [
+        (row["run"], row["settings"], row["state"]) for row in swept["rows"]
+    ]
+    best, middle, failed = found["rows"]
+    assert {name: value["value"] for name, value in best["metrics"].items()} == {
+        "one.length": 1, "two.length": 4, "three.length": 7, "beside.length": 1,
+    }  # fmt: skip
+    assert set(failed["metrics"]) == {"one.length", "beside.length"}
+    # the same runs one by one: in the order given, with the places that the parameter fills
+    found = ask(middle["run"], failed["run"], best["run"])
+    assert found["settings"] == ["two.text", "three.text"] and found["best"] is None
+    assert [row["settings"] for row in found["rows"]] == [
+        {"two.text": text, "three.text": text} for text in ("x", "bad", "xxx")
+    ]
+    assert set(ask(middle["run"], best["run"])) == {"runs", "causes", "surroundings", "stages"}

@@ -9,6 +9,7 @@ import pytest
 
 from tests.flows.asked_runs import STAGES, Asked, make_asked, source
 from tests.in_process import run_here
+from tests.tiny_recipe import artifact_folder
 
 
 def test_a_field_three_stages_up_is_named_with_old_and_new_value(asked: Asked, capsys):
@@ -182,3 +183,23 @@ def test_what_is_missing_is_said(arguments, capsys):
         cli.main(list(arguments))
     assert left.value.code == 2
     assert f"posttrain {arguments[0]}" in capsys.readouterr().err or arguments == ("why", "a", "b")
+
+
+def test_many_runs_are_a_table_of_what_they_differ_in(asked: Asked, capsys):
+    """The seed of sft is the only setting; numbers and intervals are those that the evaluations hold."""
+    runs = [run["run"] for run in asked.runs]
+    found = asked.ask(capsys, "diff", *runs)
+    assert [row["run"] for row in found["rows"]] == runs
+    assert [row["settings"] for row in found["rows"]] == [{"sft.seed": 42}, {"sft.seed": 1}, {"sft.seed": 42}]
+    assert [row["cached"] for row in found["rows"]] == [0, 2, 5]
+    for row, run in zip(found["rows"], asked.runs, strict=True):
+        folder = artifact_folder(asked.store, run["stages"]["judge"]["outputs"]["evaluation"]["id"])
+        result = json.loads((folder / "results.json").read_text())["accuracy"]
+        assert row["metrics"]["judge.accuracy"] == {key: result[key] for key in ("value", "low", "high")}
+        assert row["metrics"]["sft.loss"]["value"] == run["stages"]["sft"]["metrics"]["loss"]
+    assert found["metrics"] == ["sft.loss", "more.loss"] and "judge.accuracy" in found["same"]
+    heads, first, *_ = asked.show(capsys, "diff", *runs).splitlines()
+    assert heads.split() == ["sft.seed", "sft.loss", "more.loss", "time", "cached", "run", "state"]
+    assert first.split()[0] == "42" and first.endswith(f"0 of 5  {runs[0]}  ok")
+    shown = asked.show(capsys, "diff", runs[0], status=2)
+    assert shown == f"posttrain: {runs[0]} is one run, and there is no sweep of that name; give another run as well\n"
