@@ -81,7 +81,9 @@ SOUND = {
     "some_equal": stage("preference", "equal", TRAINING),
 }
 
-NO_TEMPLATE = r"conversational and the tokenizer has no chat template; use a chat model's tokenizer"
+NO_TEMPLATE = (
+    r"conversational and the tokenizer has no chat template; give the model one with a stage set_chat_template"
+)
 NAN_WEIGHTS = r"model folder nan: 1 of 32 values of model\.layers\.0\.input_layernorm\.weight are not finite"
 TOO_LONG = r"none of the \d+ rows is left after tokenization \(\d+ filtered: prompt too long\); raise max_length"
 ALL_EQUAL = r"none of the 1 rows is left .*\(1 filtered: chosen equals rejected\)"

@@ -248,7 +248,7 @@ def _subsets(count: int, samples: int, rng: random.Random) -> Iterator[tuple[boo
 class SnapshotFiles:
     """The reading half of the Files protocol on a state."""
 
-    url = "snapshot"
+    url = place = "snapshot"
     local_root = None
 
     def __init__(self, content: dict[str, bytes]) -> None:

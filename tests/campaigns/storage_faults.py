@@ -132,6 +132,7 @@ def trials(recipe_of: RecipeOf = installed) -> Iterator[list[tuple[Trial, tuple[
         recipe_of() as recipe,
         mock.patch.dict(os.environ, {UNSYNCED: "1"}),
         mock.patch("artifacts.leases.is_dead", lambda tag: True),
+        mock.patch("flows.run.require_shared"),  # here stages run in this process, where the memory is
     ):
         library_versions()
         found: list[tuple[Trial, tuple[Fault, ...]]] = []

@@ -179,7 +179,7 @@ def test_a_killed_run_ends_with_the_same_bytes(
     with monkeypatch.context() as patch:
         names = count_saves(patch)
         resumed = run_stage("sample", tmp_path / "killed", inputs, **settings(tmp_path))
-    assert names == ["answers-000002", "answers-000003"]
+    assert names == ["answers-00000004-00000006", "answers-00000006-00000008"]
     assert all_files(resumed) == all_files(whole)
     other = run_stage("sample", tmp_path / "other", inputs, **settings(tmp_path, seed=7))
     assert all_files(other) != all_files(whole)
@@ -197,12 +197,12 @@ def test_a_damaged_shard_is_computed_again(
     monkeypatch.setattr(answers_module, "_SHARD_COMPLETIONS", 12)
     whole = run_stage("sample", tmp_path / "run", inputs, **settings(tmp_path))
     before = all_files(whole)
-    shard = next((tmp_path / "run" / "store").rglob("answers-000001.*"))
+    shard = next((tmp_path / "run" / "store").rglob("answers-00000002-*"))
     shard.chmod(0o644)
     shard.write_bytes(shard.read_bytes().replace(b'"text"', b'"texT"', 1))
     names = count_saves(monkeypatch)
     again = run_stage("sample", tmp_path / "run", inputs, **settings(tmp_path))
-    assert names == ["answers-000001"]
+    assert names == ["answers-00000002-00000004"]
     assert all_files(again) == before
 
 
