@@ -153,8 +153,9 @@ def test_where_weights_do_not_tell_nothing_is_said():
     model = LlamaForCausalLM(small())
     model.config.num_local_experts = 4
     assert utilization.flops_per_token(model) is None
+    config = types.SimpleNamespace(get_text_config=lambda: config)
     packed = types.SimpleNamespace(
-        config=types.SimpleNamespace(get_text_config=types.SimpleNamespace),
+        config=config,
         parameters=lambda: [torch.nn.Parameter(torch.zeros(3, dtype=torch.uint8), requires_grad=False)],
         get_input_embeddings=lambda: types.SimpleNamespace(weight=None),
         get_output_embeddings=lambda: None,
