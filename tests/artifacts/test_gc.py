@@ -5,7 +5,6 @@ import threading
 from datetime import UTC, datetime
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 from artifacts import Artifact, Record, Store, StoreError, claims, collected, open_store, s3
 from artifacts.disk import UNSYNCED
@@ -230,6 +229,9 @@ def test_job_folders_of_another_store_stay(bucket, tmp_path):
 
 
 def test_one_url_on_two_servers_is_two_stores(bucket, monkeypatch):
+    # where every test is imported, vLLM looks into all modules, and cannot into those of flask
+    from moto.server import ThreadedMotoServer
+
     monkeypatch.setattr(s3, "_file_system", REAL_FILE_SYSTEM)
     there = open_store(f"{bucket}/team").scratch
     assert open_store(f"{bucket}/team").scratch == there
