@@ -91,7 +91,10 @@ CONCEPTS = (
         ("reference_logprobs",),
         note="the input, from a stage of that name; without it they are computed at the start",
     ),
-    Concept(called(TRL, "disable_dropout"), note="dropout is what the input model's configuration says"),
+    Concept(
+        called(TRL, "disable_dropout"),
+        note="always so, but for sft, which keeps the dropout of the model's configuration",
+    ),
     Concept(
         called(TRL, "is_encoder_decoder"),
         note="models are decoders alone; leave it out",

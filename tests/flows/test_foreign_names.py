@@ -59,7 +59,7 @@ ANSWERS = [
     ("rl", "early_stopping_patience", "here it is `stop_on`"),
     ("sft", "load_best_model_at_end", "here it is `keep: best`"),
     ("preference", "precompute_ref_log_probs", "the input, from a stage of that name"),
-    ("preference", "disable_dropout", "what the input model's configuration says"),
+    ("preference", "disable_dropout", "always so, but for sft"),
     ("sft", "lr_scheduler_kwargs", "here it is `min_lr_ratio`"),
     ("sft", "dataset_name", "here it is `dataset` under `inputs:`"),
     ("normalize", "dataset_name", "here it is `source`"),
