@@ -15,11 +15,11 @@ from artifacts.errors import Problem, StoreError
 from artifacts.store import PAYLOAD
 from flows.inputs import Reference, StageOutput
 from flows.recipe import RecipeStage
-from stages.rollouts.engine_settings import EngineChoice
 from stages.stage import missing_packages
 
 if TYPE_CHECKING:
     from flows.plan import Plan
+    from stages.training.memory_shape import ModelShape
 
 _RUNS = ("run", "resume", "may_run")
 _DESCRIPTION = "dataset.json"
@@ -42,7 +42,7 @@ def plan_problems(plan: Plan) -> list[Problem]:
                 *_package_problems(plan, stage),
                 *_made_otherwise(plan, stage),
             ]
-    return [*problems, *_no_room(plan), *_unequal_parts(plan)]
+    return [*problems, *_model_problems(plan)]
 
 
 @dataclass
@@ -133,32 +133,33 @@ def _made_otherwise(plan: Plan, stage: RecipeStage) -> Iterator[Problem]:
                     )
 
 
-def _no_room(plan: Plan) -> Iterator[Problem]:
-    """Of completions that are asked to be as long as the model's context, as far as that is known."""
-    from flows.memory import Shapes  # it asks what the plan found
+def _model_problems(plan: Plan) -> Iterator[Problem]:
+    """Of models whose sizes are known by now."""
+    from flows.engine_parts import parts_problems  # these two ask what the plan found
+    from flows.memory import Shapes
     from stages.training.memory_shape import ModelShape
 
     shapes = Shapes(plan)
-    for name, stage in plan.recipe.stages.items():
+    for name in plan.recipe.stages:
         models = shapes.of_inputs(name)
         shapes.add_outputs(name, models)
-        model, longest = models.get("model"), getattr(stage.config, _COMPLETION, None)
-        # a default is no request: not every stage that has one samples
-        written = plan.recipe.document.data["stages"][name].get("with") or {}
-        asked = plan.decisions[name].state in _RUNS and _COMPLETION in written
-        if asked and isinstance(model, ModelShape) and longest is not None and longest >= model.context:
-            yield Problem(
-                plan.recipe.where("stages", name, "with", _COMPLETION),
-                f"is {longest}, but the model takes {model.context} tokens in all, so there is no room for a prompt; "
-                "lower it",
-            )
+        model = models.get("model")
+        if not isinstance(model, ModelShape):
+            continue
+        if plan.decisions[name].state != "skipped":
+            yield from parts_problems(plan, name, model)
+        if plan.decisions[name].state in _RUNS:
+            yield from _no_room(plan, name, model)
 
 
-def _unequal_parts(plan: Plan) -> list[Problem]:
-    """Of models that processes sample with together."""
-    configs = [stage.config for stage in plan.recipe.stages.values()]
-    if any(isinstance(config, EngineChoice) and config.rollouts.processes_per_engine > 1 for config in configs):
-        from flows.engine_parts import parts_problems  # it asks what the plan found
-
-        return parts_problems(plan)
-    return []
+def _no_room(plan: Plan, name: str, model: ModelShape) -> Iterator[Problem]:
+    """Of completions that are asked to be as long as the model's context."""
+    # a default is no request: not every stage that has one samples
+    written = plan.recipe.document.data["stages"][name].get("with") or {}
+    longest = getattr(plan.recipe.stages[name].config, _COMPLETION, None) if _COMPLETION in written else None
+    if longest is not None and longest >= model.context:
+        yield Problem(
+            plan.recipe.where("stages", name, "with", _COMPLETION),
+            f"is {longest}, but the model takes {model.context} tokens in all, so there is no room for a prompt; "
+            "lower it",
+        )

@@ -19,26 +19,23 @@ from pathlib import Path
 from typing import Any
 
 from artifacts import Artifact, require_shared
-from artifacts.errors import StoreError
 from flows.again import again
 from flows.attempts import earlier_seconds, timed
 from flows.claiming import RunClaim
 from flows.command import default_threads
 from flows.entries import BROKEN, Entry, entry_of, failed_entry, in_order, ran_entry, skipped_entry
 from flows.inputs import input_specs
-from flows.launch import Event, StageFailed, StageResult, StageStopped, Supervisors, run_stage_process
+from flows.launch import Event, StageFailed, StageResult, Supervisors, run_stage_process
 from flows.listener import Listener, Silence
 from flows.plan import Decision, Plan
 from flows.recipe import RecipeStage
 from flows.run_record import RunRecord
-from flows.sharing import Occupy, no_slots, renewing
+from flows.sharing import Occupy, holding, no_slots, renewing
 from flows.trial import Trial
 from flows.within_memory import within_memory
 from flows.written import source_of
 
 logger = logging.getLogger(__name__)
-
-LEASE_POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -274,25 +271,12 @@ class Run:
         """Yields the decision to act on: cached where another run did the work meanwhile."""
         assert decision.fingerprint is not None
         lease = self.store.lease(decision.fingerprint, self.id)
-        said = False
-        while not lease.acquire():
-            if not said:
-                holder = lease.holder() or {}
-                text = f"run {holder.get('owner', 'unknown')} works on the same; waiting for its result"
-                self.listener.event(name, {"kind": "log", "text": text})
-                said = True
-            if self.supervisors.stopping.wait(LEASE_POLL_SECONDS):
-                raise StageStopped(f"stage {name} was not started: the run ended", expected=True)
-        try:
+        stopping = self.supervisors.stopping
+        with holding(lease, name, stopping, lambda text: self.listener.event(name, {"kind": "log", "text": text})):
             if self.store.lookup(self._stage(name).uses.name, decision.fingerprint) is not None:
                 decision = self._decided(name)
             with renewing(lease):
                 yield decision
-        finally:
-            try:
-                lease.release()
-            except StoreError as error:  # it expires by itself; what was made stands
-                logger.warning("the lease of %s was not given back: %s", name, error)
 
 
 def new_run_id(sweep: str | None = None) -> str:

@@ -10,8 +10,11 @@ from contextlib import AbstractContextManager
 
 from artifacts import Lease
 from artifacts.errors import StoreError
+from flows.launch import StageStopped
 
 logger = logging.getLogger(__name__)
+
+LEASE_POLL_SECONDS = 1.0
 
 Occupy = Callable[[Mapping[str, int], threading.Event, Callable[[str], None]], AbstractContextManager[None]]
 """`occupy(slots, stopping, tell)`: holds the slots while the block runs; see `flows.prefect_slots`."""
@@ -22,6 +25,27 @@ def no_slots(
 ) -> AbstractContextManager[None]:
     """Where there is no Prefect, nobody counts slots."""
     return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def holding(lease: Lease, stage: str, stopping: threading.Event, say: Callable[[str], None]) -> Iterator[None]:
+    """Have the lease of a stage while the block runs; where another run has it, wait until it gives it back, and say so
+    once. Raises StageStopped where `stopping` is set first."""
+    said = False
+    while not lease.acquire():
+        if not said:
+            holder = lease.holder() or {}
+            say(f"run {holder.get('owner', 'unknown')} works on the same; waiting for its result")
+            said = True
+        if stopping.wait(LEASE_POLL_SECONDS):
+            raise StageStopped(f"stage {stage} was not started: the run ended", expected=True)
+    try:
+        yield
+    finally:
+        try:
+            lease.release()
+        except StoreError as error:  # it expires by itself; what was made stands
+            logger.warning("the lease of %s was not given back: %s", stage, error)
 
 
 @contextlib.contextmanager

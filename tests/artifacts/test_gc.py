@@ -229,8 +229,7 @@ def test_job_folders_of_another_store_stay(bucket, tmp_path):
 
 
 def test_one_url_on_two_servers_is_two_stores(bucket, monkeypatch):
-    # where every test is imported, vLLM looks into all modules, and cannot into those of flask
-    from moto.server import ThreadedMotoServer
+    from moto.server import ThreadedMotoServer  # here: vLLM looks into all imported modules, and fails at flask's
 
     monkeypatch.setattr(s3, "_file_system", REAL_FILE_SYSTEM)
     there = open_store(f"{bucket}/team").scratch

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import flows.run
+import flows.sharing
 from artifacts import open_store
 from flows.recipe import Recipe
 from tests.campaigns.outcome import Outcome
@@ -61,7 +61,7 @@ def race(task: Task) -> Attempt:
 
     store = open_store(task.url)
     store.lease = partial(store.lease, ttl_seconds=task.ttl_seconds)  # type: ignore[method-assign]
-    with installed(), mock.patch.object(flows.run, "LEASE_POLL_SECONDS", 0.05):
+    with installed(), mock.patch.object(flows.sharing, "LEASE_POLL_SECONDS", 0.05):
         return attempt(_recipe(task), store, begun)
 
 

@@ -16,25 +16,25 @@ from stages.training.model import Scorer
 from stages.training.probes import settle_layout
 
 VOCABULARY = 61
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+"""Settings of a tiny model's configuration."""
 
 
 def tiny_model(model_type: str = "llama", *, bounded: bool = True, **changes: object) -> torch.nn.Module:
     """Two layers, hidden size 32, weights from a fixed seed. Not `bounded`: rows of any length, for a configuration
     that has no such setting."""
-    settings: dict[str, object] = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 128,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "tie_word_embeddings": True,
-    }
+    settings: dict[str, object] = {"vocab_size": VOCABULARY, **SIZES, "tie_word_embeddings": True}
     if not bounded:
         del settings["max_position_embeddings"]
     torch.manual_seed(derive(0, "tiny", model_type))

@@ -11,20 +11,9 @@ from transformers import AutoConfig, AutoModelForMultimodalLM
 from stages.seeds import derive
 from stages.training.model import load_causal_lm
 from tests.data.characters import IDS, build_tokenizer
+from tests.training.conftest import SIZES
 
-_TEXT: dict[str, Any] = {
-    "vocab_size": len(IDS),
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+_TEXT: dict[str, Any] = {"vocab_size": len(IDS), **SIZES}
 _EYE: dict[str, Any] = {
     "hidden_size": 16,
     "intermediate_size": 24,
