@@ -48,7 +48,10 @@ def _where(entry: Mapping[str, Any]) -> str:
 def main_metric(entry: Mapping[str, Any]) -> str:
     """`accuracy 0.712 [0.668, 0.752]`: the metric that stands for its stage (`Stage.headline`), or its first."""
     name = main_name(entry)
-    return "" if name is None else f"{name} {metric_in_words(entry['metrics'], name)}"
+    if name is None:
+        return ""
+    metrics = entry["metrics"]
+    return f"{name} {metric_in_words(metrics[name], metrics.get(f'{name}/low'), metrics.get(f'{name}/high'))}"
 
 
 def main_name(entry: Mapping[str, Any]) -> str | None:
@@ -60,12 +63,10 @@ def main_name(entry: Mapping[str, Any]) -> str | None:
     return next((name for name in chosen if name is not None), None)
 
 
-def metric_in_words(metrics: Mapping[str, Any], name: str) -> str:
-    """`0.712 [0.668, 0.752]`"""
-    interval = ""
-    if f"{name}/low" in metrics:
-        interval = f" [{format_metric(metrics[f'{name}/low'])}, {format_metric(metrics[f'{name}/high'])}]"
-    return f"{format_metric(metrics[name])}{interval}"
+def metric_in_words(value: Any, low: Any = None, high: Any = None) -> str:
+    """`0.712 [0.668, 0.752]`, where there is an interval."""
+    interval = "" if low is None else f" [{format_metric(low)}, {format_metric(high)}]"
+    return f"{format_metric(value)}{interval}"
 
 
 def format_metric(value: Any) -> str:

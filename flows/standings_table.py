@@ -10,9 +10,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from flows.closing import STYLES, format_metric
+from flows.closing import STYLES, metric_in_words
 from flows.reporting.text import duration, plain
-from flows.standings import Measured, Row, Standings
+from flows.standings import Row, Standings
 
 LONGEST_ERROR = 120
 """Characters; JSON has all of it, and so has the run's report."""
@@ -50,7 +50,8 @@ def columns(found: Standings) -> list[str]:
 def _cells(found: Standings, row: Row) -> list[str]:
     first = [] if columns(found)[0] != "trial" else ["" if row.trial is None else str(row.trial)]
     settings = [setting_in_words(row.settings[name]) if name in row.settings else "–" for name in found.settings]
-    metrics = [_measured(row.metrics.get(name)) for name in found.metrics]
+    measured = [row.metrics.get(name) for name in found.metrics]
+    metrics = ["–" if one is None else metric_in_words(one.value, one.low, one.high) for one in measured]
     cached = f"{row.cached} of {row.stages}" if row.stages else ""
     time = "" if row.seconds is None else duration(row.seconds)
     return [*first, *settings, *metrics, time, cached, row.run or "", _state(row)]
@@ -59,13 +60,6 @@ def _cells(found: Standings, row: Row) -> list[str]:
 def setting_in_words(value: Any) -> str:
     """As a recipe would have it: `1e-5`, `true`, `[0.9, 0.99]`."""
     return re.sub(r"e([-+])0(\d)$", r"e\1\2", plain(value)) if isinstance(value, float) else plain(value)
-
-
-def _measured(found: Measured | None) -> str:
-    if found is None:
-        return "–"
-    interval = "" if found.low is None else f" [{format_metric(found.low)}, {format_metric(found.high)}]"
-    return f"{format_metric(found.value)}{interval}"
 
 
 def _state(row: Row) -> str:
