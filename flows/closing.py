@@ -10,7 +10,7 @@ from rich.table import Table
 
 from flows.attempts import state_in_words, total_seconds
 from flows.entries import BROKEN
-from flows.scores import VERDICTS
+from stages.evaluation.scores import VERDICTS
 from stages.stage import load_stage
 
 STYLES = {"cached": "cyan", "ran": "green", "failed": "bold red", "interrupted": "magenta", "skipped": "yellow"}

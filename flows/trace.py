@@ -12,8 +12,8 @@ from artifacts.errors import RequestError
 from flows.ancestry import Ancestry, Node
 from flows.reporting.reading import Reader
 from flows.row_sources import Place, places, source_row
-from flows.scores import LARGE_IS_BAD, VERDICTS, counted, recomputed
 from stages.evaluate import FIRST_METRICS
+from stages.evaluation.scores import LARGE_IS_BAD, VERDICTS, counted, recomputed
 from stages.names import nearest
 
 MOST_LINES = 1_000_000

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flows.plan import Plan
-from flows.scores import LARGE_IS_BAD
+from stages.evaluation.scores import LARGE_IS_BAD
 
 LESS_IS_BETTER = {name.rpartition("/")[2] for name in LARGE_IS_BAD} | {"divergence", "contaminated_rate"}
 """Last parts of the names of such metrics."""

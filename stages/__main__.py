@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from artifacts import Record, open_store, scrub
+from artifacts import Artifact, Record, open_store, scrub
 from artifacts.errors import OutOfMemory, PosttrainError, StageError
 from stages.context import FAILED_LINE, Context, Spec
 from stages.identity import operational_config
@@ -86,6 +86,9 @@ def publish(context: Context) -> None:
     spec = context.spec
     outputs = {}
     for name, kind in context.stage.outputs_of(context.config).items():
+        if name in context.handed_on:
+            outputs[name] = _kept(context, context.handed_on[name])
+            continue
         folder = Path(spec.job) / "out" / name
         if not folder.is_dir():
             raise StageError(f"stage {spec.stage} ended without writing its output {name!r}")
@@ -122,6 +125,12 @@ def publish(context: Context) -> None:
             "resumed_from": context.resumed_from,
         },
     )
+
+
+def _kept(context: Context, artifact: Artifact) -> Artifact:
+    if not context.store.renew(artifact):
+        raise StageError(f"{artifact}, which was to be handed on, is gone from {context.store.url}; run again")
+    return artifact
 
 
 def _provenance(context: Context) -> dict[str, Any]:

@@ -77,6 +77,8 @@ class Context:
         self.counts: dict[str, Any] = {}
         self.needs: list[Artifact] = []
         """What the outputs cannot be used without, besides the inputs."""
+        self.handed_on: dict[str, Artifact] = {}
+        """Outputs that are artifacts of the store already."""
         self.tokens = 0
         """Put through models by this run of the stage, read or written; for the ledger."""
         self.resumed_from: int | None = None
@@ -147,10 +149,25 @@ class Context:
         """The content digest of one input."""
         return str(self.spec.identity["inputs"][name])
 
+    def producer_of(self, name: str) -> Mapping[str, Any]:
+        """What made an input, as its manifest says: stage, version, config, inputs. Raises StageError of a folder."""
+        wired = self.spec.inputs[name]
+        if "artifact" not in wired:
+            raise StageError(f"{self.spec.name}: input {name!r} is a folder, of which nothing says what made it")
+        return self._inputs_store.manifest(_artifact(wired)).producer
+
+    def hand_on(self, output: str, name: str) -> None:
+        """Output `output` is input `name` as it is: in this store nothing is copied."""
+        wired = self.spec.inputs[name]
+        if "artifact" in wired and self._inputs_store is self.store:
+            self.handed_on[output] = _artifact(wired)
+        else:
+            shutil.copytree(self.input(name), self.output(output), dirs_exist_ok=True)
+
     def folder_of(self, wired: Mapping[str, Any]) -> Path:
         """The files of what a spec names: an artifact, checked once, a commit of the Hub, or a path."""
         if "artifact" in wired:
-            artifact = Artifact(wired["kind"], str(wired["artifact"]).removeprefix("sha256:"))
+            artifact = _artifact(wired)
             if artifact not in self._checked:
                 self._checked[artifact] = self._inputs_store.materialize(artifact)
             return self._checked[artifact]
@@ -203,6 +220,10 @@ class Context:
         line = json.dumps({"time": time.time(), **event}, default=float) + "\n"
         with open(Path(self.spec.job) / "events.jsonl", "a", encoding="utf-8") as file:
             file.write(line)
+
+
+def _artifact(wired: Mapping[str, Any]) -> Artifact:
+    return Artifact(wired["kind"], str(wired["artifact"]).removeprefix("sha256:"))
 
 
 def require_disk(folder: Path, needed_bytes: int, what: str) -> None:

@@ -46,6 +46,7 @@ STAGES = (
     "average",
     "merge_adapter",
     "evaluate",
+    "gate",
     "contamination",
     "push_to_hub",
 )

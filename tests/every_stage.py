@@ -197,6 +197,16 @@ EVERY_STAGE: dict[str, Any] = {
         "inputs": {"model": "sft", "dataset": "rows", "reward_model": "judge"},
         "with": {"rewards": ["exact_match"], "limit": 16, "max_length": 48, "max_completion_length": 6},
     },
+    "scores_before": {
+        "uses": "evaluate",
+        "inputs": {"model": "base", "dataset": "rows", "reward_model": "judge"},
+        "with": {"rewards": ["exact_match"], "limit": 16, "max_length": 48, "max_completion_length": 6},
+    },
+    "better": {
+        "uses": "gate",
+        "inputs": {"model": "sft", "candidate": "scores", "baseline": "scores_before"},
+        "with": {"metrics": {"loss": 0.001}, "limits": {"accuracy": 0.0}, "passes": "if_better"},
+    },
 }
 
 

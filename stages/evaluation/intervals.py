@@ -50,6 +50,21 @@ def ratio_estimate(sums: Sequence[float], counts: Sequence[float], seed: int) ->
     return Estimate(float(sums_R.sum() / counts_R.sum()), float(low), float(high), len(counts_R))
 
 
+def paired_difference(
+    candidate: tuple[numpy.ndarray, numpy.ndarray], baseline: tuple[numpy.ndarray, numpy.ndarray], seed: int
+) -> Estimate:
+    """Ratio of `candidate` less that of `baseline`, each (sums [R], counts [R]) of the same rows, with counts above 0.
+
+    Both see the same draws of rows, so the interval is that of the paired bootstrap.
+    """
+    import numpy
+
+    drawn_S = _resampled(*candidate, seed) - _resampled(*baseline, seed)
+    low, high = numpy.quantile(drawn_S, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    value = candidate[0].sum() / candidate[1].sum() - baseline[0].sum() / baseline[1].sum()
+    return Estimate(float(value), float(low), float(high), len(candidate[0]))
+
+
 def share_estimate(hits: Sequence[float], counts: Sequence[float]) -> Estimate:
     """Total of `hits` / total of `counts`, one entry of each a row: so many of its answers are hits.
 

@@ -16,6 +16,7 @@ from stages.stage import STAGES, load_stage
 SINGLE = [
     "average",
     "contamination",
+    "gate",
     "init_model",
     "merge_adapter",
     "mixture",

@@ -15,8 +15,8 @@ from artifacts import open_store
 from artifacts.transfer import export, import_
 from flows.costs import Bill, Cost, run_bill
 from flows.row_sources import Place, places
-from flows.scores import recomputed
 from flows.written import named
+from stages.evaluation.scores import recomputed
 from tests.flows.asked_runs import ROWS, WRONG, Asked, make_asked, row_id
 from tests.in_process import run_here
 from tests.tiny_recipe import artifact_folder

@@ -31,6 +31,7 @@ _READ = (
     "ledger.json",
     "dataset.json",
     "results.json",
+    "verdict.json",
     "metrics.jsonl",
     "steps.jsonl",
     "samples.jsonl",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 Sample = Mapping[str, Any]
@@ -53,18 +55,56 @@ ROWS: dict[str, Callable[[Sample], Part | None]] = {
 }
 """Metric -> what a row adds to it, however often it was answered."""
 
+REWARD_MEAN = re.compile(r"rewards/(?:(.+)/)?mean")
+"""`rewards/NAME/mean` of a function, `rewards/mean` of the weighted sum of all."""
+
 VERDICTS = ("accuracy", "preference/accuracy")
 """Metrics whose samples are right (1) or wrong (0)."""
 LARGE_IS_BAD = ("loss", "perplexity", "completions/clipped_ratio")
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How a metric comes from samples."""
+
+    part: Callable[[Sample], Part | None]
+    """What one adds to it; None: nothing."""
+    by_row: bool
+    """A row counts once, however often it was answered."""
+
+
+def reading(metric: str) -> Reading | None:
+    """None: the metric is not a mean over samples."""
+    if metric in ROWS:
+        return Reading(ROWS[metric], by_row=True)
+    if metric in ANSWERS:
+        return Reading(ANSWERS[metric], by_row=False)
+    if named := REWARD_MEAN.fullmatch(metric):
+        return Reading(_field(f"reward_{named[1]}" if named[1] else "reward"), by_row=False)
+    return None
+
+
+def row_parts(metric: str, samples: Iterable[Sample]) -> dict[str, Part]:
+    """Row -> what it adds to a metric, its answers together; rows that add nothing are left out."""
+    how = reading(metric)
+    parts: dict[str, Part] = {}
+    for sample in samples:
+        value, row = how.part(sample) if how else None, str(sample.get("row_id"))
+        if how is None or value is None or (how.by_row and row in parts):
+            continue
+        total, count = parts.get(row, (0.0, 0.0))
+        parts[row] = total + value[0], count + value[1]
+    return {row: part for row, part in parts.items() if part[1]}
+
+
 def counted(metric: str, samples: Iterable[Sample]) -> list[tuple[Sample, float]]:
     """The samples that count in a metric, each once, with its value; empty for a metric that is not known here."""
-    part, by_row = (ROWS[metric], True) if metric in ROWS else (ANSWERS.get(metric, lambda _: None), False)
+    if (how := reading(metric)) is None:
+        return []
     found, seen = [], set()
     for sample in samples:
-        value = part(sample)
-        if value is None or (by_row and sample.get("row_id") in seen):
+        value = how.part(sample)
+        if value is None or (how.by_row and sample.get("row_id") in seen):
             continue
         seen.add(sample.get("row_id"))
         found.append((sample, value[0] / value[1] if value[1] else 0.0))
@@ -73,10 +113,9 @@ def counted(metric: str, samples: Iterable[Sample]) -> list[tuple[Sample, float]
 
 def recomputed(metric: str, samples: Iterable[Sample]) -> float | None:
     """The metric from its samples; None: nothing counts in it."""
-    part = ROWS.get(metric) or ANSWERS.get(metric)
-    if part is None:
+    if (how := reading(metric)) is None:
         return None
-    parts = [value for sample, _ in counted(metric, samples) if (value := part(sample)) is not None]
+    parts = [value for sample, _ in counted(metric, samples) if (value := how.part(sample)) is not None]
     total = sum(count for _, count in parts)
     if not total:
         return None
