@@ -94,6 +94,21 @@ def trace(options: Namespace) -> int:
     return 1 if found.agrees is False else 0
 
 
+def tokens(options: Namespace) -> int:
+    """`posttrain tokens`"""
+    from flows.tokens import read_tokens
+
+    found = read_tokens(plan_named(options), options.stage, input=options.input, row=options.row, limit=options.limit)
+    if options.json:
+        print_json(found.to_json())
+    else:
+        from flows.tables import show
+        from flows.tokens_table import tokens_tables
+
+        show(*tokens_tables(found, one_a_line=options.ids))
+    return 0
+
+
 def ledger(options: Namespace) -> int:
     """`posttrain ledger`"""
     from flows.costs import bill
@@ -135,5 +150,5 @@ def reproduce(options: Namespace) -> int:
 
 
 COMMANDS: dict[str, Callable[[Namespace], int]] = {
-    command.__name__: command for command in (why, diff, reproduce, lineage, trace, ledger)
+    command.__name__: command for command in (why, diff, reproduce, lineage, trace, tokens, ledger)
 }

@@ -43,6 +43,13 @@ def add_inquiries(add: Callable[..., argparse.ArgumentParser], changed: Any, ref
         "--limit", type=_count, default=10, metavar="N", help="of samples and rows (default: 10; 0: all)"
     )
     trace.add_argument("--rows", action="store_true", help="list the rows that trained the model")
+    tokens = add("tokens", "rows as a stage's model will read them, and which tokens are learned", changed)
+    tokens.add_argument("recipe", metavar="RECIPE", help="a YAML file or the name of a shipped recipe")
+    tokens.add_argument("stage")
+    tokens.add_argument("--row", metavar="ID", help="only rows whose id begins so")
+    tokens.add_argument("--limit", type=_count, default=3, metavar="N", help="of rows (default: 3; 0: all)")
+    tokens.add_argument("--input", default="dataset", metavar="NAME", help="of the stage (default: dataset)")
+    tokens.add_argument("--ids", action="store_true", help="a line a token, with its id")
     ledger = add("ledger", "what a run or an artifact took, stage by stage, and what the cache saved")
     ledger.add_argument("of", nargs="?", default="latest", metavar="run", help=f"{RUN} (the default); or {reference}")
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from stages.data.truncation import RowLimit
 from stages.data.types import PAIRED
 from stages.stage import MODELS, Input, Stage
 from stages.training.config import policy_outputs
@@ -17,6 +18,7 @@ from stages.training.preference_config import PreferenceConfig, check, names_of
 if TYPE_CHECKING:
     from stages.context import Context
     from stages.data.ledger import RowLedger
+    from stages.data.pairs import TokenizedPair
     from stages.data.types import Dataset
     from stages.training.batch import Group
     from stages.training.loop import Trainer
@@ -35,8 +37,6 @@ def run(context: Context) -> None:
     from stages.data.dataset import read_dataset
     from stages.data.given_tokens import require_vocabulary
     from stages.data.ledger import RowLedger
-    from stages.data.pairs import tokenize_pairs
-    from stages.data.truncation import RowLimit
     from stages.training.export import export
     from stages.training.held_out import HeldOut, together
     from stages.training.pair_losses import pair_loss, pair_settings
@@ -51,13 +51,7 @@ def run(context: Context) -> None:
 
     def groups_of(dataset: Dataset, ledger: RowLedger) -> list[Group]:
         _require_gold(config, dataset.type)
-        pairs = tokenize_pairs(
-            dataset,
-            tokenizer,
-            max_length=RowLimit.of(config.max_length, trainer.scorer.context_length),
-            ledger=ledger,
-            truncation_mode=config.truncation_mode,
-        )
+        pairs = tokenized(config, dataset, tokenizer, trainer.scorer.context_length, ledger)
         return [pair_group(pair, NO_REFERENCE, with_gold=gold) for pair in pairs]
 
     ledger, vocabulary = RowLedger(), trainer.scorer.vocabulary
@@ -69,6 +63,21 @@ def run(context: Context) -> None:
     windows = _windows(context, trainer, DatasetWindows(groups, config))
     trained = trainer.run(windows, ledger.states, held_out)
     export(context, trained, ledger.to_json())
+
+
+def tokenized(
+    config: Config, dataset: Dataset, tokenizer: Any, context_length: int, ledger: RowLedger
+) -> list[TokenizedPair]:
+    """Chosen and rejected after their prompt."""
+    from stages.data.pairs import tokenize_pairs
+
+    return tokenize_pairs(
+        dataset,
+        tokenizer,
+        max_length=RowLimit.of(config.max_length, context_length),
+        ledger=ledger,
+        truncation_mode=config.truncation_mode,
+    )
 
 
 def _windows(context: Context, trainer: Trainer, windows: Windows) -> Windows:
@@ -168,4 +177,5 @@ STAGE = Stage(
     main_metric="rewards/accuracies",
     memory=memory,
     shapes=same_shape,
+    tokenized=tokenized,
 )

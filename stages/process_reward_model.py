@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -17,6 +17,7 @@ from stages.training.memory_shape import ModelShape
 if TYPE_CHECKING:
     from stages.context import Context
     from stages.data.ledger import RowLedger
+    from stages.data.steps import TokenizedSteps
     from stages.data.types import Dataset
     from stages.training.batch import Group
 
@@ -39,8 +40,6 @@ def run(context: Context) -> None:
     on those of input `eval_dataset` meanwhile."""
     from stages.data.dataset import read_dataset
     from stages.data.ledger import RowLedger
-    from stages.data.steps import tokenize_steps
-    from stages.data.truncation import RowLimit
     from stages.training.classifiers import load_step_judge
     from stages.training.export import export
     from stages.training.held_out import HeldOut
@@ -52,14 +51,7 @@ def run(context: Context) -> None:
     trainer, tokenizer = start_classifier(context, config, StepLoss(), load_step_judge)
 
     def groups_of(dataset: Dataset, ledger: RowLedger) -> list[Group]:
-        rows = tokenize_steps(
-            dataset,
-            tokenizer,
-            step_separator=config.step_separator,
-            max_length=RowLimit.of(config.max_length, trainer.scorer.context_length),
-            last_step_only=config.train_on_last_step_only,
-            ledger=ledger,
-        )
+        rows = tokenized(config, dataset, tokenizer, trainer.scorer.context_length, ledger)
         return [step_group(row) for row in rows]
 
     ledger = RowLedger()
@@ -68,6 +60,23 @@ def run(context: Context) -> None:
     held_out = HeldOut.of(context, trainer.scorer.vocabulary, groups_of, groups)
     trained = trainer.run(DatasetWindows(groups, config), ledger.states, held_out)
     export(context, trained, ledger.to_json())
+
+
+def tokenized(
+    config: Config, dataset: Dataset, tokenizer: Any, context_length: int, ledger: RowLedger
+) -> list[TokenizedSteps]:
+    """The steps after their prompt."""
+    from stages.data.steps import tokenize_steps
+    from stages.data.truncation import RowLimit
+
+    return tokenize_steps(
+        dataset,
+        tokenizer,
+        step_separator=config.step_separator,
+        max_length=RowLimit.of(config.max_length, context_length),
+        last_step_only=config.train_on_last_step_only,
+        ledger=ledger,
+    )
 
 
 def memory(request: Request) -> list[Phase]:
@@ -98,4 +107,5 @@ STAGE = Stage(
     main_metric="accuracy",
     memory=memory,
     shapes=shapes,
+    tokenized=tokenized,
 )

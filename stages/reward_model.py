@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -19,6 +19,7 @@ from stages.training.memory_shape import ModelShape
 if TYPE_CHECKING:
     from stages.context import Context
     from stages.data.ledger import RowLedger
+    from stages.data.pairs import TokenizedPair
     from stages.data.types import Dataset
     from stages.training.batch import Group
 
@@ -44,7 +45,6 @@ def run(context: Context) -> None:
     from stages.data.dataset import read_dataset
     from stages.data.given_tokens import require_vocabulary
     from stages.data.ledger import RowLedger
-    from stages.data.pairs import tokenize_pairs
     from stages.training.classifiers import load_reward_model
     from stages.training.export import export
     from stages.training.held_out import HeldOut
@@ -57,13 +57,7 @@ def run(context: Context) -> None:
     trainer, tokenizer = start_classifier(context, config, objective, load_reward_model)
 
     def groups_of(dataset: Dataset, ledger: RowLedger) -> list[Group]:
-        pairs = tokenize_pairs(
-            dataset,
-            tokenizer,
-            max_length=RowLimit.of(config.max_length, trainer.scorer.context_length),
-            ledger=ledger,
-            truncation_mode=config.truncation_mode,
-        )
+        pairs = tokenized(config, dataset, tokenizer, trainer.scorer.context_length, ledger)
         return [pair_group(pair, pair.margin) for pair in pairs]
 
     ledger, vocabulary = RowLedger(), trainer.scorer.vocabulary
@@ -72,6 +66,21 @@ def run(context: Context) -> None:
     held_out = HeldOut.of(context, vocabulary, groups_of, groups)
     trained = trainer.run(DatasetWindows(groups, config), ledger.states, held_out)
     export(context, trained, ledger.to_json())
+
+
+def tokenized(
+    config: Config, dataset: Dataset, tokenizer: Any, context_length: int, ledger: RowLedger
+) -> list[TokenizedPair]:
+    """Chosen and rejected after their prompt."""
+    from stages.data.pairs import tokenize_pairs
+
+    return tokenize_pairs(
+        dataset,
+        tokenizer,
+        max_length=RowLimit.of(config.max_length, context_length),
+        ledger=ledger,
+        truncation_mode=config.truncation_mode,
+    )
 
 
 def memory(request: Request) -> list[Phase]:
@@ -103,4 +112,5 @@ STAGE = Stage(
     main_metric="accuracy",
     memory=memory,
     shapes=shapes,
+    tokenized=tokenized,
 )

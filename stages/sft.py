@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from stages.context import Context
     from stages.data.ledger import RowLedger
     from stages.data.tokenize import TokenizedSequence
+    from stages.data.types import Dataset
     from stages.training.batch import Group
     from stages.training.objective import Windows
 
@@ -83,7 +83,6 @@ def run(context: Context) -> None:
     from stages.data.dataset import read_dataset
     from stages.data.given_tokens import require_vocabulary
     from stages.data.ledger import RowLedger
-    from stages.data.tokenize import tokenize_sequences
     from stages.data.weights import row_weights, without_idle_rows
     from stages.training.export import export
     from stages.training.held_out import HeldOut
@@ -100,19 +99,11 @@ def run(context: Context) -> None:
     if weights is not None:
         dataset = without_idle_rows(dataset, weights, ledger)
     longest = RowLimit.of(config.max_length, trainer.scorer.context_length)
-    tokenized = partial(
-        tokenize_sequences,
-        tokenizer=tokenizer,
-        assistant_only_loss=config.assistant_only_loss,
-        completion_only_loss=config.completion_only_loss,
-        truncation_mode=config.truncation_mode,
-    )
-    whole = longest if not config.packing or config.packing_strategy == "bfd" else None
-    rows = tokenized(dataset, max_length=whole, ledger=ledger)
+    rows = tokenized(config, dataset, tokenizer, trainer.scorer.context_length, ledger)
     held_out = HeldOut.of(
         context,
         trainer.scorer.vocabulary,
-        lambda dataset, ledger: [_group(row) for row in tokenized(dataset, max_length=longest, ledger=ledger)],
+        lambda dataset, ledger: [_group(row) for row in _sequences(config, dataset, tokenizer, longest, ledger)],
         [_group(row) for row in rows],
     )
     packs = None
@@ -125,6 +116,31 @@ def run(context: Context) -> None:
         windows = NoisyWindows(windows, config.seed)
     trained = trainer.run(windows, ledger.states, held_out)
     export(context, trained, ledger.to_json())
+
+
+def tokenized(
+    config: Config, dataset: Dataset, tokenizer: Any, context_length: int, ledger: RowLedger
+) -> list[TokenizedSequence]:
+    """The rows before they are packed, where that cuts them."""
+    longest = RowLimit.of(config.max_length, context_length)
+    whole = not config.packing or config.packing_strategy == "bfd"
+    return _sequences(config, dataset, tokenizer, longest if whole else None, ledger)
+
+
+def _sequences(
+    config: Config, dataset: Dataset, tokenizer: Any, longest: int | None, ledger: RowLedger
+) -> list[TokenizedSequence]:
+    from stages.data.tokenize import tokenize_sequences
+
+    return tokenize_sequences(
+        dataset,
+        tokenizer,
+        max_length=longest,
+        ledger=ledger,
+        assistant_only_loss=config.assistant_only_loss,
+        completion_only_loss=config.completion_only_loss,
+        truncation_mode=config.truncation_mode,
+    )
 
 
 def _group(row: TokenizedSequence, weights: Mapping[str, float] | None = None) -> Group:
@@ -179,4 +195,5 @@ STAGE = Stage(
     main_metric="loss",
     memory=memory,
     shapes=same_shape,
+    tokenized=tokenized,
 )

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from stages.context import Context
+    from stages.data.ledger import RowLedger
+    from stages.data.seen import TokenizedRow
+    from stages.data.types import Dataset
     from stages.sharding import Sharding
     from stages.training.memory import Phase, Request
     from stages.training.memory_shape import ModelShape
@@ -138,6 +141,9 @@ class Stage:
     """(Config, shape of the model behind each input) -> shape of the model in each output; None: there is none."""
     dataset_types: Callable[[Any, Mapping[str, str]], Mapping[str, str]] | None = None
     """(Config, type of the dataset behind each input, where known) -> type of the dataset in each output, likewise."""
+    tokenized: Callable[[Any, Dataset, Any, int, RowLedger], Sequence[TokenizedRow]] | None = None
+    """(Config, rows, tokenizer, the model's context in tokens, where the rows' states go) -> the rows as they are
+    learned from. None: it learns from none."""
     writes: Callable[[Any, frozenset[str]], str] | None = None
     """(Config, names of the wired inputs) -> what it writes outside of the store; two stages of a recipe may not write
     the same. None: nothing."""

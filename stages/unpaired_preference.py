@@ -102,7 +102,6 @@ def run(context: Context) -> None:
     from stages.data.dataset import read_dataset
     from stages.data.given_tokens import require_vocabulary
     from stages.data.ledger import RowLedger
-    from stages.data.unpaired import tokenize_unpaired
     from stages.training.export import export
     from stages.training.held_out import HeldOut, together
     from stages.training.start import start
@@ -113,13 +112,11 @@ def run(context: Context) -> None:
     loss = UNPAIRED_LOSSES[config.loss_type].with_settings(config.model_dump())
     measured = {"kto": ("kl",), "bco": ("delta",)}.get(config.loss_type, ())
     trainer, tokenizer = start(context, config, UnpairedLoss(loss, config.beta, measured))
-    longest = RowLimit.of(config.max_length, trainer.scorer.context_length)
+    context_length = trainer.scorer.context_length
 
     def groups_of(dataset: Dataset, ledger: RowLedger) -> list[Group]:
-        rows = tokenize_unpaired(
-            dataset, tokenizer, max_length=longest, ledger=ledger, truncation_mode=config.truncation_mode
-        )
-        return _judged(config, rows, longest)
+        rows = tokenized(config, dataset, tokenizer, context_length, ledger)
+        return _judged(config, rows, RowLimit.of(config.max_length, context_length))
 
     ledger, vocabulary = RowLedger(), trainer.scorer.vocabulary
     groups = groups_of(require_vocabulary(read_dataset(context.input("dataset")), vocabulary), ledger)
@@ -131,6 +128,18 @@ def run(context: Context) -> None:
     windows = _windows(trainer, DatasetWindows(groups, config), config)
     trained = trainer.run(windows, ledger.states, held_out)
     export(context, trained, ledger.to_json())
+
+
+def tokenized(
+    config: Config, dataset: Dataset, tokenizer: Any, context_length: int, ledger: RowLedger
+) -> list[TokenizedCompletion]:
+    """Each completion after its prompt."""
+    from stages.data.unpaired import tokenize_unpaired
+
+    longest = RowLimit.of(config.max_length, context_length)
+    return tokenize_unpaired(
+        dataset, tokenizer, max_length=longest, ledger=ledger, truncation_mode=config.truncation_mode
+    )
 
 
 def _windows(trainer: Trainer, windows: Windows, config: Config) -> Windows:
@@ -224,4 +233,5 @@ STAGE = Stage(
     main_metric="rewards/chosen",
     memory=memory,
     shapes=same_shape,
+    tokenized=tokenized,
 )
