@@ -10,6 +10,7 @@ from stages.data.types import PROMPT_TYPES
 from stages.rollouts.engine_settings import EngineChoice, engine_problems
 from stages.stage import MODELS, Input, Stage
 from stages.training.config import PolicyConfig, policy_outputs
+from stages.training.eval_settings import held_out_problems
 from stages.training.memory import Phase, Request, same_shape
 from stages.training.memory_head import HeadUse
 from stages.training.memory_online import longest_prompt, online_phases
@@ -41,7 +42,7 @@ class Config(EngineChoice, JudgedRolloutConfig, PolicyConfig):
 def check(config: Config, wired: frozenset[str]) -> list[str]:
     """What is wrong with the configuration and the inputs together."""
     problems = reward_problems(config.rewards, config.reward_weights, wired) + dropout_problems(config)
-    return problems + engine_problems(config, config)
+    return problems + engine_problems(config, config) + held_out_problems(config, wired)
 
 
 def run(context: Context) -> None:
@@ -64,7 +65,7 @@ def run(context: Context) -> None:
     prompts = read_prompts(context, trainer, tokenizer, ledger)
     prompts = with_values(prompts, values, ledger, filter_all_incorrect=config.filter_all_incorrect)
     rollouts, windows = regressed_windows(context, prompts, values, trainer, tokenizer, reference)
-    train_on_rollouts(context, trainer, windows, rollouts, ledger)
+    train_on_rollouts(context, trainer, tokenizer, windows, rollouts, ledger)
 
 
 def memory(request: Request) -> list[Phase]:
@@ -91,6 +92,7 @@ STAGE = Stage(
     inputs={
         "model": Input(MODELS),
         "dataset": Input(("dataset",), types=PROMPT_TYPES),
+        "eval_dataset": Input(("dataset",), types=PROMPT_TYPES, required=False),
         "samples": Input(("dataset",)),
         "reward_model": Input(("reward_model",), required=False),
         "reference": Input(MODELS, required=False),

@@ -19,6 +19,7 @@ from stages.training.memory_distill import distill_phases
 if TYPE_CHECKING:
     from stages.context import Context
     from stages.training.batch import Group
+    from stages.training.held_out import Measured
     from stages.training.kept_teacher import KeptTeacher
     from stages.training.loop import Trainer
     from stages.training.model import Scorer
@@ -37,6 +38,7 @@ def run(context: Context) -> None:
     from stages.training.distill_windows import distill_windows, given_groups, require_same_vocabulary
     from stages.training.export import export
     from stages.training.held_out import HeldOut
+    from stages.training.held_out_completions import are_own, own_completions
     from stages.training.start import start
 
     config: Config = context.config
@@ -51,13 +53,18 @@ def run(context: Context) -> None:
     given: list[Group] = []
     if config.lmbda < 1:  # with both kinds of steps the ledger is that of the prompts
         given = teacher.taught("dataset", given_of(dataset, ledger if config.lmbda == 0 else RowLedger()))
-    held_out = HeldOut.of(
-        context,
-        trainer.scorer.vocabulary,
-        lambda dataset, ledger: teacher.taught("eval_dataset", given_of(dataset, ledger)),
-        given,
-    )
+    own = context.has("eval_dataset") and are_own(context)
+    held_out: Measured | None = None
+    if not own:
+        held_out = HeldOut.of(
+            context,
+            trainer.scorer.vocabulary,
+            lambda dataset, ledger: teacher.taught("eval_dataset", given_of(dataset, ledger)),
+            given,
+        )
     windows = distill_windows(context, config, trainer, tokenizer, dataset, given, ledger)
+    if own:
+        held_out = own_completions(context, trainer, tokenizer, windows)
     trained = trainer.run(_followed(trainer, windows, teacher.scorer, config), ledger.states, held_out)
     export(context, trained, ledger.to_json(), samples=windows.samples)
 

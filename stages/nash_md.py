@@ -11,6 +11,7 @@ from stages.data.types import PROMPT_TYPES
 from stages.losses.online import PREFERENCES
 from stages.stage import MODELS, Input, Stage
 from stages.training.config import PolicyConfig, policy_outputs
+from stages.training.eval_settings import held_out_problems
 from stages.training.memory import Phase, Request, same_shape
 from stages.training.memory_head import HeadUse
 from stages.training.memory_online import longest_prompt, online_phases
@@ -55,7 +56,8 @@ class Config(JudgedRolloutConfig, PolicyConfig):
 
 def check(config: Config, wired: frozenset[str]) -> list[str]:
     """What is wrong with the configuration and the inputs together."""
-    return reward_problems(config.rewards, config.reward_weights, wired) + dropout_problems(config)
+    problems = reward_problems(config.rewards, config.reward_weights, wired) + dropout_problems(config)
+    return problems + held_out_problems(config, wired)
 
 
 def run(context: Context) -> None:
@@ -75,7 +77,7 @@ def run(context: Context) -> None:
     prompts = read_prompts(context, trainer, tokenizer, ledger)
     contest = contest_windows(context, prompts, trainer, tokenizer, reference)
     windows = beta_of_step(contest, config, len(prompts), objective.use)
-    train_on_rollouts(context, trainer, windows, contest.rollouts, ledger)
+    train_on_rollouts(context, trainer, tokenizer, windows, contest.rollouts, ledger)
 
 
 def memory(request: Request) -> list[Phase]:
@@ -103,6 +105,7 @@ STAGE = Stage(
     inputs={
         "model": Input(MODELS),
         "dataset": Input(("dataset",), types=PROMPT_TYPES),
+        "eval_dataset": Input(("dataset",), types=PROMPT_TYPES, required=False),
         "reward_model": Input(("reward_model",), required=False),
         "reference": Input(MODELS, required=False),
     },

@@ -11,6 +11,7 @@ from stages.data.types import PROMPT_TYPES
 from stages.rollouts.engine_settings import EngineChoice, engine_problems
 from stages.stage import MODELS, Input, Stage
 from stages.training.config import policy_outputs
+from stages.training.eval_settings import held_out_problems
 from stages.training.memory import Phase, Request, same_shape
 from stages.training.memory_head import HeadUse
 from stages.training.memory_online import longest_prompt, online_phases
@@ -61,6 +62,7 @@ def check(config: Config, wired: frozenset[str]) -> list[str]:
     """What is wrong with the configuration and the inputs together."""
     problems = reward_problems(config.rewards, config.reward_weights, wired) + loss_problems(config)
     problems += dropout_problems(config) + _exploration_problems(config) + engine_problems(config, config)
+    problems += held_out_problems(config, wired)
     other = [loss for loss in config.losses if loss.gold or loss.couples_rows]
     if other:
         problems.append(
@@ -125,7 +127,7 @@ def run(context: Context) -> None:
     elif reference is not None:
         windows = ReferencedPairs(pairs, trainer, settings, reference)
     windows = beta_of_step(windows, config, len(prompts), lambda beta: objective.use(*at(beta)))
-    train_on_rollouts(context, trainer, windows, pairs.rollouts, ledger)
+    train_on_rollouts(context, trainer, tokenizer, windows, pairs.rollouts, ledger)
 
 
 def memory(request: Request) -> list[Phase]:
@@ -154,6 +156,7 @@ STAGE = Stage(
     inputs={
         "model": Input(MODELS),
         "dataset": Input(("dataset",), types=PROMPT_TYPES),
+        "eval_dataset": Input(("dataset",), types=PROMPT_TYPES, required=False),
         "reward_model": Input(("reward_model",), required=False),
         "reference": Input(MODELS, required=False),
     },

@@ -13,6 +13,7 @@ from stages.rollouts.reward_spec import Reward
 from stages.stage import MODELS, Input, Stage
 from stages.training.config import PolicyConfig, policy_outputs
 from stages.training.correction_settings import CorrectionConfig, correction_problems
+from stages.training.eval_settings import held_out_problems
 from stages.training.memory import Phase, Request, same_shape
 from stages.training.memory_head import HeadUse
 from stages.training.memory_online import longest_prompt, online_phases
@@ -62,6 +63,7 @@ def check(config: Config, wired: frozenset[str]) -> list[str]:
     """What is wrong with the configuration and the inputs together."""
     problems = reward_problems(config.rewards, config.reward_weights, wired) + value_problems(config, wired)
     problems += dropout_problems(config) + engine_problems(config, None) + correction_problems(config)
+    problems += held_out_problems(config, wired)
     if "reference" in wired and not config.kl_coef:
         problems.append("input reference is wired in, but kl_coef is 0, so it would not be used")
     return problems
@@ -93,7 +95,7 @@ def run(context: Context) -> None:
     prompts = read_prompts(context, trainer, tokenizer, ledger)
     require_room(trainer.scorer, prompts, config.max_completion_length)
     windows = valued_windows(context, prompts, trainer, tokenizer, reference)
-    trained = train_on_rollouts(context, trainer, windows, windows.rollouts, ledger)
+    trained = train_on_rollouts(context, trainer, tokenizer, windows, windows.rollouts, ledger)
     if config.save_value_model:
         export_value_model(context, trained)
 
@@ -134,6 +136,7 @@ STAGE = Stage(
     inputs={
         "model": Input(MODELS),
         "dataset": Input(("dataset",), types=PROMPT_TYPES),
+        "eval_dataset": Input(("dataset",), types=PROMPT_TYPES, required=False),
         "reward_model": Input(("reward_model",), required=False),
         "reference": Input(MODELS, required=False),
         VALUE_MODEL: Input(("reward_model", "model"), required=False),

@@ -14,6 +14,7 @@ from stages.rollouts.reward_spec import Reward, unknown_rewards
 from stages.stage import MODELS, Input, Stage
 from stages.training.advantage_settings import AdvantageConfig, advantage_problems
 from stages.training.config import PolicyConfig, policy_outputs
+from stages.training.eval_settings import held_out_problems
 from stages.training.memory import Phase, Request, same_shape
 from stages.training.memory_head import HeadUse
 from stages.training.memory_online import longest_prompt, online_phases
@@ -78,7 +79,7 @@ def check(config: Config, wired: frozenset[str]) -> list[str]:
         config, ever_off_policy=replayed or _is_reused(config) or sampler_tolerance(config) is None
     )
     problems += advantage_problems(config, kl_in_reward=config.penalizes_reward)
-    problems += dropout_problems(config)
+    problems += dropout_problems(config) + held_out_problems(config, wired)
     if "reference" in wired and not config.beta:
         problems.append("input reference is wired in, but beta is 0, so it would not be used")
     return problems
@@ -129,7 +130,7 @@ def run(context: Context) -> None:
             of_step=step_of(trainer, objective, config),
         ),
     )
-    train_on_rollouts(context, trainer, windows, windows, ledger)
+    train_on_rollouts(context, trainer, tokenizer, windows, windows, ledger)
 
 
 def _plan(config: Config) -> Plan:
@@ -189,6 +190,7 @@ STAGE = Stage(
     inputs={
         "model": Input(MODELS),
         "dataset": Input(("dataset",), types=PROMPT_TYPES, required=False),
+        "eval_dataset": Input(("dataset",), types=PROMPT_TYPES, required=False),
         "rollouts": Input(("dataset",), required=False),
         "reward_model": Input(("reward_model",), required=False),
         "reference": Input(MODELS, required=False),

@@ -27,15 +27,13 @@ from stages.training.metrics import Mean
 from stages.training.model import token_logprobs
 from stages.training.objective import Forward, Window, Windows
 from stages.training.rollout_drawing import Drawing
+from stages.training.rollout_metrics import OF_GROUPS
 from stages.training.rollout_plan import one_step_plan
 from stages.training.rollout_records import Sampled
 from stages.training.rollout_settings import sampler_tolerance
 from stages.training.rollout_windows import Learning, RolloutWindows
 from stages.training.sampler_check import SamplerCheck
 from stages.training.scored_windows import ScoredWindows
-
-_OF_GROUPS = ("reward_std", "frac_reward_zero_std", "completions/duplicate_ratio")
-"""Metrics that compare the completions of a prompt; here there is one."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +159,7 @@ class RegressedWindows(ScoredWindows):
     def window(self, step: int) -> Window:
         """The groups of a step."""
         window = super().window(step)
-        metrics = {name: value for name, value in window.metrics.items() if name not in _OF_GROUPS}
+        metrics = {name: value for name, value in window.metrics.items() if name not in OF_GROUPS}
         found = [self.values[group.row_id][0] for group in window.groups]
         return replace(window, metrics=metrics | {"v_star": math.fsum(found) / len(found)})
 

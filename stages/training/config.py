@@ -190,31 +190,37 @@ class MeasuredConfig(TrainingConfig):
     """Of stages that measure rows of input `eval_dataset` while they train on others."""
 
     eval_steps: int | None = Field(None, gt=0)
-    """Measure the loss of input `eval_dataset` every so many steps, and at the end; null: ten times over the run."""
+    """Measure input `eval_dataset` every so many steps, and at the end; null: ten times over the run."""
     keep: Literal["last", "best"] = "last"
-    """The output has the last weights, or those of the measurement with the lowest loss."""
+    """The output has the last weights, or those of the best measurement: the lowest loss, or the highest reward where
+    completions are sampled and rewarded."""
     early_stopping_patience: int | None = Field(None, gt=0)
-    """End the run once so many measurements in a row had no lower loss; null: take all steps."""
+    """End the run once so many measurements in a row were no better; null: take all steps."""
+
+    def measures(self) -> list[str]:
+        """What is given of measuring; of no use without input `eval_dataset`."""
+        given = {
+            "eval_steps": self.eval_steps is not None,
+            "keep: best": self.keep == "best",
+            "early_stopping_patience": self.early_stopping_patience is not None,
+        }
+        return [name for name, is_given in given.items() if is_given]
+
+
+def unused_measuring(config: MeasuredConfig, wired: frozenset[str], *more: str) -> list[str]:
+    """What is given for input `eval_dataset` where that is not wired; `more`: inputs that would be of it."""
+    if "eval_dataset" in wired:
+        return []
+    given = [*config.measures(), *(f"input {name}" for name in more if name in wired)]
+    return [f"{name} is given, but input eval_dataset is not wired, so it would not be used" for name in given]
 
 
 def check_measured(config: MeasuredConfig, wired: frozenset[str], own: str = "reference_logprobs") -> list[str]:
     """`Stage.check` of these stages. `own`: the input that is made of input `dataset` beforehand, by the stage of that
     name; there is one of `eval_dataset` too."""
     apart, theirs = "eval_dataset", f"eval_{own}"
-    problems = []
-    if apart not in wired:
-        given = {
-            "eval_steps": config.eval_steps is not None,
-            "keep: best": config.keep == "best",
-            "early_stopping_patience": config.early_stopping_patience is not None,
-            f"input {theirs}": theirs in wired,
-        }
-        problems += [
-            f"{name} is given, but input {apart} is not wired, so it would not be used"
-            for name, is_given in given.items()
-            if is_given
-        ]
-    elif own in wired and theirs not in wired:
+    problems = unused_measuring(config, wired, theirs)
+    if apart in wired and own in wired and theirs not in wired:
         problems.append(f"{own} are of input dataset; wire {theirs} too, from a stage {own} on {apart}")
     if theirs in wired and own not in wired:
         problems.append(f"{theirs} is wired in, but {own} is not; both are of one model")

@@ -7,10 +7,11 @@ from pydantic import Field, field_validator
 from stages.data.columns import template_fields
 from stages.data.types import TEXT_COLUMNS
 from stages.rollouts.engine_settings import EngineChoice, EngineConfig, engine_problems
-from stages.training.config import MeasuredConfig, PolicyConfig, check_measured
+from stages.training.config import PolicyConfig, check_measured
+from stages.training.eval_settings import SampledMeasuringConfig, eval_sampling_problems
 
 
-class Config(EngineChoice, PolicyConfig, MeasuredConfig):
+class Config(EngineChoice, PolicyConfig, SampledMeasuringConfig):
     """Settings of distillation. An item of train_batch_size is a prompt with one completion."""
 
     learning_rate: float = Field(1e-6, gt=0)
@@ -65,11 +66,7 @@ def check(config: Config, wired: frozenset[str]) -> list[str]:
         problems.append("teacher_update_rate needs the whole model trained; with lora_r only adapters are")
     if config.teacher_sync_steps != 1 and not moves:
         problems.append("teacher_sync_steps is given, but teacher_update_rate is null, so it would not be used")
-    if "eval_dataset" in wired and not {"teacher", "teacher_states"} & wired:
-        problems.append(
-            "a model that teaches itself says nothing of the given completions of eval_dataset; wire a teacher"
-        )
-    return problems + check_measured(config, wired, "teacher_states")
+    return problems + check_measured(config, wired, "teacher_states") + eval_sampling_problems(config)
 
 
 def _teacher_problems(config: Config, wired: frozenset[str]) -> list[str]:

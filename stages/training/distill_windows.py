@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +15,7 @@ from stages.data.privileged import tokenize_privileged
 from stages.data.tokenize import TokenizedPrompt, tokenize_prompts, tokenize_sequences
 from stages.data.truncation import RowLimit
 from stages.data.types import Dataset
+from stages.rollouts.requests import Completion
 from stages.seeds import derive, generator
 from stages.training.batch import Branch, Group
 from stages.training.config import TrainingConfig
@@ -63,19 +64,12 @@ class DistillWindows:
                 "completion": self.sampling.text(completions[0]),
             }
         )
-        lengths = [len(completion.token_ids) for completion in completions]
-        ended = sum(completion.finished for completion in completions)
         return Window(
             [
                 Group(prompt.row_id, prompt.prompt_ids, (Branch(completion.token_ids),), prompt.teacher_ids)
                 for prompt, completion in zip(chosen, completions, strict=True)
             ],
-            metrics={
-                "epoch": epoch,
-                "on_policy": 1.0,
-                "completions/mean_length": sum(lengths) / len(lengths),
-                "completions/clipped_ratio": 1 - ended / len(lengths),
-            },
+            metrics={"epoch": epoch, "on_policy": 1.0, **completion_metrics(completions)},
         )
 
     def state(self) -> dict[str, Any]:
@@ -91,11 +85,32 @@ class DistillWindows:
         self.samples = state.get("samples", [])
 
 
+def completion_metrics(completions: Sequence[Completion]) -> dict[str, float]:
+    """Of what the student sampled."""
+    lengths = [len(completion.token_ids) for completion in completions]
+    ended = sum(completion.finished for completion in completions)
+    return {
+        "completions/mean_length": sum(lengths) / len(lengths),
+        "completions/clipped_ratio": 1 - ended / len(lengths),
+    }
+
+
 def given_groups(config: Any, trainer: Trainer, tokenizer: Any, dataset: Dataset, ledger: RowLedger) -> list[Group]:
     """Rows with their completions."""
     require_vocabulary(dataset, trainer.scorer.vocabulary)
     longest = RowLimit.of(config.max_length, trainer.scorer.context_length)
     return [sequence_group(row) for row in tokenize_sequences(dataset, tokenizer, max_length=longest, ledger=ledger)]
+
+
+def distill_prompts(
+    config: Any, trainer: Trainer, tokenizer: Any, dataset: Dataset, ledger: RowLedger
+) -> list[TokenizedPrompt]:
+    """Rows that the student completes; those of privileged_context rows with the teacher's prompt."""
+    longest = room_for_prompts(trainer.scorer, config.max_length, config.max_completion_length)
+    if dataset.type == "privileged_context":
+        template = config.teacher_prompt_template
+        return tokenize_privileged(dataset, tokenizer, template=template, max_length=longest, ledger=ledger)
+    return tokenize_prompts(dataset, tokenizer, max_length=longest, ledger=ledger)
 
 
 def distill_windows(
@@ -112,14 +127,7 @@ def distill_windows(
     The groups of privileged_context rows carry the teacher's prompt as their data.
     """
     require_vocabulary(dataset, trainer.scorer.vocabulary)
-    prompts: list[TokenizedPrompt] = []
-    if config.lmbda > 0:
-        longest = room_for_prompts(trainer.scorer, config.max_length, config.max_completion_length)
-        if dataset.type == "privileged_context":
-            template = config.teacher_prompt_template
-            prompts = tokenize_privileged(dataset, tokenizer, template=template, max_length=longest, ledger=ledger)
-        else:
-            prompts = tokenize_prompts(dataset, tokenizer, max_length=longest, ledger=ledger)
+    prompts = distill_prompts(config, trainer, tokenizer, dataset, ledger) if config.lmbda > 0 else []
     context.counts["rows"] = max(len(given), len(prompts))
     # it would keep a whole copy of a sharded student in every process
     sampling = Sampling.with_engine(trainer, tokenizer, config) if config.lmbda > 0 else None

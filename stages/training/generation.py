@@ -101,6 +101,11 @@ class Sampling:
         ]
         return sampler.sample(requests, self.settings)
 
+    @property
+    def policy(self) -> Sampling:
+        """What the trained model samples: all."""
+        return self
+
     def by(self, scorer: Scorer) -> Sampling:
         """The same by another model, which is not trained."""
         engine = self.engine
@@ -132,6 +137,11 @@ class Sampling:
 
 class Completing(Protocol):
     """What completes prompts: `Sampling`, or one of several authors."""
+
+    @property
+    def policy(self) -> Sampling:
+        """The author that is trained, alone."""
+        ...
 
     def __call__(self, prompts: Sequence[TokenizedPrompt], seeds: Sequence[tuple[int, ...]]) -> list[list[Completion]]:
         """For every prompt one completion a seed."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import torch
 
@@ -23,26 +23,52 @@ from stages.training.turns import turns_of
 if TYPE_CHECKING:
     from stages.training.loop import Trainer
 
+INPUT = "eval_dataset"
 PREFIX = "eval/"
 """How the names of their metrics begin."""
 LOSS = f"{PREFIX}loss"
-"""The one that the best weights have least of."""
+"""The one that the best weights have least of, unless rows say another."""
 SECONDS = "eval_seconds"
 """What measuring takes, among the timings."""
 _USUAL_TIMES = 10
 """How often they are measured unless the settings say otherwise."""
 
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """When rows are measured, and what comes of it."""
+
+    every_steps: int | None = None
+    """After so many steps, and after the last one; None: ten times over the run."""
+    keeps_best: bool = False
+    """The run leaves the weights of their best measurement."""
+    patience: int | None = None
+    """Measurements without a better one after which the run ends."""
+
+    metric: ClassVar[str] = LOSS
+    """What says which measurement is best."""
+    largest: ClassVar[bool] = False
+    """Whether more of it is better."""
+    at_start: ClassVar[bool] = False
+    """Whether the model is measured as it comes, too."""
+
+    def is_due(self, step: int, total: int) -> bool:
+        """After step number `step` of `total`; always after the last one."""
+        return step == total or step % (self.every_steps or -(-total // _USUAL_TIMES)) == 0
+
+    def measure(self, trainer: Trainer, windows: Windows) -> dict[str, float]:
+        """Metrics of the rows under the weights as they are, by names that begin with PREFIX. Collective; changes
+        nothing of the training. Raises StageError where they cannot be measured."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
-class HeldOut:
-    """The rows, and after how many steps they are measured; None: ten times over the run."""
+class HeldOut(Measured):
+    """Rows with their completions: what training would make of them."""
 
     groups: Sequence[Group]
-    every_steps: int | None = None
-    keeps_best: bool = False
-    """The run leaves the weights that had their lowest loss."""
-    patience: int | None = None
-    """Measurements without a lower loss after which the run ends."""
 
     @classmethod
     def of(
@@ -51,35 +77,47 @@ class HeldOut:
         vocabulary: int,
         groups_of: Callable[[Dataset, RowLedger], Sequence[Group]],
         trained: Sequence[Group],
-    ) -> HeldOut | None:
+    ) -> Self | None:
         """Input `eval_dataset`, where it is wired in; rows that are `trained` on too are said. Raises DataError where
         it does not fit or has no row left."""
-        if not context.has("eval_dataset"):
+        if not context.has(INPUT):
             return None
-        ledger = RowLedger()
-        try:
-            dataset = require_vocabulary(read_dataset(context.input("eval_dataset")), vocabulary)
-            groups = groups_of(dataset, ledger)
-        except DataError as error:
-            raise DataError(f"input eval_dataset: {error}") from error
-        say_dropped(context, ledger.states, output="eval_dataset")
-        _say_known(context, groups, trained)
-        context.counts["eval_rows"] = len(groups)
-        config = context.config
-        patience = config.early_stopping_patience
-        return cls(groups, config.eval_steps, keeps_best=config.keep == "best", patience=patience)
+        groups = read_apart(context, vocabulary, groups_of)
+        say_known(context, map(_tokens, groups), map(_tokens, trained), metric="loss")
+        return cls(groups, **when(context.config))
 
-    def is_due(self, step: int, total: int) -> bool:
-        """After step number `step` of `total`; always after the last one."""
-        return step == total or step % (self.every_steps or -(-total // _USUAL_TIMES)) == 0
+    def measure(self, trainer: Trainer, windows: Windows) -> dict[str, float]:
+        """`eval/loss` and the objective's other metrics."""
+        groups = windows.held_out(self.groups) if isinstance(windows, Completing) else self.groups
+        return measure(trainer, groups)
 
 
-def _say_known(context: Context, groups: Sequence[Group], trained: Sequence[Group]) -> None:
-    known = set(map(_tokens, trained))
-    if count := sum(_tokens(group) in known for group in groups):
+def when(config: Any) -> dict[str, Any]:
+    """The fields of `Measured`, of a stage's configuration (a `MeasuredConfig`)."""
+    patience = config.early_stopping_patience
+    return {"every_steps": config.eval_steps, "keeps_best": config.keep == "best", "patience": patience}
+
+
+def read_apart(context: Context, vocabulary: int, rows_of: Callable[[Dataset, RowLedger], Sequence[R]]) -> Sequence[R]:
+    """The rows of input `eval_dataset`, counted. Raises DataError where it does not fit or has no row left."""
+    ledger = RowLedger()
+    try:
+        dataset = require_vocabulary(read_dataset(context.input(INPUT)), vocabulary)
+        rows = rows_of(dataset, ledger)
+    except DataError as error:
+        raise DataError(f"input {INPUT}: {error}") from error
+    say_dropped(context, ledger.states, output=INPUT)
+    context.counts["eval_rows"] = len(rows)
+    return rows
+
+
+def say_known(context: Context, apart: Iterable[Hashable], trained: Iterable[Hashable], *, metric: str) -> None:
+    """How many of the rows `apart` are trained on too, by what tells rows from each other."""
+    known, apart = set(trained), list(apart)
+    if count := sum(row in known for row in apart):
         context.counts["eval_rows_trained_on"] = count
         context.log(
-            f"input eval_dataset: {count} of its {len(groups)} rows are trained on too, so that its loss says less of "
+            f"input {INPUT}: {count} of its {len(apart)} rows are trained on too, so that its {metric} says less of "
             "others; stage contamination takes such rows out"
         )
 
@@ -102,14 +140,13 @@ def together(
 
 
 @torch.no_grad()
-def measure(trainer: Trainer, rows: HeldOut, windows: Windows) -> dict[str, float]:
+def measure(trainer: Trainer, groups: Sequence[Group]) -> dict[str, float]:
     """`eval/loss`, divided as the loss of a step is, and the objective's other metrics of these groups, by the weights
     as they are and without dropout. Collective. Raises StageError for a loss that is not finite, or of nothing."""
     processes, objective = trainer.processes, trainer.objective
-    groups = windows.held_out(rows.groups) if isinstance(windows, Completing) else rows.groups
     items = sum(objective.count(group) for group in groups)
     if items <= 0:
-        raise StageError("input eval_dataset has nothing to measure: every item of its rows is masked")
+        raise StageError(f"input {INPUT} has nothing to measure: every item of its rows is masked")
     trainer.scorer.eval()
     sums = trainer.budget.fit(lambda tokens: _passes(trainer, groups, tokens), alone=processes.size == 1)
     names = ["loss", *objective.metric_names]
@@ -117,13 +154,18 @@ def measure(trainer: Trainer, rows: HeldOut, windows: Windows) -> dict[str, floa
     loss = totals.pop("loss")[0] / items
     if not math.isfinite(loss):
         raise StageError(
-            f"the loss of input eval_dataset is {loss} after step {trainer.steps_done + 1}, though that of the step is "
+            f"the loss of input {INPUT} is {loss} after step {trainer.steps_done}, though that of the step is "
             "finite: look at its rows, or lower learning_rate"
         )
     means = {name: total / count for name, (total, count) in totals.items() if count != 0}
     if isinstance(objective, Concluding):
         means |= objective.concluded(means)
-    return {f"{PREFIX}{name}": value for name, value in {"loss": loss, **means}.items()}
+    return named({"loss": loss, **means})
+
+
+def named(metrics: dict[str, float]) -> dict[str, float]:
+    """As metrics of rows that are not trained on."""
+    return {f"{PREFIX}{name}": value for name, value in metrics.items()}
 
 
 def _passes(trainer: Trainer, groups: Sequence[Group], budget_tokens: int) -> MetricSums:

@@ -1,4 +1,4 @@
-"""Which weights a run leaves, and whether it ends early: by the loss of rows that it is not trained on."""
+"""Which weights a run leaves, and whether it ends early: by rows that it is not trained on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stages.context import Context
-from stages.training.held_out import LOSS, HeldOut
+from stages.training.held_out import Measured
 from stages.training.model import Scorer
 from stages.training.parallel import Parallel
 
@@ -18,14 +18,14 @@ _OF_BEST = "best|"
 
 
 class Keeping:
-    """The measurement with the lowest loss so far and, where they are kept, the weights that had it.
+    """The best measurement so far (lowest loss, highest reward) and, where they are kept, the weights that had it.
 
     The first process holds them, in float32 beside the model, and they travel in the checkpoints.
     """
 
-    def __init__(self, context: Context, rows: HeldOut | None, parallel: Parallel) -> None:
+    def __init__(self, context: Context, rows: Measured | None, parallel: Parallel) -> None:
         self.context, self.rows, self.parallel = context, rows, parallel
-        self.step, self.lowest = 0, math.inf
+        self.step, self.best = 0, math.nan
         self.since = 0
         """Measurements since then."""
         self._weights: dict[str, Tensor] = {}
@@ -51,12 +51,13 @@ class Keeping:
 
     def _note(self, row: Mapping[str, float]) -> bool:
         """Whether it is the best so far."""
-        if LOSS not in row:
+        if self.rows is None or self.rows.metric not in row:
             return False
-        better = row[LOSS] < self.lowest
+        found = row[self.rows.metric]
+        better = math.isnan(self.best) or (found > self.best if self.rows.largest else found < self.best)
         self.since = 0 if better else self.since + 1
         if better:
-            self.step, self.lowest = int(row["step"]), row[LOSS]
+            self.step, self.best = int(row["step"]), found
         return better
 
     @torch.no_grad()
@@ -70,12 +71,12 @@ class Keeping:
         self._weights = found
 
     def ends(self, step: int, total: int) -> bool:
-        """Whether the loss has not fallen for as many measurements as the run waits, and it ends after this step."""
-        patience = None if self.rows is None else self.rows.patience
-        if patience is None or self.since < patience:
+        """Whether no measurement was better for as many as the run waits, and it ends after this step."""
+        if self.rows is None or self.rows.patience is None or self.since < self.rows.patience:
             return False
+        stayed = f"{self.rows.metric} has not {'risen' if self.rows.largest else 'fallen'}"
         self.context.counts["ended_after_step"] = step
-        self.context.log(f"ends after step {step} of {total}: {LOSS} has not fallen in {self.since} measurements")
+        self.context.log(f"ends after step {step} of {total}: {stayed} in {self.since} measurements")
         return True
 
     def tensors(self) -> dict[str, Tensor]:
@@ -84,7 +85,7 @@ class Keeping:
 
     def row(self, metrics: Sequence[dict[str, float]]) -> dict[str, float]:
         """The metrics of the weights that are left."""
-        return metrics[self.step - 1] if self.keeps else metrics[-1]
+        return next(row for row in metrics if row["step"] == self.step) if self.keeps else metrics[-1]
 
     def trained(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Of the rows of all steps those that the weights that are left have seen."""
@@ -93,9 +94,10 @@ class Keeping:
     @torch.no_grad()
     def put_into(self, scorer: Scorer | None) -> None:
         """The best weights, where they are kept, into a Scorer of the same model, where there is one."""
-        if self.keeps:
+        if self.rows is not None and self.rows.keeps_best:
+            which = f"the {'highest' if self.rows.largest else 'lowest'} {self.rows.metric}"
             self.context.counts["kept_step"] = self.step
-            self.context.log(f"kept are the weights of step {self.step}, with the lowest {LOSS}: {self.lowest:.4g}")
+            self.context.log(f"kept are the weights of step {self.step}, with {which}: {self.best:.4g}")
         parameters = {} if scorer is None else dict(scorer.named_parameters())
         for name in parameters.keys() & {key.removeprefix(_OF_BEST) for key in self._weights}:
             parameters[name].copy_(self._weights[_OF_BEST + name])

@@ -25,7 +25,7 @@ from stages.sharding import Whole
 from stages.training import checkpoint, held_out
 from stages.training.batch import Branch, Group
 from stages.training.config import PolicyConfig, TrainingConfig
-from stages.training.held_out import HeldOut
+from stages.training.held_out import Measured
 from stages.training.keeping import Keeping
 from stages.training.metrics import Mean, MetricSums, extremes, pairs
 from stages.training.model import Scorer
@@ -105,7 +105,7 @@ class Trainer:
         self,
         windows: Windows,
         states: Mapping[str, int] = MappingProxyType({}),
-        measured: HeldOut | None = None,
+        measured: Measured | None = None,
     ) -> Trained:
         """Train to the end, from the newest saved state where there is one. `states`: the row ledger's; `measured`:
         rows that are not trained on."""
@@ -125,6 +125,10 @@ class Trainer:
         if progress.step == 0:
             self._give_notice(notices_of_rows(states))
         with Trackers(context, self.config) as trackers, self.saver.background:
+            if measured is not None and measured.at_start and progress.step == 0:
+                progress.metrics.append({"step": 0})
+                self._measure_apart(measured, windows, keeping, progress.metrics[0])
+                self._tell(progress.metrics[0], log, trackers, watch)
             for step in range(progress.step, total):
                 if keeping.ends(step, total):
                     break
@@ -135,17 +139,14 @@ class Trainer:
                 row, ids = self.step(step, total, windows.window(step))
                 seconds, step_tokens = time.monotonic() - started, int(row["num_tokens"])
                 if measured is not None and measured.is_due(step + 1, total):
-                    row |= self._measured(measured, windows, step + 1)
-                    keeping.look(row)
+                    self._measure_apart(measured, windows, keeping, row)
                 progress.step = step + 1
                 progress.num_tokens += step_tokens
                 row["num_tokens"] = progress.num_tokens
                 progress.metrics.append(row)
                 progress.rows.append({"step": step + 1, "rows": ids})
                 report_step(context, step + 1, total, row, seconds, step_tokens)
-                log.add(row)
-                trackers.log(row)
-                self._give_notice(watch.look(row))
+                self._tell(row, log, trackers, watch)
                 if step + 1 < total and self.saver.is_due(step + 1):
                     asked = time.monotonic()
                     progress.windows = windows.state()
@@ -183,13 +184,22 @@ class Trainer:
             tokens = window.num_tokens
         return {**known, "num_tokens": tokens, **window.metrics, **means}, [group.row_id for group in window.groups]
 
-    def _measured(self, rows: HeldOut, windows: Windows, step: int) -> dict[str, float]:
+    def _tell(self, row: dict[str, float], log: MetricsLog, trackers: Trackers, watch: Watch) -> None:
+        log.add(row)
+        trackers.log(row)
+        self._give_notice(watch.look(row))
+
+    def _measure_apart(self, rows: Measured, windows: Windows, keeping: Keeping, row: dict[str, float]) -> None:
+        """Into the metrics of the step that is done, or of step 0, before the first."""
+        self.steps_done = int(row["step"])
         with clocked(self.context.timings, held_out.SECONDS):
             if self._copy is not None:
                 self._copy.refresh()
-            found = held_out.measure(self, rows, windows)
-        self.context.log(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in found.items()))
-        return found
+            found = rows.measure(self, windows)
+        said = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
+        self.context.log(f"step {self.steps_done}: {said}")
+        row |= found
+        keeping.look(row)
 
     def _give_notice(self, notices: Sequence[Notice]) -> None:
         """Say what the monitors noticed, and stop where the recipe wants it."""

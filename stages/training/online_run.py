@@ -11,6 +11,7 @@ from stages.data.ledger import RowLedger
 from stages.data.tokenize import TokenizedPrompt, tokenize_prompts
 from stages.training.export import export
 from stages.training.generation import room_for_prompts
+from stages.training.held_out_rewards import held_out_rewards
 from stages.training.loop import Trained, Trainer
 from stages.training.objective import Windows
 from stages.training.occupancy import utilization
@@ -30,12 +31,14 @@ def read_prompts(context: Context, trainer: Trainer, tokenizer: Any, ledger: Row
 
 
 def train_on_rollouts(
-    context: Context, trainer: Trainer, windows: Windows, rollouts: RolloutWindows, ledger: RowLedger
+    context: Context, trainer: Trainer, tokenizer: Any, windows: Windows, rollouts: RolloutWindows, ledger: RowLedger
 ) -> Trained:
-    """Train on `windows`, which are made of `rollouts`, and write the model and the rollouts."""
+    """Train on `windows`, which are made of `rollouts`, measure input `eval_dataset` meanwhile, and write the model and
+    the rollouts."""
     context.counts["prompts"] = len(rollouts.drawing)
+    measured = held_out_rewards(context, trainer, tokenizer, rollouts)
     started = time.monotonic()
-    trained = trainer.run(windows, ledger.states)
+    trained = trainer.run(windows, ledger.states, measured)
     context.timings |= utilization(context.timings, time.monotonic() - started)
     rollouts.drawing.note_unused(ledger)
     export(context, trained, ledger.to_json(), samples=rollouts.samples)

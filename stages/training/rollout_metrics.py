@@ -13,6 +13,8 @@ STALENESS_MEAN, STALENESS_MAX = "sample/staleness_mean", "sample/staleness_max"
 """Optimizer steps between the weights that made a step's tokens and those that learn from them."""
 
 
+OF_GROUPS = ("reward_std", "frac_reward_zero_std", "completions/duplicate_ratio")
+"""Metrics that compare the completions of a prompt; they say nothing where there is one."""
 STALE_TOKENS = "sample/stale_tokens"
 """Share of them that older weights made than those that learn from them; where weights change amid completions."""
 VERSIONS_MEAN, VERSIONS_MAX = "sample/weight_versions_mean", "sample/weight_versions_max"

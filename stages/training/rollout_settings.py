@@ -10,12 +10,13 @@ from pydantic import Field
 from stages.rollouts.engine_settings import CorrectedEngineChoice, EngineChoice
 from stages.rollouts.requests import SamplingConfig
 from stages.rollouts.reward_spec import Reward, unknown_rewards
-from stages.stage import Config, operational
+from stages.stage import operational
 from stages.training.config import PolicyConfig
+from stages.training.eval_settings import SampledMeasuringConfig
 
 
-class RolloutConfig(Config):
-    """What is shown of rollouts while they are made."""
+class RolloutConfig(SampledMeasuringConfig):
+    """What is shown of rollouts while they are made, and how held-out prompts are measured."""
 
     log_completions_steps: int | None = operational(None, gt=0)
     """Show a table of sample completions in the log and in Prefect every so many steps; null: ten times a run."""

@@ -27,15 +27,13 @@ from stages.training.out_of_memory import TokenBudget
 from stages.training.passes import without_gradients
 from stages.training.reference import branch_logprobs
 from stages.training.rollout_drawing import Drawing
+from stages.training.rollout_metrics import OF_GROUPS
 from stages.training.rollout_plan import Plan
 from stages.training.rollout_records import Sampled
 from stages.training.rollout_settings import sampler_tolerance
 from stages.training.rollout_windows import Learning, RolloutWindows
 from stages.training.token_table import TokenTable, ValuedRollouts
 from stages.training.value_model import logprobs_and_values, per_branch
-
-_OF_GROUPS = ("reward_std", "frac_reward_zero_std", "completions/duplicate_ratio")
-"""Metrics that compare the completions of a prompt; here there is one."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +170,7 @@ class ValuedWindows:
     def window(self, step: int) -> Window:
         """The groups of a step, and TRL's metrics of the generation that they are of."""
         window = self.rollouts.window(step)
-        metrics = {name: value for name, value in window.metrics.items() if name not in _OF_GROUPS}
+        metrics = {name: value for name, value in window.metrics.items() if name not in OF_GROUPS}
         plan = self.rollouts.plan
         completions = plan.prompts_per_generation
         metrics["val/num_eos_tokens"] = completions * (1 - metrics["completions/clipped_ratio"])

@@ -135,7 +135,7 @@ def test_accuracy_and_loss_of_pairs_that_a_reward_model_is_not_trained_on(
     ],
 )
 def test_when_rows_are_measured(every: int | None, total: int, due: list[int]) -> None:
-    held_out = HeldOut([], every)
+    held_out = HeldOut([], every_steps=every)
     assert [step for step in range(1, total + 1) if held_out.is_due(step, total)] == due
 
 

@@ -1,0 +1,86 @@
+"""Distillation measured on what the student itself says to held-out prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+from artifacts.errors import DataError
+from stages.context import Context
+from stages.data.dataset import read_dataset
+from stages.data.tokenize import TokenizedPrompt
+from stages.training.batch import Branch, Group
+from stages.training.distill_windows import DistillWindows, completion_metrics, distill_prompts
+from stages.training.global_random import kept_random_numbers
+from stages.training.held_out import INPUT, Measured, measure, named, read_apart, say_known, when
+from stages.training.held_out_sampling import Pieces, held_out_sampling, held_out_seeds
+from stages.training.loop import Trainer
+from stages.training.objective import Windows
+
+_WITHOUT_COMPLETIONS = ("prompt", "privileged_context")
+"""Types of rows that the student is to complete."""
+
+
+@dataclass(frozen=True)
+class OwnCompletions(Measured):
+    """Prompts that the student completes; its divergence from the teacher is that on these completions."""
+
+    prompts: Sequence[TokenizedPrompt]
+    seeds: Sequence[tuple[int, ...]]
+    sampling: Pieces
+
+    at_start: ClassVar[bool] = True
+
+    def measure(self, trainer: Trainer, windows: Windows) -> dict[str, float]:
+        """`eval/loss`, the objective's other metrics, and the lengths of the completions."""
+        with kept_random_numbers():
+            sampled = self.sampling(self.prompts, self.seeds)
+        groups = [
+            Group(prompt.row_id, prompt.prompt_ids, (Branch(completion.token_ids),), prompt.teacher_ids)
+            for prompt, completions in zip(self.prompts, sampled, strict=True)
+            for completion in completions
+        ]
+        lengths = completion_metrics([completion for completions in sampled for completion in completions])
+        return measure(trainer, groups) | named(lengths)
+
+
+def are_own(context: Context) -> bool:
+    """Whether input `eval_dataset`, which is wired in, brings prompts alone. Raises DataError where the rows and the
+    stage's settings do not fit."""
+    config, found = context.config, read_dataset(context.input(INPUT)).type
+    taught = context.has("teacher") or context.has("teacher_states")
+    if not taught and found != "privileged_context":
+        raise DataError(
+            f"input {INPUT} is of type {found}, and a model that teaches itself says nothing of such rows: give some "
+            "of type privileged_context, or wire a teacher"
+        )
+    if found not in _WITHOUT_COMPLETIONS:
+        if given := config.samples_apart():
+            raise DataError(
+                f"{given[0]} is given, but the rows of input {INPUT} have completions, so it would not be used; to "
+                "measure the student's own, give rows of type prompt"
+            )
+        return False
+    if config.lmbda == 0:
+        raise DataError(
+            f"input {INPUT} is of type {found}, but with lmbda 0 nothing is sampled: give rows with completions"
+        )
+    return True
+
+
+def own_completions(context: Context, trainer: Trainer, tokenizer: object, windows: DistillWindows) -> OwnCompletions:
+    """Of input `eval_dataset`; prompts that are trained on too are said."""
+    config = context.config
+    read = partial(distill_prompts, config, trainer, tokenizer)
+    prompts = read_apart(context, trainer.scorer.vocabulary, read)[: config.eval_max_prompts]
+    context.counts["eval_rows"] = len(prompts)
+    say_known(context, map(_tokens, prompts), map(_tokens, windows.prompts), metric="loss")
+    assert windows.sampling is not None, "with lmbda above 0 the stage opens it"
+    sampling = held_out_sampling(windows.sampling, config, completions=config.train_batch_size)
+    return OwnCompletions(prompts, held_out_seeds(config, prompts), sampling, **when(config))
+
+
+def _tokens(prompt: TokenizedPrompt) -> tuple[int, ...]:
+    return tuple(prompt.prompt_ids)
