@@ -43,5 +43,6 @@ def train_on_rollouts(
     rollouts.drawing.note_unused(ledger)
     export(context, trained, ledger.to_json(), samples=rollouts.samples)
     if context.is_main:
-        write_rollouts(context, rollouts.generations)
+        # a run may have ended early
+        write_rollouts(context, rollouts.generations(int(trained.metrics[-1]["step"])))
     return trained

@@ -165,12 +165,11 @@ class RolloutWindows:
 
     def records(self) -> list[dict[str, Any]]:
         """Every rollout of the run, in order."""
-        return self.recorder.records(self.generations)
+        return self.recorder.records(self.generations(self.total_steps))
 
-    @property
-    def generations(self) -> int:
-        """How often the run samples."""
-        return -(-self.total_steps // self.plan.steps_per_batch)
+    def generations(self, steps: int) -> int:
+        """How often a run of so many steps samples."""
+        return -(-steps // self.plan.steps_per_batch)
 
 
 def _is_masked(group: Group) -> bool:

@@ -6,10 +6,11 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow.parquet as parquet
@@ -18,6 +19,7 @@ from accelerate.state import AcceleratorState
 
 from stages import averaging
 from stages.context import Context, local_context
+from stages.rollouts.rewards import RewardSet
 from stages.training import export as exporting
 from stages.training.checkpoint import Progress, Saver
 from stages.training.loop import Trainer
@@ -111,6 +113,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "num_generations": 3,
             "max_completion_length": 4,
             "steps_per_generation": 2,
+            "eval_steps": 2,
+            "keep": "best",
         },
     ),
     "grpo on chosen prompts and completions": (
@@ -160,6 +164,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "kl_target": 0.01,
             "kl_horizon": 20,
             "value_learning_rate": 1e-2,
+            "eval_steps": 3,
         },
     ),
     "ppo with a value model": (
@@ -185,6 +190,9 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "dynamic_sampling_rounds": 1,
             "sync_ref_model": True,
             "ref_model_sync_steps": 3,
+            "eval_steps": 1,
+            "eval_temperature": 1.0,
+            "eval_num_generations": 2,
         },
     ),
     "xpo": (
@@ -206,6 +214,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "max_completion_length": 4,
             "mixture_coef": [0.0, 0.5, 0.3],
             "lora_r": 2,
+            "eval_steps": 2,
+            "keep": "best",
         },
     ),
     "a*-po": (
@@ -216,13 +226,14 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "train_batch_size": 2,
             "max_completion_length": 4,
             "beta2": 0.1,
+            "eval_steps": 2,
         },
     ),
     "self-distillation": ("distill", "privileged_context", {"beta": 0.4, "max_completion_length": 4}),
     "self-distillation from a teacher that follows": (
         "distill",
         "privileged_context",
-        {"max_completion_length": 4, "teacher_update_rate": 0.3, "teacher_sync_steps": 3},
+        {"max_completion_length": 4, "teacher_update_rate": 0.3, "teacher_sync_steps": 3, "eval_steps": 2},
     ),
 }
 
@@ -248,12 +259,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def context_of(case: str, folder: Path, made: dict[str, Path]) -> Context:
+def context_of(
+    case: str, folder: Path, made: dict[str, Path], more: Mapping[str, Any] = MappingProxyType({})
+) -> Context:
+    """`more`: settings beside the case's, or in their place."""
     stage, rows, settings = CASES[case]
+    settings = {**settings, **more}
     inputs: dict[str, Any] = {"model": made["model"], "dataset": made[rows]}
     if stage == "a2po":
         inputs["samples"] = made["samples"]
-    if "eval_steps" in settings:
+    if settings.get("eval_steps"):
         inputs["eval_dataset"] = made[rows]
     if "save_value_model" in settings:
         inputs["value_model"] = made["value_model"]
@@ -332,9 +347,31 @@ def test_training(tmp_path: Path, made: dict[str, Path], case: str) -> None:
         run(again)
     assert again.resumed_from == 4
     last = run(context_of(case, tmp_path / "killed", made))
-    assert last.resumed_from == 4 and len(read_lines(output(last, "model") / "metrics.jsonl")) == STEPS
+    steps = [row["step"] for row in read_lines(output(last, "model") / "metrics.jsonl")]
+    assert last.resumed_from == 4 and [step for step in steps if step] == list(range(1, STEPS + 1))
     for name in last.stage.outputs_of(last.config):
         assert_same(last, whole, name)
+
+
+def test_killed_while_held_out_prompts_are_measured(tmp_path: Path, made: dict[str, Path]) -> None:
+    """At the first measurement after steps, with no state saved, and at the next one; completions are there by then,
+    and rewards of the one before are cached. Not to measure at all gives the same weights."""
+    settings = {"rewards": [{"name": "tests.stages.small_models:letters", "cache": True}], "keep": "last"}
+    whole = run(context_of("grpo", tmp_path / "whole", made, settings))
+    with killed_in(RewardSet, "score", calls=3):
+        run(context_of("grpo", tmp_path / "killed", made, settings))
+    again = context_of("grpo", tmp_path / "killed", made, settings)
+    with killed_in(RewardSet, "score", calls=5):
+        run(again)
+    assert again.resumed_from is None
+    last = run(context_of("grpo", tmp_path / "killed", made, settings))
+    assert last.resumed_from == 2
+    for name in ("model", "rollouts"):
+        assert_same(last, whole, name)
+    alone = run(context_of("grpo", tmp_path / "alone", made, settings | {"eval_steps": None}))
+    assert alone.metrics.get("eval/reward") is None
+    weights = [output(context, "model") / "model.safetensors" for context in (last, alone)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 @pytest.mark.parametrize("rows", [PAIRS, "unpaired_preference", "prompt_completion"])
