@@ -24,6 +24,7 @@ LEADING = (
     "loss",
     "eval/loss",
     "reward",
+    "eval/reward",
     "rewards/margins",
     "rewards/accuracies",
     "accuracy",

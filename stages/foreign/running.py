@@ -11,8 +11,8 @@ CONCEPTS = (
         | called(TRANSFORMERS, "eval_delay", "eval_accumulation_steps", "prediction_loss_only")
         | called(AXOLOTL, "evals_per_epoch", "eval_batch_size")
         | called(VERL, "test_freq"),
-        note="`sft`, `distill`, both preference stages and both of reward models measure their input `eval_dataset` "
-        "every `eval_steps` steps; a stage `evaluate` measures the model that comes out",
+        note="stages that train measure their input `eval_dataset` every `eval_steps` steps; a stage `evaluate` "
+        "measures the model that comes out",
     ),
     Concept(
         {"generate_during_eval": TRL, "do_predict": TRANSFORMERS, "predict_with_generate": FACTORY}
@@ -56,13 +56,12 @@ CONCEPTS = (
         called(TRL, "load_best_model_at_end", "metric_for_best_model") | called(TRANSFORMERS, "greater_is_better"),
         ("keep",),
         "keep: best",
-        "the weights with the lowest loss of input `eval_dataset`",
+        "the weights with the lowest loss of input `eval_dataset`, on-line with the highest reward",
     ),
-    Concept({"early_stopping_patience": AXOLOTL}, ("stop_on",), note="monitors that end the run"),
     Concept({"early_stopping_steps": FACTORY}, ("early_stopping_patience",)),
     Concept(
         called(TRL, "early_stopping_threshold"),
-        note="with `early_stopping_patience`, any lower loss of input `eval_dataset` counts",
+        note="with `early_stopping_patience`, any lower loss of input `eval_dataset` counts, on-line any higher reward",
     ),
     Concept(
         {"loss_watchdog_threshold": AXOLOTL, "loss_watchdog_patience": AXOLOTL},

@@ -44,6 +44,26 @@ def held_out_rising(run: History) -> str | None:
     )
 
 
+def held_out_reward_falling(run: History) -> str | None:
+    """What is earned on prompts that are not trained on falls, twice in a row and well below where it was, while
+    training earns as much as ever: over-optimization."""
+    apart = run.values("eval/reward")
+    if "eval/reward" not in run.newest or len(apart) < 3 or len(run.values("reward")) < 2 * FEW:
+        return None
+    highest, size = max(apart), max(map(abs, apart))
+    if not (apart[-1] <= apart[-2] < highest and apart[-1] < highest - 0.1 * size):
+        return None
+    first, last = run.first("reward"), run.last("reward")
+    if last <= first or last < run.best("reward"):
+        return None
+    return (
+        f"reward {apart[-1]:.4g} of eval_dataset, {highest:.4g} at its highest, while that of training went up from "
+        f"{first:.4g} to {last:.4g}; what is learnt holds for the prompts that are trained on only: keep: best takes "
+        "the weights from there and early_stopping_patience ends the run; more prompts, a larger beta or a lower "
+        "learning_rate go further"
+    )
+
+
 def entropy_collapse(run: History) -> str | None:
     """The model has become almost certain of every token."""
     if len(run.values("entropy")) < 2 * FEW:

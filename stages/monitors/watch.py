@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from stages.monitors.curves import entropy_collapse, held_out_rising, kl_runaway, loss_spike, not_finite
+from stages.monitors.curves import (
+    entropy_collapse,
+    held_out_reward_falling,
+    held_out_rising,
+    kl_runaway,
+    loss_spike,
+    not_finite,
+)
 from stages.monitors.history import History, Monitor
 from stages.monitors.pairs import accuracy_at_chance, chosen_falling, margin_collapse
 from stages.monitors.rollouts import (
@@ -22,6 +29,7 @@ from stages.monitors.rows import masked_rows
 MONITORS: dict[str, Monitor] = {
     "loss_spike": loss_spike,
     "held_out_rising": held_out_rising,
+    "held_out_reward_falling": held_out_reward_falling,
     "entropy_collapse": entropy_collapse,
     "margin_collapse": margin_collapse,
     "chosen_falling": chosen_falling,

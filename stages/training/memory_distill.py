@@ -8,7 +8,7 @@ from stages.training.memory import Phase, Request, training_step
 from stages.training.memory_engine import Asked, beside, engine_memory, rollout_engine, sampling_apart
 from stages.training.memory_head import HeadUse
 from stages.training.memory_online import sent_bytes
-from stages.training.memory_sampling import Sampled, sampling
+from stages.training.memory_sampling import Sampled, sampling_at_most
 from stages.training.memory_shape import ModelShape
 
 
@@ -41,7 +41,7 @@ def _student_phases(request: Request, step: Phase, asked: Sampled, *, reference:
     resident = {"weights": state["weights"], "optimizer": state["optimizer"], "reference": reference}
     engine = rollout_engine(request, asked, sent=sent_bytes(request))
     if engine is None:
-        return [step, sampling(request.model, setup, asked, number=training.weight, resident=resident)]
+        return [step, sampling_at_most(request, asked, number=training.weight, resident=resident)]
     return [beside(engine, step), sampling_apart(engine, setup, resident), *engine.own]
 
 

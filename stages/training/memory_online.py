@@ -9,7 +9,7 @@ from stages.rollouts.engine_settings import OverlappedEngineConfig
 from stages.training.memory import Passes, Phase, Request, scoring, training_step
 from stages.training.memory_engine import beside, rollout_engine, sampling_apart
 from stages.training.memory_head import HeadUse
-from stages.training.memory_sampling import Sampled, sampling
+from stages.training.memory_sampling import Sampled, sampling_at_most
 from stages.training.memory_shape import ModelShape
 
 
@@ -39,7 +39,7 @@ def online_phases(
     resident = {"weights": state["weights"], "optimizer": state["optimizer"], "reference": others}
     engine = rollout_engine(request, asked, sent=sent_bytes(request))
     phases = [
-        sampling(request.model, setup, asked, number=training.weight, resident=resident)
+        sampling_at_most(request, asked, number=training.weight, resident=resident)
         if engine is None
         else sampling_apart(engine, setup, resident),
         *(

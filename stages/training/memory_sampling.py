@@ -4,7 +4,7 @@ from."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stages.rollouts.room import (
     BATCH_TOKENS,
@@ -14,7 +14,7 @@ from stages.rollouts.room import (
     padded_rows,
     room_for,
 )
-from stages.training.memory import Phase, phase
+from stages.training.memory import Phase, Request, phase
 from stages.training.memory_activations import Layers, passing_bytes
 from stages.training.memory_allocator import ALLOCATOR_SHARE
 from stages.training.memory_shape import ModelShape
@@ -62,6 +62,16 @@ def sampling(shape: ModelShape, setup: Setup, asked: Sampled, *, number: int, re
     packed = sum(_packed_bytes(one, setup, number) for one in models) if asked.completion >= PACKED_STEPS else 0
     parts = {**resident, "sampler": slack * (cache + logits + packed), "activations": slack * passing}
     return phase("sampling", parts, setup)
+
+
+def sampling_at_most(request: Request, asked: Sampled, *, number: int, resident: Mapping[str, float]) -> Phase:
+    """As `sampling`, by the policy of a stage that may sample held-out prompts too: as many completions at once, of
+    more prompts or of fewer."""
+    several = [asked]
+    if "eval_dataset" in request.wired:
+        several.append(replace(asked, per_prompt=request.config.eval_num_generations, beside=None))
+    phases = [sampling(request.model, request.setup, one, number=number, resident=resident) for one in several]
+    return max(phases, key=lambda one: one.total)
 
 
 def _packed_bytes(shape: ModelShape, setup: Setup, number: int) -> int:

@@ -24,7 +24,8 @@ def said(uses: str, **values: object) -> dict[str, str]:
 
 # by hand, from the fields' own descriptions here and the other tools' documentation
 ANSWERS = [
-    ("rl", "eval_steps", "a stage `evaluate` measures the model that comes out"),
+    ("rl", "eval_on_start", "every `eval_steps` steps"),
+    ("evaluate", "eval_steps", "a stage `evaluate` measures the model that comes out"),
     ("sft", "eval_strategy", "a stage `evaluate` measures the model that comes out"),
     ("sft", "logging_steps", "every step is logged"),
     ("sft", "gradient_clipping", "here it is `max_grad_norm` (DeepSpeed)"),
@@ -56,7 +57,7 @@ ANSWERS = [
     ("sft", "save_strategy", "here it is `checkpoint_steps`"),
     ("sft", "attn_implementation", "nothing to set"),
     ("sft", "use_liger_kernel", "built in"),
-    ("rl", "early_stopping_patience", "here it is `stop_on`"),
+    ("sft", "early_stopping_steps", "here it is `early_stopping_patience`"),
     ("sft", "load_best_model_at_end", "here it is `keep: best`"),
     ("preference", "precompute_ref_log_probs", "the input, from a stage of that name"),
     ("preference", "disable_dropout", "always so, but for sft"),

@@ -215,6 +215,23 @@ def test_a_teacher_that_has_said_what_it_knows(tmp_path: Path) -> None:
     assert found["kept"]["head"] == found["beside"]["head"]
 
 
+def test_held_out_prompts_take_as_many_completions_at_once(tmp_path: Path) -> None:
+    """Of 64 prompts in the place of 8, with the keys and values of 112 tokens each (padded from 99): 36 layers of 2
+    times 8 heads of 128 numbers, with what a CPU's allocator holds besides. In groups as in training it is the same."""
+    folder(tmp_path / "base")
+    settings = {"rewards": ["exact_match"], "train_batch_size": 64, "max_length": 100, "max_completion_length": 20}
+    inputs = {"eval_dataset": "rows"}
+    chain = {
+        "plain": stage("rl", "./base", **settings),
+        "apart": stage("rl", "./base", inputs=inputs, **settings),
+        "alike": stage("rl", "./base", inputs=inputs, eval_num_generations=8, eval_temperature=1, **settings),
+    }
+    found = {name: one.phases for name, one in predicted(tmp_path, chain).items()}
+    assert found["alike"] == found["plain"] and found["apart"][1:] == found["plain"][1:]
+    more = found["apart"][0].parts["sampler"] - found["plain"][0].parts["sampler"]
+    assert more == pytest.approx(1.12 * (64 - 8) * 112 * 36 * 2 * 8 * 128 * 4)
+
+
 def test_a_value_model_is_there_in_every_phase_of_ppo(tmp_path: Path) -> None:
     """Beside an 8B policy a value model of two of its 36 layers, made from a language model: 2 numbers of its moments
     and a weight all the time, its gradient in the steps; it has a score of 4096 numbers in place of the head."""

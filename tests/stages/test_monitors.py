@@ -58,6 +58,11 @@ TROUBLES: dict[str, tuple[Callable[[int], Row], int]] = {
         lambda step: {} if step % 20 else {"eval/loss": {20: 2.0, 40: 1.0, 60: 1.02}.get(step, 1.06)},
         80,
     ),
+    # 1, 2, 1.9, 1.85, 1.79, of which the last is more than a tenth below the highest; training earns more and more
+    "held_out_reward_falling": (
+        lambda step: {} if step % 20 else {"eval/reward": {20: 1.0, 40: 2.0, 60: 1.9, 80: 1.85}.get(step, 1.79)},
+        100,
+    ),
     # 2 at first; the mean of 20 is below 0.2 when all but one of them are 0.1: 19 * 0.1 + 1.9 < 20 * 0.2
     "entropy_collapse": (lambda step: {"entropy": 2.0 if step <= 20 else 1.9 if step <= 100 else 0.1}, 119),
     # 1 until step 100, then 0: 4 of the last 20 are left at step 116, which is a fifth
@@ -170,6 +175,13 @@ def test_rows_of_which_nothing_is_trained(states: dict[str, int], said: str | No
         # up and down, and a little up
         ("held_out_rising", lambda step: {} if step % 20 else {"eval/loss": 1.1 if step % 40 else 1.0}),
         ("held_out_rising", lambda step: {} if step % 20 else {"eval/loss": 1.0 + step / 5000}),
+        # up and down; a little down; down, as what training earns
+        ("held_out_reward_falling", lambda step: {} if step % 20 else {"eval/reward": 1.0 if step % 40 else 2.0}),
+        ("held_out_reward_falling", lambda step: {} if step % 20 else {"eval/reward": -1.0 - step / 5000}),
+        (
+            "held_out_reward_falling",
+            lambda step: {"reward": -step} | ({} if step % 20 else {"eval/reward": -float(step)}),
+        ),
         # half as long again
         ("length_explosion", lambda step: {"completions/mean_length": 40 + step / 10}),
     ],
