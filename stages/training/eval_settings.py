@@ -50,9 +50,9 @@ def held_out_problems(config: Any, wired: Set[str]) -> list[str]:
             "with input rollouts the stage samples and scores nothing, so it cannot measure input eval_dataset: leave "
             "it out, and let a stage evaluate measure the model"
         )
-    if getattr(getattr(config, "rollouts", None), "max_staleness", 0):
+    if getattr(getattr(config, "rollouts", None), "in_flight_updates", False):
         problems.append(
-            "with rollouts.max_staleness the engine has older weights than those that input eval_dataset would "
-            "measure, and is busy with them: leave one of the two out"
+            "with rollouts.in_flight_updates input eval_dataset would change what is trained: to measure it, what is "
+            "in flight must end first, with older weights; leave one of the two out"
         )
     return problems

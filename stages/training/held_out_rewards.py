@@ -3,7 +3,7 @@ record of the rollouts is of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as changed
 from functools import partial
@@ -27,6 +27,7 @@ from stages.training.rollout_drawing import Drawing, Generate
 from stages.training.rollout_metrics import OF_GROUPS, rollout_metrics
 from stages.training.rollout_records import Sampled
 from stages.training.rollout_windows import RolloutWindows
+from stages.training.rollouts_ahead import Ahead
 
 REWARD = "reward"
 
@@ -38,6 +39,8 @@ class HeldOutRewards(Measured):
     prompts: Sequence[TokenizedPrompt]
     seeds: Sequence[tuple[int, ...]]
     generate: Generate
+    in_turn: Callable[[Callable[[], list[Sampled]]], list[Sampled]] = lambda job: job()
+    """Has it done when the engine has time and the present weights."""
     also: str | None = None
     """Another name of the reward: what it is called where the stage's own has completions of others in it."""
 
@@ -62,7 +65,7 @@ class HeldOutRewards(Measured):
 
     def _sampled(self) -> list[Sampled]:
         try:
-            return self.generate(self.prompts, self.seeds)
+            return self.in_turn(lambda: self.generate(self.prompts, self.seeds))
         except StageError as error:
             if type(error) is not StageError:  # others say what may be tried again
                 raise
@@ -76,7 +79,9 @@ def held_out_rewards(
     they are. Prompts that are trained on too are said."""
     if not context.has(INPUT):
         return None
-    config, plan, drawing = context.config, rollouts.plan, rollouts.drawing
+    config, plan, drawing, more = context.config, rollouts.plan, rollouts.drawing, when(context.config)
+    if isinstance(drawing, Ahead):
+        drawing, more["in_turn"] = drawing.drawing, drawing.between
     assert isinstance(drawing, Drawing), "the stage's check lets no others be measured"
     generation, penalty = _parts(drawing.generate)
     policy = generation.sampling.policy
@@ -91,7 +96,7 @@ def held_out_rewards(
         held_out_seeds(config, prompts),
         penalized(changed(generation, sampling=sampling), penalty),
         also=context.stage.main_metric if context.stage.main_metric != REWARD else None,
-        **when(config),
+        **more,
     )
 
 

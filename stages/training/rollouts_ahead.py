@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from stages.context import Context
 from stages.data.ledger import RowLedger
@@ -29,6 +29,8 @@ from stages.training.rollout_drawing import Draws
 from stages.training.rollout_metrics import mixture_metrics, staleness_metrics
 from stages.training.rollout_plan import Plan
 from stages.training.rollout_records import Sampled
+
+T = TypeVar("T")
 
 Measure = Callable[[Sequence[Sampled], int], dict[str, float]]
 """(a generation, the optimizer steps before its first one) -> how old the weights behind it are then."""
@@ -103,6 +105,18 @@ class Ahead:
         """What is in flight goes on with the present weights, where it may."""
         if not all(one.done() for one in self._ahead):
             self.engine.renew()
+
+    def between(self, job: Callable[[], T]) -> T:
+        """What a job that samples gives, with the present weights: when all that is in flight has arrived, and before
+        anything else begins."""
+        self._settle()
+        held, is_due = self.engine.hold()
+
+        def done() -> T:
+            self.engine.take(held, prove=is_due)
+            return job()
+
+        return self._line.submit(done).result()
 
     def _proved(self, drawn: Drawn) -> Held:
         """The present weights. Where a proof of them is due, it is made before the trainer changes them, with tokens of

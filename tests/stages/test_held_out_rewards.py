@@ -16,10 +16,11 @@ from transformers import AutoModelForCausalLM
 
 from artifacts.errors import DataError, StageError
 from stages import distill, nash_md, online_dpo, rl
-from stages.context import Context
+from stages.context import Context, local_context
 from stages.training.held_out_rewards import HeldOutRewards
 from stages.training.keeping import Keeping
 from tests.data.characters import build_tokenizer, ids
+from tests.rollouts.model_server import model_server
 from tests.stages.small_models import (
     EOS,
     greedy,
@@ -97,7 +98,10 @@ def train(stage: str, folder: Path, made: dict[str, Path], *, measured: bool = T
     names = ["model", "dataset", *(["samples"] if stage == "a2po" else []), *(["eval_dataset"] if measured else [])]
     given = SETTINGS | OF_STAGE[stage] | settings
     given = {name: value for name, value in given.items() if measured or not name.startswith("eval_")}
-    return run_stage(stage, folder, {name: made[name] for name in names}, **given)
+    context = local_context(stage, given, folder=folder, inputs={name: made[name] for name in names})
+    with context.resources:
+        context.stage.run(context)
+    return context
 
 
 def metrics_of(context: Context) -> list[dict[str, Any]]:
@@ -163,6 +167,28 @@ def test_measuring_changes_no_bit_of_what_is_trained(tmp_path: Path, made: dict[
     rows = metrics_of(measured_run)
     assert [row["step"] for row in rows if "eval/reward" in row] == [0, 1, 2, 3, 4]
     assert measured_run.counts["eval_rows"] == 3 and "eval/reward_std" in rows[0]
+    kept = [{name: value for name, value in row.items() if not name.startswith("eval/")} for row in rows]
+    assert kept == [{"step": 0}, *metrics_of(alone)]
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 2])
+def test_an_engine_apart_has_the_weights_of_the_moment(tmp_path: Path, made: dict[str, Path], staleness: int) -> None:
+    """Also where it samples later generations ahead with older ones, whose bits stay."""
+    found = []
+    with model_server(made["teacher"]) as (server, rollouts):
+        rollouts = {**rollouts, "proof_interval": 1} | ({"max_staleness": staleness} if staleness else {})
+        for measured in (False, True):
+            folder = tmp_path / str(measured)
+            found.append(train("rl", folder, made, measured=measured, max_steps=6, rollouts=rollouts))
+    assert server.asked > 0
+    alone, context = found
+    rows = metrics_of(context)
+    for row, folder in ((rows[0], made["model"]), (rows[-1], output(context, "model"))):
+        expected = earned(folder)
+        assert {name: row[name] for name in expected} == pytest.approx(expected)
+    for name in ("model", "rollouts"):
+        one, other = (files_of(output(context, name), leave=["metrics.jsonl"]) for context in found)
+        assert one == other
     kept = [{name: value for name, value in row.items() if not name.startswith("eval/")} for row in rows]
     assert kept == [{"step": 0}, *metrics_of(alone)]
 
@@ -247,9 +273,11 @@ def test_settings_that_do_not_go_together() -> None:
     check = rl.STAGE.check
     (said,) = check(rl.Config(), frozenset({"model", "rollouts", "eval_dataset"}))
     assert said.startswith("with input rollouts the stage samples and scores nothing")
-    engine = {"rollouts": {"engine": "vllm_server", "max_staleness": 1}}
-    said = check(rl.Config.model_validate(engine), frozenset({*wired, "eval_dataset"}))
-    assert any(one.startswith("with rollouts.max_staleness the engine has older weights") for one in said)
+    engine = {"engine": "vllm_server", "max_staleness": 1}
+    assert check(rl.Config.model_validate({"rollouts": engine}), frozenset({*wired, "eval_dataset"})) == []
+    engine["in_flight_updates"] = True
+    said = check(rl.Config.model_validate({"rollouts": engine}), frozenset({*wired, "eval_dataset"}))
+    assert any(one.startswith("with rollouts.in_flight_updates input eval_dataset would change") for one in said)
 
 
 # distillation, by what the student itself says

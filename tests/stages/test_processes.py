@@ -30,12 +30,14 @@ STAGES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "max_completion_length": 6,
             "learning_rate": 1e-3,
             "mixture_coef": 0.4,
+            "eval_max_prompts": 5,
+            "eval_steps": 3,
         },
     ),
     "distilled": ("distill", "rows", {"lmbda": 0.0}),
 }
 HELD_OUT = ("sft", "aot", "kto")
-MORE_INPUTS = {name: {"eval_dataset": STAGES[name][1]} for name in HELD_OUT} | {
+MORE_INPUTS = {name: {"eval_dataset": STAGES[name][1]} for name in (*HELD_OUT, "nash_md")} | {
     "distilled": {"teacher_states": "taught"}
 }
 
@@ -45,6 +47,12 @@ def taught(budget: int, processes: int) -> dict[str, Any]:
     settings = {"max_length": 64, "micro_batch_tokens": budget, "shard_rows": 5}
     inputs = {"model": "sft", "dataset": "rows"}
     return {"uses": "teacher_states", "inputs": inputs, "with": settings, "launch": {"processes": processes}}
+
+
+def rewarded(rows: list[dict[str, float]]) -> dict[int, dict[str, float]]:
+    """Step -> what is measured of completions of prompts, which the processes share out."""
+    found = {int(row["step"]): {name: row[name] for name in row if name.startswith("eval/")} for row in rows}
+    return {step: row for step, row in found.items() if row}
 
 
 @pytest.mark.slow
@@ -71,11 +79,17 @@ def test_two_processes_and_other_micro_batches_equal_one(tmp_path: Path) -> None
         found[name] = {stage: metrics_of(store, entries[stage]) for stage in STAGES}
     for stage in STAGES:
         expected = found["8x1"][stage]
-        assert len(expected) == 6
         for name in ("1x8", "two processes"):
-            for one, other in zip(expected, found[name][stage], strict=True):
+            steps = [[row for row in rows if row["step"]] for rows in (expected, found[name][stage])]
+            assert len(steps[0]) == 6
+            for one, other in zip(*steps, strict=True):
                 assert other["loss"] == pytest.approx(one["loss"], rel=1e-5), (stage, name)
                 assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4), (stage, name)
                 assert other["num_tokens"] == one["num_tokens"]
                 if stage in HELD_OUT:
                     assert other["eval/loss"] == pytest.approx(one["eval/loss"], rel=1e-5), name
+    expected = rewarded(found["8x1"]["nash_md"])
+    assert list(expected) == [0, 3, 6] and all("eval/reward" in row for row in expected.values())
+    for name in ("1x8", "two processes"):
+        for step, row in rewarded(found[name]["nash_md"]).items():
+            assert row == pytest.approx(expected[step], rel=1e-5), name
