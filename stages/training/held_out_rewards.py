@@ -81,7 +81,8 @@ def held_out_rewards(
         return None
     config, plan, drawing, more = context.config, rollouts.plan, rollouts.drawing, when(context.config)
     if isinstance(drawing, Ahead):
-        drawing, more["in_turn"] = drawing.drawing, drawing.between
+        more["in_turn"] = drawing.between
+        drawing = drawing.drawing
     assert isinstance(drawing, Drawing), "the stage's check lets no others be measured"
     generation, penalty = _parts(drawing.generate)
     policy = generation.sampling.policy

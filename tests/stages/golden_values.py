@@ -177,7 +177,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "ppo": (
         4,
-        "9834a4f01b5952a9",
+        "349c547891087b50",
         "5561237511ce33c7",
         {
             "model/metrics: loss": 0.070016,
@@ -226,7 +226,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "online": (
         5,
-        "0db265bc3acd0fe4",
+        "a30eaee0f598ea2d",
         "f377b3216609cbf7",
         {
             "model/metrics: loss": 0.8673,
@@ -274,7 +274,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "explored": (
         5,
-        "87a7d95eec038c1a",
+        "235691f46c835b24",
         "cdf7f9f2bd7a5ff5",
         {
             "model/metrics: loss": -1.2926,
@@ -325,7 +325,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "contest": (
         4,
-        "10abb402f0d09498",
+        "9e14eeaa653dc670",
         "be8f75d663f40b72",
         {
             "model/metrics: loss": -0.4374,
@@ -375,7 +375,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "regressed": (
         4,
-        "47eacd08cf54b1d7",
+        "afd7372fc1ce52b0",
         "47b5945285034d2f",
         {
             "model/metrics: loss": 0.17432,
@@ -408,7 +408,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "grpo": (
         7,
-        "86e291fd0aee605a",
+        "50ec2d9e709eff76",
         "7d6ca38bd18cf71a",
         {
             "model/metrics: loss": -0.068777,
@@ -464,7 +464,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "small": (
         4,
-        "dbf9b3e3a57abdd7",
+        "9461e4a26c7e8d94",
         "06cbbe8ba1b07f8c",
         {
             "model/metrics: loss": 0.0043144,
@@ -491,7 +491,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "small_of_taught": (
         4,
-        "8a84e761b968711d",
+        "1ab52c8d5a6d64b7",
         "3a3bb7225f1895e4",
         {
             "model/metrics: loss": 0.016415,

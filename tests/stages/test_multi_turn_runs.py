@@ -92,6 +92,22 @@ def with_environment(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathF
     return run(tmp_path_factory.mktemp("environment"), inputs, {**WITH_ENVIRONMENT, "max_steps": 1})
 
 
+@pytest.mark.parametrize("kind", ["with_tools", "with_environment"])
+def test_held_out_prompts_have_their_turns(
+    kind: str, inputs: dict[str, Path], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Beside a run that they change in nothing; the same is measured of them as of those that are trained on."""
+    steps, rows, _ = request.getfixturevalue(kind)
+    settings = WITH_TOOLS if kind == "with_tools" else WITH_ENVIRONMENT
+    apart = {"eval_temperature": 1.0, "eval_num_generations": 16, "max_steps": 1}
+    found, records, _ = run(tmp_path, {**inputs, "eval_dataset": inputs["dataset"]}, settings | apart)
+    assert records == rows
+    kept = [{name: value for name, value in row.items() if not name.startswith("eval/")} for row in found]
+    assert kept == [{"step": 0}, *steps]
+    turns = [name for name in steps[0] if name.startswith(("tools/", "environment/", "completions/", "rewards/"))]
+    assert len(turns) > 8 and {f"eval/{name}" for name in turns} <= found[0].keys()
+
+
 def teacher_forced(model: Any, row: dict[str, Any]) -> torch.Tensor:
     """[T]: transformers' log-probability of each token of a transcript."""
     ids = torch.tensor([*row["prompt_ids"], *row["token_ids"]])
