@@ -52,7 +52,7 @@ def train(folder: Path, stop_before: int = -1, *, best: bool = False, apart: int
     trainer = trainer_for(folder)
     windows = StoppingWindows(sequences(), trainer.config)
     windows.stop_before = stop_before
-    return trainer.run(windows, measured=HeldOut(sequences(3, seed=apart), 2, keeps_best=best))
+    return trainer.run(windows, measured=HeldOut(sequences(3, seed=apart), every_steps=2, keeps_best=best))
 
 
 def test_interrupted_and_exported(tmp_path: Path, launched: Any, way: Sharding) -> None:
@@ -108,8 +108,11 @@ def test_a_step_without_gradient_still_moves_by_its_momentum(tmp_path: Path, lau
 @pytest.mark.parametrize("way", [Fsdp(), Zero(3)], ids=lambda way: way.name)
 def test_rollouts_are_of_the_present_policy(tmp_path: Path, launched: Any, way: Sharding) -> None:
     """At every step the objective compares the sampler's log-probabilities with its own, and stops where they differ:
-    a copy that is one step old would be 1e-2 off."""
-    from tests.stages.small_models import output, read_lines, run_stage, save_dataset, save_model
+    a copy that is one step old would be 1e-2 off. What held-out prompts earn is by the weights after the step."""
+    from transformers import AutoModelForCausalLM
+
+    from tests.data.characters import build_tokenizer, ids
+    from tests.stages.small_models import greedy, output, read_lines, run_stage, save_dataset, save_model
 
     save_model(tmp_path / "base", seed=3)
     rows = [{"prompt": "ab", "completion": "c"}, {"prompt": "ba", "completion": "d"}]
@@ -124,16 +127,23 @@ def test_rollouts_are_of_the_present_policy(tmp_path: Path, launched: Any, way: 
         "max_completion_length": 5,
         "learning_rate": 3e-2,
         "max_steps": 4,
+        "eval_steps": 1,
     }
+    apart = save_dataset(tmp_path / "apart", "prompt", [{"prompt": letter} for letter in "abcdefgh"])
+    inputs = {"model": tmp_path / "base", "dataset": dataset, "eval_dataset": apart}
     found = []
     for name, sharding in (("whole", Whole()), ("sharded", way)):
         launched(sharding)
-        context = run_stage("rl", tmp_path / name, {"model": tmp_path / "base", "dataset": dataset}, **settings)
+        context = run_stage("rl", tmp_path / name, inputs, **settings)
         found.append(read_lines(output(context, "model") / "metrics.jsonl"))
     whole, sharded = found
-    assert sharded[0] == pytest.approx(whole[0], rel=1e-3, abs=1e-5)
-    assert all(row["sampling/sampling_logp_difference/mean"] < 1e-3 for row in sharded)
-    assert sharded[-1]["loss"] != sharded[0]["loss"]
+    assert sharded[:2] == [pytest.approx(row, rel=1e-3, abs=1e-5) for row in whole[:2]]
+    assert all(row["sampling/sampling_logp_difference/mean"] < 1e-3 for row in sharded[1:])
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(output(context, "model")).eval(), build_tokenizer()
+    said = [tokenizer.decode(greedy(model, ids(one), 5), skip_special_tokens=True) for one in "abcdefgh"]
+    assert sharded[-1]["eval/reward"] == sum(len(text) / 4 for text in said) / 8
+    assert len({row["eval/reward"] for row in sharded}) > 2
+    assert sharded[-1]["loss"] != sharded[1]["loss"]
 
 
 def test_a_value_model_is_sharded_with_the_policy(tmp_path: Path, launched: Any, way: Sharding) -> None:
