@@ -36,7 +36,7 @@ def _stage(plan: Plan, name: str) -> RecipeStage:
     if stages[name].uses.tokenized is None:
         able = [other for other, stage in stages.items() if stage.uses.tokenized is not None]
         raise RequestError(
-            f"stage {name} ({stages[name].uses.name}) learns from no given completions; those that do: "
+            f"stage {name} ({stages[name].uses.name}) has no rows that its model reads as they are; those that have: "
             f"{', '.join(able) or 'none of this recipe'}"
         )
     return stages[name]

@@ -29,7 +29,8 @@ def tokens_tables(reading: Reading, *, one_a_line: bool) -> list[RenderableType]
 
 
 def _heading(row: ReadRow) -> Text:
-    counts = f" {row.count():,} tokens, {row.count(learned=True):,} learned" if row.parts else " not used"
+    learned = row.count(learned=True)
+    counts = f" {row.count():,} tokens" + (f", {learned:,} learned" if learned else "") if row.parts else " not used"
     return Text.assemble(("row ", "dim"), (row.row_id, "bold"), counts, (f" ({row.state})", "dim"))
 
 
@@ -63,9 +64,11 @@ def _by_token(reading: Reading, row: ReadRow) -> Table:
 def _summary(reading: Reading) -> Text:
     tokens = sum(row.count() for row in reading.rows)
     learned = sum(row.count(learned=True) for row in reading.rows)
-    share = f" ({learned / tokens:.0%})" if tokens else ""
+    told = "read, to be completed"
+    if learned:
+        told = f"of which {learned:,} are learned ({learned / tokens:.0%}), between {OPEN} and {CLOSE}"
     return Text(
         f"{len(reading.rows)} of {reading.total:,} rows of input {reading.input} ({reading.type}): {tokens:,} tokens, "
-        f"of which {learned:,} are learned{share}, between {OPEN} and {CLOSE}",
+        f"{told}",
         style="dim",
     )

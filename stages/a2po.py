@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from stages.data.open_prompts import open_prompts
 from stages.data.types import PROMPT_TYPES
 from stages.rollouts.engine_settings import EngineChoice, engine_problems
 from stages.stage import MODELS, Input, Stage
@@ -106,4 +107,5 @@ STAGE = Stage(
     main_metric="reward",
     memory=memory,
     shapes=same_shape,
+    tokenized=open_prompts,
 )

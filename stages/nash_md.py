@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from stages.data.open_prompts import open_prompts
 from stages.data.types import PROMPT_TYPES
 from stages.losses.online import PREFERENCES
 from stages.stage import MODELS, Input, Stage
@@ -118,4 +119,5 @@ STAGE = Stage(
     main_metric="objective/model_scores",
     memory=memory,
     shapes=same_shape,
+    tokenized=open_prompts,
 )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from stages.data.open_prompts import open_prompts
 from stages.data.types import PROMPT_TYPES
 from stages.rollouts.engine_settings import EngineChoice, engine_problems
 from stages.rollouts.reward_spec import Reward
@@ -150,4 +151,5 @@ STAGE = Stage(
     main_metric="objective/scores",
     memory=memory,
     shapes=shapes,
+    tokenized=open_prompts,
 )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from artifacts.errors import RequestError
+from stages.data.open_prompts import open_prompts
 from stages.data.types import PROMPT_TYPES
 from stages.rollouts.engine_settings import CorrectedEngineChoice, engine_problems
 from stages.rollouts.multi_turn.settings import MultiTurnConfig, multi_turn_problems
@@ -27,6 +29,9 @@ from stages.training.selection_settings import SelectionConfig, selection_proble
 
 if TYPE_CHECKING:
     from stages.context import Context
+    from stages.data.ledger import RowLedger
+    from stages.data.tokenize import TokenizedPrompt
+    from stages.data.types import Dataset
     from stages.training.rollout_plan import Plan
 
 
@@ -159,6 +164,18 @@ def _is_reused(config: Config) -> bool:
     return config.steps_per_generation * config.num_iterations > 1 or config.replay_buffer_size > 0
 
 
+def tokenized(
+    config: Config, dataset: Dataset, tokenizer: Any, context_length: int, ledger: RowLedger
+) -> list[TokenizedPrompt]:
+    """Raises RequestError where prompts are not all that a model reads."""
+    if config.tools or config.environment is not None:
+        raise RequestError(
+            f"prompts of this stage get what its {'tools' if config.tools else 'environment'} add when it runs; they "
+            "cannot be shown before"
+        )
+    return open_prompts(config, dataset, tokenizer, context_length, ledger)
+
+
 def memory(request: Request) -> list[Phase]:
     """Sampling, the passes of reward model and reference, and the steps."""
     config, prompt = request.config, longest_prompt(request)
@@ -204,4 +221,5 @@ STAGE = Stage(
     main_metric="reward",
     memory=memory,
     shapes=same_shape,
+    tokenized=tokenized,
 )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from artifacts.errors import StageError
+from stages.data.open_prompts import open_prompts
 from stages.data.types import PROMPT_TYPES
 from stages.evaluation.config import AnswerConfig, answer_problems
 from stages.evaluation.memory import answering_phases
@@ -64,7 +65,7 @@ def active_outputs(config: Config) -> tuple[str, ...]:
 def run(context: Context) -> None:
     """Let input `model` answer the prompts of input `dataset`; score and sort what it says."""
     from stages.data.dataset import read_dataset
-    from stages.evaluation.answers import answer_prompts, open_prompts, reward_model_of
+    from stages.evaluation.answers import answer_prompts, reward_model_of
     from stages.evaluation.rows import TaskLedger, draw_rows
     from stages.evaluation.tables import TABLES, Answered
     from stages.rollouts.rewards import RewardSet
@@ -89,7 +90,7 @@ def run(context: Context) -> None:
             say=context.log,
         )
     ledger = TaskLedger()
-    prompts = open_prompts(dataset, tokenizer, scorer, config, ledger)
+    prompts = open_prompts(config, dataset, tokenizer, scorer.context_length, ledger)
     answers = answer_prompts(context, accelerator, scorer, tokenizer, prompts, scorings)
     _measure(context, answers)
     answered = Answered(dataset, prompts, answers)
@@ -182,4 +183,5 @@ STAGE = Stage(
     check=check,
     main_metric="accuracy",
     memory=memory,
+    tokenized=open_prompts,
 )

@@ -142,8 +142,8 @@ class Stage:
     dataset_types: Callable[[Any, Mapping[str, str]], Mapping[str, str]] | None = None
     """(Config, type of the dataset behind each input, where known) -> type of the dataset in each output, likewise."""
     tokenized: Callable[[Any, Dataset, Any, int, RowLedger], Sequence[TokenizedRow]] | None = None
-    """(Config, rows, tokenizer, the model's context in tokens, where the rows' states go) -> the rows as they are
-    learned from. None: it learns from none."""
+    """(Config, rows, tokenizer, the model's context in tokens, where the rows' states go) -> the rows as the
+    model reads them first. None: it reads none, or not these alone."""
     writes: Callable[[Any, frozenset[str]], str] | None = None
     """(Config, names of the wired inputs) -> what it writes outside of the store; two stages of a recipe may not write
     the same. None: nothing."""

@@ -9,15 +9,13 @@ from typing import Any
 from accelerate import Accelerator
 
 from stages.context import Context
-from stages.data.ledger import RowLedger
-from stages.data.tokenize import TokenizedPrompt, tokenize_prompts
-from stages.data.types import Dataset
+from stages.data.tokenize import TokenizedPrompt
 from stages.evaluation.config import AnswerConfig
 from stages.rollouts.rewards import RewardSet, failed_metric
 from stages.seeds import derive
 from stages.shards import in_shards
 from stages.training.frozen_engine import frozen_engine_of
-from stages.training.generation import Sampling, end_token_ids, room_for_prompts, sampling_settings
+from stages.training.generation import Sampling, end_token_ids, sampling_settings
 from stages.training.model import Scorer
 from stages.training.processes import Processes
 from stages.training.reward_scoring import RewardModelScorer
@@ -43,14 +41,6 @@ class Answer:
     """By reward function."""
     failed: list[str] = field(default_factory=list)
     """Reward functions that may fail (`on_error: none`), and did."""
-
-
-def open_prompts(
-    dataset: Dataset, tokenizer: Any, scorer: Scorer, config: AnswerConfig, ledger: RowLedger
-) -> list[TokenizedPrompt]:
-    """The prompts that leave room for a completion."""
-    longest = room_for_prompts(scorer, config.max_length, config.max_completion_length)
-    return tokenize_prompts(dataset, tokenizer, max_length=longest, ledger=ledger)
 
 
 def reward_model_of(context: Context, accelerator: Accelerator, tokenizer: Any) -> RewardModelScorer | None:

@@ -13,12 +13,13 @@ from accelerate import Accelerator
 from artifacts.errors import StageError
 from stages.context import Context
 from stages.data.ledger import RowLedger
+from stages.data.open_prompts import open_prompts
 from stages.data.pairs import tokenize_pairs
 from stages.data.tokenize import tokenize_sequences
 from stages.data.truncation import RowLimit
 from stages.data.types import Dataset
 from stages.evaluation.answer_metrics import pass_rates, reward_means
-from stages.evaluation.answers import Answer, answer_prompts, open_prompts, reward_model_of
+from stages.evaluation.answers import Answer, answer_prompts, reward_model_of
 from stages.evaluation.intervals import Estimate, mean_estimate, ratio_estimate, share_estimate
 from stages.evaluation.text import pair_logprobs, pair_rewards, sequence_losses
 from stages.rollouts.rewards import REWARD_MODEL, RewardSet
@@ -140,7 +141,7 @@ def measure_answers(subject: Subject, tasks: Sequence[str], ledger: RowLedger) -
     `reward`: mean score of the reward model. Completions that no function scored (None) count in neither."""
     context = subject.context
     config = context.config
-    prompts = open_prompts(subject.dataset, subject.tokenizer, subject.scorer, config, ledger)
+    prompts = open_prompts(config, subject.dataset, subject.tokenizer, subject.scorer.context_length, ledger)
     scorings = {}
     if "accuracy" in tasks:
         scorings["reward"] = RewardSet(

@@ -11,15 +11,16 @@ from artifacts.errors import StageError
 from stages.context import Context
 from stages.data.given_tokens import require_vocabulary
 from stages.data.ledger import RowLedger
+from stages.data.open_prompts import open_prompts, room_for_prompts
 from stages.data.privileged import tokenize_privileged
-from stages.data.tokenize import TokenizedPrompt, tokenize_prompts, tokenize_sequences
+from stages.data.tokenize import TokenizedPrompt, tokenize_sequences
 from stages.data.truncation import RowLimit
 from stages.data.types import Dataset
 from stages.rollouts.requests import Completion
 from stages.seeds import derive, generator
 from stages.training.batch import Branch, Group
 from stages.training.config import TrainingConfig
-from stages.training.generation import Sampling, room_for_prompts
+from stages.training.generation import Sampling
 from stages.training.language_modeling import sequence_group
 from stages.training.loop import Trainer
 from stages.training.objective import Window
@@ -106,11 +107,11 @@ def distill_prompts(
     config: Any, trainer: Trainer, tokenizer: Any, dataset: Dataset, ledger: RowLedger
 ) -> list[TokenizedPrompt]:
     """Rows that the student completes; those of privileged_context rows with the teacher's prompt."""
-    longest = room_for_prompts(trainer.scorer, config.max_length, config.max_completion_length)
-    if dataset.type == "privileged_context":
-        template = config.teacher_prompt_template
-        return tokenize_privileged(dataset, tokenizer, template=template, max_length=longest, ledger=ledger)
-    return tokenize_prompts(dataset, tokenizer, max_length=longest, ledger=ledger)
+    length = trainer.scorer.context_length
+    if dataset.type != "privileged_context":
+        return open_prompts(config, dataset, tokenizer, length, ledger)
+    template, longest = config.teacher_prompt_template, room_for_prompts(config, length)
+    return tokenize_privileged(dataset, tokenizer, template=template, max_length=longest, ledger=ledger)
 
 
 def distill_windows(

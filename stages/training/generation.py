@@ -14,7 +14,6 @@ from accelerate.utils import broadcast_object_list, gather_object
 from artifacts.errors import PosttrainError, StageError
 from stages.context import Context
 from stages.data.tokenize import TokenizedPrompt
-from stages.data.truncation import RowLimit
 from stages.rollouts.multi_turn.loop import MultiTurn
 from stages.rollouts.requests import Completion, Sampler, SampleRequest, SamplingConfig
 from stages.rollouts.rewards import Found, RewardSet
@@ -41,17 +40,6 @@ def sampling_settings(config: Any) -> SamplingConfig:
     """The sampling fields of a stage's configuration."""
     fields = {name: getattr(config, name) for name in SamplingConfig.model_fields if hasattr(config, name)}
     return SamplingConfig(**fields)
-
-
-def room_for_prompts(scorer: Scorer, max_length: int, max_completion_length: int) -> RowLimit:
-    """The longest prompt, in tokens, that leaves room for a completion. Raises StageError when there is none."""
-    room = scorer.context_length - max_completion_length
-    if room < 1:
-        raise StageError(
-            f"max_completion_length is {max_completion_length}, but the model takes {scorer.context_length} tokens "
-            "in all, so there is no room for a prompt; lower it"
-        )
-    return RowLimit.of(max_length, scorer.context_length, max_completion_length)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 from artifacts.errors import StageError
 from stages.context import Context
 from stages.data.ledger import RowLedger
-from stages.data.tokenize import TokenizedPrompt, tokenize_prompts
+from stages.data.open_prompts import open_prompts
+from stages.data.tokenize import TokenizedPrompt
 from stages.data.types import Dataset
 from stages.training.eos_penalty import MissingEosPenalty, penalized
-from stages.training.generation import Generation, room_for_prompts
+from stages.training.generation import Generation
 from stages.training.global_random import kept_random_numbers
 from stages.training.held_out import INPUT, PREFIX, Measured, named, read_apart, say_known, when
 from stages.training.held_out_sampling import held_out_sampling, held_out_seeds
@@ -104,8 +105,7 @@ def held_out_rewards(
 def _prompts(
     trainer: Trainer, tokenizer: Any, config: Any, complete: Any, dataset: Dataset, ledger: RowLedger
 ) -> list[TokenizedPrompt]:
-    longest = room_for_prompts(trainer.scorer, config.max_length, config.max_completion_length)
-    found = tokenize_prompts(dataset, tokenizer, max_length=longest, ledger=ledger, complete=complete)
+    found = open_prompts(config, dataset, tokenizer, trainer.scorer.context_length, ledger, complete=complete)
     return found[: config.eval_max_prompts]
 
 

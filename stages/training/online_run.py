@@ -8,9 +8,9 @@ from typing import Any
 from stages.context import Context
 from stages.data.dataset import read_dataset
 from stages.data.ledger import RowLedger
-from stages.data.tokenize import TokenizedPrompt, tokenize_prompts
+from stages.data.open_prompts import open_prompts
+from stages.data.tokenize import TokenizedPrompt
 from stages.training.export import export
-from stages.training.generation import room_for_prompts
 from stages.training.held_out_rewards import held_out_rewards
 from stages.training.loop import Trained, Trainer
 from stages.training.objective import Windows
@@ -21,13 +21,8 @@ from stages.training.rollout_windows import RolloutWindows
 
 def read_prompts(context: Context, trainer: Trainer, tokenizer: Any, ledger: RowLedger) -> list[TokenizedPrompt]:
     """Those of input `dataset` that leave room for a completion; the ledger says which do not."""
-    config: Any = context.config
-    return tokenize_prompts(
-        read_dataset(context.input("dataset")),
-        tokenizer,
-        max_length=room_for_prompts(trainer.scorer, config.max_length, config.max_completion_length),
-        ledger=ledger,
-    )
+    dataset = read_dataset(context.input("dataset"))
+    return open_prompts(context.config, dataset, tokenizer, trainer.scorer.context_length, ledger)
 
 
 def train_on_rollouts(

@@ -9,11 +9,11 @@ from typing import Any
 from artifacts.errors import DataError, StageError
 from stages.data.dataset import read_dataset
 from stages.data.ledger import RowLedger
-from stages.data.tokenize import tokenize_prompts
+from stages.data.open_prompts import open_prompts
 from stages.data.types import ROW_ID, Row
 from stages.rollouts.recorded import REWARD, Recorded, completion_of, prompt_of, read_recorded, text_of
 from stages.training.batch import Group
-from stages.training.generation import Generation, end_token_ids, room_for_prompts
+from stages.training.generation import Generation, end_token_ids
 from stages.training.loop import Trainer
 from stages.training.multi_turn import multi_turn_of, with_tools
 from stages.training.rollout_drawing import Drawing, Draws
@@ -119,12 +119,7 @@ def drawing_of(trainer: Trainer, tokenizer: Any, plan: Plan, ledger: RowLedger) 
         return Replaying(read_replay(trainer, plan.num_generations, ledger), plan)
     ends = end_token_ids(trainer.scorer.transformers_model, tokenizer)
     multi_turn = multi_turn_of(trainer.accelerator, tokenizer, config, ends)
-    prompts = tokenize_prompts(
-        read_dataset(context.input("dataset")),
-        tokenizer,
-        max_length=room_for_prompts(trainer.scorer, config.max_length, config.max_completion_length),
-        ledger=ledger,
-        complete=with_tools(multi_turn),
-    )
+    dataset, length = read_dataset(context.input("dataset")), trainer.scorer.context_length
+    prompts = open_prompts(config, dataset, tokenizer, length, ledger, complete=with_tools(multi_turn))
     generation = Generation.of(context, trainer, tokenizer, config, multi_turn)
     return ahead_of(context, Drawing(prompts, plan, generation), plan, generation.sampling)

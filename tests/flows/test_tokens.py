@@ -45,6 +45,8 @@ def test_rows_by_hand(local_run: Done) -> None:  # noqa: F811
         ("prompt", [("1+3=", False)]),
         ("undesirable", [(f"5{end}", True)]),
     ]
+    for stage in ("drawn", "grpo", "ppo", "online", "contest", "regressed"):
+        assert texts(read(local_run, stage, limit=14), 13) == [("prompt", [("1+3=", False)])]
     steps = read(local_run, "judge_of_steps", limit=14)  # each step is judged at the separator after it
     assert texts(steps, 13) == [
         ("right", [("1+3=4", False), ("=", True)]),
@@ -73,8 +75,10 @@ def test_settings_show_what_they_would_do(local_run: Done) -> None:  # noqa: F81
 
 
 def test_what_cannot_be_shown(local_run: Done, tmp_path: Path) -> None:  # noqa: F811
-    with pytest.raises(RequestError, match=r"grpo \(rl\) learns from no given completions; those that do: sft, dpo"):
-        read(local_run, "grpo")
+    with pytest.raises(RequestError, match=r"scores \(evaluate\) has no rows .* those that have: sft, drawn, dpo"):
+        read(local_run, "scores")
+    with pytest.raises(RequestError, match="get what its tools add when it runs"):
+        read(local_run, "grpo", "grpo.tools=[task.py:length]")
     with pytest.raises(RequestError, match="has no stage 'sfd'; did you mean 'sft'"):
         read(local_run, "sfd")
     with pytest.raises(RequestError, match="stage sft has no input eval_dataset wired in; it has: model, dataset"):
