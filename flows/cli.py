@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
         (recipe, "only", "run this stage alone, with its inputs from the store"),
         (recipe, "from", "run this stage and all that follows from it"),
         (recipe, "until", "run this stage and all that it needs"),
-        (forced, "force", "run this stage even if its result is in the store"),
+        (forced, "force", "run this stage anew, even if its result or a checkpoint is in the store"),
     ):
         parent.add_argument(f"--{option}", action="append", default=[], metavar="S", help=f"{text} (repeatable)")
 

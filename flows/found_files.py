@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from artifacts.errors import PosttrainError, RequestError
 from flows.changes import is_external
 from flows.fields import slots_at
-from stages.external import code_identity, data_identity, folder_digest
+from stages.external import code_identity, content_of, folder_digest
 from stages.stage import Config, External
 
 _PASSED_OVER = ("node_modules", "site-packages", "__pycache__")
@@ -58,7 +59,10 @@ def find_folder(digest: str, hint: str | None, folders: Sequence[Path]) -> Path:
 
 
 def _mark(model: type[Config], place: tuple[str | int, ...]) -> str | None:
-    marks = [mark for slot in slots_at(model, place) for mark in slot.metadata if isinstance(mark, External)]
+    """Within arguments of the user's code, of any depth, that of the argument."""
+    while place and not (found := slots_at(model, place)):
+        place = place[:-1]
+    marks = [mark for slot in found for mark in slot.metadata if isinstance(mark, External)] if place else []
     return marks[0].kind if marks else None
 
 
@@ -74,9 +78,9 @@ def _found(kind: str, wanted: Mapping[str, Any], hint: Any, folders: Sequence[Pa
         """One file has a suffix; what has none was a folder or several files."""
         return [folder] if suffix is None else [os.path.join(folder, name) for name in names if name.endswith(suffix)]
 
-    for path in _candidates(hinted, folders, files):
-        if _same(data_identity, str(path), dict(wanted)):
-            return str(path)
+    for path in map(os.path.abspath, _candidates(hinted, folders, files)):
+        if _same(partial(content_of, kind), path, dict(wanted)):
+            return path
     raise RequestError(
         f"no data with SHA-256 {wanted['sha256'][:12]}{f' ({suffix})' if suffix else ''} under {_named(folders)}; name "
         "where it lies by --files"

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import RequestError
-from stages.external import folder_digest
 from stages.hub import hub_revision
 from stages.hub_cache import MAIN, noted
 
 if TYPE_CHECKING:
     from artifacts import Artifact, Store
+    from stages.outside import Outside
 
 FOLDER_KINDS = {
     "dataset.json": ("dataset",),
@@ -156,14 +156,15 @@ class ResolvedInput:
         }
 
 
-def resolve_external(reference: External, accepted: tuple[str, ...], store: Store) -> ResolvedInput:
+def resolve_external(reference: External, accepted: tuple[str, ...], store: Store, outside: Outside) -> ResolvedInput:
     """What a reference means now. Raises RequestError when it is not there or of a kind not accepted."""
     if isinstance(reference, Stored):
         found = ResolvedInput.of(store.find(reference.name))
     elif isinstance(reference, Folder):
         kind = folder_kinds(reference.path)[0]
-        digest = folder_digest(reference.path)
-        found = ResolvedInput(kind, digest, path=reference.path.resolve(), written=reference.written)
+        path = reference.path.resolve()
+        digest = outside.content("folder", str(path))
+        found = ResolvedInput(kind, digest, path=path, written=reference.written)
     else:
         found = _resolve_hub(reference, accepted)
     if found.kind not in accepted:

@@ -21,6 +21,7 @@ from flows.recipe import Recipe, RecipeStage
 from flows.selection import Selection, select
 from stages.hub_cache import noted
 from stages.identity import fingerprint, identity
+from stages.outside import Outside
 
 State = Literal["cached", "resume", "run", "may_run", "skipped"]
 Outputs = Mapping[str, Mapping[str, Artifact]]
@@ -81,10 +82,13 @@ class Plan:
     decisions: Mapping[str, Decision]
     externals: Mapping[External, ResolvedInput]
     """What every reference to something outside the recipe meant when the plan was made."""
+    outside: Outside
+    """Files and code as they were then: that is what all stages of a run are to read."""
 
     def decide(self, name: str, outputs: Outputs) -> Decision:
         """Cached, resume or run, for a stage of which every input is there."""
-        return _Planner(self.recipe, self.store, self.selection, dict(self.externals)).decide(name, outputs)
+        planner = _Planner(self.recipe, self.store, self.selection, self.outside, dict(self.externals))
+        return planner.decide(name, outputs)
 
     def artifacts(self) -> list[Artifact]:
         """All that the plan found in the store and builds on."""
@@ -115,10 +119,10 @@ def plan(
     selected, and for what `plan_problems` finds; StoreError when the store does not answer.
     """
     selection = select(recipe, only, start, until, force)
-    planner = _Planner(recipe, store, selection, {})
+    planner = _Planner(recipe, store, selection, Outside(), {})
     planner.resolve_externals()
     decisions = planner.walk()
-    made = Plan(recipe, store, selection, decisions, planner.externals)
+    made = Plan(recipe, store, selection, decisions, planner.externals, planner.outside)
     if problems := plan_problems(made):
         raise RequestError(problems)
     return made
@@ -126,11 +130,17 @@ def plan(
 
 class _Planner:
     def __init__(
-        self, recipe: Recipe, store: Store, selection: Selection, externals: dict[External, ResolvedInput]
+        self,
+        recipe: Recipe,
+        store: Store,
+        selection: Selection,
+        outside: Outside,
+        externals: dict[External, ResolvedInput],
     ) -> None:
         self.recipe = recipe
         self.store = store
         self.selection = selection
+        self.outside = outside
         self.externals = externals
         self.history = History.of(recipe, store)
         self.begins: dict[str, str] = {}
@@ -146,7 +156,9 @@ class _Planner:
                     if isinstance(reference, StageOutput):
                         continue
                     try:
-                        found = resolve_external(reference, stage.uses.inputs[input_name].kinds, self.store)
+                        found = resolve_external(
+                            reference, stage.uses.inputs[input_name].kinds, self.store, self.outside
+                        )
                     except RequestError as error:
                         where = self.recipe.where("stages", name, "inputs", input_name)
                         problems.append(Problem(where, str(error)))
@@ -187,7 +199,7 @@ class _Planner:
             for input_name, entries in stage.inputs.items()
         }
         with noted() as heard:
-            what = identity(stage.uses, stage.config, input_digests(inputs, _many(stage)))
+            what = self._identity(stage, inputs)
         notes = notes_on(inputs, heard)
         key = fingerprint(what)
         record = self.store.lookup(stage.uses.name, key)
@@ -198,7 +210,9 @@ class _Planner:
             return Decision(name, "cached", (done, *notes), key, what, inputs, record)
         if fallen is not None:
             return Decision(name, "run", (fallen, *notes), key, what, inputs, fallen=fallen)
-        reasons = (*(("forced",) if forced else self.history.why(name, what, key)), *notes)
+        if forced:  # anew: what an earlier run left of it is cleared when it starts
+            return Decision(name, "run", ("forced", *notes), key, what, inputs)
+        reasons = (*self.history.why(name, what, key), *notes)
         step = self.store.checkpoints(key).latest_step()
         shards = len(self.store.shards(key).names())
         if step is not None:
@@ -222,7 +236,7 @@ class _Planner:
             if not any(isinstance(entry, StageOutput) and entry.stage in unknown for entry in entries)
         }
         with noted() as heard:
-            what = identity(stage.uses, stage.config, input_digests(known, _many(stage)))
+            what = self._identity(stage, known)
         notes = notes_on(known, heard)
         own = ("forced",) if stage.name in self.selection.forced else self.history.own_changes(stage.name, what)
         changing = [self._may_change(need) for need in unknown]
@@ -230,6 +244,10 @@ class _Planner:
         first = own and own == (History.FIRST,)
         reasons = (*own, *notes) if first else (*own, *changing, *notes)
         return Decision(stage.name, "run" if own else "may_run", reasons, inputs=known)
+
+    def _identity(self, stage: RecipeStage, inputs: Mapping[str, tuple[ResolvedInput, ...]]) -> dict[str, Any]:
+        many = {name: declared.many for name, declared in stage.uses.inputs.items()}
+        return identity(stage.uses, stage.config, input_digests(inputs, many), self.outside.content)
 
     def _may_change(self, need: str) -> str:
         begin = self.begins[need]
@@ -272,7 +290,3 @@ class _Planner:
             decision.inputs,
             decision.record,
         )
-
-
-def _many(stage: RecipeStage) -> dict[str, bool]:
-    return {name: declared.many for name, declared in stage.uses.inputs.items()}

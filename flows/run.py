@@ -34,6 +34,7 @@ from flows.sharing import Occupy, holding, no_slots, renewing
 from flows.trial import Trial
 from flows.within_memory import within_memory
 from flows.written import source_of
+from stages.held import planned_outside
 
 logger = logging.getLogger(__name__)
 
@@ -217,6 +218,9 @@ class Run:
 
         spec = self._spec(stage, decision)
         launch = stage.launch
+        if name in self.plan.selection.forced:
+            self.store.checkpoints(spec["fingerprint"]).clear()
+            self.store.shards(spec["fingerprint"]).clear()
         with occupy(launch.slots, self.supervisors.stopping, lambda text: tell({"kind": "log", "text": text})):
             result = again(
                 lambda: within_memory(spec, start, tell),
@@ -249,11 +253,14 @@ class Run:
         many = {name: declared.many for name, declared in stage.uses.inputs.items()}
         beside = self.recipe.parallel * (self.trial.beside if self.trial else 1)
         threads = stage.launch.threads or default_threads(stage.launch.processes, beside)
+        assert decision.identity is not None
+        inputs = input_specs(decision.inputs, many)
+        outside = planned_outside(stage.config, decision.identity, inputs)
         return {
             "stage": stage.uses.name,
             "name": stage.name,
             "config": stage.config.model_dump(mode="json"),
-            "inputs": input_specs(decision.inputs, many),
+            "inputs": inputs,
             "fingerprint": decision.fingerprint,
             "identity": decision.identity,
             "store": self.store.url,
@@ -264,6 +271,7 @@ class Run:
             "threads": threads,
             "launcher": stage.launch.config,
             "source": source_of(self.recipe, stage.name),
+            "outside": self.plan.outside.known((named.kind, named.where) for named in outside),
         }
 
     @contextlib.contextmanager

@@ -65,11 +65,12 @@ def run_spec(spec: Spec) -> None:
     context = Context(spec, open_store(spec.store), rank=rank)
     if context.stage.single and world > 1:
         raise StageError(f"{spec.name} ({spec.stage}) runs in one process, but the launcher made {world}; start one")
-    with context.resources:
-        context.stage.run(context)
-    if context.is_main:
-        context.timings = _timings(context, meter.read())
-        publish(context)
+    with context.held:
+        with context.resources:
+            context.stage.run(context)
+        if context.is_main:
+            context.timings = _timings(context, meter.read())
+            publish(context)
 
 
 def _timings(context: Context, used: Mapping[str, float]) -> dict[str, Any]:
@@ -84,6 +85,7 @@ def _timings(context: Context, used: Mapping[str, float]) -> dict[str, Any]:
 def publish(context: Context) -> None:
     """Put the outputs, append the record, drop the working state that it replaces, write `result.json` last."""
     spec = context.spec
+    context.held.require_unchanged()
     outputs = {}
     for name, kind in context.stage.outputs_of(context.config).items():
         if name in context.handed_on:

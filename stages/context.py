@@ -18,6 +18,7 @@ from typing import Any
 
 from artifacts import Artifact, Checkpoints, Shards, Store, open_store
 from artifacts.errors import StageError
+from stages.held import Held, planned_outside
 from stages.hub import hub_folder
 from stages.identity import fingerprint, identity
 from stages.stage import Config, Stage, load_stage
@@ -51,6 +52,8 @@ class Spec:
     command: list[str] = field(default_factory=list)
     source: str = ""
     """What the recipe calls the file or function that rows come from: for people, no part of a result."""
+    outside: list[dict[str, Any]] = field(default_factory=list)
+    """What the plan saw of that which the stage reads from outside the store (`Outside.known`)."""
 
     @classmethod
     def read(cls, path: Path) -> Spec:
@@ -72,6 +75,10 @@ class Context:
         self.stage: Stage = load_stage(spec.stage)
         self.config: Any = self.stage.config.model_validate_json(json.dumps(spec.config))
         self.rank = rank
+        self.held = Held(
+            planned_outside(self.config, spec.identity, spec.inputs), spec.outside, self.scratch / "expected.json"
+        )
+        """What the stage reads from outside the store."""
         self.metrics: dict[str, Any] = {}
         self.timings: dict[str, Any] = {}
         self.counts: dict[str, Any] = {}

@@ -6,7 +6,7 @@ import ast
 import hashlib
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from stages.hub import hub_revision
 from stages.names import nearest
 from stages.raised import raised
 from stages.user_code.loading import load_file, module_name
-from stages.user_code.places import place_of
+from stages.user_code.places import Place, place_of
 from stages.user_code.sources import parsed, sources
 
 HUB = "hub:"
@@ -28,6 +28,8 @@ def resolve_reference(kind: str, text: str, base: Path) -> str:
     """The reference with a relative path made absolute. Raises RequestError when it leads nowhere."""
     if kind == "code":
         return _resolve_code(text, base)
+    if kind == "argument":
+        return _resolve_argument(text, base)
     if text.startswith(HUB) or "://" in text:
         return text
     path = Path(os.path.expanduser(text))
@@ -50,6 +52,20 @@ def _resolve_code(text: str, base: Path) -> str:
     if place_of(source) is None:
         raise RequestError(f"no module named {source!r}; write file.py:name or an importable package.module:name")
     return text
+
+
+def _resolve_argument(text: str, base: Path) -> str:
+    """The absolute path, where the text looks like one (it has a `/` or a `.`) and leads to a file or folder; any other
+    text is what it is."""
+    if not ("/" in text or "." in text.strip(".")):
+        return text
+    path = os.path.join(base, os.path.expanduser(text))
+    return os.path.abspath(path) if is_argument_file(path) else text
+
+
+def is_argument_file(path: str) -> bool:
+    """Whether an argument is an absolute path of something; `/`, which separates, is none."""
+    return os.path.isabs(path) and path.strip("/") != "" and os.path.exists(path)
 
 
 def _require_function(path: Path, name: str) -> None:
@@ -88,17 +104,59 @@ def _module_name(source: str) -> str:
     return module_name(Path(source).resolve()) if source.endswith(".py") else source
 
 
+def content_of(kind: str, where: str) -> Any:
+    """What an identity has for something outside. Raises RequestError where it cannot be read."""
+    return _CONTENTS[kind](where)
+
+
+def files_of(kind: str, where: str) -> list[SourceFile]:
+    """The files that are its content; none for what has no files of its own. Raises RequestError."""
+    if kind == "data":
+        return [] if where.startswith(HUB) else _data_files(_located(where))
+    if kind == "code":
+        return [_local(path, path.name) for path in source_files(where)]
+    if kind == "argument" and not is_argument_file(where):
+        return []
+    return [_local(path, name) for name, path in _files_in(Path(where))]
+
+
 def code_identity(reference: str) -> Any:
     """The source of the named function's file and of what it imports from there, by paths from the folder that imports
     count from, so that it may lie anywhere; a built-in name stays a name."""
     if ":" not in reference:
         return reference
-    source, name = reference.rsplit(":", 1)
+    return identity_of_sources(reference, source_files(reference))
+
+
+def identity_of_sources(reference: str, files: Mapping[Path, str]) -> dict[str, str]:
+    """`code_identity` of files that were read (`source_files`)."""
+    root = _place(reference).root
+    lines = [f"{path.relative_to(root).as_posix()}:{sha256}\n" for path, sha256 in files.items()]
+    return {"function": reference.rsplit(":", 1)[1], "sha256": sha256_bytes("".join(lines).encode())}
+
+
+def source_files(reference: str) -> dict[Path, str]:
+    """Path -> SHA-256 of the files that are the source of the user's function; none of a built-in name."""
+    if ":" not in reference:
+        return {}
+    place = _place(reference)
+    return {place.root / name: sha256 for name, sha256 in sources(place).items()}
+
+
+def imported_names(reference: str, files: Iterable[Path]) -> set[str]:
+    """The top-level names by which Python imports such files; none of `file.py:name`, which is loaded otherwise."""
+    place = _place(reference)
+    if reference.rsplit(":", 1)[0].endswith(".py"):
+        return set()
+    return {path.relative_to(place.root).parts[0].partition(".")[0] for path in files}
+
+
+def _place(reference: str) -> Place:
+    source = reference.rsplit(":", 1)[0]
     place = place_of(source)
     if place is None:
         raise RequestError(f"no module named {source!r}")
-    lines = [f"{path}:{sha256}\n" for path, sha256 in sources(place).items()]
-    return {"function": name, "sha256": sha256_bytes("".join(lines).encode())}
+    return place
 
 
 def data_identity(reference: str) -> dict[str, str]:
@@ -107,12 +165,21 @@ def data_identity(reference: str) -> dict[str, str]:
         name = reference.removeprefix(HUB)
         return {"hub": name, "revision": hub_revision(name, "dataset")}
     located = _located(reference)
-    if located.saved is not None:
-        return {"sha256": _saved_digest(located.saved)}
-    if len(located.files) == 1:
+    if located.saved is None and len(located.files) == 1:
         (file,) = located.files
         return {"sha256": _stream_digest(file), "suffix": file.suffix + (".gz" if file.packed else "")}
-    return {"sha256": sha256_bytes("\n".join(f"{file.name}:{_stream_digest(file)}" for file in located.files).encode())}
+    # of a folder that `datasets` saved this is its `folder_digest`, on whatever file system
+    lines = [f"{file.name}:{_stream_digest(file)}" for file in _data_files(located)]
+    return {"sha256": sha256_bytes("\n".join(lines).encode())}
+
+
+def argument_identity(text: str) -> Any:
+    """The content of the file or folder that an argument names, as `data_identity` has it; any other text is itself."""
+    if not is_argument_file(text):
+        return text
+    if os.path.isdir(text):
+        return {"sha256": folder_digest(Path(text))}
+    return {"sha256": sha256_file(text), "suffix": Path(text).suffix}
 
 
 def _located(reference: str) -> Located:
@@ -120,6 +187,15 @@ def _located(reference: str) -> Located:
         return locate(reference, "auto")
     except DataError as error:
         raise RequestError(str(error)) from error
+
+
+def _data_files(located: Located) -> list[SourceFile]:
+    if located.saved is None:
+        return list(located.files)
+    try:
+        return files_below(located.saved)
+    except Exception as error:  # every file system has errors of its own
+        raise RequestError(f"cannot list {located.saved.shown}: {type(error).__name__}: {error}") from error
 
 
 def _stream_digest(file: SourceFile) -> str:
@@ -133,19 +209,31 @@ def _stream_digest(file: SourceFile) -> str:
     return digest.hexdigest()
 
 
-def _saved_digest(folder: SourceFile) -> str:
-    """`folder_digest` of a folder on any file system."""
-    try:
-        files = files_below(folder)
-    except Exception as error:  # every file system has errors of its own
-        raise RequestError(f"cannot list {folder.shown}: {type(error).__name__}: {error}") from error
-    return sha256_bytes("\n".join(f"{file.name}:{_stream_digest(file)}" for file in files).encode())
-
-
 def folder_digest(path: Path) -> str:
     """SHA-256 over the relative names and digests of a folder's files."""
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    if not files:
+    if not (files := _files_in(path)):
         raise RequestError(f"no files in {path}")
-    lines = [f"{file.relative_to(path).as_posix()}:{sha256_file(file)}" for file in files]
+    lines = [f"{name}:{sha256_file(file)}" for name, file in files]
     return sha256_bytes("\n".join(lines).encode())
+
+
+def _files_in(path: Path) -> list[tuple[str, Path]]:
+    """Relative name and path of every file of a folder, or of a file itself."""
+    if path.is_file():
+        return [(path.name, path)]
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return [(file.relative_to(path).as_posix(), file) for file in files]
+
+
+def _local(path: Path, name: str) -> SourceFile:
+    from fsspec.implementations.local import LocalFileSystem
+
+    return SourceFile(LocalFileSystem(), str(path), str(path), name)
+
+
+_CONTENTS: dict[str, Callable[[str], Any]] = {
+    "code": code_identity,
+    "data": data_identity,
+    "argument": argument_identity,
+    "folder": lambda where: folder_digest(Path(where)),
+}

@@ -5,7 +5,8 @@ The identity is readable JSON, so that two can be compared field by field; the f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -13,20 +14,35 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from artifacts.digest import canonical_json, sha256_bytes
-from stages.external import code_identity, data_identity, load_code, resolve_reference
+from stages.external import content_of, load_code, resolve_reference
 from stages.stage import Config, External, Stage
 
 __all__ = [
+    "Look",
+    "Named",
     "fingerprint",
     "identity",
     "is_operational",
     "load_code",
+    "named_outside",
     "operational_config",
     "resolve_externals",
     "semantic_config",
 ]
 
 Transform = Callable[[External, str], Any]
+Look = Callable[[str, str], Any]
+"""Kind and place of something outside -> its content, as `stages.external.content_of`."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """Something outside that a configuration names. `field`: where, as in `with.source.path`."""
+
+    kind: str
+    where: str
+    field: str
+    content: Any
 
 
 def is_operational(field: FieldInfo) -> bool:
@@ -35,9 +51,28 @@ def is_operational(field: FieldInfo) -> bool:
     return isinstance(extra, Mapping) and bool(extra.get("operational"))
 
 
-def semantic_config(config: Config) -> dict[str, Any]:
+def semantic_config(config: Config, look: Look = content_of) -> dict[str, Any]:
     """The configuration that decides the result: operational fields left out, files and code by content."""
-    return _walk_model(config, _content, keep_operational=False)
+    return _walk_model(config, lambda mark, text: look(mark.kind, text), keep_operational=False)
+
+
+def named_outside(config: Config, contents: Any) -> list[Named]:
+    """What the configuration names, with the content that it has in `contents`: the semantic configuration of an
+    identity."""
+    marked = _walk_model(config, lambda mark, text: Named(mark.kind, text, "", None), keep_operational=False)
+    return list(_with_contents(marked, contents, "with"))
+
+
+def _with_contents(marked: Any, contents: Any, field: str) -> Iterator[Named]:
+    if isinstance(marked, Named):
+        yield replace(marked, field=field, content=contents)
+    elif isinstance(marked, Mapping):
+        for key in marked:
+            if key in contents:  # an older version may not have had the field
+                yield from _with_contents(marked[key], contents[key], f"{field}.{key}")
+    elif isinstance(marked, list | tuple):
+        for index, (entry, content) in enumerate(zip(marked, contents, strict=True)):
+            yield from _with_contents(entry, content, f"{field}.{index}")
 
 
 def operational_config(config: Config) -> dict[str, Any]:
@@ -56,12 +91,14 @@ def resolve_externals(config: Config, base: Path) -> Config:
     return type(config).model_validate(values)
 
 
-def identity(stage: Stage, config: Config, input_digests: Mapping[str, str | list[str]]) -> dict[str, Any]:
+def identity(
+    stage: Stage, config: Config, input_digests: Mapping[str, str | list[str]], look: Look = content_of
+) -> dict[str, Any]:
     """Everything that the result of the stage follows from, as JSON values."""
     return {
         "stage": stage.name,
         "version": stage.version,
-        "config": semantic_config(config),
+        "config": semantic_config(config, look),
         "inputs": {name: input_digests[name] for name in sorted(input_digests)},
     }
 
@@ -69,10 +106,6 @@ def identity(stage: Stage, config: Config, input_digests: Mapping[str, str | lis
 def fingerprint(identity: Mapping[str, Any]) -> str:
     """SHA-256 of the identity's canonical JSON, 64 hex digits."""
     return sha256_bytes(canonical_json(identity))
-
-
-def _content(mark: External, text: str) -> Any:
-    return code_identity(text) if mark.kind == "code" else data_identity(text)
 
 
 def _walk_model(model: BaseModel, transform: Transform, *, keep_operational: bool) -> dict[str, Any]:

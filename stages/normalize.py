@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from stages.data.columns import template_fields
 from stages.data.types import DatasetType
-from stages.stage import CodeRef, Config, DataRef, Stage
+from stages.stage import Arguments, CodeRef, Config, DataRef, Stage
 
 if TYPE_CHECKING:
     from stages.context import Context
@@ -25,8 +25,9 @@ class SourceConfig(Config):
     function: CodeRef | None = None
     """Without `path`: a function that yields rows (dicts). With it: called with each row read; gives a row, a list
     of rows, or None to leave it out."""
-    arguments: dict[str, Any] = Field(default={})
-    """Keyword arguments of the function."""
+    arguments: Arguments = Field(default={})
+    """Keyword arguments of the function. Files and folders that they name count by content, relative ones from the
+    recipe; so the function is only to read them."""
     format: Literal["auto", "jsonl", "json", "csv", "parquet", "arrow", "saved"] = "auto"
     """auto: by extension; `saved` is a folder of `datasets.save_to_disk`."""
     subset: str | None = None

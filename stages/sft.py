@@ -54,11 +54,13 @@ class Config(PolicyConfig, MeasuredConfig):
     neftune_noise_alpha: float | None = Field(None, gt=0)
     """NEFTune: size of the uniform noise on embeddings while training, before division by sqrt(length x hidden)."""
     weight_column: str | None = None
-    """Column with a number a row: its weight in the loss."""
+    """Column with a number a row: its weight in the loss. Rows of input `eval_dataset` weigh 1 all, whatever is said
+    here, so that runs with other weights can be compared."""
     source_column: str = "source"
     """Column that `source_weights` looks at."""
     source_weights: dict[str, Weight] = Field(default={})
-    """Value of `source_column` -> weight of its rows in the loss; where given, every value that occurs is named."""
+    """Value of `source_column` -> weight of its rows in the loss; where given, every value that occurs is named. Not of
+    the rows of input `eval_dataset`, as above."""
 
 
 def check(config: Config, wired: frozenset[str]) -> list[str]:

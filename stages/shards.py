@@ -69,7 +69,9 @@ def save_pieces(
     for number in mine:
         start, stop = number * size, min((number + 1) * size, total)
         if names[number] not in finished:
-            shards.save(names[number], compute(items[start:stop]))
+            piece = compute(items[start:stop])
+            context.held.require_unchanged()
+            shards.save(names[number], piece)
         context.progress(stop, total, unit="row")
     for _ in range(idle):
         compute([])

@@ -92,7 +92,7 @@ def operational(default: Any, **constraints: Any) -> Any:
 class External:
     """Marks a string field that names something outside the recipe whose content is part of the identity."""
 
-    kind: Literal["code", "data"]
+    kind: Literal["code", "data", "argument"]
 
 
 CodeRef = Annotated[str, External("code")]
@@ -100,6 +100,10 @@ CodeRef = Annotated[str, External("code")]
 
 DataRef = Annotated[str, External("data")]
 """A file, a folder, a glob, any fsspec URL, or `hub:owner/name`; relative paths count from the recipe."""
+
+Arguments = dict[str, Annotated[Any, External("argument")]]
+"""Of the user's code. A text with a `/` or a `.` that leads to a file or folder (relative paths count from the recipe)
+is given to it as an absolute path, and counts by content: it names nothing that the code writes to."""
 
 MODELS = ("model", "adapter")
 """Kinds of artifact that are a language model: the weights, or an adapter that names its base."""

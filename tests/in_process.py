@@ -20,7 +20,7 @@ from artifacts.errors import PosttrainError
 from flows.command import LaunchSettings
 from flows.failure import explain
 from flows.launch import StageFailed, StageResult, run_stage_process
-from flows.plan import plan
+from flows.plan import Plan, plan
 from flows.recipe import Recipe
 from flows.run import Run
 from stages.stage import STAGES
@@ -35,10 +35,17 @@ def run_here(
     *,
     only: Sequence[str] = (),
     until: Sequence[str] = (),
+    force: Sequence[str] = (),
 ) -> Payload:
     """The payload of the run, of all stages or of some; stages that fail are entered as such, and what follows from
     them as skipped."""
-    run = Run(plan(Recipe.load(str(recipe), list(settings)), open_store(str(store)), only=only, until=until))
+    loaded = Recipe.load(str(recipe), list(settings))
+    return run_planned(plan(loaded, open_store(str(store)), only=only, until=until, force=force))
+
+
+def run_planned(planned: Plan) -> Payload:
+    """As `run_here`, of what was planned before."""
+    run = Run(planned)
     with mock.patch.object(flows.run, "run_stage_process", _run_stage), run.supervisors:
         for name in run.pending():
             if (cause := run.blocked(name)) is not None:

@@ -67,6 +67,7 @@ def locate(url: str, wanted: str) -> Located:
     shown = url.split("?")[0]  # signed URLs hold keys in their query
     try:
         filesystem, path = fsspec.core.url_to_fs(url)
+        filesystem.invalidate_cache()  # files as they are, not as they were when this process listed them before
         if any(sign in path for sign in "*?[") and not filesystem.exists(path):
             found = sorted(entry for entry in filesystem.glob(path) if filesystem.isfile(entry))
             if not found:
@@ -116,10 +117,11 @@ def _named(filesystem: Any, paths: list[str], root: str) -> Iterator[SourceFile]
 
 
 def _shown(filesystem: Any, path: str) -> str:
-    return path if _is_local(filesystem) else str(filesystem.unstrip_protocol(path))
+    return path if is_local(filesystem) else str(filesystem.unstrip_protocol(path))
 
 
-def _is_local(filesystem: Any) -> bool:
+def is_local(filesystem: Any) -> bool:
+    """Whether its paths are those of this machine."""
     from fsspec.implementations.local import LocalFileSystem
 
     return isinstance(filesystem, LocalFileSystem)
@@ -151,7 +153,7 @@ def _stem(name: str) -> str:
 @contextmanager
 def local_copy(file: SourceFile, scratch: Path) -> Iterator[tuple[Path, str, int]]:
     """(path, SHA-256 in hex, bytes) of the file here; what was fetched is removed afterwards."""
-    local = _is_local(file.filesystem)
+    local = is_local(file.filesystem)
     target = Path(file.path) if local else scratch / f"fetched-{hashlib.sha256(file.path.encode()).hexdigest()[:16]}"
     digest, size = hashlib.sha256(), 0
     try:

@@ -9,7 +9,8 @@ from typing import Any
 from artifacts import Shards
 from artifacts.digest import canonical_json, sha256_bytes
 from artifacts.errors import StageError
-from stages.external import code_identity
+from stages.held import content_in_force
+from stages.identity import semantic_config
 from stages.rollouts.reward_spec import RewardSpec
 
 OpenShards = Callable[[str], Shards]
@@ -63,12 +64,12 @@ class RewardCache:
 
 
 def reward_identity(spec: RewardSpec) -> dict[str, Any]:
-    """What a reward follows from but for the completion: the function's file, or the version of ours, its parameters,
+    """What a reward follows from but for the completion: the function's files, or the version of ours, its parameters,
     and the server that is asked. That one as a digest: an address may hold what not everybody should read."""
-    built_in = spec.built_in()
+    built_in, meaning = spec.built_in(), semantic_config(spec, content_in_force)
     if built_in is None:
-        return {"reward": code_identity(spec.name), "parameters": spec.parameters}
-    parameters = {name: value for name, value in spec.parameters.items() if name not in built_in.operational}
+        return {"reward": meaning["name"], "parameters": meaning["parameters"]}
+    parameters = {name: value for name, value in meaning["parameters"].items() if name not in built_in.operational}
     identity = {"reward": spec.name, "version": built_in.version, "parameters": parameters}
     address = built_in.asks()
     return identity if address is None else {**identity, "server": sha256_bytes(address.encode())}

@@ -19,7 +19,7 @@ from stages.rollouts.math_answers import Math
 from stages.rollouts.multi_turn.reward import EnvironmentReward
 from stages.rollouts.reward_base import BuiltIn
 from stages.rollouts.verdicts import ExactMatch, NumericMatch
-from stages.stage import CodeRef, Config, operational
+from stages.stage import Arguments, CodeRef, Config, operational
 
 REWARDS: dict[str, type[BuiltIn]] = {
     "exact_match": ExactMatch,
@@ -54,8 +54,9 @@ class RewardSpec(Config):
 
     name: CodeRef
     """A built-in name, or `file.py:name` of your own."""
-    parameters: dict[str, Any] = Field(default_factory=dict, validate_default=True)
-    """What a built-in reward takes, or keyword arguments of your function."""
+    parameters: Arguments = Field(default_factory=dict, validate_default=True)
+    """What a built-in reward takes, or keyword arguments of your function: files and folders that they name count by
+    content, relative ones from the recipe; so it is only to read them."""
     label: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]+$")
     """Name in metrics and records; null: the function's."""
     timeout_seconds: float | None = Field(None, gt=0)

@@ -97,6 +97,8 @@ class Saver:
         """Copy the state, and begin to store the copy. Collective. `waited_seconds`: for what the windows are to keep;
         it holds the loop up as copying does."""
         self.background.wait()
+        if self.context.is_main:
+            self.context.held.require_unchanged()
         started = time.monotonic() - waited_seconds
         tensors = self._share(progress.tensors)
         checkpoints = self.context.checkpoints

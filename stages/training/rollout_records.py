@@ -70,6 +70,7 @@ class Recorder:
             return
         records = rollout_records(sampled, advantages, step + 1)
         self.samples += records[: SAMPLES_KEPT_PER_STEP * self.num_generations]
+        self.context.held.require_unchanged()
         self.context.shards.save(_shard(generation), to_parquet(records, list(sampled[0].rewards)))
         if step >= self._next_table:
             self._next_table = step + self._steps_between_tables

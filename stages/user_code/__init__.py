@@ -8,7 +8,8 @@ pickled.
 
 import sys
 
-from stages.user_code.loading import Finder, Misled
+from stages.user_code.loading import Finder, Misled, Planned
 
+sys.meta_path.insert(0, Planned())
 sys.meta_path.insert(0, Finder())
 sys.meta_path.append(Misled())

@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import ModuleType
 from typing import Any
 from urllib.parse import unquote
 
 from artifacts.digest import sha256_bytes
+from stages.user_code.expected import SourceLoader, expected_sha256, is_of_expected_package, require_expected
 from stages.user_code.places import find_module, is_beside
 
 PREFIX = "stages.user_code."
@@ -47,17 +48,8 @@ def is_users(module: str) -> bool:
     return _folder_of(module) is not None
 
 
-class Loader(SourceFileLoader):
-    """Runs a source as it stands: a compiled one counts as fresh by size and second, so it may be another's."""
-
-    sha256 = ""
-    """Of the source that was run."""
-
-    def get_code(self, fullname: str) -> CodeType:
-        data = self.get_data(self.path)
-        self.sha256 = sha256_bytes(data)
-        code: CodeType = self.source_to_code(data, self.path)
-        return code
+class Loader(SourceLoader):
+    """Runs a file of the user's with its own neighbours."""
 
     def exec_module(self, module: ModuleType) -> None:
         # functions keep the builtins of their module, so what they import when they are called is found as well
@@ -95,6 +87,25 @@ class Finder(MetaPathFinder):
                 fullname, found.file, loader=loader, submodule_search_locations=inner
             )
         return None
+
+
+class Planned(MetaPathFinder):
+    """Has the files of importable modules of the user's run as they were planned."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if not is_of_expected_package(fullname):
+            return None
+        others = (finder for finder in sys.meta_path if not isinstance(finder, Finder | Misled | Planned))
+        spec = next((spec for finder in others if (spec := finder.find_spec(fullname, path, target))), None)
+        if spec is None or spec.origin is None or expected_sha256(spec.origin) is None:
+            return None
+        if isinstance(spec.loader, SourceFileLoader):
+            spec.loader = SourceLoader(fullname, spec.origin)
+        else:
+            require_expected(spec.origin, Path(spec.origin).read_bytes())
+        return spec
 
 
 class Misled(MetaPathFinder):
@@ -165,14 +176,18 @@ def _has_changed(module: ModuleType) -> bool:
     if not isinstance(loader, Loader) or not loader.sha256:
         return False
     try:
-        return sha256_bytes(Path(loader.path).read_bytes()) != loader.sha256
+        # within a stage an edit does not count: what was loaded stays
+        return (expected_sha256(loader.path) or sha256_bytes(Path(loader.path).read_bytes())) != loader.sha256
     except OSError:  # it is gone
         return True
 
 
 def _loader(fullname: str, file: Path) -> Loader | None:
     """None: an extension, which Python loads."""
-    return Loader(fullname, str(file)) if file.suffix == ".py" else None
+    if file.suffix == ".py":
+        return Loader(fullname, str(file))
+    require_expected(str(file), file.read_bytes())
+    return None
 
 
 def _package(fullname: str, folder: Path) -> ModuleSpec:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from stages.rollouts.multi_turn.open_env_settings import OPEN_ENV, OpenEnvParameters
-from stages.stage import CodeRef, Config, operational
+from stages.stage import Arguments, CodeRef, Config, operational
 
 
 class EnvironmentSpec(Config):
@@ -16,8 +16,9 @@ class EnvironmentSpec(Config):
 
     name: CodeRef
     """`file.py:name` of a class of your own (or a function that makes one), or openenv: an OpenEnv server."""
-    parameters: dict[str, Any] = Field(default_factory=dict, validate_default=True)
-    """Keyword arguments of your class, or what openenv takes."""
+    parameters: Arguments = Field(default_factory=dict, validate_default=True)
+    """Keyword arguments of your class, or what openenv takes: files and folders that they name count by content,
+    relative ones from the recipe; so it is only to read them."""
     url: str | None = operational(None)
     """Where the OpenEnv server is, such as http://127.0.0.1:8000."""
     max_turns: int = Field(16, ge=1)
