@@ -46,8 +46,8 @@ class Held:
     """What was planned for a stage. Within the `with` block it is that, or an error says what is not."""
 
     def __init__(self, planned: Sequence[Named], known: Sequence[Mapping[str, Any]], told: Path) -> None:
-        """`known`: what the plan saw (`Outside.known`), so that little is hashed again; `told`: a file for the processes
-        that the user's code starts, written here."""
+        """`known`: what the plan saw (`Outside.known`), so that little is hashed again; `told`: a file that is written,
+        for the processes that the user's code starts."""
         self._planned, self._told = planned, told
         self._outside = Outside(known)
         self._planned_at = {(one["kind"], one["where"]): float(one["at"]) for one in known}
