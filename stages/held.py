@@ -63,9 +63,9 @@ class Held:
                 found = self._sources(named)
                 files |= found
                 packages |= imported_names(named.where, found)
-        at = min(self._planned_at.values(), default=None)
+        since = _since(min(self._planned_at.values(), default=None))
         self._within.enter_context(
-            expecting(files, packages, lambda path: _changed(path, at, _written(path)), self._told)
+            expecting(files, packages, lambda path: _changed(path, since, _written(path)), self._told)
         )
         self._within.enter_context(_in_force_within(self._planned))
         return self
@@ -97,23 +97,35 @@ class Held:
     def _said_of(self, named: Named) -> Iterator[None]:
         try:
             yield
-        except (RequestError, OSError) as error:  # it is gone, or is no such thing any more
-            raise StageError(f"{self._words(named)}. It cannot be read: {error}") from error
+        except (RequestError, OSError) as error:
+            gone = f"{_shown(named)} was there when the run was planned{self._since(named)} and cannot be read any more"
+            raise StageError(
+                f"{gone}: {error}. Nothing is kept of this stage; run again once it can be read"
+            ) from error
 
     def _words(self, named: Named) -> str:
-        where = named.where.rpartition(":")[0] if named.kind == "code" else named.where
-        shown = where.partition("?")[0] if "://" in where else where  # signed URLs hold keys in their query
-        at = self._planned_at.get((named.kind, named.where))
-        return _changed(f"{named.field}: {shown}", at, last_written(named.kind, named.where))
+        return _changed(_shown(named), self._since(named), last_written(named.kind, named.where))
+
+    def _since(self, named: Named) -> str:
+        return _since(self._planned_at.get((named.kind, named.where)))
 
 
-def _changed(what: str, planned_at: float | None, written: tuple[str, float] | None) -> str:
-    since = "" if planned_at is None else f" ({_time(planned_at)})"
+def _shown(named: Named) -> str:
+    where = named.where.rpartition(":")[0] if named.kind == "code" else named.where
+    # signed URLs hold keys in their query
+    return f"{named.field}: {where.partition('?')[0] if '://' in where else where}"
+
+
+def _changed(what: str, since: str, written: tuple[str, float] | None) -> str:
     last = "" if written is None else f"; of its files {written[0]} was written last, at {_time(written[1])}"
     return (
         f"{what} has changed since the run was planned{since}{last}. Nothing is kept of this stage, which would pass "
         "for made of what was there before; run again, and it counts as it is now"
     )
+
+
+def _since(planned_at: float | None) -> str:
+    return "" if planned_at is None else f" ({_time(planned_at)})"
 
 
 def _written(path: str) -> tuple[str, float] | None:
