@@ -13,9 +13,10 @@ import pytest
 
 import stages.__main__
 from artifacts import open_store
-from artifacts.errors import PosttrainError, StageError
+from artifacts.errors import PosttrainError, RequestError, StageError
 from flows.plan import Plan, plan
 from flows.recipe import Recipe
+from flows.reproduce import reproduce
 from flows.run import Run
 from stages import outside
 from stages.training.checkpoint import Saver
@@ -159,6 +160,26 @@ def test_a_file_among_arguments_counts_by_its_content(tmp_path: Path) -> None:
     assert re.match(f"with.source.arguments.files.0: {path} {CHANGED.format('a.txt')}{LAST}", refused["error"])
     assert len(list(world.store.artifacts())) == 1
     assert world.here()["state"] == "ran" and world.here()["state"] == "cached"
+
+
+def test_files_among_arguments_are_found_by_content(tmp_path: Path) -> None:
+    """To make an artifact again, wherever they went."""
+    code = "def rows(files):\n    for file in files['of']:\n        yield {'text': open(file).read()}\n"
+    source = {"function": "code.py:rows", "arguments": {"files": {"of": ["a.txt", "./b"], "if": "a.b"}}}
+    world = World(tmp_path, "normalize", **{"with": {"source": source}})
+    world.write("code.py", code)
+    world.write("a.txt", "a")
+    world.write("b", "b")
+    world.here()
+    (tmp_path / "moved").mkdir()
+    for name in ("code.py", "a.txt", "b"):
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    made = world.store.find("@w/one")
+    again = reproduce(world.store, made, tmp_path / "again", files=[tmp_path / "moved"])
+    assert again.made == made
+    world.write("moved/b", "c")
+    with pytest.raises(RequestError, match=r"with\.source\.arguments\.files\.of\.1: no data with SHA-256"):
+        reproduce(world.store, made, tmp_path / "more", files=[tmp_path / "moved"])
 
 
 def test_a_folder_among_arguments_counts_and_is_not_to_be_written_to(tmp_path: Path) -> None:

@@ -178,3 +178,25 @@ def test_rows_that_are_trained_on_too_are_said(tmp_path: Path, inputs: dict[str,
     assert line.startswith("input eval_dataset: 1 of its 3 rows are trained on too")
     run_stage("sft", tmp_path / "none", inputs, **SETTINGS)
     assert not said_of_overlap(tmp_path / "none")
+
+
+def test_weights_of_rows_are_of_those_that_are_trained(tmp_path: Path, inputs: dict[str, Path]) -> None:
+    """Of equal weights, which change no step, only the measured rows could make a difference; they need no column."""
+
+    def losses(name: str, apart: list[dict[str, Any]], **settings: Any) -> list[float]:
+        rows = [{"prompt": prompt, "completion": completion, "w": 3.0} for prompt, completion in ROWS]
+        given = {
+            "model": inputs["model"],
+            "dataset": save_dataset(tmp_path / name / "rows", "prompt_completion", rows),
+            "eval_dataset": save_dataset(tmp_path / name / "apart", "prompt_completion", apart),
+        }
+        context = run_stage("sft", tmp_path / name, given, **SETTINGS, eval_steps=2, **settings)
+        lines = read_lines(output(context, "model") / "metrics.jsonl")
+        return [line["eval/loss"] for line in lines if "eval/loss" in line]
+
+    rows = [{"prompt": prompt, "completion": completion} for prompt, completion in APART]
+    weighted = [{**row, "w": weight} for row, weight in zip(rows, (0.0, 1.0, 9.0), strict=True)]
+    plain = losses("plain", rows)
+    assert len(plain) == 3
+    assert losses("without", rows, weight_column="w") == pytest.approx(plain, rel=1e-5)
+    assert losses("with", weighted, weight_column="w") == pytest.approx(plain, rel=1e-5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import pytest
@@ -26,9 +26,9 @@ class Tagged(MemoryFileSystem):
     """Files in memory, with the tags that S3 has; its listings are as old as the last `invalidate_cache`."""
 
     protocol = "tagged"
-    store: dict[str, Any] = {}
-    pseudo_dirs = [""]
-    known: dict[str, Any] = {}
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+    known: ClassVar[dict[str, Any]] = {}
 
     def info(self, path: str, **options: Any) -> dict[str, Any]:
         found = super().info(path, **options)
