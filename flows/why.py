@@ -127,7 +127,9 @@ class _OfPlan:
         if decision.state == "skipped":
             return Comparison(None, ())
         many = {input_name: declared.many for input_name, declared in stage.uses.inputs.items()}
-        known = decision.identity or identity(stage.uses, stage.config, input_digests(decision.inputs, many))
+        known = decision.identity or identity(
+            stage.uses, stage.config, input_digests(decision.inputs, many), self.plan.outside.content
+        )
         return self.history.compare(name, known)
 
     def causes(self, name: str) -> tuple[Cause, ...]:

@@ -132,10 +132,9 @@ def copy(row, place, text):
 def test_a_data_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
     """Written by a function on the rows, after it was hashed and opened."""
     path = tmp_path / "rows.jsonl"
-    # what has no `/` and no `.` is no path, so the function is not asked to leave it alone
     world = of_file(tmp_path, path="rows.jsonl", function="code.py:copy", arguments={"text": "x"})
     world.write("code.py", WRITING.replace("place, text", "text").replace("place", repr(str(path))))
-    entry = world.here()
+    entry = world.run()
     world.refused(entry, f"with.source.path: {path}", "rows.jsonl")
 
 
