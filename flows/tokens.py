@@ -25,7 +25,8 @@ def read_tokens(plan: Plan, name: str, *, input: str = "dataset", row: str | Non
     inputs = {"model": _found(plan, stage, "model").spec(), "dataset": _found(plan, stage, input).spec()}
     config = stage.config.model_dump(mode="json")
     with tempfile.TemporaryDirectory() as job:
-        spec = Spec(stage.uses.name, stage.name, config, inputs, "", {}, plan.store.url, job)
+        # nothing of the configuration is read from outside
+        spec = Spec(stage.uses.name, stage.name, config, inputs, "", {"config": {}}, plan.store.url, job)
         return seen_rows(Context(spec, plan.store), Wanted(input, row, limit))
 
 
