@@ -7,11 +7,11 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from flows.inquiry_options import RUN, add_inquiries
 from flows.operations_options import add_operations
+from flows.option_types import positive
 from flows.store_options import add_store_care
 from flows.sweep_options import add_sweep
 
@@ -36,6 +36,15 @@ class _Parser(argparse.ArgumentParser):
         hints = [text + (nearest(text.partition("=")[0], known) if text[:2] == "--" else "") for text in unknown]
         self.error(f"unrecognized arguments: {' '.join(hints)}")
 
+    def require_command(self, arguments: Sequence[str]) -> None:
+        """Ends with the nearest command where what stands in its place is none."""
+        [commands] = [action.choices for action in self._actions if isinstance(action.choices, dict)]
+        first = next((text for text in arguments if text[:1] != "-"), None)
+        if first is not None and first not in commands:
+            from stages.names import nearest
+
+            self.error(f"there is no command {first!r}{nearest(first, commands)}; there are: {', '.join(commands)}")
+
 
 class _Version(argparse.Action):
     """Looked up when it is asked for: to find a package's metadata takes longer than `--help`."""
@@ -47,7 +56,7 @@ class _Version(argparse.Action):
         parser.exit(OK)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> _Parser:
     """Every command with its options."""
     top = _Parser(prog="posttrain", description="Post-training as pipelines of cached, resumable stages.")
     top.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
@@ -80,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--memory", action="store_true", help="predict what each stage needs, and what would make it fit")
     plan.add_argument(
         "--memory-gb",
-        type=_positive,
+        type=positive,
         metavar="GB",
         help="plan for GPUs of so much memory (default: what is found here)",
     )
@@ -90,18 +99,13 @@ def parser() -> argparse.ArgumentParser:
     add_store_care(add, reference)
     report = add("report", "a run as one HTML page")
     report.add_argument("run", help=RUN)
-    report.add_argument("-o", "--output", type=Path, metavar="FILE.html", help="where to (default: RUN.html)")
+    report.add_argument(
+        "-o", "--output", metavar="FILE.html", help="where to (default: RUN.html); a folder; - : stdout"
+    )
     add_inquiries(add, changed, reference)
     add_operations(add, changed)
     add("stages", "the stages there are, or one with its fields").add_argument("name", nargs="?")
     return top
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text}")
-    return value
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -109,7 +113,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     Without `arguments` those of this process, which is then ours to end.
     """
-    options, unknown = parser().parse_known_args(arguments)
+    top = parser()
+    top.require_command(sys.argv[1:] if arguments is None else arguments)
+    options, unknown = top.parse_known_args(arguments)
     if unknown:
         options.parser.refuse(unknown)
     from artifacts.errors import PosttrainError, RequestError  # after `--help`, which is three times as fast without

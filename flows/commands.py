@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from collections.abc import Callable
-from pathlib import Path
 
+from artifacts.errors import RequestError
 from flows import inquiries, operations, store_care
 from flows.request import open_named as _open
 from flows.request import plan_named as _plan
@@ -103,13 +104,21 @@ def path(options: Namespace) -> int:
 
 def report(options: Namespace) -> int:
     """`posttrain report`"""
-    from flows.report import write_report
+    from flows.report import place_of, render_report, write_report
     from flows.which_run import run_id as find_run
 
     store = _open(options)
     run_id = find_run(store, options.run)
-    output = options.output or Path(f"{run_id}.html")
+    output = place_of(options.output, run_id)
+    if output is None:
+        if options.json:
+            raise RequestError("-o - writes the page to stdout, where --json writes its object; give one of them")
+        print(render_report(store, store.read_run(run_id)))
+        return 0
+    made = not output.parent.exists()
     write_report(store, run_id, output)
+    if made:
+        print(f"made the folder {output.parent}", file=sys.stderr)
     if options.json:
         _print_json({"run": run_id, "report": str(output)})
     else:

@@ -1,4 +1,4 @@
-"""Options of the commands that ask about the past. Imports nothing of ours: `--help` needs none of it."""
+"""Options of the commands that ask about the past. Imports nothing heavy: `--help` needs none of it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from flows.option_types import count
 
 RUN = "the id of a run or its beginning, `latest`, or `latest~1`: the one before"
 
@@ -39,9 +41,7 @@ def add_inquiries(add: Callable[..., argparse.ArgumentParser], changed: Any, ref
     verdict.add_argument("--wrong", action="store_true", help="only samples that are wrong")
     verdict.add_argument("--right", action="store_true", help="only samples that are right")
     trace.add_argument("--row", metavar="ID", help="only samples of rows whose id begins so")
-    trace.add_argument(
-        "--limit", type=_count, default=10, metavar="N", help="of samples and rows (default: 10; 0: all)"
-    )
+    trace.add_argument("--limit", type=count, default=10, metavar="N", help="of samples and rows (default: 10; 0: all)")
     trace.add_argument("--rows", action="store_true", help="list the rows that trained the model")
     tokens = add("tokens", "rows as a stage's model will read them, and which tokens are learned", changed)
     tokens.add_argument("recipe", metavar="RECIPE", help="a YAML file or the name of a shipped recipe")
@@ -52,9 +52,3 @@ def add_inquiries(add: Callable[..., argparse.ArgumentParser], changed: Any, ref
     tokens.add_argument("--ids", action="store_true", help="a line a token, with its id")
     ledger = add("ledger", "what a run or an artifact took, stage by stage, and what the cache saved")
     ledger.add_argument("of", nargs="?", default="latest", metavar="run", help=f"{RUN} (the default); or {reference}")
-
-
-def _count(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, found {text}")
-    return int(text)

@@ -117,10 +117,11 @@ def _work(
 
 
 def _looks(what: Lasting, server: ServerProcess, say: Callable[[str], None]) -> Callable[[], None]:
-    """Looks now and then for runs that were killed, and for runs that somebody is to be told of."""
+    """Looks now and then for runs that were killed or skipped, and for runs that somebody is to be told of."""
     from flows.prefect_alerts import LOOK_SECONDS, Alerts
     from flows.prefect_api import api
     from flows.prefect_processes import end_dead_runs
+    from flows.prefect_skipped import name_skipped
 
     alerts, due = None, 0.0
     if what.alert_url is not None:
@@ -133,7 +134,7 @@ def _looks(what: Lasting, server: ServerProcess, say: Callable[[str], None]) -> 
             return
         # a busy server that does not answer is asked again
         with contextlib.suppress(RequestError), api(server.url) as client:
-            for line in end_dead_runs(client):
+            for line in (*end_dead_runs(client), *name_skipped(client)):
                 say(line)
             if alerts is not None:
                 alerts.look(client)

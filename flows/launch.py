@@ -40,7 +40,7 @@ STOP_SECONDS = supervise.GRACE_SECONDS + 5
 SCRIPT = "command.sh"
 """The exact command with its settings, for a person to repeat it: they are many words, so the log names the file."""
 _LEFTOVERS = ("events.jsonl", "log.txt", "result.json", "error.json", "exit.json")
-_JOB_VARIABLE = "POSTTRAIN_JOB"
+JOB_VARIABLE = "POSTTRAIN_JOB"
 """Marks every process of a stage, so that they are found even where their supervisor was killed."""
 
 
@@ -132,7 +132,7 @@ class Supervisors:
                 process = subprocess.Popen(
                     [*program, *command.arguments],
                     cwd=job,
-                    env={**env, _JOB_VARIABLE: str(job)},
+                    env={**env, JOB_VARIABLE: str(job)},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -261,7 +261,7 @@ def _sweep(job: Path) -> None:
     """Kill what still carries the mark of this job; mostly the kernel already did, with the supervisor."""
     for other in psutil.process_iter():
         try:
-            if other.environ().get(_JOB_VARIABLE) == str(job):
+            if other.environ().get(JOB_VARIABLE) == str(job):
                 other.kill()
         except psutil.Error:
             continue  # ended meanwhile, or another user's

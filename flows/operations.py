@@ -1,18 +1,25 @@
-"""The commands of a lasting Prefect: ui, deploy, schedule. Each takes the parsed options and gives the exit status."""
+"""The commands of a lasting Prefect and its runs: ui, cancel, deploy, schedule.
+
+Each takes the parsed options and gives the exit status.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from artifacts.errors import RequestError
 from flows.holder import Place, holder
 from flows.request import open_named, print_json
 from flows.server import QUIET, configured_url, prefect_home, require_answer
+
+if TYPE_CHECKING:
+    from flows.prefect_cancel import PrefectPages
 
 ALERT_URL = "POSTTRAIN_ALERT_URL"
 """Environment variable: where it is told that a deployed run failed. It may hold a secret, so it is no option, which a
@@ -43,6 +50,36 @@ def ui(options: Namespace) -> int:
     slots = dict(_slot(text) for text in options.slots)
     serve(Lasting(home, options.port, options.pool, slots, store, _alert_url()), started, _say)
     return 0
+
+
+def cancel(options: Namespace) -> int:
+    """`posttrain cancel`"""
+    from flows.cancel import cancel as end
+    from flows.cancel import in_words
+
+    store = open_named(options)
+    with contextlib.ExitStack() as stack:
+        answer = end(store, options.run, _pages(stack), _say)
+    if options.json:
+        print_json(answer.to_json())
+    else:
+        print("\n".join(in_words(answer)))
+    return 0
+
+
+def _pages(stack: contextlib.ExitStack) -> PrefectPages | None:
+    """What the Prefect at hand knows of runs. One that does not answer is said: a run of this machine needs none."""
+    theirs = _settle_prefect()
+    try:
+        url = _api_url(theirs)
+    except RequestError as error:
+        if theirs is not None:
+            _say(f"without Prefect: {error}")
+        return None
+    from flows.prefect_api import api
+    from flows.prefect_cancel import PrefectPages
+
+    return PrefectPages(stack.enter_context(api(url)))
 
 
 def deploy(options: Namespace) -> int:
@@ -83,20 +120,23 @@ def schedule(options: Namespace) -> int:
     """`posttrain schedule`"""
     if options.action != "list" and not options.name:
         raise RequestError(f"say which: posttrain schedule {options.action} NAME; `posttrain schedule` lists them")
+    if options.cancel and options.action != "remove":
+        raise RequestError("--cancel goes with `posttrain schedule remove NAME`; `posttrain cancel RUN` ends one run")
     url = _api_url(_settle_prefect())
     from flows.prefect_api import api
-    from flows.prefect_schedule import ACTIONS
+    from flows.prefect_schedule import ACTIONS, remove
 
     with api(url) as client:
-        found = ACTIONS[options.action](client, options.name)
         if options.action == "remove":
-            _show_removed(options, url, found)
+            _show_removed(options, url, remove(client, options.name, options.cancel))
         else:
-            _show(options, url, found)
+            _show(options, url, ACTIONS[options.action](client, options.name))
     return 0
 
 
-COMMANDS: dict[str, Callable[[Namespace], int]] = {command.__name__: command for command in (ui, deploy, schedule)}
+COMMANDS: dict[str, Callable[[Namespace], int]] = {
+    command.__name__: command for command in (ui, cancel, deploy, schedule)
+}
 
 
 def _settle_prefect() -> str | None:
@@ -104,6 +144,7 @@ def _settle_prefect() -> str | None:
     os.environ.update(QUIET)
     theirs = configured_url()
     if theirs is None:
+        prefect_home().mkdir(parents=True, exist_ok=True)
         os.environ["PREFECT_HOME"] = str(prefect_home())
     return theirs
 
@@ -124,10 +165,12 @@ def _show(options: Namespace, url: str, rows: list[dict[str, Any]]) -> None:
     if options.json:
         print_json({"api": url, "deployments": rows})
     else:
-        from flows.schedule_table import schedule_table
+        from flows.schedule_table import of_paused, schedule_table
         from flows.tables import show
 
         show(schedule_table(rows, url))
+        for line in (line for row in rows for line in of_paused(row)):
+            print(line)
 
 
 def _show_removed(options: Namespace, url: str, rows: list[dict[str, Any]]) -> None:
@@ -135,6 +178,8 @@ def _show_removed(options: Namespace, url: str, rows: list[dict[str, Any]]) -> N
         print_json({"api": url, "removed": rows})
     else:
         for row in rows:
+            if row["cancelled"]:
+                print(f"cancelled: {', '.join(row['cancelled'])}")
             print(f"removed: {row['name']}, which was {row['state']} and ran {row['recipe']}")
         print("its runs, their results and reports stay")
 

@@ -17,6 +17,8 @@ SECTIONS = ("with", "inputs", "launch")
 
 _PARAMETER = re.compile(r"(\$?)\$\{([^}]*)\}")
 _MISSING = object()
+_SET = "--set "
+"""How the origin of what was set begins."""
 
 
 def apply_overrides(document: Document, overrides: Iterable[str]) -> tuple[Document, list[Problem]]:
@@ -25,7 +27,7 @@ def apply_overrides(document: Document, overrides: Iterable[str]) -> tuple[Docum
     changed = Document(data, document.origin, origins)
     problems = []
     for text in overrides:
-        origin = f"--set {text}"
+        origin = f"{_SET}{text}"
         target, equals, value_text = text.partition("=")
         if not equals or not target.strip():
             problems.append(Problem(origin, "expected NAME=VALUE, for example dpo.beta=0.2"))
@@ -43,6 +45,11 @@ def apply_overrides(document: Document, overrides: Iterable[str]) -> tuple[Docum
                 del origins[below]
             origins[place] = origin
     return changed, problems
+
+
+def set_by(document: Document) -> tuple[str, ...]:
+    """The overrides that hold, in the order they were given; one that a later one replaced is none."""
+    return tuple(text.removeprefix(_SET) for text in document.origins.values() if text.startswith(_SET))
 
 
 class _NoSuchTarget(Exception):

@@ -19,6 +19,7 @@ from typing import Any
 from uuid import UUID
 
 from artifacts.errors import PosttrainError, RequestError
+from artifacts.sealed import scrub
 from flows.holder import holder
 from flows.listener import Listener
 from flows.plan import Plan
@@ -97,7 +98,8 @@ def run_flow(run: Run) -> dict[str, Any]:
     try:
         with using(run), said_of_prefect():
             _end_dead_runs()
-            posttrain(recipe, store=run.store.url)
+            # shown in the pages; the flow takes the run itself
+            posttrain(recipe, set=[scrub(text) for text in run.recipe.settings], store=run.store.url)
     except PipelineFailed:
         pass  # the payload says it
     finally:

@@ -27,7 +27,8 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.exceptions import ObjectNotFound
+
+from flows.prefect_upkeep import deployment_named
 
 LOOK_SECONDS = 5.0
 """Between two looks."""
@@ -116,13 +117,4 @@ class Alerts:
 def _in_words(client: SyncPrefectClient, run: FlowRun) -> str:
     state = run.state
     reason = _BEFORE_THE_REASON.sub("", (state.message if state is not None else None) or "no reason is known")
-    return f"{_deployment(client, run)}{run.name} {(run.state_name or 'failed').lower()}: {reason}"
-
-
-def _deployment(client: SyncPrefectClient, run: FlowRun) -> str:
-    """Its name, unless it was removed since."""
-    assert run.deployment_id is not None
-    try:
-        return f"{client.read_deployment(run.deployment_id).name}: "
-    except ObjectNotFound:
-        return ""
+    return f"{deployment_named(client, run)}{run.name} {(run.state_name or 'failed').lower()}: {reason}"

@@ -164,9 +164,9 @@ def deploy(
         flow_id=client.create_flow(posttrain),
         name=name,
         schedules=schedules,
-        # a run that takes longer than to the next one is waited for: both would want the same stages
+        # both would want the same stages, and runs that waited for longer ones would be more and more
         concurrency_limit=1,
-        concurrency_options=ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
+        concurrency_options=ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
         parameters=what.values(store),
         description=f"The recipe {what.source}, stages {', '.join(what.recipe.stages)}.",
         work_pool_name=pool,

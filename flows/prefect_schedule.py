@@ -1,4 +1,7 @@
-"""The deployments of recipes: which there are, when they run next, how they ran last; pause, resume, remove."""
+"""The deployments of recipes: which there are, when they run next, how they ran last; pause, resume, remove.
+
+A row of one that was paused or removed also has `cancelled`, runs that were, and `going`, runs that go on.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,11 @@ from prefect.client.schemas.filters import (
     FlowFilter,
     FlowFilterName,
     FlowRunFilter,
+    FlowRunFilterStartTime,
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.client.schemas.sorting import FlowRunSort
@@ -26,13 +30,17 @@ from prefect.server.schemas.schedules import SCHEDULE_TYPES
 from pydantic import TypeAdapter
 
 from artifacts.errors import Problem, RequestError
+from flows.cancel import WAIT_SECONDS
+from flows.prefect_cancel import UNFINISHED, ask, await_end
 from flows.prefect_deploy import find, given
 from flows.prefect_flow import posttrain
+from flows.prefect_skipped import due_in_words, last_skipped
+from flows.prefect_upkeep import ALIVE
 from stages.names import nearest
 
 STARTED: list[StateType] = [kind for kind in StateType if kind not in (StateType.SCHEDULED, StateType.PENDING)]
 
-UNFINISHED = [kind for kind in StateType if kind not in TERMINAL_STATES]
+NEVER = datetime.min.replace(tzinfo=UTC)
 
 Row = dict[str, Any]
 
@@ -49,8 +57,20 @@ def existing(client: SyncPrefectClient, names: Sequence[str]) -> dict[str, Row]:
 
 
 def pause(client: SyncPrefectClient, names: Sequence[str]) -> list[Row]:
-    """No run starts by itself until they are resumed; runs that go on, go on."""
-    return _each(client, names, lambda found: client.pause_deployment(found.id))
+    """No run starts until they are resumed: those that had not begun are cancelled; runs that go on, go on."""
+    found = _named(client, names)
+    queued = {deployment.id: _queued(client, deployment) for deployment in found}
+    for deployment in found:
+        client.pause_deployment(deployment.id)  # Prefect deletes most of what it had planned
+        while left := _scheduled(client, deployment):  # as many as Prefect gives at once
+            for run in left:
+                ask(client, run)
+            queued[deployment.id] |= {run.id: run.name for run in left if not _is_only_planned(run)}
+    paused = rows(client, [deployment.name for deployment in found])
+    for deployment, row in zip(found, paused, strict=True):
+        going = _runs(client, deployment.id, ALIVE, FlowRunSort.START_TIME_DESC, None)
+        row.update(cancelled=list(queued[deployment.id].values()), going=[run.name for run in going])
+    return paused
 
 
 def resume(client: SyncPrefectClient, names: Sequence[str]) -> list[Row]:
@@ -58,18 +78,24 @@ def resume(client: SyncPrefectClient, names: Sequence[str]) -> list[Row]:
     return _each(client, names, lambda found: client.resume_deployment(found.id))
 
 
-def remove(client: SyncPrefectClient, names: Sequence[str]) -> list[Row]:
+def remove(
+    client: SyncPrefectClient, names: Sequence[str], cancel: bool = False, wait_seconds: float = WAIT_SECONDS
+) -> list[Row]:
     """Delete the deployments; runs, results and reports stay. Gives what they were.
 
-    Raises RequestError while one of them has a run in progress: Prefect takes no end of a run whose deployment is gone.
+    With `cancel`, their runs in progress are cancelled and waited for. Raises RequestError while one of them has a run
+    in progress: Prefect takes no end of a run whose deployment is gone.
     """
     found = _named(client, names)
     before = [_row(client, deployment) for deployment in found]
-    _require_rest(client, found)
+    if not cancel:
+        _require_rest(client, found)
     scheduled = [deployment for deployment in found if not deployment.paused]
     for deployment in scheduled:
         client.pause_deployment(deployment.id)  # nothing starts by itself between the last look and the end
     try:
+        for deployment, row in zip(found, before, strict=True):
+            row["cancelled"] = _end(client, deployment, wait_seconds) if cancel else []
         _require_rest(client, found)
     except RequestError:
         for deployment in scheduled:
@@ -84,8 +110,8 @@ ACTIONS: dict[str, Callable[[SyncPrefectClient, Sequence[str]], list[Row]]] = {
     "list": rows,
     "pause": pause,
     "resume": resume,
-    "remove": remove,
 }
+"""Which give the rows as they are then; `remove` gives them as they were."""
 
 
 def describe(schedule: Any) -> str:
@@ -112,24 +138,46 @@ def _dates(deployment: DeploymentResponse) -> list[datetime]:
     return [date.astimezone(UTC) for date in dates]
 
 
+def _queued(client: SyncPrefectClient, deployment: DeploymentResponse) -> dict[UUID, str]:
+    """Id -> name of runs that were due before and have not begun."""
+    now = datetime.now(UTC)
+    due = [run for run in _scheduled(client, deployment) if (run.expected_start_time or now) <= now]
+    return {run.id: run.name for run in due}
+
+
+def _scheduled(client: SyncPrefectClient, deployment: DeploymentResponse) -> list[FlowRun]:
+    return _runs(client, deployment.id, [StateType.SCHEDULED], FlowRunSort.EXPECTED_START_TIME_ASC, None)
+
+
+def _in_progress(client: SyncPrefectClient, deployment: DeploymentResponse) -> list[FlowRun]:
+    """Those that began, and those that wait for one to end."""
+    runs = _runs(client, deployment.id, UNFINISHED, FlowRunSort.START_TIME_DESC, None)
+    return [run for run in runs if not _is_only_planned(run)]
+
+
+def _end(client: SyncPrefectClient, deployment: DeploymentResponse, wait_seconds: float) -> list[str]:
+    """Cancel its runs and wait for that; gives their names."""
+    going = _in_progress(client, deployment)
+    for run in going:
+        ask(client, run)
+    for run in going:
+        await_end(client, run, wait_seconds)
+    return [run.name for run in going]
+
+
 def _require_rest(client: SyncPrefectClient, found: Sequence[DeploymentResponse]) -> None:
     """Raises RequestError that names every run in progress, and every one that waits for one to end."""
     pages = str(client.api_url).rstrip("/").removesuffix("/api")
     problems = []
     for deployment in found:
-        going = [
-            run
-            for run in _runs(client, deployment.id, UNFINISHED, FlowRunSort.START_TIME_DESC, None)
-            if not _is_only_planned(run)
-        ]
         problems += [
             Problem(
                 f"schedule remove {deployment.name}",
                 f"its run {run.name!r} has not ended ({run.state_name}): wait for "
-                f"it, or cancel it at {pages}/runs/flow-run/{run.id}; `posttrain schedule pause {deployment.name}` "
-                "keeps the next one from starting",
+                f"it, or cancel it at {pages}/runs/flow-run/{run.id}; `posttrain schedule remove {deployment.name} "
+                f"--cancel` does both, `posttrain schedule pause {deployment.name}` keeps the next one from starting",
             )
-            for run in going
+            for run in _in_progress(client, deployment)
         ]
     if problems:
         raise RequestError(problems)
@@ -153,7 +201,7 @@ def _named(client: SyncPrefectClient, names: Sequence[str]) -> list[DeploymentRe
 
 def _row(client: SyncPrefectClient, deployment: DeploymentResponse) -> Row:
     upcoming = _runs(client, deployment.id, [StateType.SCHEDULED], FlowRunSort.EXPECTED_START_TIME_ASC)
-    last = _runs(client, deployment.id, STARTED, FlowRunSort.START_TIME_DESC)
+    last, skipped = _last(client, deployment.id), last_skipped(client, _of(deployment.id))
     due = [run.expected_start_time for run in upcoming if run.expected_start_time is not None] or _dates(deployment)
     schedules = [describe(entry.schedule) for entry in deployment.schedules if entry.active]
     state = "paused" if deployment.paused else "scheduled" if schedules else "on request"
@@ -168,16 +216,33 @@ def _row(client: SyncPrefectClient, deployment: DeploymentResponse) -> Row:
         "schedule": schedules,
         "state": state,
         "next": min(due).isoformat(timespec="seconds") if due else None,
-        "last": None if not last else {"run": last[0].name, "state": last[0].state_name, "id": str(last[0].id)},
+        "last": None if last is None else {"run": last.name, "state": last.state_name, "id": str(last.id)},
+        "skipped": None if skipped is None else {"run": skipped.name, "when": due_in_words(skipped)},
     }
 
 
+def _last(client: SyncPrefectClient, deployment: UUID) -> FlowRun | None:
+    """The newest that began, or ended badly before it could; one that was skipped or cancelled before is none."""
+    began = FlowRunFilter(start_time=FlowRunFilterStartTime(is_null_=False))
+    runs = [
+        *_runs(client, deployment, STARTED, FlowRunSort.START_TIME_DESC, wanted=began),
+        *_runs(client, deployment, [StateType.FAILED, StateType.CRASHED], FlowRunSort.START_TIME_DESC),
+    ]
+    return max(runs, key=lambda run: run.start_time or run.expected_start_time or NEVER, default=None)
+
+
 def _runs(
-    client: SyncPrefectClient, deployment: UUID, states: list[StateType], sort: FlowRunSort, limit: int | None = 1
+    client: SyncPrefectClient,
+    deployment: UUID,
+    states: list[StateType],
+    sort: FlowRunSort,
+    limit: int | None = 1,
+    wanted: FlowRunFilter | None = None,
 ) -> list[FlowRun]:
-    return client.read_flow_runs(
-        deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment])),
-        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=states))),
-        sort=sort,
-        limit=limit,
-    )
+    wanted = wanted or FlowRunFilter()
+    wanted.state = FlowRunFilterState(type=FlowRunFilterStateType(any_=states))
+    return client.read_flow_runs(deployment_filter=_of(deployment), flow_run_filter=wanted, sort=sort, limit=limit)
+
+
+def _of(deployment: UUID) -> DeploymentFilter:
+    return DeploymentFilter(id=DeploymentFilterId(any_=[deployment]))

@@ -56,7 +56,7 @@ def stop_runs(client: SyncPrefectClient, pool: str, still_working: Callable[[], 
     """Cancel what runs in the pool and wait for its end. Gives how each run ended, in words."""
     stopped = _runs(client, pool, ALIVE)
     for run in stopped:
-        if _let_end(client, run) and not _is_alive(run):
+        if let_end(client, run) and not _is_alive(run):
             _crash(client, run, UNTAKEN)
         else:
             client.set_flow_run_state(run.id, Cancelling(message="posttrain ui was ended; run again to go on"))
@@ -82,6 +82,15 @@ def end_task_runs(client: SyncPrefectClient, flow_run: UUID, state: State[Any]) 
     for task_run in client.read_task_runs(flow_run_filter=mine):
         if task_run.state is None or not task_run.state.is_final():
             client.set_task_run_state(task_run.id, state, force=True)
+
+
+def deployment_named(client: SyncPrefectClient, run: FlowRun) -> str:
+    """`tiny: `, the name of its deployment before what is said of the run; nothing if it was removed since."""
+    assert run.deployment_id is not None
+    try:
+        return f"{client.read_deployment(run.deployment_id).name}: "
+    except ObjectNotFound:
+        return ""
 
 
 def _make_pool(client: SyncPrefectClient, pool: str) -> None:
@@ -128,7 +137,7 @@ def _end_lost_runs(client: SyncPrefectClient, pool: str) -> Iterable[str]:
     for run in _runs(client, pool, ALIVE):
         if _is_alive(run):
             continue
-        orphaned = _let_end(client, run)
+        orphaned = let_end(client, run)
         if run.state_type == StateType.PENDING and not orphaned:
             client.set_flow_run_state(run.id, Scheduled(), force=True)
             yield f"{run.name} had not begun when the last worker ended; it starts now"
@@ -147,7 +156,7 @@ def _crash(client: SyncPrefectClient, run: FlowRun, message: str) -> None:
     client.set_flow_run_state(run.id, crashed, force=True)
 
 
-def _let_end(client: SyncPrefectClient, run: FlowRun) -> bool:
+def let_end(client: SyncPrefectClient, run: FlowRun) -> bool:
     """Whether the run's deployment is gone; if so the run can end now.
 
     A run in progress holds a slot of its deployment's limit, which goes with the deployment: Prefect fails to give the

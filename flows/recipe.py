@@ -18,7 +18,7 @@ from flows.declare import declare_stages
 from flows.fields import found
 from flows.inputs import Reference, StageOutput
 from flows.launch_settings import Launch, merge_launch, read_launch
-from flows.overrides import apply_overrides, fill_parameters, unused_parameters
+from flows.overrides import apply_overrides, fill_parameters, set_by, unused_parameters
 from flows.validate import unknown_key
 from flows.wiring import Wiring
 from flows.yaml_lines import Document, as_document, dump, read_document
@@ -79,6 +79,11 @@ class Recipe:
     def from_dict(cls, values: Mapping[str, Any], overrides: Iterable[str] = (), *, base: Path | None = None) -> Recipe:
         """A recipe made in Python; relative paths count from `base` (default: the working folder)."""
         return _build(as_document(values, "recipe"), overrides, None, base or Path.cwd())
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """What `--set` changed, as it was given: `dpo.beta=0.2`."""
+        return set_by(self.document)
 
     def where(self, *place: str | int) -> str:
         """Where a value stands: `recipe.yaml:12: stages.dpo.with.beta`."""

@@ -38,6 +38,15 @@ from flows.reporting.wiring import in_order, read_wiring
 from stages.visible import visible
 
 
+def place_of(given: str | None, run_id: str) -> Path | None:
+    """The file that `-o` means: RUN.html, here or in the folder that is given; None: stdout."""
+    if given == "-":
+        return None
+    if given is None or given.endswith(os.sep) or Path(given).is_dir():
+        return Path(given or "") / f"{run_id}.html"
+    return Path(given)
+
+
 def write_report(store: Store, run_id: str, output: Path) -> None:
     """Writes the page of a run to `output`, whole or not at all.
 

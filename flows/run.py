@@ -27,6 +27,7 @@ from flows.entries import BROKEN, Entry, entry_of, failed_entry, in_order, ran_e
 from flows.inputs import input_specs
 from flows.launch import Event, StageFailed, StageResult, Supervisors, run_stage_process
 from flows.listener import Listener, Silence
+from flows.moved import MovedAliases
 from flows.plan import Decision, Plan
 from flows.recipe import RecipeStage
 from flows.run_record import RunRecord
@@ -64,13 +65,14 @@ class Run:
         self.id = run_id or new_run_id(trial.sweep if trial else None)
         self.supervisors = Supervisors()
         self.claim = RunClaim(plan.store, self.id)
+        self._moved = MovedAliases(plan.store, plan.recipe.settings)
         self.entries: dict[str, Entry] = {}
         self.outputs: dict[str, Mapping[str, Artifact]] = {}
         self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self.flow_run_id: str | None = None
         """Prefect's id of the run, once it has one."""
         self._started = time.monotonic()
-        self._record = RunRecord(plan, self.id, self.payload)
+        self._record = RunRecord(plan, self.id, lambda: {**self.payload(), "flow_run": self.flow_run_id})
         self._final: dict[str, Any] | None = None
         self._interrupted = False
         self._cut_short = False
@@ -161,7 +163,7 @@ class Run:
             if name not in self.entries:
                 self._cut_short = True
                 self._end(name, skipped_entry(self._stage(name), decision, "the run ended before"))
-        self._final = payload = self.payload()
+        self._final = payload = {**self.payload(), **self._moved.to_json()}
         try:
             self._record.end(payload)
             self.claim.drop()
@@ -244,6 +246,7 @@ class Run:
         named = in_order(self._stage(name), outputs) if self.trial is None else {}  # names are for what was decided on
         for position, (output, artifact) in enumerate(named.items()):
             if position == 0:
+                self._moved.watch(f"{self.recipe.name}/{name}", artifact)
                 self.store.set_alias(f"{self.recipe.name}/{name}", artifact)
             self.store.set_alias(f"{self.recipe.name}/{name}.{output}", artifact)
         # last: what failed so far gives nothing to the stages after it

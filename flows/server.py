@@ -6,10 +6,8 @@ Imports no Prefect: the server starts while the flow process is still importing 
 from __future__ import annotations
 
 import contextlib
-import errno
 import http.client
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +23,7 @@ from urllib.parse import urlsplit
 from artifacts import default_cache
 from artifacts.errors import RequestError, StageError
 from flows import server_process
+from flows.ports import listen
 
 STARTUP_SECONDS = 240
 """A new database takes ten seconds to make, and many times that on a machine that is busy; a server that ended is
@@ -114,7 +113,7 @@ class ServerProcess:
         home.mkdir(parents=True, exist_ok=True)
         self._log = home / f"server-{os.getpid()}.log"
         clear_logs(home)
-        with _listen(port) as listener:
+        with listen(port) as listener:
             self.address = f"http://127.0.0.1:{listener.getsockname()[1]}"
             self.url = f"{self.address}/api"
             # the pages ask at port 4200 unless they are told another address, and what Prefect sends has no links
@@ -215,17 +214,6 @@ def _lives(process: str) -> bool:
 def temporary_server(home: Path) -> ServerProcess:
     """A server on a free port for one run: no pages, no services."""
     return ServerProcess(home, _TEMPORARY)
-
-
-def _listen(port: int) -> socket.socket:
-    try:
-        return socket.create_server(("127.0.0.1", port))
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise RequestError(f"cannot listen on 127.0.0.1:{port}: {error.strerror}; give another --port") from error
-        raise RequestError(
-            f"port {port} of 127.0.0.1 is taken by another program; give another --port (0: any free one)"
-        ) from error
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from rich.text import Text
 from flows.attempts import total_seconds
 from flows.closing import STYLES, closing_table, main_metric
 from flows.console import console_of
+from flows.moved import in_words as moved_in_words
 from stages.visible import visible
 
 if TYPE_CHECKING:
@@ -167,6 +168,8 @@ class Terminal:
             self._live.stop()
             self._live = None
         self._closing.print(closing_table(payload))
+        if (moved := moved_in_words(payload)) is not None:
+            self._console.print(Text(visible(moved)), soft_wrap=True)
 
     def _say(self, name: str, text: str, style: str = "") -> None:
         self._console.print(Text.assemble((name, "bold"), ": ", (visible(text), style)), soft_wrap=True)

@@ -1,0 +1,236 @@
+"""`posttrain cancel`: a run is told to end, as by the pages' Cancel, and waited for until nothing of it is left.
+
+Knows no Prefect: what Prefect knows of runs comes in as `Pages` (`flows.prefect_cancel`), where there is one.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+
+from artifacts import Store
+from artifacts.errors import RequestError
+from artifacts.owner import lives_here
+from flows.launch import JOB_VARIABLE
+from flows.which_run import LATEST
+from flows.which_run import run_id as find_run
+from stages.names import nearest
+
+WAIT_SECONDS = 120.0
+"""A run gives its stages nine seconds, and a busy machine takes its time."""
+POLL_SECONDS = 0.2
+_SUFFIX = 6
+"""Characters at the end of a run's id, which its name in Prefect has as well: `gsm8k 3f9a1c`."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A run as Prefect knows it. `worker`: one looks after it; `process`: who runs it, as in a lease, else None."""
+
+    id: str
+    name: str
+    state: str
+    begun: bool
+    worker: bool
+    process: str | None
+
+
+class Pages(Protocol):
+    """What a Prefect at hand knows of runs, and does about them."""
+
+    def known(self, flow_run: str) -> Known | None:
+        """The run of that id of Prefect's."""
+
+    def named(self, reference: str) -> Known | None:
+        """The run that has not ended and is called so, or whose id of Prefect's begins so."""
+
+    def names(self) -> list[str]:
+        """Of runs that have not ended."""
+
+    def ask(self, run: Known) -> None:
+        """Tell it to end: what a worker looks after, the worker ends."""
+
+    def has_ended(self, run: Known) -> bool:
+        """Whether it is in a final state."""
+
+    def close(self, run: Known) -> str:
+        """Give a run without a worker, whose process is gone, its final state, and say which it is."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of it. `state`: `cancelled`, or as it had ended before; `stages`: those that were at work."""
+
+    run: str
+    recipe: str | None
+    state: str
+    stages: tuple[str, ...] = ()
+    begun: bool = True
+    sweep: str | None = None
+    prefect: str | None = None
+    """Its name there."""
+    process: int | None = None
+    """Of this machine, which was told."""
+
+    def to_json(self) -> dict[str, Any]:
+        """For `posttrain cancel --json`."""
+        return {**asdict(self), "stages": list(self.stages)}
+
+
+def cancel(
+    store: Store,
+    reference: str,
+    pages: Pages | None,
+    say: Callable[[str], None],
+    wait_seconds: float = WAIT_SECONDS,
+) -> Answer:
+    """End the run that the reference means and wait for that.
+
+    Raises RequestError for an unknown run, one of another machine that no worker looks after, and one that does not
+    end in time.
+    """
+    run_id = _in_store(store, reference)
+    if run_id is None:
+        known = pages.named(reference) if pages is not None else None
+        if known is None or pages is None:
+            raise RequestError(_unknown(store, reference, pages))
+        return _end_known(pages, known, say, wait_seconds)
+    payload = store.read_run(run_id)
+    recipe, sweep = payload.get("recipe"), (payload.get("sweep") or {}).get("name")
+    if payload.get("state") != "running":
+        return Answer(run_id, recipe, str(payload.get("state")), sweep=sweep)
+    flow_run, process = payload.get("flow_run"), str(payload.get("process"))
+    known = pages.known(flow_run) if pages is not None and flow_run else None
+    told = _tell(run_id, process, known, pages)
+    say(f"run {run_id} was told to end; waiting until nothing of it is left")
+    _await(run_id, process, store.scratch.absolute() / run_id, known, pages, wait_seconds)
+    if known is not None and pages is not None and not known.worker:
+        pages.close(known)
+    after = store.read_run(run_id)
+    at_work = _stages(after.get("stages", {}), "interrupted") or _stages(payload.get("stages", {}), "running")
+    state = str(after["state"]) if after["state"] in ("ok", "failed") else "cancelled"
+    return Answer(run_id, recipe, state, at_work, True, sweep, known.name if known else None, told)
+
+
+def in_words(answer: Answer) -> list[str]:
+    """Lines for a terminal."""
+    if answer.state != "cancelled":
+        return [f"run {answer.run} has ended ({answer.state}): nothing is left to cancel"]
+    if not answer.begun:
+        return [f"cancelled: {answer.run}, which had not begun"]
+    stages = f", {', '.join(answer.stages)} at work" if answer.stages else ""
+    of = f" ({answer.recipe}{stages})" if answer.recipe else ""
+    whole = f"its sweep {answer.sweep} ended with it, for both are one process; " if answer.sweep else ""
+    return [
+        f"cancelled: run {answer.run}{of}; no process of it is left",
+        f"{whole}the same command goes on from its last checkpoint, and so does the next run of its deployment, if any",
+    ]
+
+
+def _in_store(store: Store, reference: str) -> str | None:
+    """The id of the run; None: no run of the store is meant."""
+    if not reference.strip():
+        raise RequestError("say which run: its id or the beginning of one, or `latest`; `posttrain ls` lists them")
+    runs = store.runs()
+    found = find_run(store, reference)
+    if found in runs or LATEST.fullmatch(reference):
+        return found
+    last = reference.split()[-1]
+    ends = [run for run in runs if run.endswith(f"-{last}")] if len(last) == _SUFFIX else []
+    return ends[0] if len(ends) == 1 else None
+
+
+def _unknown(store: Store, reference: str, pages: Pages | None) -> str:
+    names = pages.names() if pages is not None else []
+    hint = nearest(reference, [*store.runs(), *names])
+    asked = "" if pages is not None else "; no Prefect is at hand (`posttrain ui`, PREFECT_API_URL) that may know it"
+    return f"there is no run {reference!r} in {store.url}{hint}{asked}; `posttrain ls` lists them"
+
+
+def _tell(run_id: str, process: str, known: Known | None, pages: Pages | None) -> int | None:
+    """Gives the process of this machine that was told; None: its worker does that."""
+    here = lives_here(process)
+    if known is not None and pages is not None and (here or known.worker):
+        pages.ask(known)
+    if known is not None and known.worker:
+        return None
+    if not here:
+        raise RequestError(_out_of_reach(run_id, known))
+    pid = int(process.split("-")[1])
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
+        pass  # it ended meanwhile
+    except PermissionError as error:
+        raise RequestError(f"run {run_id} is process {pid} of another user: cancel it as that user") from error
+    return pid
+
+
+def _out_of_reach(run_id: str, known: Known | None) -> str:
+    where = f"run {run_id} goes on on another machine, or in a container of its own"
+    if known is None:
+        return (
+            f"{where}, and no Prefect at hand knows it: cancel it there, or set PREFECT_API_URL to the Prefect that "
+            "it reports to"
+        )
+    return f"{where}, started by hand ({known.name}): no worker can end it; cancel it there, or press Ctrl-C there"
+
+
+def _await(
+    run_id: str, process: str, job: Path | None, known: Known | None, pages: Pages | None, wait_seconds: float
+) -> None:
+    """Until nothing of the run is left on this machine, and its worker has said that it ended."""
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        left = [int(process.split("-")[1])] if lives_here(process) else _processes(job)
+        if known is not None and pages is not None and known.worker and not pages.has_ended(known):
+            waits = f"the worker of {known.name} has not said that it ended; does `posttrain ui`, or its worker, run?"
+        elif left:
+            waits = f"still there: process {', '.join(map(str, left))}; `kill -9` ends what does not listen"
+        else:
+            return
+        if time.monotonic() > deadline:
+            raise RequestError(f"run {run_id} was told to end {wait_seconds:.0f} s ago and has not: {waits}")
+        time.sleep(POLL_SECONDS)
+
+
+def _processes(job: Path | None) -> list[int]:
+    """Stages of the run and their supervisors."""
+    found: list[int] = []
+    if job is None:
+        return found
+    for process in psutil.process_iter():
+        try:
+            mine = process.environ().get(JOB_VARIABLE, "").startswith(f"{job}/")
+            if mine and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+        except psutil.Error:
+            continue  # ended meanwhile, or another user's
+    return found
+
+
+def _end_known(pages: Pages, known: Known, say: Callable[[str], None], wait_seconds: float) -> Answer:
+    """A run that the store does not know: it waits, or has only begun."""
+    process = known.process or ""
+    told = None
+    if known.begun:
+        told = _tell(known.name, process, known, pages)
+        say(f"{known.name} was told to end; waiting for that")
+        _await(known.name, process, None, known, pages, wait_seconds)  # the store knows it before a stage works
+        if not known.worker:
+            pages.close(known)
+    else:
+        pages.ask(known)
+    return Answer(known.name, None, "cancelled", begun=known.begun, prefect=known.name, process=told)
+
+
+def _stages(stages: dict[str, Any], state: str) -> tuple[str, ...]:
+    entries: Iterable[tuple[str, Any]] = stages.items()
+    return tuple(name for name, entry in entries if entry.get("state") == state)
