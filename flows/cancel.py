@@ -165,8 +165,10 @@ def _tell(run_id: str, process: str, known: Known | None, pages: Pages | None) -
         raise RequestError(_out_of_reach(run_id, known))
     pid = int(process.split("-")[1])
     try:
+        if psutil.Process(pid).status() == psutil.STATUS_STOPPED:  # Ctrl-Z: it would hear of nothing
+            os.kill(pid, signal.SIGCONT)
         os.kill(pid, signal.SIGTERM)
-    except ProcessLookupError:
+    except (ProcessLookupError, psutil.NoSuchProcess):
         pass  # it ended meanwhile
     except PermissionError as error:
         raise RequestError(f"run {run_id} is process {pid} of another user: cancel it as that user") from error

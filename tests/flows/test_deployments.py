@@ -187,7 +187,8 @@ def test_a_wrong_cron_is_said_without_a_server(
 
 
 def test_settings_and_stores_stand_in_the_table() -> None:
-    row = {"state": "on request", "schedule": [], "next": None, "last": None, "pool": POOL, "recipe": "a.yaml"}
+    row = {"state": "on request", "schedule": [], "next": None, "last": None, "skipped": None, "pool": POOL}
+    row["recipe"] = "a.yaml"
     one = {**row, "name": "one", "store": "s3://a/store", "given": ["rows=50"], "set": ["sft.max_steps=3"]}
     two = {**row, "name": "two", "store": "/b", "given": [], "set": []}
 

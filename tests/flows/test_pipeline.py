@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import sqlite3
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from artifacts import Artifact, Store, open_store
@@ -22,6 +18,7 @@ from flows import cli
 from flows.pipeline import run_pipeline
 from flows.plan import plan
 from flows.run import Run
+from tests.flows.pipeline_command import Command
 from tests.flows.pipeline_stages import World
 from tests.flows.prefect_server import LIMIT_SECONDS, Api, ended, until
 
@@ -170,25 +167,6 @@ def test_an_api_that_does_not_answer(world: World, monkeypatch: pytest.MonkeyPat
     with pytest.raises(RequestError, match=rf"127.0.0.1:{port}.*does not answer.*unset it"):
         run_pipeline(world.plan())
     assert world.ran() == [] and world.store.runs() == []
-
-
-class Command:
-    """The run as a process, reporting to `api`, or else to a temporary Prefect server of its own."""
-
-    def __init__(self, folder: Path, home: Path, *overrides: str, api: str | None = None) -> None:
-        env = {**os.environ, "PYTHONPATH": str(HERE.parent.parent), "PREFECT_HOME": str(home)}
-        env.pop("PREFECT_API_URL", None)
-        env |= {"PREFECT_API_URL": api} if api is not None else {}
-        self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "pipeline_process.py"), str(folder), *overrides],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def descendants(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children(recursive=True)
 
 
 @pytest.fixture

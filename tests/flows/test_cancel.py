@@ -1,0 +1,144 @@
+"""`posttrain cancel`: real runs in processes of their own, with a Prefect at hand and without one."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import psutil
+import pytest
+
+from artifacts import Store
+from artifacts.errors import RequestError
+from artifacts.owner import machine, start_time
+from flows.cancel import Answer, cancel, in_words
+from flows.cli import main
+from flows.prefect_api import api as api_at
+from flows.prefect_cancel import PrefectPages
+from tests.flows.pipeline_command import Command
+from tests.flows.pipeline_stages import World
+from tests.flows.prefect_server import Api, ended, until
+
+OTHER = "otherboot.4026531836-17-123"
+"""A process of another machine."""
+
+
+class Going:
+    """A run in a process of its own, whose stage `two` waits for a file that never comes; it has begun."""
+
+    def __init__(self, world: World, home: Path, api: str | None) -> None:
+        self.store = world.store
+        self.process = Command(world.folder, home, "two.until=never", api=api).process
+        until(self._at_work, 120)
+        self.id = self.store.runs()[0]
+        self.processes = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+
+    def _at_work(self) -> bool:
+        assert self.process.poll() is None
+        runs = self.store.runs()
+        return bool(runs) and self.store.read_run(runs[0])["stages"]["two"]["state"] == "running"
+
+    def end(self) -> None:
+        """Without a signal from here."""
+        self.process.communicate(timeout=60)
+        assert all(ended(process) for process in self.processes)
+
+    def __enter__(self) -> Going:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def test_a_run_of_a_terminal_is_cancelled_and_its_pages_say_so(
+    world: World, api: Api, prefect_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = f"{world.folder / 'store'}"
+    with Going(world, prefect_home, api.url) as going:
+        shown = api.flow_run(going.id)
+        assert main(["cancel", going.id[:19], "--store", store]) == 0  # its date, time and a digit are enough
+        assert not psutil.pid_exists(going.process.pid) or ended(psutil.Process(going.process.pid))
+        going.end()
+    out = capsys.readouterr().out
+    assert out == (
+        f"cancelled: run {going.id} (small, two at work); no process of it is left\n"
+        "the same command goes on from its last checkpoint, and so does the next run of its deployment, if any\n"
+    )
+    assert api.read(shown.id).name == "Cancelled"
+    assert api.task_states(going.id, 2)["two"].name == "Cancelled"
+    payload = world.store.read_run(going.id)
+    assert (payload["state"], payload["stages"]["two"]["state"]) == ("interrupted", "interrupted")
+    assert main(["cancel", "latest", "--store", store]) == 0
+    assert capsys.readouterr().out == f"run {going.id} has ended (interrupted): nothing is left to cancel\n"
+    wrong = going.id[:-1] + ("0" if going.id[-1] != "0" else "1")
+    assert main(["cancel", wrong, "--store", store]) == 2
+    assert f"there is no run {wrong!r} in {world.store.url}; did you mean {going.id!r}?" in capsys.readouterr().err
+    assert main(["cancel", " ", "--store", store]) == 2
+
+
+def test_without_prefect_the_process_is_told(world: World, tmp_path: Path, prefect_home: Path) -> None:
+    """It brings a server of its own, which nobody else can ask; `kill -TERM` and this are one."""
+    with Going(world, prefect_home, None) as going:
+        said: list[str] = []
+        answer = cancel(world.store, going.id[-6:], None, said.append)
+        going.end()
+    assert answer == Answer(going.id, "small", "cancelled", ("two",), process=going.process.pid)
+    assert said == [f"run {going.id} was told to end; waiting until nothing of it is left"]
+    assert json.loads(json.dumps(answer.to_json()))["stages"] == ["two"]
+
+
+def test_a_suspended_run_goes_on_to_its_end(world: World, api: Api, prefect_home: Path) -> None:
+    """Ctrl-Z stops a process, and a stopped process hears nothing."""
+    with Going(world, prefect_home, api.url) as going:
+        going.process.send_signal(signal.SIGSTOP)
+        assert cancel(world.store, "latest", None, lambda text: None).state == "cancelled"
+        going.end()
+
+
+DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(600)"
+
+
+def test_one_that_does_not_end_is_said(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen([sys.executable, "-c", DEAF], stdout=subprocess.PIPE) as deaf:
+        assert deaf.stdout is not None and deaf.stdout.readline()
+        tag = f"{machine()}-{deaf.pid}-{start_time(deaf.pid)}"
+        monkeypatch.setattr("artifacts.running.owner_tag", lambda: tag)
+        run = elsewhere(world.store, "")
+        with pytest.raises(RequestError, match=rf"has not: still there: process {deaf.pid}; `kill -9` ends"):
+            cancel(world.store, run, None, lambda text: None, wait_seconds=0.5)
+        deaf.kill()
+
+
+def elsewhere(store: Store, flow_run: str) -> str:
+    """A run that this process says it does."""
+    run = "20261129-070809-abcdef"
+    store.write_running(run, {"run": run, "recipe": "small", "stages": {}, "flow_run": flow_run})
+    return run
+
+
+def test_a_run_of_another_machine_needs_its_prefect(world: World, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("artifacts.running.owner_tag", lambda: OTHER)
+    run = elsewhere(world.store, str(uuid.uuid4()))
+    for pages in (None, "asked"):
+        with api_at(api.url) as client, pytest.raises(RequestError) as refused:
+            cancel(world.store, run, PrefectPages(client) if pages else None, lambda text: None)
+        assert "goes on on another machine, or in a container of its own, and no Prefect at hand knows it" in str(
+            refused.value
+        )
+        assert "set PREFECT_API_URL" in str(refused.value)
+    by_hand = api.running(OTHER)
+    run = elsewhere(world.store, str(by_hand))
+    with api_at(api.url) as client, pytest.raises(RequestError, match=r"started by hand \(elsewhere\): no worker can"):
+        cancel(world.store, run, PrefectPages(client), lambda text: None)
+    assert api.read(by_hand).name == "Running"  # nothing was asked in vain
+
+
+def test_what_is_said_of_a_trial() -> None:
+    lines = in_words(Answer("r", "small", "cancelled", ("a", "b"), sweep="lr"))
+    assert lines[0] == "cancelled: run r (small, a, b at work); no process of it is left"
+    assert lines[1].startswith("its sweep lr ended with it, for both are one process; the same command goes on")
