@@ -18,8 +18,8 @@ from prefect.client.schemas.filters import (
     FlowFilter,
     FlowFilterName,
     FlowRunFilter,
-    FlowRunFilterStartTime,
     FlowRunFilterState,
+    FlowRunFilterStateName,
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun, StateType
@@ -34,13 +34,13 @@ from flows.cancel import WAIT_SECONDS
 from flows.prefect_cancel import UNFINISHED, ask, await_end
 from flows.prefect_deploy import find, given
 from flows.prefect_flow import posttrain
-from flows.prefect_skipped import due_in_words, last_skipped
+from flows.prefect_skipped import SKIPPED, due_in_words, last_skipped
 from flows.prefect_upkeep import ALIVE
 from stages.names import nearest
 
 STARTED: list[StateType] = [kind for kind in StateType if kind not in (StateType.SCHEDULED, StateType.PENDING)]
 
-NEVER = datetime.min.replace(tzinfo=UTC)
+BADLY = (StateType.FAILED, StateType.CRASHED)
 
 Row = dict[str, Any]
 
@@ -223,12 +223,9 @@ def _row(client: SyncPrefectClient, deployment: DeploymentResponse) -> Row:
 
 def _last(client: SyncPrefectClient, deployment: UUID) -> FlowRun | None:
     """The newest that began, or ended badly before it could; one that was skipped or cancelled before is none."""
-    began = FlowRunFilter(start_time=FlowRunFilterStartTime(is_null_=False))
-    runs = [
-        *_runs(client, deployment, STARTED, FlowRunSort.START_TIME_DESC, wanted=began),
-        *_runs(client, deployment, [StateType.FAILED, StateType.CRASHED], FlowRunSort.START_TIME_DESC),
-    ]
-    return max(runs, key=lambda run: run.start_time or run.expected_start_time or NEVER, default=None)
+    others = FlowRunFilterStateName(not_any_=[SKIPPED])
+    runs = _runs(client, deployment, STARTED, FlowRunSort.START_TIME_DESC, None, others)
+    return next((run for run in runs if run.run_count or run.state_type in BADLY), None)
 
 
 def _runs(
@@ -237,10 +234,10 @@ def _runs(
     states: list[StateType],
     sort: FlowRunSort,
     limit: int | None = 1,
-    wanted: FlowRunFilter | None = None,
+    names: FlowRunFilterStateName | None = None,
 ) -> list[FlowRun]:
-    wanted = wanted or FlowRunFilter()
-    wanted.state = FlowRunFilterState(type=FlowRunFilterStateType(any_=states))
+    state = FlowRunFilterState(type=FlowRunFilterStateType(any_=states), name=names)
+    wanted = FlowRunFilter(state=state)
     return client.read_flow_runs(deployment_filter=_of(deployment), flow_run_filter=wanted, sort=sort, limit=limit)
 
 
