@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
-from prefect.states import Cancelled, Completed, Pending, Running
+from prefect.states import Cancelled, Completed, Pending, Running, Scheduled
 from rich.console import Console
 
 from artifacts import open_store
@@ -28,8 +28,9 @@ from flows.prefect_api import api
 from flows.prefect_deploy import Deployable, When, deploy, find
 from flows.prefect_flow import posttrain
 from flows.prefect_schedule import pause, remove, resume, rows
+from flows.prefect_skipped import LIMIT_REACHED, name_skipped
 from flows.prefect_upkeep import UNTAKEN, prepare, stop_runs
-from flows.schedule_table import schedule_table
+from flows.schedule_table import of_paused, schedule_table
 from flows.server import temporary_server
 from tests.tiny_recipe import write_recipe
 
@@ -66,6 +67,64 @@ def test_a_deployment_with_a_run_that_has_not_ended_stays(client: SyncPrefectCli
     assert [gone["name"] for gone in remove(client, ["busy"])] == ["busy"]
     assert find(client, "busy") is None
     assert client.read_flow_run(run.id).state_name == "Completed"
+
+
+def test_what_is_paused_starts_nothing(client: SyncPrefectClient, tmp_path: Path) -> None:
+    """Prefect's own pause leaves what was asked for and what waits for a slot, of which a worker starts one by one."""
+    what = Deployable.read(str(write_recipe(tmp_path, {})), [])
+    made = deploy(client, what, "queue", When(interval_seconds=3600), pool=POOL, store="a store")
+    going, asked, waiting = (client.create_flow_run_from_deployment(made.id) for _ in range(3))
+    for state in (Pending(), Running()):
+        client.set_flow_run_state(going.id, state)
+    client.set_flow_run_state(waiting.id, Scheduled(name="AwaitingConcurrencySlot"), force=True)
+    [row] = pause(client, ["queue"])
+    assert (row["state"], set(row["cancelled"]), row["going"]) == ("paused", {asked.name, waiting.name}, [going.name])
+    assert [client.read_flow_run(run.id).state_name for run in (asked, waiting)] == ["Cancelled", "Cancelled"]
+    assert list(of_paused(row)) == [
+        f"queue: 2 queued runs that had not begun will not run: {', '.join(row['cancelled'])}",
+        f"queue: its run {going.name!r} goes on; `posttrain cancel {going.name}` ends it",
+    ]
+    assert [row["last"]["run"] for row in rows(client, ["queue"])] == [going.name]  # no other one began
+    client.set_flow_run_state(going.id, Completed())
+
+
+def test_a_run_that_no_worker_ends_keeps_its_deployment(client: SyncPrefectClient, tmp_path: Path) -> None:
+    what = Deployable.read(str(write_recipe(tmp_path, {})), [])
+    made = deploy(client, what, "stuck", When(interval_seconds=3600), pool=POOL, store="a store")
+    run = client.create_flow_run_from_deployment(made.id)
+    for state in (Pending(), Running()):
+        client.set_flow_run_state(run.id, state)
+    with pytest.raises(RequestError, match=rf"{run.name!r} was told to end 0 s ago and has not \(Cancelling\); does"):
+        remove(client, ["stuck"], cancel=True, wait_seconds=0.3)
+    assert rows(client, ["stuck"])[0]["state"] == "scheduled"  # as it was
+    client.set_flow_run_state(run.id, Cancelled(), force=True)
+    assert [gone["cancelled"] for gone in remove(client, ["stuck"], cancel=True)] == [[]]
+
+
+def test_a_run_that_meets_another_one_is_skipped(client: SyncPrefectClient, tmp_path: Path) -> None:
+    """Here a worker is played: it asks for the slot by setting the run to Pending."""
+    what = Deployable.read(str(write_recipe(tmp_path, {})), [])
+    made = deploy(client, what, "often", When(interval_seconds=10), pool=POOL, store="a store")
+    first, second = (client.create_flow_run_from_deployment(made.id) for _ in range(2))
+    for state in (Pending(), Running()):
+        assert client.set_flow_run_state(first.id, state).status.name == "ACCEPT"
+    assert client.set_flow_run_state(second.id, Pending()).status.name == "REJECT"
+    met = client.read_flow_run(second.id)
+    assert (met.state_name, met.state.message) == ("Cancelled", LIMIT_REACHED)
+    [row] = rows(client, ["often"])  # also where no `posttrain ui` gives it its state
+    assert (row["last"]["run"], row["skipped"]["run"]) == (first.name, second.name)
+    words = f"{first.name} was still in progress, and a deployment has one run at a time; ask again when it has ended"
+    [line] = name_skipped(client)
+    assert line.startswith(f"often: {second.name}, asked for at 20") and line.endswith(f" UTC, was skipped: {words}")
+    named = client.read_flow_run(second.id)
+    assert (named.state_name, named.state.message) == ("Skipped", words)
+    assert list(name_skipped(client)) == []
+    [again] = rows(client, ["often"])
+    assert again["skipped"] == row["skipped"]
+    client.set_flow_run_state(first.id, Completed())
+    third = client.create_flow_run_from_deployment(made.id)
+    assert client.set_flow_run_state(third.id, Pending()).status.name == "ACCEPT"
+    client.set_flow_run_state(third.id, Cancelled(), force=True)
 
 
 def test_runs_whose_deployment_was_deleted_in_the_pages_can_end(client: SyncPrefectClient) -> None:

@@ -322,7 +322,7 @@ def test_a_port_that_is_taken_is_said(ui: Ui, tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         refused = ui.command("ui", "--port", str(port), PREFECT_HOME=str(tmp_path))
     assert refused.returncode == 2
-    assert f"port {port} of 127.0.0.1 is taken by another program; give another --port" in refused.stderr
+    assert f"port {port} of 127.0.0.1 is taken by process {os.getpid()} (" in refused.stderr
 
 
 def test_what_the_last_ui_left_is_put_right(ui: Ui) -> None:

@@ -85,14 +85,14 @@ def _cancelled_from_the_command_line(ui: Ui, client: Any, run: Any) -> None:
 
 
 def _removed_with_its_run(ui: Ui, client: Any) -> None:
-    assert ui.command("schedule", "resume", "tiny").returncode == 0
+    ui.ask()
     run = until(lambda: _at_work(client))
     refused = ui.command("schedule", "remove", "tiny")
     assert refused.returncode == 2 and "`posttrain schedule remove tiny --cancel` does both" in refused.stderr
     removed = ui.command("schedule", "remove", "tiny", "--cancel")
     assert removed.returncode == 0, removed.stderr
     run = client.read_flow_run(run.id)
-    assert removed.stdout.startswith(f"cancelled: {run.name}\nremoved: tiny, which was scheduled")
+    assert removed.stdout.startswith(f"cancelled: {run.name}\nremoved: tiny, which was paused")
     assert run.state_name == "Cancelled"
     assert json.loads(ui.command("schedule", "--json").stdout)["deployments"] == []
     until(lambda: ui.processes() == [], 10)

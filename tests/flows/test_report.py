@@ -15,6 +15,7 @@ import pytest
 
 from artifacts import Artifact
 from artifacts.errors import RequestError
+from flows import cli
 from flows.report import render_report, write_report
 from flows.reporting.charts import MAX_POINTS
 from flows.reporting.graph import BOX_HEIGHT, BOX_WIDTH
@@ -331,6 +332,29 @@ def test_an_unknown_run_or_a_folder_as_output_is_refused(run: SmallRun, tmp_path
         write_report(run.store, "run-2", tmp_path / "page.html")
     with pytest.raises(RequestError, match="cannot be written"):
         write_report(run.store, "run-1", tmp_path)
+
+
+def test_where_the_page_goes(
+    run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file, whose folder is made and said; RUN.html in a folder, or here; stdout."""
+    run.store.write_run("run-1", run.payload())
+    monkeypatch.chdir(tmp_path)
+
+    def said(*options: str) -> tuple[str, str]:
+        assert cli.main(["report", "run-1", "--store", run.store.url, *options]) == 0
+        shown = capsys.readouterr()
+        return shown.out, shown.err
+
+    assert said() == ("run-1.html\n", "")
+    assert said("-o", "new/deep/page.html") == ("new/deep/page.html\n", "made the folder new/deep\n")
+    assert said("-o", "new") == ("new/run-1.html\n", "")
+    assert said("-o", "other/") == ("other/run-1.html\n", "made the folder other\n")
+    page, err = said("-o", "-")
+    assert err == "" and page == (tmp_path / "run-1.html").read_text() + "\n"
+    assert sorted(os.listdir(tmp_path / "new")) == ["deep", "run-1.html"]
+    assert cli.main(["report", "run-1", "--store", run.store.url, "-o", "-", "--json"]) == 2
+    assert "-o - writes the page to stdout, where --json writes its object" in capsys.readouterr().err
 
 
 def test_a_ledger_with_nothing_to_tell_is_one_line(tmp_path: Path) -> None:
