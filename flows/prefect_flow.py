@@ -12,7 +12,7 @@ import json
 import queue
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from prefect import flow, get_run_logger, task
@@ -39,6 +39,10 @@ from flows.run import Run, new_run_id
 
 current_run: contextvars.ContextVar[Run] = contextvars.ContextVar("posttrain_run")
 """The run that the flow and its tasks work on. Not a parameter: Prefect stores parameters in its database."""
+
+
+Ended = TypeVar("Ended")
+WAKE_SECONDS = 1.0
 
 
 class PipelineFailed(StageError):
@@ -163,11 +167,21 @@ def _schedule(run: Run, futures: dict[str, PrefectFuture[Any]]) -> None:
                 running.add(name)
                 waiting.remove(name)
         if running:
-            # a plain wait in the main thread: Ctrl-C, SIGTERM and cancellation are raised here
-            name = ended.get()
+            name = next_of(ended)
             running.remove(name)
             if name not in run.entries:
                 run.fail(name, StageError(why_not_run(name, run.recipe.stages[name].needs, futures)))
+
+
+def next_of(ended: queue.SimpleQueue[Ended]) -> Ended:
+    """Waits in the main thread, where Ctrl-C, SIGTERM and cancellation are raised.
+
+    It wakes now and then: a signal that the system hands to another thread wakes nobody here, and of a process that was
+    just continued it does.
+    """
+    while True:
+        with contextlib.suppress(queue.Empty):
+            return ended.get(timeout=WAKE_SECONDS)
 
 
 def _ready(run: Run, name: str, running: set[str], waiting: list[str]) -> bool:

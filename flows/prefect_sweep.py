@@ -11,6 +11,7 @@ from prefect import flow, tags
 from artifacts.errors import StageError
 from flows.launch import STOP_SECONDS
 from flows.pipeline import run_flow, said_of_prefect
+from flows.prefect_flow import next_of
 from flows.prefect_shown import show_table
 from flows.prefect_slots import require_slots
 from flows.run import Run
@@ -59,8 +60,7 @@ def _run_all(going: Sweeping) -> None:
             while waiting and len(running) < going.sweep.parallel:
                 trial = waiting.pop(0)
                 running[trial.number] = _start(going, trial, ended)
-            # a plain wait in the main thread: Ctrl-C, SIGTERM and cancellation are raised here
-            trial = ended.get()
+            trial = next_of(ended)
             running.pop(trial.number).join()
             standings = going.standings()
             going.listener.ended(trial, standings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -27,20 +28,24 @@ OTHER = "otherboot.4026531836-17-123"
 """A process of another machine."""
 
 
+HERE = Path(__file__).parent
+
+
+def at_work(world: World) -> bool:
+    """Whether the newest run is in its stage `two`."""
+    runs = world.store.runs()
+    return bool(runs) and world.store.read_run(runs[0])["stages"]["two"]["state"] == "running"
+
+
 class Going:
     """A run in a process of its own, whose stage `two` waits for a file that never comes; it has begun."""
 
     def __init__(self, world: World, home: Path, api: str | None) -> None:
         self.store = world.store
         self.process = Command(world.folder, home, "two.until=never", api=api).process
-        until(self._at_work, 120)
+        until(lambda: at_work(world), 120)
         self.id = self.store.runs()[0]
         self.processes = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
-
-    def _at_work(self) -> bool:
-        assert self.process.poll() is None
-        runs = self.store.runs()
-        return bool(runs) and self.store.read_run(runs[0])["stages"]["two"]["state"] == "running"
 
     def end(self) -> None:
         """Without a signal from here."""
@@ -96,6 +101,7 @@ def test_a_suspended_run_goes_on_to_its_end(world: World, api: Api, prefect_home
     """Ctrl-Z stops a process, and a stopped process hears nothing."""
     with Going(world, prefect_home, api.url) as going:
         going.process.send_signal(signal.SIGSTOP)
+        until(lambda: going.processes[0].status() == psutil.STATUS_STOPPED)
         assert cancel(world.store, "latest", None, lambda text: None).state == "cancelled"
         going.end()
 
@@ -138,7 +144,20 @@ def test_a_run_of_another_machine_needs_its_prefect(world: World, api: Api, monk
     assert api.read(by_hand).name == "Running"  # nothing was asked in vain
 
 
-def test_what_is_said_of_a_trial() -> None:
-    lines = in_words(Answer("r", "small", "cancelled", ("a", "b"), sweep="lr"))
-    assert lines[0] == "cancelled: run r (small, a, b at work); no process of it is left"
-    assert lines[1].startswith("its sweep lr ended with it, for both are one process; the same command goes on")
+def test_a_trial_ends_with_its_sweep(world: World, api: Api, prefect_home: Path) -> None:
+    """They are one process, and that is said."""
+    sweep = ["sweep", world.file(), "--over", "two.text=x,xx", "--set", "two.until=never", "--metric", "three"]
+    command = [sys.executable, str(HERE / "sweep_process.py"), *sweep, "--store", world.store.url]
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "PREFECT_API_URL": api.url}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            until(lambda: at_work(world), 60)
+            with api_at(api.url) as client:
+                answer = cancel(world.store, "latest", PrefectPages(client), lambda text: None)
+                assert answer.prefect is not None and "two.text=x " in answer.prefect
+            process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (answer.state, answer.stages, answer.process) == ("cancelled", ("two",), process.pid)
+    assert answer.sweep is not None and world.store.runs() == [answer.run]  # the other one never began
+    assert f"its sweep {answer.sweep} ended with it, for both are one process; the same" in in_words(answer)[1]
