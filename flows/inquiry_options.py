@@ -47,7 +47,7 @@ def add_inquiries(add: Callable[..., argparse.ArgumentParser], changed: Any, ref
     tokens.add_argument("recipe", metavar="RECIPE", help="a YAML file or the name of a shipped recipe")
     tokens.add_argument("stage")
     tokens.add_argument("--row", metavar="ID", help="only rows whose id begins so")
-    tokens.add_argument("--limit", type=_count, default=3, metavar="N", help="of rows (default: 3; 0: all)")
+    tokens.add_argument("--limit", type=count, default=3, metavar="N", help="of rows (default: 3; 0: all)")
     tokens.add_argument("--input", default="dataset", metavar="NAME", help="of the stage (default: dataset)")
     tokens.add_argument("--ids", action="store_true", help="a line a token, with its id")
     ledger = add("ledger", "what a run or an artifact took, stage by stage, and what the cache saved")
