@@ -36,7 +36,6 @@ class Known:
 
     id: str
     name: str
-    state: str
     begun: bool
     worker: bool
     process: str | None
@@ -60,8 +59,8 @@ class Pages(Protocol):
     def has_ended(self, run: Known) -> bool:
         """Whether it is in a final state."""
 
-    def close(self, run: Known) -> str:
-        """Give a run without a worker, whose process is gone, its final state, and say which it is."""
+    def close(self, run: Known) -> None:
+        """Give a run without a worker, whose process is gone, its final state."""
 
 
 @dataclass(frozen=True)

@@ -65,15 +65,13 @@ class PrefectPages:
         """Whether it is in a final state."""
         return is_final(self._client.read_flow_run(UUID(run.id)))
 
-    def close(self, run: Known) -> str:
+    def close(self, run: Known) -> None:
         """Cancelled, unless it had ended by itself. A process that is told to end says that it crashed."""
         found = self._client.read_flow_run(UUID(run.id))
         if not is_final(found) or found.state_type == StateType.CRASHED:
             cancelled: State[object] = Cancelled(message=MESSAGE)
             end_task_runs(self._client, found.id, cancelled)
             self._client.set_flow_run_state(found.id, cancelled, force=True)
-            return "Cancelled"
-        return str(found.state_name)
 
     def _unfinished(self) -> list[FlowRun]:
         return self._client.read_flow_runs(
@@ -109,7 +107,6 @@ def _known(run: FlowRun) -> Known:
     return Known(
         id=str(run.id),
         name=run.name,
-        state=str(run.state_name),
         begun=run.state_type != StateType.SCHEDULED,
         worker=run.deployment_id is not None,
         process=run.infrastructure_pid,
