@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 class PosttrainError(Exception):
@@ -34,6 +35,9 @@ class RequestError(PosttrainError):
 class StageError(PosttrainError):
     """A stage cannot go on: its data, model, reward function or numbers are wrong."""
 
+    may_pass: ClassVar[bool] = False
+    """Whether a later try with the same data and settings may go well."""
+
 
 class DataError(StageError):
     """A row, column or file of a dataset is wrong."""
@@ -41,6 +45,8 @@ class DataError(StageError):
 
 class OutOfMemory(StageError):
     """The memory does not suffice, and a process alone cannot go on; micro-batches of so many tokens may fit."""
+
+    may_pass = True
 
     def __init__(self, message: str, micro_batch_tokens: int) -> None:
         self.micro_batch_tokens = micro_batch_tokens

@@ -89,6 +89,12 @@ def may_pass(job: Path) -> bool:
     return not _OUT_OF_MEMORY.search(text) and bool(_PORT_TAKEN.search(text) or _PEER_GONE.search(text))
 
 
+def fails_again(job: Path) -> bool:
+    """Whether the stage said of itself that what it was given is wrong, so that every later try fails too."""
+    error = _read(job / "error.json")
+    return error is not None and error.get("fails_again") is True
+
+
 def _signal_of_a_rank(log: list[str]) -> int | None:
     """torchrun ends with status 1 whatever befell a worker; its report tells. SIGTERM is its own doing."""
     for line in log:

@@ -25,7 +25,7 @@ from artifacts.errors import StageError
 from artifacts.sealed import scrub
 from flows import supervise
 from flows.command import Command, LaunchSettings, stage_command, stage_environment
-from flows.failure import explain, killed_for_memory, may_pass, smaller_micro_batch
+from flows.failure import explain, fails_again, killed_for_memory, may_pass, smaller_micro_batch
 from flows.tail import before_failure, follow_json, follow_lines, is_warning, scrub_file
 from stages.visible import visible
 
@@ -45,10 +45,11 @@ JOB_VARIABLE = "POSTTRAIN_JOB"
 
 
 class StageFailed(StageError):
-    """A stage process ended without a result. `expected`: the message says it all, no traceback is needed."""
+    """A stage process ended without a result. `expected`: the message says it all, no traceback is needed.
+    `lasting`: it is known that every later try fails too."""
 
-    def __init__(self, message: str, *, expected: bool = False) -> None:
-        self.expected = expected
+    def __init__(self, message: str, *, expected: bool = False, lasting: bool = False) -> None:
+        self.expected, self.lasting = expected, lasting
         super().__init__(message)
 
 
@@ -234,7 +235,9 @@ def _result(job: Path, process: subprocess.Popen[bytes], live: Supervisors, run:
         raise StageOutOfMemory(message, expected=expected, smaller=smaller)
     if killed_for_memory(job):
         raise StageOutOfMemory(message, smaller=None if run.pass_tokens is None else run.pass_tokens // 2)
-    raise (StageInterrupted if may_pass(job) else StageFailed)(message, expected=expected)
+    if may_pass(job):
+        raise StageInterrupted(message, expected=expected)
+    raise StageFailed(message, expected=expected, lasting=expected and fails_again(job))
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> bool:

@@ -14,9 +14,9 @@ from artifacts.errors import RequestError
 from flows.changes import leaves
 from flows.closing import main_name
 from flows.compare import Difference, causes_between
-from flows.standings import Payload, Standings, judged_by, ranked, row_of
+from flows.standings import Payload, Row, Standings, judged_by, ranked, row_of
 from flows.trial import Ranking
-from flows.which_run import read_run, trials
+from flows.which_run import read_run, seconds_in_all, starts, trials
 
 _FIELD = re.compile(r"stages\.([^.]+)\.with\.(.+)")
 
@@ -27,6 +27,8 @@ class NamedRuns:
 
     runs: tuple[dict[str, Any], ...]
     sweep: str | None
+    starts: tuple[dict[str, Any], ...] = ()
+    """All runs of the sweep's trials, those that were interrupted as well."""
 
     @property
     def are_two(self) -> bool:
@@ -36,15 +38,18 @@ class NamedRuns:
 
 def runs_named(store: Store, references: Sequence[str]) -> NamedRuns:
     """The runs that the references mean, a sweep's name its trials. Raises RequestError."""
-    found: list[dict[str, Any]] = []
-    sweep = None
-    for reference in references:
-        members = trials(store, reference)
-        sweep = reference if members and len(references) == 1 else sweep
-        found += members or [read_run(store, reference)]
-    if len(found) < 2 and sweep is None:
+    if len(references) == 1 and (one := sweep_named(store, references[0])) is not None:
+        return one
+    found = [run for name in references for run in trials(starts(store, name)) or [read_run(store, name)]]
+    if len(found) < 2:
         raise RequestError(f"{references[0]} is one run, and there is no sweep of that name; give another run as well")
-    return NamedRuns(tuple(found), sweep)
+    return NamedRuns(tuple(found), None)
+
+
+def sweep_named(store: Store, name: str) -> NamedRuns | None:
+    """The sweep of that name; None: there is none."""
+    begun = starts(store, name)
+    return NamedRuns(tuple(trials(begun)), name, tuple(begun)) if begun else None
 
 
 def compare_many(store: Store, named: NamedRuns) -> Standings:
@@ -63,9 +68,14 @@ def compare_many(store: Store, named: NamedRuns) -> Standings:
     varied = {name for run in runs for name in run["sweep"]["varied"]}
     mine = [{**run["sweep"]["settings"], **_without(found, varied)} for run, found in zip(runs, settings, strict=True)]
     names = list(dict.fromkeys([*([judged] if judged else []), *metrics]))
-    rows = [row_of(run, found, names) for run, found in zip(runs, mine, strict=True)]
+    rows = [_of_trial(named, run, row_of(run, found, names)) for run, found in zip(runs, mine, strict=True)]
     columns = list(dict.fromkeys(name for found in mine for name in found))
     return _apart(ranked(ranking, judged, rows, columns), names)
+
+
+def _of_trial(named: NamedRuns, run: Payload, row: Row) -> Row:
+    """With the time of all its starts."""
+    return replace(row, seconds=seconds_in_all(named.starts, run["sweep"]["settings"], run["recipe_yaml"]))
 
 
 def varied_in(recipes: Sequence[str]) -> tuple[str, ...]:

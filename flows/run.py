@@ -25,6 +25,7 @@ from flows.claiming import RunClaim
 from flows.command import default_threads
 from flows.entries import BROKEN, Entry, entry_of, failed_entry, in_order, ran_entry, skipped_entry
 from flows.inputs import input_specs
+from flows.known_failures import KnownFailures
 from flows.launch import Event, StageFailed, StageResult, Supervisors, run_stage_process
 from flows.listener import Listener, Silence
 from flows.moved import MovedAliases
@@ -53,12 +54,20 @@ class Run:
     """The state of one run. `execute` may be called from several threads, once for each stage."""
 
     def __init__(
-        self, plan: Plan, listener: Listener | None = None, run_id: str | None = None, trial: Trial | None = None
+        self,
+        plan: Plan,
+        listener: Listener | None = None,
+        run_id: str | None = None,
+        trial: Trial | None = None,
+        failures: KnownFailures | None = None,
     ) -> None:
-        """Raises RequestError where the processes of stages would not see the plan's store."""
+        """`failures`: what trials beside this one met. Raises RequestError where the processes of stages would not see
+        the plan's store."""
         require_shared(plan.store)
         self.plan = plan
         self.trial = trial
+        self._failures = failures or KnownFailures()
+        self._where = f"trial {trial.number}" if trial else "this run"
         self.recipe = plan.recipe
         self.store = plan.store
         self.listener = listener or Silence()
@@ -124,7 +133,8 @@ class Run:
             with self._lease(name, decision) as decision:
                 if decision.state == "cached":
                     return self._take(name, decision)
-                return self._make(name, decision, on_event, occupy)
+                with self._failures.avoided(self._stage(name), decision, self._where):
+                    return self._make(name, decision, on_event, occupy)
         except BaseException as error:
             self.fail(name, error, time.monotonic() - started, decision)
             raise

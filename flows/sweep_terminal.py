@@ -48,7 +48,7 @@ class SweepTerminal:
 
     def listener(self, trial: Trial) -> Listener:
         """Its stages are shown with the trial's number."""
-        return _Numbered(self._terminal, f"{trial.number}/{trial.of} ")
+        return _Numbered(self._terminal, trial)
 
     def ended(self, trial: Trial, standings: Standings) -> None:
         """How those stand that have begun; the closing table is for all."""
@@ -69,8 +69,9 @@ class SweepTerminal:
 class _Numbered:
     """The listener of one trial's run."""
 
-    def __init__(self, terminal: Terminal, beginning: str) -> None:
-        self._terminal, self._beginning = terminal, beginning
+    def __init__(self, terminal: Terminal, trial: Trial) -> None:
+        self._terminal, self._trial = terminal, trial
+        self._beginning = f"{trial.number}/{trial.of} "
 
     def planned(self, decisions: Mapping[str, Decision]) -> None: ...
 
@@ -81,7 +82,8 @@ class _Numbered:
         self._terminal.event(self._beginning + name, event)
 
     def ended(self, name: str, entry: Entry) -> None:
-        self._terminal.ended(self._beginning + name, entry)
+        if self._trial.plan.decisions[name].state != "skipped":  # left out by --only and the like, in all trials
+            self._terminal.ended(self._beginning + name, entry)
 
     def finished(self, payload: Mapping[str, Any]) -> None: ...
 

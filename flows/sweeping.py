@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 from artifacts.errors import PosttrainError
+from flows.known_failures import KnownFailures
 from flows.listener import Listener, Silence
 from flows.run import Run
 from flows.standings import Payload, Row, Standings, judged_by, ranked, row_of
 from flows.sweep import Sweep
 from flows.trial import Trial
+from flows.which_run import seconds_in_all, starts
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +53,20 @@ class Sweeping:
         """Of trials that have begun."""
         self._ended: dict[int, Payload] = {}
         self._errors: dict[int, str] = {}
+        self._failures = KnownFailures()
+        before = starts(sweep.store, sweep.name)
+        self._before = {
+            trial.number: seconds_in_all(before, trial.to_json()["settings"], trial.plan.recipe.text)
+            for trial in sweep.trials
+        }
+        """What each trial took when the sweep was started before."""
         self._stopped = False
         self._lock = threading.Lock()
 
     def begin(self, trial: Trial) -> Run:
         """The run of a trial whose turn has come."""
         with self._lock:
-            run = Run(trial.plan, self.listener.listener(trial), trial=trial)
+            run = Run(trial.plan, self.listener.listener(trial), trial=trial, failures=self._failures)
             self.runs[trial.number] = run
             if self._stopped:
                 run.stop()
@@ -106,7 +116,8 @@ class Sweeping:
             return Row(state, trial.values, trial=trial.number, error=error, command=trial.to_json()["command"])
         row = row_of(payload, trial.values, () if metric is None else (metric,))
         going = trial.number not in self._ended
-        return Row(**{**vars(row), "state": "running" if going else row.state, "error": error or row.error})
+        seconds = None if row.seconds is None else row.seconds + self._before[trial.number]
+        return replace(row, state="running" if going else row.state, error=error or row.error, seconds=seconds)
 
 
 def run_sweep(sweep: Sweep, listener: SweepListener | None = None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from artifacts import Store
@@ -28,20 +29,27 @@ def newest_with(store: Store, stage: str) -> dict[str, Any]:
     return read_run(store, "latest")
 
 
-def trials(store: Store, sweep: str) -> list[dict[str, Any]]:
-    """The runs of a sweep in the order of its trials, of each combination the newest that ended well, or else the
-    newest; empty: there is no such sweep."""
+def starts(store: Store, sweep: str) -> list[dict[str, Any]]:
+    """All runs of a sweep, the newest first; a trial that was interrupted has several."""
+    named = (store.read_run(name) for name in store.runs() if f"-{sweep}-" in name)  # ids have it: others stay unread
+    return [run for run in named if (run.get("sweep") or {}).get("name") == sweep]
+
+
+def trials(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of a sweep's runs (`starts`) those that stand for its trials, in the order of these: of each combination the newest
+    that ended well, or else the newest."""
     found: dict[str, dict[str, Any]] = {}
-    for name in store.runs():
-        if f"-{sweep}-" not in name:  # ids have it, so that the others need not be read
-            continue
-        run = store.read_run(name)
-        trial = run.get("sweep") or {}
-        if trial.get("name") == sweep:
-            settings = json.dumps(trial["settings"], sort_keys=True)
-            if settings not in found or (run["state"] == "ok" and found[settings]["state"] != "ok"):
-                found[settings] = in_order(run)
+    for run in runs:
+        settings = json.dumps(run["sweep"]["settings"], sort_keys=True)
+        if settings not in found or (run["state"] == "ok" and found[settings]["state"] != "ok"):
+            found[settings] = in_order(run)
     return sorted(found.values(), key=lambda run: int(run["sweep"]["trial"]))
+
+
+def seconds_in_all(runs: Iterable[Mapping[str, Any]], settings: Mapping[str, Any], recipe: str) -> float:
+    """What the runs of one trial took together: those with these settings and the same text of the recipe."""
+    mine = (run for run in runs if run["sweep"]["settings"] == settings and run.get("recipe_yaml") == recipe)
+    return float(sum(run.get("seconds") or 0.0 for run in mine))
 
 
 def run_id(store: Store, reference: str) -> str:

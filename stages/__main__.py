@@ -21,6 +21,7 @@ from typing import Any
 from artifacts import Artifact, Record, open_store, scrub
 from artifacts.errors import OutOfMemory, PosttrainError, StageError
 from stages.context import FAILED_LINE, Context, Spec
+from stages.fails_again import fails_again
 from stages.identity import operational_config
 from stages.leaving import leave
 from stages.scrubbing import scrubbed_output
@@ -170,6 +171,7 @@ def _report_failure(job: Path, error: BaseException) -> None:
             "message": scrub(str(error)) or type(error).__name__,
             "traceback": scrub("".join(traceback.format_exception(error))),
             "expected": isinstance(error, PosttrainError),
+            "fails_again": fails_again(error),
             "smaller_micro_batch_tokens": error.micro_batch_tokens if isinstance(error, OutOfMemory) else None,
         },
     )

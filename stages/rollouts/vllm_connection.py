@@ -25,6 +25,8 @@ def _trusted() -> ssl.SSLContext:
 class ServerFailure(StageError):
     """A server broke off, refused a connection or failed inside; another one, or itself later, may answer."""
 
+    may_pass = True
+
 
 class ServerRefusal(ServerFailure):
     """It did answer, with an error of its own."""
@@ -32,6 +34,8 @@ class ServerRefusal(ServerFailure):
 
 class ServerSilence(StageError):
     """A server did not answer in time."""
+
+    may_pass = True
 
 
 @dataclass(frozen=True)

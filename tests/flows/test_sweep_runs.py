@@ -112,6 +112,29 @@ def test_a_trial_that_fails_stops_no_other(world: World, api: Api, capsys) -> No
     assert "--set two.text=xxxx" in shown.err
 
 
+def test_a_shared_stage_that_fails_is_not_run_by_every_trial(world: World, api: Api, capsys) -> None:
+    """Two wait for the third's lease. `fail` is operational, no part of the fingerprint: with another one the stage may
+    end differently."""
+    arguments = ("--over", "two.text=x,xx,xxx", "--metric", "three", "--parallel", "3")
+    found = sweep(world, capsys, *arguments, "--set", "one.fail=rows 3 is empty", status=1)
+    assert Counter(world.ran()) == {"one": 1, "beside": 1}
+    said = [row["error"] for row in by_trial(found)]
+    (first,) = [trial for trial, error in enumerate(said, start=1) if error == "one: rows 3 is empty"]
+    again = f"one: rows 3 is empty (in trial {first}; not run again)"
+    assert sorted(said) == ["one: rows 3 is empty", again, again]
+    assert [row["state"] for row in found["rows"]] == ["failed"] * 3
+    sweep(world, capsys, "--over", "one.fail=a,b,''", "--until", "one", status=1)
+    assert world.ran() == ["one"] * 3
+
+
+def test_what_is_not_asked_for_is_not_told(world: World, api: Api, capsys) -> None:
+    """Only of stages that a failure leaves out."""
+    arguments = ["--over", "one.text=a,bad", "--set", "one.refuses=bad", "--until", "two", "--store", world.store.url]
+    assert cli.main(["sweep", world.file(), *arguments]) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if "skipped" in line]
+    assert said == ["2/2 two: skipped: one failed"]
+
+
 def test_the_command_that_is_printed_names_the_best(world: World, api: Api, capsys) -> None:
     found = sweep(world, capsys, "--over", "two.text=x,xx", "--metric", "three")
     world.ran()
@@ -181,6 +204,14 @@ def test_a_sweep_that_is_ended_goes_on_when_it_runs_again(
     assert Counter(world.ran()) == {"two": 2, "three": 2}
     assert [(row["trial"], row["cached"]) for row in by_trial(found)] == [(1, 4), (2, 2), (3, 2)]
     assert found["state"] == "ok" and {run["sweep"]["name"] for run in runs} == {found["sweep"]}
+    runs = [world.store.read_run(run) for run in world.store.runs()]
+    assert len(runs) == 3 + 1 + waiting  # the second start began all three
+    for row in found["rows"]:
+        mine = [run["seconds"] for run in runs if run["sweep"]["settings"] == row["settings"]]
+        assert row["seconds"] == pytest.approx(sum(mine)) and len(mine) == (1 if row["trial"] > 1 + waiting else 2)
+    assert cli.main(["diff", found["sweep"], "--json", "--store", world.store.url]) == 0
+    shown = {row["trial"]: row["seconds"] for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert shown == {row["trial"]: row["seconds"] for row in found["rows"]}
 
 
 def test_diff_of_a_sweep_by_its_name(world: World, api: Api, capsys) -> None:

@@ -18,6 +18,7 @@ def event(**values: object) -> None:
 
 def fail(message: str) -> None:
     error = {"type": "DataError", "message": message, "traceback": "", "expected": True}
+    error["fails_again"] = True
     (job / "error.json").write_text(json.dumps(error))
     sys.exit(1)
 
