@@ -97,10 +97,10 @@ def parser() -> _Parser:
     add("show", "an artifact: what it is, its files, metrics and lineage").add_argument("artifact", help=reference)
     add("path", "a local folder with an artifact's files").add_argument("artifact", help=reference)
     add_store_care(add, reference)
-    report = add("report", "a run as one HTML page")
-    report.add_argument("run", help=RUN)
+    report = add("report", "a run, or a sweep, as one HTML page")
+    report.add_argument("run", help=f"{RUN}; or a sweep's name (`latest` is the sweep where that is the newest)")
     report.add_argument(
-        "-o", "--output", metavar="FILE.html", help="where to (default: RUN.html); a folder; - : stdout"
+        "-o", "--output", metavar="FILE.html", help="where to (default: its name .html); a folder; - : stdout"
     )
     add_inquiries(add, changed, reference)
     add_operations(add, changed)

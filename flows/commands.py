@@ -104,23 +104,24 @@ def path(options: Namespace) -> int:
 
 def report(options: Namespace) -> int:
     """`posttrain report`"""
-    from flows.report import place_of, render_report, write_report
-    from flows.which_run import run_id as find_run
+    from flows.report import place_of, rendered_run, write_report
+    from flows.sweep_report import rendered_sweep, write_sweep_report
+    from flows.which_run import named
 
     store = _open(options)
-    run_id = find_run(store, options.run)
-    output = place_of(options.output, run_id)
+    kind, name = named(store, options.run)
+    output = place_of(options.output, name)
     if output is None:
         if options.json:
             raise RequestError("-o - writes the page to stdout, where --json writes its object; give one of them")
-        print(render_report(store, store.read_run(run_id)))
+        print({"run": rendered_run, "sweep": rendered_sweep}[kind](store, name))
         return 0
     made = not output.parent.exists()
-    write_report(store, run_id, output)
+    {"run": write_report, "sweep": write_sweep_report}[kind](store, name, output)
     if made:
         print(f"made the folder {output.parent}", file=sys.stderr)
     if options.json:
-        _print_json({"run": run_id, "report": str(output)})
+        _print_json({kind: name, "report": str(output)})
     else:
         print(output)
     return 0

@@ -36,8 +36,8 @@ def starts(store: Store, sweep: str) -> list[dict[str, Any]]:
 
 
 def trials(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Of a sweep's runs (`starts`) those that stand for its trials, in the order of these: of each combination the newest
-    that ended well, or else the newest."""
+    """Of a sweep's runs (`starts`) those that stand for its trials, in the order of these: of each combination the
+    newest that ended well, or else the newest."""
     found: dict[str, dict[str, Any]] = {}
     for run in runs:
         settings = json.dumps(run["sweep"]["settings"], sort_keys=True)
@@ -50,6 +50,16 @@ def seconds_in_all(runs: Iterable[Mapping[str, Any]], settings: Mapping[str, Any
     """What the runs of one trial took together: those with these settings and the same text of the recipe."""
     mine = (run for run in runs if run["sweep"]["settings"] == settings and run.get("recipe_yaml") == recipe)
     return float(sum(run.get("seconds") or 0.0 for run in mine))
+
+
+def named(store: Store, reference: str) -> tuple[str, str]:
+    """(`run`, its id) or (`sweep`, its name): of `latest` the sweep where the newest run is a trial."""
+    if starts(store, reference):
+        return "sweep", reference
+    found = run_id(store, reference)
+    if reference == "latest" and (trial := store.read_run(found).get("sweep")):
+        return "sweep", str(trial["name"])
+    return "run", found
 
 
 def run_id(store: Store, reference: str) -> str:

@@ -4,6 +4,7 @@
 
   // ---- charts: a line at the step under the pointer, its values in a box
 
+  const MOST = 16; // lines in the box
   const pairOf = (text) => text.split(",").map(Number);
   const format = (value) => {
     if (value === 0 || (Math.abs(value) >= 1e-3 && Math.abs(value) < 1e6)) return String(Number(value.toPrecision(5)));
@@ -48,8 +49,9 @@
       lines ??= [...svg.querySelectorAll(".line")].map((group) => ({
         name: group.dataset.run,
         color: [...group.classList].find((name) => /^c\d$/.test(name)),
+        place: Number(group.dataset.place ?? 0),
         points: JSON.parse(group.dataset.points),
-      }));
+      })).sort((a, b) => a.place - b.place);
       clear();
       const box = svg.getBoundingClientRect();
       const at = ((event.clientX - box.left) / box.width) * svg.viewBox.baseVal.width;
@@ -65,7 +67,8 @@
       }
       tip.textContent = [
         `step ${format(step)}`,
-        ...found.map((line) => `${line.name}: ${format(line.point[1])}${line.point[0] === step ? "" : ` (step ${format(line.point[0])})`}`),
+        ...found.slice(0, MOST).map((line) => `${line.name}: ${format(line.point[1])}${line.point[0] === step ? "" : ` (step ${format(line.point[0])})`}`),
+        ...(found.length > MOST ? [`and ${found.length - MOST} more`] : []),
       ].join("\n");
       tip.hidden = false;
       place(event);

@@ -73,9 +73,10 @@ def thin(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
     return [points[index] for index in sorted(kept)]
 
 
-def line_chart(lines: Sequence[tuple[str, int, Sequence[Point]]]) -> Chart:
-    """A chart of (name, colour, points) lines, of which at least one has a finite value."""
-    thinned = [(name, color, points, thin(points)) for name, color, points in lines]
+def line_chart(lines: Sequence[tuple[str, int, Sequence[Point]]], limit: int = MAX_POINTS) -> Chart:
+    """A chart of (name, colour, points) lines, of which at least one has a finite value; each of `limit` points at
+    most."""
+    thinned = [(name, color, points, thin(points, limit)) for name, color, points in lines]
     steps = [step for *_, kept in thinned for step, _ in kept]
     values = [value for *_, kept in thinned for _, value in kept if value is not None]
     x_range = _widened(min(steps), max(steps))

@@ -89,7 +89,7 @@ def read_curves(run: Mapping[str, Any], reader: Reader) -> Curves:
         metrics_so_far(run, stage, entry, reader, MAX_ROWS) for stage, entry in entries if is_unfinished(entry)
     )
     logs = _logs(run, reader, {found.stage: found.rows for found in unfinished})
-    names = sorted({name for log in logs for name in log.metrics}, key=_rank)
+    names = sorted({name for log in logs for name in log.metrics}, key=rank)
     rows = {name: panels for name in names if (panels := _panels(name, logs))}
     for panel in (panel for panels in rows.values() for panel in panels):
         for series in panel.chart.series:
@@ -122,7 +122,8 @@ def _blocks(rows: Iterable[tuple[Panel, ...]]) -> tuple[Block, ...]:
     return tuple(blocks)
 
 
-def _rank(name: str) -> tuple[int, str]:
+def rank(name: str) -> tuple[int, str]:
+    """Where a metric stands among the curves."""
     return (LEADING.index(name) if name in LEADING else len(LEADING), name)
 
 
@@ -133,7 +134,7 @@ def _logs(run: Mapping[str, Any], reader: Reader, so_far: Mapping[str, Sequence[
     def add(stage: str, rows: Sequence[Mapping[str, Any]], ledger: Mapping[str, Any]) -> None:
         notices = (*map(str, notices_of_rows(counts_of(ledger))), *_notices(rows))
         uses = str(run["stages"][stage]["uses"])
-        logs.append(_Log(stage, uses, len(logs) % COLORS, _points(rows), notices))
+        logs.append(_Log(stage, uses, len(logs) % COLORS, points_of(rows), notices))
 
     for stage, entry in run["stages"].items():
         if so_far.get(stage):
@@ -141,7 +142,7 @@ def _logs(run: Mapping[str, Any], reader: Reader, so_far: Mapping[str, Sequence[
         for output in (entry.get("outputs") or {}).values():
             if output["kind"] in TRAINED:
                 rows = list(reader.lines(artifact_of(output), "metrics.jsonl", stage, MAX_ROWS))
-                if _points(rows):
+                if points_of(rows):
                     add(stage, rows, reader.json(artifact_of(output), "ledger.json", stage))
     return logs
 
@@ -156,7 +157,7 @@ def _notices(rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
     return tuple(str(notice) for notice in notices_of(numbers))
 
 
-def _points(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Point]]:
+def points_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Point]]:
     """Metric -> points; rows without a step are numbered by their line."""
     points: dict[str, list[Point]] = {}
     for line, row in enumerate(rows, start=1):

@@ -102,7 +102,7 @@ class SmallRun:
         """`inputs` as in a recipe: `sft`, `chats.train`, `@alias`."""
         identifiers = {key: self._identifier(reference) for key, reference in inputs.items()}
         made = {key: self.put(kind, files, uses, identifiers) for key, (kind, files) in outputs.items()}
-        fingerprint = sha256_bytes(name.encode())
+        fingerprint = sha256_bytes(json.dumps([name, config, identifiers]).encode())
         self.recipe[name] = {"uses": uses, "inputs": dict(inputs), "with": dict(config or {})}
         self.stages[name] = {
             "uses": uses,
@@ -121,9 +121,8 @@ class SmallRun:
             "resumed_from": None,
             **fields,
         }
-        self.store.append_record(
-            Record(uses, fingerprint, {"config": dict(config or {})}, made, provenance={"versions": {"torch": "2"}})
-        )
+        identity = {"stage": uses, "version": 1, "config": dict(config or {}), "inputs": identifiers}
+        self.store.append_record(Record(uses, fingerprint, identity, made, provenance={"versions": {"torch": "2"}}))
 
     def output(self, name: str) -> str:
         """The id of a stage's first output."""
