@@ -30,6 +30,7 @@ def run(options: Namespace) -> int:
 def sweep(options: Namespace) -> int:
     """`posttrain sweep`"""
     from flows.sweep import plan_sweep, request_of
+    from flows.sweep_report import keep_page
     from flows.sweep_terminal import SweepTerminal
     from flows.sweeping import run_sweep
 
@@ -38,8 +39,9 @@ def sweep(options: Namespace) -> int:
         made = plan_sweep(request_of(options), store)
     with SweepTerminal(made, json=options.json) as terminal:
         payload = run_sweep(made, terminal)
+        page = terminal.page(lambda: keep_page(store, payload))
     if options.json:
-        _print_json(payload)
+        _print_json({**payload, "report": page})
     return 0 if payload["state"] == "ok" else 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from flows.reporting.reading import Reader
 from flows.reporting.sweep_curves import read_sweep_curves
 from flows.reporting.sweep_plots import CELL, CELL_HEIGHT, heat_map, setting_plots
 from flows.reporting.sweep_trials import read_trials
-from flows.standings import Standings
+from flows.standings import Row, Standings
 
 
 def write_sweep_report(store: Store, sweep: str, output: Path) -> None:
@@ -33,6 +34,17 @@ def rendered_sweep(store: Store, sweep: str) -> str:
     if named is None:
         raise RequestError(f"there is no sweep {sweep!r} in {store.url}; `posttrain ls` shows the newest runs")
     return render_sweep_report(store, named)
+
+
+def keep_page(store: Store, payload: Mapping[str, Any]) -> Path:
+    """The page of a sweep that has ended, beside what the first run of its standings left on this machine, with which
+    `posttrain gc` clears it away. Raises as `write_sweep_report`."""
+    begun = [str(row["run"]) for row in payload["rows"] if row["run"] is not None]
+    if not begun:
+        raise RequestError("none of its trials has begun")
+    output = store.scratch.absolute() / begun[0] / "sweep.html"
+    write_sweep_report(store, str(payload["sweep"]), output)
+    return output
 
 
 def render_sweep_report(store: Store, named: NamedRuns) -> str:
@@ -72,6 +84,6 @@ def _state(found: Standings, trials: int) -> str:
     return next((state for state in ("running", "failed") if state in states), "interrupted")
 
 
-def _is_unranked(found: Standings, row: Any) -> bool:
+def _is_unranked(found: Standings, row: Row) -> bool:
     one = row.metrics.get(found.metrics[0]) if found.metrics else None
     return one is None or one.number is None

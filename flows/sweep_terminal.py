@@ -6,14 +6,16 @@ All goes to stderr but the closing table, as of a run.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
+from artifacts.errors import PosttrainError
 from flows.console import console_of
 from flows.standings_table import heading, setting_in_words, standings_table
 from flows.terminal import WIDTH_OF_FILES, Terminal
@@ -64,6 +66,17 @@ class SweepTerminal:
         if (first := standings.first) is not None and first.command is not None:
             text = f"to name the best @{payload['recipe']}/..., run it again from the store:\n  {first.command}"
             self._console.print(Text(text), soft_wrap=True)
+
+    def page(self, write: Callable[[], Path]) -> str | None:
+        """Writes the page and says where; None, with a word why, where it cannot be: the sweep has ended all the
+        same."""
+        try:
+            path = str(write())
+        except PosttrainError as error:
+            self._console.print(Text(f"there is no page of the sweep: {error}"), soft_wrap=True)
+            return None
+        self._console.print(Text(f"as a page: {path}"), soft_wrap=True)
+        return path
 
 
 class _Numbered:

@@ -36,8 +36,8 @@ class Scale:
 
 
 def of_setting(values: Sequence[Any]) -> Scale:
-    """Of the values that a setting takes, with a tick at each. Numbers are to scale: by their logarithms where they span
-    a decade; not where zero or less stands among such. All else is in the order given."""
+    """Of the values that a setting takes, with a tick at each. Numbers are to scale, by their logarithms where they
+    span a decade; not where zero or less stands among such. All else is in the order given."""
     kept = list({_key(value): value for value in values}.values())
     if not all(_is_number(value) for value in kept):
         return _in_order(kept)

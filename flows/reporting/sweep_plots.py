@@ -40,8 +40,8 @@ class Dot:
 
 @dataclass(frozen=True)
 class Group:
-    """Trials that are equal in all other settings; `words` says in which. `path`: SVG path data of their line. Of too many
-    groups to tell apart only that of the best trial has a colour."""
+    """Trials that are equal in all other settings; `words` says in which. `path`: SVG path data of their line. Of too
+    many groups to tell apart only that of the best trial has a colour."""
 
     words: str
     color: int

@@ -55,7 +55,9 @@ def _trial(found: Standings, place: int, row: Row, run: Mapping[str, Any], store
         anchor=f"trial-{row.trial}",
         best=found.first is row,
         row=row,
-        settings=tuple(setting_in_words(row.settings[name]) if name in row.settings else "–" for name in found.settings),
+        settings=tuple(
+            setting_in_words(row.settings[name]) if name in row.settings else "–" for name in found.settings
+        ),
         metrics=tuple("–" if one is None else metric_in_words(one.value, one.low, one.high) for one in measured),
         stages=tuple(_stage(name, entry) for name, entry in run["stages"].items()),
         report=f"posttrain report {row.run} --store {store}",

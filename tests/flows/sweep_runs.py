@@ -1,4 +1,4 @@
-"""A sweep whose runs are written into a real store by hand, for its page: sft for all, a dpo and an evaluation a trial."""
+"""A sweep whose runs are written into a real store by hand, for its page: sft for all, a dpo and a judge a trial."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SmallSweep:
         seconds: float = 10.0,
         error: str | None = None,
     ) -> dict[str, Any]:
-        """`metrics`: of its evaluation; `losses`: its dpo's, one a step. `error`: of its dpo, which then made nothing."""
+        """`metrics`: of its evaluation; `losses`: its dpo's, one a step. `error`: of its dpo, which made nothing."""
         number = len(self.runs) + 1
         config = {name.removeprefix("dpo."): value for name, value in settings.items()}
         rows = [{"step": step, "loss": loss, "rewards/margins": -loss} for step, loss in enumerate(losses, start=1)]
