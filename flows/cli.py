@@ -105,6 +105,7 @@ def parser() -> _Parser:
     add_inquiries(add, changed, reference)
     add_operations(add, changed)
     add("stages", "the stages there are, or one with its fields").add_argument("name", nargs="?")
+    add("rewards", "the built-in rewards, or one with its fields and an example").add_argument("name", nargs="?")
     return top
 
 

@@ -145,8 +145,27 @@ def stages(options: Namespace) -> int:
     return 0
 
 
+def rewards(options: Namespace) -> int:
+    """`posttrain rewards`"""
+    from dataclasses import asdict
+
+    from flows.describe_reward import describe_reward, entry_rows
+    from stages.rollouts.reward_spec import REWARDS
+
+    described = [describe_reward(name) for name in (REWARDS if options.name is None else (options.name,))]
+    if options.json:
+        _print_json({entry["name"]: entry for entry in described})
+    else:
+        from flows import tables
+        from flows.reward_tables import reward_tables, rewards_tables
+
+        shown = reward_tables(described[0]) if options.name else rewards_tables(described, map(asdict, entry_rows()))
+        tables.show(*shown)
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Namespace], int]] = (
-    {command.__name__: command for command in (run, sweep, plan, show, path, report, stages)}
+    {command.__name__: command for command in (run, sweep, plan, show, path, report, stages, rewards)}
     | inquiries.COMMANDS
     | operations.COMMANDS
     | store_care.COMMANDS

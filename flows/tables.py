@@ -50,14 +50,20 @@ def stages_table(described: Iterable[Mapping[str, Any]]) -> Table:
     return table
 
 
-def stage_tables(stage: Mapping[str, Any]) -> list[RenderableType]:
-    """One stage with its fields, inputs and outputs."""
-    fields = plain_table("with", "default", "accepts", "meaning")
-    for row in stage["fields"]:
+def fields_table(head: str, rows: Iterable[Mapping[str, Any]]) -> Table:
+    """The fields of a Config with defaults and meanings."""
+    table = plain_table(head, "default", "accepts", "meaning")
+    for row in rows:
         mark = " (operational)" if row["operational"] else ""
-        fields.add_row(
+        table.add_row(
             Text(row["name"], style="bold"), Text(row["default"]), Text(row["accepts"]), Text(row["meaning"] + mark)
         )
+    return table
+
+
+def stage_tables(stage: Mapping[str, Any]) -> list[RenderableType]:
+    """One stage with its fields, inputs and outputs."""
+    fields = fields_table("with", stage["fields"])
     inputs = plain_table("inputs", "kind", "")
     for name, entry in stage["inputs"].items():
         notes = ["required" if entry["required"] else "optional", *(["a list may be given"] if entry["many"] else [])]

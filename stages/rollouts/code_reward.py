@@ -26,7 +26,8 @@ class Code(BuiltIn):
     """1 where the completion's Python code passes the row's `tests` in a sandbox, 0 where it does not.
 
     The code is the completion's last fenced block, or all of it; what column `setup` holds runs before it. Column
-    `tests` is described in code_tests.py. Programs have the standard library, a folder of their own and no network.
+    `tests` lists assertions ("assert f(2) == 4"), calls ({"call": "f(2)", "expected": 4}) or whole programs
+    ({"input": "2", "output": "4"}). Programs have the standard library, a folder of their own and no network.
     """
 
     operational: ClassVar[frozenset[str]] = frozenset({"workers", "unsafe"})

@@ -110,13 +110,13 @@ def spec_of(reward: Reward) -> RewardSpec:
     """The reward with everything said. Raises RequestError for a name that is not built in, or needs parameters."""
     if isinstance(reward, str):
         if ":" not in reward and reward not in REWARDS:
-            raise RequestError(_unknown(reward))
+            raise RequestError(unknown_reward(reward))
         try:
             return RewardSpec.model_validate({"name": reward})
         except ValidationError as error:
             raise RequestError(f"rewards: {_reasons(error)}: write {{name: {reward}, parameters: {{...}}}}") from error
     if ":" not in reward.name and reward.name not in REWARDS:
-        raise RequestError(_unknown(reward.name))
+        raise RequestError(unknown_reward(reward.name))
     return reward
 
 
@@ -133,7 +133,8 @@ def unknown_rewards(rewards: Sequence[Reward]) -> list[str]:
     return [*problems, *(f"two rewards have the name {name!r}; give one of them a label" for name in twice)]
 
 
-def _unknown(name: str) -> str:
+def unknown_reward(name: str) -> str:
+    """What is said of a name that is not built in."""
     hint = f"; here it is {FOREIGN[name]} (TRL)" if name in FOREIGN else nearest(name, REWARDS)
     return f"no built-in reward {name!r}{hint}; there are {', '.join(REWARDS)}, or give file.py:name"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -100,6 +101,10 @@ def test_a_trial_that_fails_stops_no_other(world: World, api: Api, capsys) -> No
         (2, "failed", "two: the text bad is refused"),
     ]
     assert found["state"] == "failed"
+    assert Path(found["report"]).is_relative_to(world.store.scratch / found["rows"][0]["run"])
+    page = Path(found["report"]).read_text()
+    assert re.findall(r'<tr(?: class="best")? data-trial="(.)"', page) == ["3", "1", "2"]
+    assert "two: the text bad is refused" in page
     assert cli.main(["sweep", world.file(), *arguments, "--store", world.store.url]) == 1
     shown = capsys.readouterr()
     assert [line.split()[:4] for line in shown.out.splitlines()[2:]] == [
