@@ -15,7 +15,8 @@ from artifacts.errors import RequestError
 from flows import cli
 from flows.many_runs import sweep_named
 from flows.sweep_report import render_sweep_report, write_sweep_report
-from tests.flows.report_run import ATTACK
+from stages.training.so_far import METRICS
+from tests.flows.report_run import ATTACK, jsonl
 from tests.flows.sweep_runs import STEPS, SmallSweep, interval
 from tests.flows.test_report import Page, series_of
 
@@ -173,6 +174,19 @@ def test_many_combinations_keep_colour_for_the_best_and_less_is_better_of_a_loss
     svg = html.split('data-setting="dpo.kind"')[1].split("</svg>")[0]
     assert re.findall(r'class="group-line c(\d)"', svg) == ["0", "1", "2", "3", "4", "5"][::-1]
     assert '<svg class="heat"' not in html
+
+
+def test_a_stage_that_failed_is_drawn_as_far_as_it_came(tmp_path: Path) -> None:
+    made = SmallSweep(tmp_path, of=2)
+    made.trial({"dpo.beta": 0.1}, interval(0.5, 0.1), losses(1))
+    run = made.trial({"dpo.beta": 0.2}, {}, [], state="failed", error="loss is nan at step 3")["run"]
+    job = made.store.scratch / run / "dpo"
+    job.mkdir(parents=True)
+    (job / METRICS).write_text(jsonl([{"step": step, "loss": 2.0 * step} for step in (1, 2)]))
+    html = rendered(made)
+    assert series_of(Page(html), "loss")["trial 2"] == [[1.0, 2.0], [2.0, 4.0]]
+    assert re.findall(r'<g class="line c\d partial" data-run="([^"]+)"', html) == ["trial 2"]
+    assert "trial 2 (unfinished)" in Page(html).text
 
 
 def test_a_model_that_trials_share_is_one_line(tmp_path: Path) -> None:
