@@ -26,7 +26,7 @@ from stages.visible import visible
 def render(template: str, **values: Any) -> str:
     """The page that a template of `report_assets` makes of the values."""
     style, script = _asset("style.css"), _asset("script.js")
-    page = _environment().get_template(template)
+    page = environment().get_template(template)
     return page.render(**values, style=style, script=script, policy=_policy(style, script))
 
 
@@ -48,8 +48,9 @@ def write(page: str, output: Path) -> None:
 
 
 @cache
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """In which templates become pages: every text in it is shown as text, without secrets."""
+    made = Environment(
         loader=PackageLoader("flows", "report_assets"),
         autoescape=True,
         finalize=_as_shown,
@@ -57,8 +58,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=text.number, duration=text.duration, short=text.short)
-    return environment
+    made.filters.update(number=text.number, duration=text.duration, short=text.short)
+    return made
 
 
 def _as_shown(value: Any) -> Any:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from flows import prefect_shown
 from flows.prefect_report import Progress
-from flows.report import _environment
+from flows.reporting.page import environment
 from flows.request import print_json
 from flows.row_sources import Place
 from flows.tail import follow_json
@@ -94,7 +94,7 @@ def test_errors_logs_pages_and_answers_for_scripts(capsys: pytest.CaptureFixture
     log = io.StringIO()
     print(f"a\n{HOSTILE}", file=ScrubbedStream(log))
     assert log.getvalue() == f"a\n{SEEN}\n"
-    page = _environment().from_string("<p>{{ said }}</p>{{ short }}").render(said=HOSTILE + "<b>", short="\x1b")
+    page = environment().from_string("<p>{{ said }}</p>{{ short }}").render(said=HOSTILE + "<b>", short="\x1b")
     assert page == rf"<p>{SEEN}&lt;b&gt;</p>\u001b"
     print_json({"said": HOSTILE})
     printed = capsys.readouterr().out
