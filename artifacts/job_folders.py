@@ -1,5 +1,5 @@
 """What runs leave on this machine: the folders in which their stages ran, <run>/<stage> in the scratch folder of their
-store, and pages of them, <run>.html, that somebody gives out."""
+store, and pages of them, <run>.html or <run>.sweep.html, that somebody gives out."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ def last_sign(folder: Path) -> float | None:
         return None
 
 
-def run_pages(folder: Path, runs: Iterable[str]) -> tuple[float, list[Path]]:
-    """(now by the clock of that disk, the pages of these runs); those of other stores' runs are nothing of ours."""
+def run_pages(folder: Path, runs: Iterable[str]) -> tuple[float, list[tuple[str, Path]]]:
+    """(now by the clock of that disk, these runs with their pages); those of other stores' runs are nothing of ours."""
     if not folder.is_dir():
         return 0.0, []
     with reported("list", folder):
-        known = {f"{run}.html" for run in runs}
+        known = {name: run for run in runs for name in (f"{run}.html", f"{run}.sweep.html")}
         paths = [path for path in sorted(folder.iterdir()) if path.name in known and path.is_file()]
-        return _now(folder), paths
+        return _now(folder), [(known[path.name], path) for path in paths]
 
 
 def _now(folder: Path) -> float:

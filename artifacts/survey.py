@@ -147,9 +147,9 @@ def _enter_job_folder(folder: JobFolder, roots: Roots, age: float, found: Survey
 
 def _enter_pages(store: Store, pages: Path, roots: Roots, found: Survey) -> None:
     here, paths = run_pages(pages, store.runs())
-    for path in paths:
+    for run, path in paths:
         status = path.stat()
-        reason, kept = _run_reason(path.stem, roots, here - status.st_mtime, found.policy)
+        reason, kept = _run_reason(run, roots, here - status.st_mtime, found.policy)
         found.enter(Item("page", str(path), status.st_size, reason, status.st_mtime), kept)
 
 

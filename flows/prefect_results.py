@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect.settings import PREFECT_API_URL
@@ -16,8 +17,10 @@ from flows.report import write_report
 from flows.reporting.reading import Reader, artifact_of
 from flows.reporting.text import clipped, number, plain
 from flows.server import REPORTS, prefect_home
+from flows.sweep_report import write_sweep_report
 
 if TYPE_CHECKING:
+    from artifacts import Store
     from flows.run import Run
 
 SAMPLES = 8
@@ -67,16 +70,35 @@ def publish_stage(run: Run, name: str) -> None:
 
 def publish_report(run: Run) -> None:
     """The run as one page: a link where a `posttrain ui` of this machine gives it out, else how to get it."""
-    title = f"report of run {run.id}"
-    command = f"posttrain report {run.id} --store {run.store.url}"
+    _publish_page(
+        f"report of run {run.id}: graph, curves, samples, lineage",
+        f"posttrain report {run.id} --store {run.store.url}",
+        f"{run.id}.html",
+        lambda page: write_report(run.store, run.id, page),
+        ("report", run.recipe.name),
+    )
+
+
+def publish_sweep_report(store: Store, sweep: str, first: str) -> None:
+    """The same of a sweep; `first` is the run that leads its standings, with which its page is cleared away."""
+    _publish_page(
+        f"report of sweep {sweep}: standings, settings, curves",
+        f"posttrain report {sweep} --store {store.url}",
+        f"{first}.sweep.html",
+        lambda page: write_sweep_report(store, sweep, page),
+        ("sweep-report", sweep),
+    )
+
+
+def _publish_page(text: str, command: str, name: str, write: Callable[[Path], None], shown_as: tuple[str, ...]) -> None:
+    title = text.partition(":")[0]
     place = holder(prefect_home())
     if place is None or place.url != PREFECT_API_URL.value():
-        show_text([f"`{command}`"], "report", run.recipe.name, title=title)
+        show_text([f"`{command}`"], *shown_as, title=title)
         return
     with only_shown():
-        write_report(run.store, run.id, prefect_home() / REPORTS / f"{run.id}.html")
-        url = f"{place.address}/reports/{run.id}.html"
-        show_link(url, f"{title}: graph, curves, samples, lineage", "report", run.recipe.name, title=f"`{command}`")
+        write(prefect_home() / REPORTS / name)
+        show_link(f"{place.address}/reports/{name}", text, *shown_as, title=f"`{command}`")
 
 
 def _samples(run: Run, name: str, output: Mapping[str, Any]) -> list[dict[str, str]]:

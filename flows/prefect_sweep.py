@@ -12,7 +12,8 @@ from artifacts.errors import StageError
 from flows.launch import STOP_SECONDS
 from flows.pipeline import run_flow, said_of_prefect
 from flows.prefect_flow import next_of
-from flows.prefect_shown import show_table, show_text
+from flows.prefect_results import publish_sweep_report
+from flows.prefect_shown import show_table
 from flows.prefect_slots import require_slots
 from flows.run import Run
 from flows.standings_table import rows_of_text
@@ -46,9 +47,10 @@ def sweep(name: str) -> None:
     for trial in going.sweep.trials:
         require_slots(Run(trial.plan, trial=trial))
     _run_all(going)
-    command = f"`posttrain report {name} --store {going.sweep.store.url}`"
-    show_text([command], "sweep-report", name, title=f"report of sweep {name}")
-    failed = [row for row in going.standings().rows if row.state != "ok"]
+    rows = going.standings().rows
+    if (first := next((row.run for row in rows if row.run is not None), None)) is not None:
+        publish_sweep_report(going.sweep.store, name, first)
+    failed = [row for row in rows if row.state != "ok"]
     if failed:
         raise SweepFailed("; ".join(f"trial {row.trial}: {row.error or row.state}" for row in failed))
 

@@ -48,6 +48,18 @@ def test_pages_go_with_their_runs(two_runs, pages):
     assert sorted(path.name for path in pages.iterdir()) == ["notes.html", "run-2.html", "run-of-another-store.html"]
 
 
+def test_pages_of_sweeps_go_with_the_run_they_are_named_after(two_runs, pages):
+    for run in ("run-1", "run-2"):
+        (pages / f"{run}.html").rename(pages / f"{run}.sweep.html")
+    found = survey(two_runs, Policy(keep_runs=1), pages)
+    sweep(two_runs, found, "test")
+    assert sorted(path.name for path in pages.iterdir()) == [
+        "notes.html",
+        "run-2.sweep.html",
+        "run-of-another-store.html",
+    ]
+
+
 def test_a_page_that_is_young_or_was_written_meanwhile_stays(two_runs, pages):
     (pages / "run-1.html").write_text("new")
     found = survey(two_runs, Policy(keep_runs=0), pages)

@@ -95,6 +95,21 @@ def test_a_scheduled_run_starts_and_shows_itself(ui: Ui, scheduled: Any) -> None
         assert f"<title>tiny · {payload['run']}" in answer.read().decode()
 
 
+def test_a_sweep_shows_its_page(ui: Ui, scheduled: Any) -> None:
+    """Of stages that are there already."""
+    over = ("--over", "steps=40,41", "--only", "rows", "--name", "pair")
+    swept = ui.command("sweep", str(ui.recipe), *over, "--json")
+    assert swept.returncode == 0, swept.stderr
+    first = json.loads(swept.stdout)["rows"][0]["run"]
+    with ui.client() as client:
+        (run,) = [found for found in client.read_flow_runs() if found.name == "sweep pair"]
+        shown = ui.artifacts(run, client)
+    link = re.search(rf"{ui.address}/reports/{first}\.sweep\.html", shown["sweep-report-pair"])
+    assert link is not None
+    with urllib.request.urlopen(link[0]) as answer:
+        assert "<title>pair · tiny · posttrain sweep" in answer.read().decode()
+
+
 def test_what_is_deployed_is_listed(ui: Ui, scheduled: Any) -> None:
     listed = json.loads(ui.command("schedule", "--json").stdout)["deployments"]
     assert [(row["name"], row["state"], row["schedule"]) for row in listed] == [("tiny", "paused", ["every 0:00:10"])]
