@@ -131,7 +131,7 @@ def run(context: Context) -> None:
             advantages=advantages,
             measure=measure,
             count=objective.count,
-            skippable=not config.penalizes_loss and not config.has_entropy_bonus,
+            skippable=not config.penalizes_loss and not config.has_entropy_bonus and trainer.balance is None,
             of_step=step_of(trainer, objective, config),
         ),
     )

@@ -33,8 +33,8 @@ CONCEPTS = (
         "wrong way round",
     ),
     Concept(
-        {"router_aux_loss_coef": TRL, "moe_aux_loss_coef": FACTORY, "router_aux_loss": VERL},
-        note="nothing here adds the router's auxiliary loss; leave it out",
+        {"moe_aux_loss_coef": FACTORY, "router_aux_loss": VERL},
+        ("router_aux_loss_coef",),
     ),
     # preferences
     Concept({"pref_beta": FACTORY, "rl_beta": AXOLOTL, "orpo_alpha": AXOLOTL}, ("beta",)),

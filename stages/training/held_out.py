@@ -149,9 +149,9 @@ def measure(trainer: Trainer, groups: Sequence[Group]) -> dict[str, float]:
         raise StageError(f"input {INPUT} has nothing to measure: every item of its rows is masked")
     trainer.scorer.eval()
     sums = trainer.budget.fit(lambda tokens: _passes(trainer, groups, tokens), alone=processes.size == 1)
-    names = ["loss", *objective.metric_names]
+    names = ["loss", *trainer.metric_names]
     totals = pairs(names, processes.sum(sums.stacked(names, processes.device)).tolist())
-    loss = totals.pop("loss")[0] / items
+    loss = totals.pop("loss")[0] / items + trainer.balance_loss(totals)
     if not math.isfinite(loss):
         raise StageError(
             f"the loss of input {INPUT} is {loss} after step {trainer.steps_done}, though that of the step is "
@@ -174,7 +174,7 @@ def _passes(trainer: Trainer, groups: Sequence[Group], budget_tokens: int) -> Me
         groups, budget_tokens, trainer.processes, shared=scorer.share_prefixes, lockstep=parallel.lockstep
     ):
         with trainer.budget.micro_batch(turn.groups):
-            loss, metrics = trainer.objective(parallel.forward, scorer.layout(turn.groups))
+            loss, metrics, _ = trainer.losses(scorer.layout(turn.groups))
         if turn.weight:
             sums.add({**metrics, "loss": Mean(loss, 0)})
     return sums

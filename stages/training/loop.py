@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from artifacts.errors import StageError
 from stages.context import Context
@@ -23,11 +24,11 @@ from stages.monitors import Notice, Watch, notices_of_rows
 from stages.seeds import derive
 from stages.sharding import Whole
 from stages.training import checkpoint, held_out
-from stages.training.batch import Branch, Group
+from stages.training.batch import Branch, Group, TokenBatch
 from stages.training.config import PolicyConfig, TrainingConfig
 from stages.training.held_out import Measured
 from stages.training.keeping import Keeping
-from stages.training.metrics import Mean, MetricSums, extremes, pairs
+from stages.training.metrics import Mean, MetricSums
 from stages.training.model import Scorer
 from stages.training.not_finite import stop_on_nan
 from stages.training.objective import Bounding, Concluding, Objective, Readout, Remembering, Window, Windows
@@ -37,8 +38,10 @@ from stages.training.parallel import PolicyCopy, copy_weights, spread
 from stages.training.probes import scorers_in
 from stages.training.processes import Processes, launched_sharding
 from stages.training.reporting import Trackers, report_end, report_step
+from stages.training.router_balance import AUX_LOSS, RouterBalance
 from stages.training.schedule import Schedule
 from stages.training.so_far import MetricsLog
+from stages.training.step_totals import measure
 from stages.training.turns import turns_of
 from stages.training.utilization import Utilization
 
@@ -73,9 +76,11 @@ class Trainer:
         scorer: Scorer,
         objective: Objective,
         rebuild: Callable[[], Scorer] | None = None,
+        balance: RouterBalance | None = None,
     ) -> None:
         self.context, self.config, self.accelerator = context, config, accelerator
-        self.scorer, self.objective, self.rebuild = scorer, objective, rebuild
+        self.scorer, self.objective, self.rebuild, self.balance = scorer, objective, rebuild, balance
+        self.metric_names = [*objective.metric_names, *(() if balance is None else (AUX_LOSS,))]
         self.processes, sharding = Processes.of(accelerator), launched_sharding()
         self.is_whole = isinstance(sharding, Whole)
         if rebuild is None and not (self.is_whole and not config.bf16):
@@ -171,8 +176,8 @@ class Trainer:
             drop=self.parallel.discard,
             alone=self.processes.size == 1,
         )
-        totals, found, grad_norm = self._measure(sums)
-        loss, tokens = totals.pop("loss")[0] / items, int(totals.pop("num_tokens")[0])
+        totals, found, grad_norm = measure(self, sums)
+        loss, tokens = totals.pop("loss")[0] / items + self.balance_loss(totals), int(totals.pop("num_tokens")[0])
         if not math.isfinite(loss) or not math.isfinite(grad_norm):
             stop_on_nan(self, step, window, loss, grad_norm)
         self.parallel.step(rate)
@@ -218,18 +223,32 @@ class Trainer:
             shared=self.scorer.share_prefixes,
             lockstep=self.parallel.lockstep,
         )
-        sums = MetricSums(signs=self._signs())
+        sums, sequences = MetricSums(signs=self._signs()), sum(len(group.branches) for group in groups)
         for turn in turns:
             torch.manual_seed(derive(self.config.seed, "dropout", step, turn.index))
             with self.budget.micro_batch(turn.groups):
                 batch = self.scorer.layout(turn.groups)
-                loss, metrics = self.objective(self.parallel.forward, batch)
-                self.parallel.backward(loss * (turn.weight / items), last=turn is turns[-1])
+                loss, metrics, balance = self.losses(batch)
+                share = loss * (turn.weight / items)
+                if balance is not None:
+                    share = share + balance * (turn.weight / sequences)
+                self.parallel.backward(share, last=turn is turns[-1])
             if turn.weight:
                 sums.add({**metrics, "loss": Mean(loss, 0), "num_tokens": Mean(batch.num_tokens, 0)})
         if not turns and self.parallel.lockstep:
             self._empty_pass()
         return sums
+
+    def losses(self, batch: TokenBatch) -> tuple[Tensor, dict[str, Mean], Tensor | None]:
+        """(the objective's summed loss, metrics, the summed loss of the model's routers, where it is added)."""
+        if self.balance is None:
+            return *self.objective(self.parallel.forward, batch), None
+        return self.balance.beside(self.objective, self.parallel.forward, batch)
+
+    def balance_loss(self, totals: Mapping[str, tuple[float, float]]) -> float:
+        """What the routers add to the loss of a step, from (sum, count) of every metric."""
+        total, count = totals.get(AUX_LOSS, (0.0, 0.0))
+        return self.balance.coefficient * total / count if self.balance is not None and count else 0.0
 
     def _empty_pass(self) -> None:
         """A gradient of zero where no group has one: collective ways reduce what a backward pass leaves."""
@@ -240,22 +259,6 @@ class Trainer:
     def _signs(self) -> Mapping[str, int]:
         """Which metrics are Extremes."""
         return self.objective.extremes if isinstance(self.objective, Bounding) else {}
-
-    def _measure(self, sums: MetricSums) -> tuple[dict[str, tuple[float, float]], dict[str, float], float]:
-        """(sum and count of every metric over all processes, extremes, gradient norm): all that the host learns of a
-        step, in one transfer, before any weight changes."""
-        names = ["loss", "num_tokens", *self.objective.metric_names]
-        device = self.processes.device
-        norm = self.parallel.gradient_norm().double().reshape(1)
-        wishes = torch.tensor(self.saver.wishes(), dtype=torch.float64).to(device, non_blocking=True)
-        rank, size = self.processes.rank, self.processes.size
-        bounds = sums.stacked_extremes(rank, size, device)
-        summed = self.processes.sum(torch.cat([sums.stacked(names, device), bounds, wishes]))
-        values: list[float] = torch.cat([summed, norm]).tolist()
-        *values, due, busy, grad_norm = values
-        self.saver.agreed = (due, busy)
-        found = extremes(sums.signs, values[2 * len(names) :], size)
-        return pairs(names, values), found, grad_norm
 
     def _whole(self, keeping: Keeping) -> Scorer | None:
         """The weights that are left, in float32, on the first process."""

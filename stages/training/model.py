@@ -140,12 +140,14 @@ class Scorer(nn.Module):
         assert batch.packed is None or self.share_prefixes, "this model has not been seen to take packed rows"
         extra: dict[str, Any] = {} if batch.packed is None else {"packed": batch.packed}
         few = self.reads_few and bool(extra) and len(readout.positions_R) < _FEW * batch.num_tokens
+        if readout.of_routers is not None:
+            few, extra["output_router_logits"] = False, True
         if few:
             missing = -len(readout.positions_R) % self._multiple
             extra["reads"] = torch.nn.functional.pad(readout.positions_R, (0, missing))
         inputs = {"input_ids": batch.input_ids_BT, "position_ids": batch.position_ids_BT, "use_cache": False, **extra}
         noise = nullcontext() if batch.noise is None else self._embedding_noise(batch.noise)
-        with noise, packed_pass() if extra else nullcontext():
+        with noise, nullcontext() if batch.packed is None else packed_pass():
             if self.tied is None:
                 output = trunk_of(self.transformers_model)(**inputs)
             else:
@@ -156,7 +158,8 @@ class Scorer(nn.Module):
         if len(hidden_RH) > len(readout.positions_R):
             hidden_RH = hidden_RH[: len(readout.positions_R)]
         try:
-            return readout.read(widened(hidden_RH, self.transformers_model.get_output_embeddings()), self)
+            result = readout.read(widened(hidden_RH, self.transformers_model.get_output_embeddings()), self)
+            return result if readout.of_routers is None else (result, readout.of_routers(output.router_logits))
         finally:
             self._head_of_pass = ()
 

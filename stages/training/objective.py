@@ -19,6 +19,8 @@ class Readout:
     positions_R: Tensor
     read: Callable[[Tensor, nn.Module], Any]
     """(hidden states [R, H], the Scorer) -> the result of the pass."""
+    of_routers: Callable[[Sequence[Tensor]], Any] | None = None
+    """What is made of the logits of all routers, of every layer's tokens; the pass then gives (its result, this)."""
 
 
 Forward = Callable[[TokenBatch, Readout], Any]

@@ -21,6 +21,7 @@ from stages.training.parallel import use_bfloat16
 from stages.training.probes import check_head, settle_layout
 from stages.training.processes import launched_sharding, prepare_process
 from stages.training.quantization import quantized, require_quantization
+from stages.training.router_balance import balance_of
 from stages.training.trunk import is_multimodal, text_parameters
 
 
@@ -60,7 +61,8 @@ def start(
     _say_dropout(context, off)
     check_head(scorer)
     settle_packing(context, scorer)
-    trainer = Trainer(context, config, accelerator, scorer, objective, partial(build, {}))
+    balance = balance_of(context, scorer, config.router_aux_loss_coef)
+    trainer = Trainer(context, config, accelerator, scorer, objective, partial(build, {}), balance)
     return trainer, load_tokenizer(source.tokenizer)
 
 

@@ -18,6 +18,7 @@ from flows.launch_settings import Launch
 from stages.context import Context
 from tests.training import training_process
 from tests.training.conftest import tiny_model
+from tests.training.experts import EXPERTS
 from tests.training.test_loop import context_for
 from tests.training.training_process import Stop, stop_me, train
 
@@ -26,21 +27,33 @@ ROOT = SCRIPT.parents[2]
 STEPS, EVERY = 20, 2
 
 
-def context(folder: Path, store: Path | None = None) -> Context:
+def context(folder: Path, store: Path | None = None, model_type: str = "llama", **changes: Any) -> Context:
     """Unequal micro-batches, so that two processes have unequal numbers of them in most steps."""
-    made = context_for(
-        folder, max_steps=STEPS, checkpoint_steps=EVERY, micro_batch_tokens=13, learning_rate=3e-3, weight_decay=0.1
-    )
-    tiny_model().save_pretrained(folder / "model")
+    settings: dict[str, Any] = {"max_steps": STEPS, "checkpoint_steps": EVERY, "learning_rate": 3e-3}
+    made = context_for(folder, micro_batch_tokens=13, weight_decay=0.1, **(settings | changes))
+    tiny_model(model_type, **EXPERTS.get(model_type, {})).save_pretrained(folder / "model")
     spec = made.spec if store is None else replace(made.spec, store=str(store))
     return Context(spec, open_store(spec.store))
 
 
-def run_together(folder: Path, store: Path, config: Path | str, kill_before: int, kill_rank: int) -> Context:
+def run_together(
+    folder: Path,
+    store: Path,
+    config: Path | str,
+    kill_before: int = -1,
+    kill_rank: int = 0,
+    model_type: str = "llama",
+    **changes: Any,
+) -> Context:
     """Two processes through the launcher; the context of the first."""
-    made = context(folder, store)
+    made = context(folder, store, model_type, **changes)
     spec = replace(made.spec, processes=2)
-    settings = {"spec": asdict(spec), "kill_before": kill_before, "kill_rank": kill_rank}
+    settings = {
+        "spec": asdict(spec),
+        "kill_before": kill_before,
+        "kill_rank": kill_rank,
+        "model_type": model_type,
+    }
     (folder / "settings.json").write_text(json.dumps(settings))
     launch = Launch(processes=2, config=str(config))
     command = stage_command(launch, Path(spec.job), threads=1)
@@ -81,7 +94,7 @@ def test_any_way_goes_on_where_another_was_killed(tmp_path: Path) -> None:
             run_together(folder, store, config, until, rank)
         saved = open_store(str(store)).checkpoints(whole.fingerprint).latest_step()
         assert saved is not None and until - 2 * EVERY <= saved < until
-    last = run_together(tmp_path / "last", store, zero3, -1, 0)
+    last = run_together(tmp_path / "last", store, zero3)
 
     expected, found = rows(whole), rows(last)
     assert len(expected) == STEPS
@@ -93,3 +106,23 @@ def test_any_way_goes_on_where_another_was_killed(tmp_path: Path) -> None:
     for left, right in zip(*(model.parameters() for model in models), strict=True):
         torch.testing.assert_close(left, right, atol=1e-4, rtol=1e-4)
     assert not torch.equal(models[0].get_input_embeddings().weight, tiny_model().get_input_embeddings().weight)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["ddp", "fsdp2"])
+def test_experts_are_balanced_as_in_one_process(tmp_path: Path, config: str) -> None:
+    """Loss, gradient norm and load of every step; the coefficient is so large that the loss follows from it."""
+    settings: dict[str, Any] = {
+        "max_steps": 4,
+        "checkpoint_steps": None,
+        "router_aux_loss_coef": 0.3,
+        "gradient_checkpointing": config == "fsdp2",
+    }
+    whole = context(tmp_path / "whole", None, "mixtral", **settings)
+    train(whole, -1, None, "mixtral")
+    spread = run_together(tmp_path / "spread", tmp_path / "store", config, model_type="mixtral", **settings)
+    expected, found = rows(whole), rows(spread)
+    assert len(expected) == len(found) == 4
+    for wanted, row in zip(expected, found, strict=True):
+        assert row == pytest.approx(wanted, rel=1e-4)
+        assert row["aux_loss"] > 2.0 and row["router/max_load"] > 1.0
