@@ -88,7 +88,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="a2po",
-    version=4,
+    version=5,
     config=Config,
     inputs={
         "model": Input(MODELS),

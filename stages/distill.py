@@ -149,7 +149,7 @@ def _followed(trainer: Trainer, windows: Windows, teacher: Scorer | None, config
 
 STAGE = Stage(
     name="distill",
-    version=4,
+    version=5,
     config=Config,
     inputs={
         "model": Input(MODELS),

@@ -101,7 +101,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="nash_md",
-    version=4,
+    version=5,
     config=Config,
     inputs={
         "model": Input(MODELS),

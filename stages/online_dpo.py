@@ -152,7 +152,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="online_dpo",
-    version=5,
+    version=6,
     config=Config,
     inputs={
         "model": Input(MODELS),

@@ -132,7 +132,7 @@ def shapes(config: Config, models: Mapping[str, ModelShape]) -> dict[str, ModelS
 
 STAGE = Stage(
     name="ppo",
-    version=4,
+    version=5,
     config=Config,
     inputs={
         "model": Input(MODELS),

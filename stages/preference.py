@@ -159,7 +159,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="preference",
-    version=6,
+    version=7,
     config=Config,
     inputs={
         "model": Input(MODELS),

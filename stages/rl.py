@@ -202,7 +202,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="rl",
-    version=7,
+    version=8,
     config=Config,
     inputs={
         "model": Input(MODELS),

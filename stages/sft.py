@@ -182,7 +182,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="sft",
-    version=3,
+    version=4,
     config=Config,
     inputs={
         "model": Input(MODELS),

@@ -215,7 +215,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="unpaired_preference",
-    version=5,
+    version=6,
     config=Config,
     inputs={
         "model": Input(MODELS),
