@@ -26,6 +26,8 @@ class Layers:
     lora_rank: int | None = None
     """None: all weights are trained."""
     checkpointing: bool = False
+    balanced: bool = False
+    """With the loss of the routers, which sees all tokens of all layers."""
 
     @property
     def all_trained(self) -> bool:
@@ -77,8 +79,8 @@ def feed_forward_bytes(layers: Layers) -> int:
     chosen = max(1, shape.experts_per_token)
     kept = 2 if layers.fused_gate else 4  # gate and up; the gate's activation, and their product
     gated = kept * compute * shape.intermediate * chosen
-    if shape.experts:  # every expert's input and output, and the router's probabilities
-        gated += 2 * compute * shape.hidden * chosen + 4 * _FLOAT * (shape.experts + chosen)
+    if shape.experts:  # every expert's input and output, the router's probabilities, and what is chosen by them
+        gated += 2 * compute * shape.hidden * chosen + _FLOAT * (shape.experts + 10 * chosen)
     behind = (shape.family.norms - 2) * norm_bytes(layers, shape.hidden)
     inputs = norm_bytes(layers, shape.hidden) + compute * shape.hidden
     return inputs + gated + behind + compute * 4 * (layers.lora_rank or 0)
@@ -103,6 +105,8 @@ def saved_bytes(layers: Layers, tokens: int, read: int, longest: int) -> int:
             inside -= tokens * norm_bytes(layers, shape.hidden)
             # peft adds the adapters of experts to their weights, and keeps the sum
             inside += shape.layers * shape.expert_parameters * compute
+    if layers.balanced:  # the probabilities of all experts, and which sequence a token is part of
+        inside += tokens * (shape.layers * _FLOAT * shape.experts + _INDEX)
     ends = few * norm_bytes(layers, shape.hidden) + read * compute * shape.hidden
     rotations = tokens * 2 * shape.head_dim * compute
     return inside + ends + rotations + tokens * 2 * _INDEX + read * 3 * _INDEX
@@ -110,7 +114,8 @@ def saved_bytes(layers: Layers, tokens: int, read: int, longest: int) -> int:
 
 def few_read(layers: Layers, tokens: int, read: int) -> int:
     """The tokens of the last layer's second half: those that are read, where they are few."""
-    return read if read < READS_FEW_BELOW * tokens and layers.shape.family.norms == 2 else tokens
+    able = layers.shape.family.norms == 2 and not layers.balanced
+    return read if read < READS_FEW_BELOW * tokens and able else tokens
 
 
 def stream_bytes(layers: Layers, tokens: int) -> int:

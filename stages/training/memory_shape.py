@@ -45,7 +45,8 @@ FAMILIES = {
 }
 """`model_type` of a config.json -> its family."""
 
-
+ROUTER_AUX_LOSS_COEF = 0.001
+"""Of these families with experts, where a config.json does not say."""
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Names of a layer's linear parts, in the order of `linear_shapes`."""
 
@@ -103,6 +104,8 @@ class ModelShape:
     experts: int = 0
     """0: one feed-forward part for every token."""
     experts_per_token: int = 0
+    router_aux_loss_coef: float = 0.0
+    """Of the routers' loss, by the model's configuration."""
     silu: bool = True
     """The gate of the feed-forward part is a SiLU."""
     softcapped_attention: bool = False
@@ -233,6 +236,7 @@ def _shape(family: Family, config: Mapping[str, Any]) -> ModelShape:
         mlp_bias=bool(config.get("mlp_bias", False)),
         experts=experts,
         experts_per_token=config.get("num_experts_per_tok", 0) if experts else 0,
+        router_aux_loss_coef=config.get("router_aux_loss_coef", ROUTER_AUX_LOSS_COEF) if experts else 0.0,
         silu=config.get("hidden_activation", config.get("hidden_act", "silu")) == "silu",
         softcapped_attention=config.get("attn_logit_softcapping") is not None,
         classifier=any(name.endswith("ForSequenceClassification") for name in architectures),

@@ -43,6 +43,8 @@ class Training:
     keeps_best: bool = False
     """The weights that were best so far are held besides, in the memory of the host."""
     optim: str = "adamw"
+    balanced: bool = False
+    """With the loss of a mixture's routers."""
 
     @classmethod
     def of(cls, config: Any, shape: ModelShape, setup: Setup) -> Training:
@@ -50,15 +52,24 @@ class Training:
         adapters = Adapters.of(config) or shape.adapters
         quantized = getattr(config, "quantization", None) is not None
         keeps_best = getattr(config, "keep", "last") == "best"
+        coefficient = getattr(config, "router_aux_loss_coef", 0.0)
         return cls(
-            shape, setup, config.bf16, adapters, config.gradient_checkpointing, quantized, keeps_best, config.optim
+            shape,
+            setup,
+            config.bf16,
+            adapters,
+            config.gradient_checkpointing,
+            quantized,
+            keeps_best,
+            config.optim,
+            balanced=bool(shape.router_aux_loss_coef if coefficient is None else coefficient) and shape.experts > 0,
         )
 
     @property
     def layers(self) -> Layers:
         """For the count of activations."""
         rank = None if self.adapters is None else self.adapters.rank
-        return Layers(self.shape, self.weight, self.setup.device, rank, self.gradient_checkpointing)
+        return Layers(self.shape, self.weight, self.setup.device, rank, self.gradient_checkpointing, self.balanced)
 
     @property
     def weight(self) -> int:

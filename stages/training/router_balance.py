@@ -10,7 +10,7 @@ is what is here. Taken over a step as a whole, it would need a pass of its own f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -79,11 +79,12 @@ class _Listening:
 
     def __call__(self, batch: TokenBatch, readout: Readout) -> Any:
         assert self.heard is None, "objectives make one forward pass over their batch"
-        result, self.heard = self.forward(batch, replace(readout, of_routers=_balance_of(batch, self.top_k)))
+        result, self.heard = self.forward(batch, replace(readout, of_routers=balance_in(batch, self.top_k)))
         return result
 
 
-def _balance_of(batch: TokenBatch, top_k: int) -> Any:
+def balance_in(batch: TokenBatch, top_k: int) -> Callable[[Sequence[Tensor]], tuple[Tensor, Tensor]]:
+    """`load_balance` of the batch's sequences, as a Readout takes it."""
     totals = SequenceTotals(batch)
     return partial(load_balance, top_k=top_k, totals=totals, tokens_K=totals.tokens_K)
 
@@ -133,7 +134,7 @@ def _probe(scorer: Scorer) -> RouterBalance | None:
         return None
     batch = layout([Group("probe", (), (Branch(ids, [False] * len(ids)),))], share_prefixes=False).to(scorer.device)
     top_k = int(model.num_experts_per_tok)
-    ours = float(_balance_of(batch, top_k)(logits)[0])
+    ours = float(balance_in(batch, top_k)(logits)[0])
     if abs(ours - float(own)) > _TOLERANCE * abs(float(own)):
         raise StageError(
             f"{type(model).__name__}: its own auxiliary loss of a short row is {float(own):.6g}, ours is {ours:.6g}; "

@@ -109,7 +109,7 @@ ANSWERS = [
     ("sft", "mask_history", "here it is `completion_only_loss: true` (LLaMA-Factory"),
     ("sft", "use_dft_loss", "here it is `loss_type: dft` (LLaMA-Factory"),
     ("sft", "label_smoothing_factor", "the cross-entropy has no smoothing"),
-    ("sft", "router_aux_loss_coef", "nothing here adds the router's auxiliary loss"),
+    ("sft", "moe_aux_loss_coef", "here it is `router_aux_loss_coef` (LLaMA-Factory"),
     ("preference", "pref_ftx", "here it is `loss_type: [sigmoid, sft], loss_weights: [1, WEIGHT]`"),
     ("preference", "dpo_norm_loss", "here it is `loss_type: sigmoid_norm` (Axolotl"),
     ("sft", "kto_desirable_weight", "here it is `desirable_weight`, of a stage `unpaired_preference` (Axolotl)"),

@@ -34,6 +34,7 @@ from stages.training.objective import Readout
 from stages.training.optimization import Optimization
 from stages.training.probes import settle_layout
 from stages.training.processes import Processes
+from stages.training.router_balance import balance_in
 from tests.training.conftest import VOCABULARY, tiny_model
 
 EXPERTS = {
@@ -95,8 +96,9 @@ def rows(count: int, tokens: int, asked: int) -> list[Group]:
     return [Group(f"r{row}", (), (Branch(ids[row], mask),)) for row in range(count)]
 
 
-def saved_by_the_engine(scorer: Scorer, groups: list[Group]) -> int:
-    """Bytes of all storages but the parameters' that autograd keeps of a forward pass."""
+def saved_by_the_engine(scorer: Scorer, groups: list[Group], top_k: int | None = None) -> int:
+    """Bytes of all storages but the parameters' that autograd keeps of a forward pass; with `top_k` experts of a token,
+    of the routers' loss too."""
     scorer.train()
     weights = {parameter.untyped_storage().data_ptr() for parameter in scorer.parameters()}
     found: dict[int, torch.Tensor] = {}
@@ -108,8 +110,9 @@ def saved_by_the_engine(scorer: Scorer, groups: list[Group]) -> int:
 
     batch = scorer.layout(groups)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        hidden_NH = scorer(batch, Readout(batch.source_N, lambda hidden_NH, _: hidden_NH))
-        (hidden_NH * hidden_NH).sum()
+        readout = Readout(batch.source_N, lambda hidden_NH, _: (hidden_NH * hidden_NH).sum())
+        result = scorer(batch, readout if top_k is None else replace(readout, of_routers=balance_in(batch, top_k)))
+    assert result is not None
     return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
 
 
@@ -129,6 +132,38 @@ def test_activations_are_what_autograd_saves(kind: str, asked: int, bf16: bool, 
     groups = rows(4, 64, asked)
     predicted = saved_bytes(Layers(shape, 2 if bf16 else 4, "cpu", rank), 4 * 64, 4 * asked, 64)
     assert predicted == pytest.approx(saved_by_the_engine(scorer, groups), rel=0.02)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", EXPERTS)
+def test_the_routers_loss_keeps_all_probabilities(kind: str, checkpointing: bool) -> None:
+    """Though a quarter of the positions is read, the last layer runs on all of them. So many experts that it shows."""
+    many = settings(kind) | {"num_local_experts" if kind == "mixtral" else "num_experts": 32}
+    loaded = tiny_model(kind, num_hidden_layers=3, **many)
+    scorer = Scorer(loaded)
+    assert settle_layout(scorer) is None
+    if checkpointing:
+        loaded.gradient_checkpointing_enable({"use_reentrant": False})
+    plain = Layers(shape_of(loaded), checkpointing=checkpointing)
+    groups = rows(4, 64, 16)
+    all_read = saved_bytes(plain, 256, 256, 64) - saved_bytes(plain, 256, 64, 64)
+    predicted = saved_bytes(replace(plain, balanced=True), 256, 64, 64) - saved_bytes(plain, 256, 64, 64)
+    assert predicted > all_read or not checkpointing
+    found = saved_by_the_engine(scorer, groups, 2) - saved_by_the_engine(scorer, groups)
+    assert predicted == pytest.approx(found, rel=0.05)
+
+
+def test_whose_routers_have_a_loss() -> None:
+    """By the settings, or else by the model."""
+    shape, quiet = (shape_of(tiny_model("mixtral", **settings("mixtral"), router_aux_loss_coef=c)) for c in (0.02, 0.0))
+    assert Training.of(Config(), shape, Setup()).balanced
+    assert not Training.of(Config(), quiet, Setup()).balanced
+    assert not Training.of(Config(router_aux_loss_coef=0), shape, Setup()).balanced
+    assert Training.of(Config(router_aux_loss_coef=0.1), quiet, Setup()).balanced
+    assert not Training.of(Config(), HAND, Setup()).balanced
+    unsaid = shape_of(tiny_model("qwen3_moe", **settings("qwen3_moe")))
+    assert unsaid.router_aux_loss_coef == AutoConfig.for_model("qwen3_moe").router_aux_loss_coef
+    assert unsaid.router_aux_loss_coef == AutoConfig.for_model("mixtral").router_aux_loss_coef
 
 
 def test_gradient_checkpointing_keeps_every_layers_input() -> None:
