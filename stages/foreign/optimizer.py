@@ -10,10 +10,15 @@ CONCEPTS = (
     Concept(called(VERL, "lr_warmup_steps"), ("warmup_steps",)),
     Concept(called(VERL, "lr_warmup_steps_ratio"), ("warmup_ratio",)),
     Concept(
-        {"lr_scheduler_kwargs": TRL, "cosine_min_lr_ratio": AXOLOTL, "min_lr": COMMON, "min_lr_rate": "transformers"},
+        {"lr_scheduler_kwargs": TRL, "cosine_min_lr_ratio": AXOLOTL, "min_lr": COMMON, "min_lr_rate": "transformers"}
+        | {"lr_end": "transformers"},
         ("min_lr_ratio",),
-        note="the share of learning_rate at which the fall ends; warmup_stable_decay has lr_decay_ratio besides",
+        note="the share of learning_rate at which the fall ends; besides, warmup_stable_decay has lr_decay_ratio and "
+        "lr_decay_type, cosine_with_restarts lr_num_cycles, polynomial lr_power, inverse_sqrt lr_timescale",
     ),
+    Concept(called(TRANSFORMERS, "num_cycles"), ("lr_num_cycles",)),
+    Concept(called(TRANSFORMERS, "decay_type"), ("lr_decay_type",)),
+    Concept(called(TRANSFORMERS, "timescale"), ("lr_timescale",)),
     Concept(
         called(AXOLOTL, "lr_groups", "embedding_lr", "embedding_lr_scale"),
         note="all weights of a model have one learning_rate",

@@ -14,6 +14,7 @@ VALUES = {
     "chunked_nll": "nll",
     "rloo": "grpo, with advantage_estimator: rloo, importance_sampling_level: sequence_sum and kl_placement: reward",
     "cosine_with_min_lr": "cosine, with min_lr_ratio",
+    "cosine_warmup_with_min_lr": "cosine, with min_lr_ratio, whose warm-up begins at zero",
     "constant_with_warmup": "constant, with warmup_steps",
     "wsd": "warmup_stable_decay",
     "adamw_torch": "adamw",
@@ -27,6 +28,10 @@ VALUES = {
 """Text elsewhere -> what it is here, for every field that has it among its choices."""
 
 _UNPAIRED = "`uses: unpaired_preference` has it, which also takes pairs"
+_FOLLOWS_STEPS = (
+    "the learning rate follows from the step alone, not from losses; `keep: best` and `early_stopping_patience` go by "
+    "the loss of held-out rows"
+)
 _TRACKERS = "name those that you use; metrics.jsonl has every step in any case"
 
 OF_FIELDS: Mapping[str, Mapping[str, str]] = {
@@ -36,6 +41,7 @@ OF_FIELDS: Mapping[str, Mapping[str, str]] = {
     "min_p": {"null": "write 0"},
     "max_steps": {"-1": "write null, or leave it out"},
     "bf16": {'"auto"': "write true"},
+    "lr_scheduler_type": {f'"{name}"': _FOLLOWS_STEPS for name in ("reduce_lr_on_plateau", "greedy")},
     "loss_type": {f'"{name}"': _UNPAIRED for name in ("kto", "kto_pair", "bco")},
     "report_to": {
         '"all"': _TRACKERS,

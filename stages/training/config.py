@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from stages.monitors import MONITORS, ROW_MONITORS
 from stages.sharding import Fsdp, Sharding, Whole, Zero
 from stages.stage import Config, operational
-from stages.training.schedule import STABLE
+from stages.training.schedule import DECAYS, ENDLESS, FALLS, SETTINGS
 
 TRACKERS = {
     "tensorboard": "'posttrain[trackers]'",
@@ -24,8 +24,11 @@ OptimizerName = Literal["adamw", "adamw_8bit", "adafactor", "muon"]
 
 if TYPE_CHECKING:
     MonitorName = str
-else:  # the table of monitors is what may be chosen
+    FallName = str
+    DecayName = str
+else:  # the tables are what may be chosen
     MonitorName = Literal[(*MONITORS, *ROW_MONITORS)]
+    FallName, DecayName = Literal[tuple(FALLS)], Literal[tuple(DECAYS)]
 
 
 class TrainingConfig(Config):
@@ -33,15 +36,24 @@ class TrainingConfig(Config):
 
     learning_rate: float = Field(2e-5, gt=0)
     """Peak learning rate."""
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "warmup_stable_decay"] = "linear"
-    """How the learning rate falls after warm-up: along a line, a half cosine, not at all, or along a line at the end
-    (warmup_stable_decay)."""
+    lr_scheduler_type: FallName = "linear"
+    """How the learning rate falls after warm-up: along a line, a half cosine, several of them (cosine_with_restarts), a
+    power of the line (polynomial), with the root of the steps (inverse_sqrt), not at all (constant), or at the end
+    alone (warmup_stable_decay)."""
     warmup_ratio: float = Field(0.0, ge=0, le=1)
     """Share of all steps over which the learning rate rises from zero."""
     warmup_steps: int | None = Field(None, ge=0)
     """The number of these steps, in place of warmup_ratio."""
     lr_decay_ratio: float = Field(0.2, gt=0, le=1)
     """Share of all steps over which warmup_stable_decay falls."""
+    lr_decay_type: DecayName = "linear"
+    """How it falls there: along a line, a half cosine, or as 1 - sqrt(share of these steps)."""
+    lr_num_cycles: int = Field(1, gt=0)
+    """Falls of cosine_with_restarts, each from the peak."""
+    lr_power: float = Field(1.0, gt=0)
+    """Exponent of polynomial; 1: as linear."""
+    lr_timescale: int | None = Field(None, gt=0)
+    """Steps in which inverse_sqrt falls to 1 / sqrt(2); null: those of warm-up, or 10,000 without one."""
     min_lr_ratio: float = Field(0.0, ge=0, lt=1)
     """Share of learning_rate at which the fall ends."""
     num_train_epochs: float = Field(1.0, gt=0)
@@ -118,13 +130,13 @@ class TrainingConfig(Config):
     def _the_schedule_uses_what_is_given(self) -> Self:
         if self.warmup_steps is not None and self.warmup_ratio:
             raise ValueError("warmup_steps and warmup_ratio are given; give one of them")
-        if (
-            self.lr_decay_ratio != type(self).model_fields["lr_decay_ratio"].default
-            and self.lr_scheduler_type != STABLE
-        ):
-            raise ValueError(f"lr_decay_ratio is of lr_scheduler_type {STABLE}, found {self.lr_scheduler_type}")
-        if self.min_lr_ratio and self.lr_scheduler_type == "constant":
-            raise ValueError("min_lr_ratio is given, but lr_scheduler_type is constant, which does not fall")
+        for name, owner in SETTINGS.items():
+            if getattr(self, name) != type(self).model_fields[name].default and self.lr_scheduler_type != owner:
+                raise ValueError(f"{name} is of lr_scheduler_type {owner}, found {self.lr_scheduler_type}")
+        if self.min_lr_ratio and self.lr_scheduler_type in ENDLESS:
+            raise ValueError(
+                f"min_lr_ratio is given, but lr_scheduler_type is {self.lr_scheduler_type}, whose fall has no such end"
+            )
         return self
 
     @model_validator(mode="after")

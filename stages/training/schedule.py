@@ -11,7 +11,19 @@ if TYPE_CHECKING:
     from stages.training.config import TrainingConfig
 
 STABLE = "warmup_stable_decay"
-"""The only one of which `decay_ratio` is."""
+RESTARTS, POLYNOMIAL, INVERSE_SQRT = "cosine_with_restarts", "polynomial", "inverse_sqrt"
+SETTINGS = {
+    "lr_decay_ratio": STABLE,
+    "lr_decay_type": STABLE,
+    "lr_num_cycles": RESTARTS,
+    "lr_power": POLYNOMIAL,
+    "lr_timescale": INVERSE_SQRT,
+}
+"""Setting -> the only `lr_scheduler_type` that uses it."""
+ENDLESS = ("constant", INVERSE_SQRT)
+"""Those whose fall has no end that could be set."""
+_TIMESCALE = 10_000
+"""Of `inverse_sqrt` without warm-up, as in transformers."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +40,13 @@ class Schedule:
     """Share of all steps over which the rate falls where it stays at its peak before."""
     floor: float = 0.0
     """Where the fall would end after the last step."""
+    decay: str = "linear"
+    """Of DECAYS: how it falls over those steps."""
+    cycles: int = 1
+    """Falls, each from the peak, where there may be several."""
+    power: float = 1.0
+    timescale: int | None = None
+    """Steps after which an inverse square root is 1 / sqrt(2); None: those of warm-up."""
 
     @classmethod
     def of(cls, config: TrainingConfig) -> Schedule:
@@ -38,6 +57,10 @@ class Schedule:
             warmup_steps=config.warmup_steps,
             decay_ratio=config.lr_decay_ratio,
             floor=config.min_lr_ratio,
+            decay=config.lr_decay_type,
+            cycles=config.lr_num_cycles,
+            power=config.lr_power,
+            timescale=config.lr_timescale,
         )
 
     def warmup(self, total: int) -> int:
@@ -49,7 +72,8 @@ class Schedule:
         warmup = self.warmup(total)
         if step < warmup:
             return step / warmup
-        high = FALLS[self.fall](Place(step - warmup, total - warmup, math.ceil(self.decay_ratio * total)))
+        place = Place(step - warmup, total - warmup, math.ceil(self.decay_ratio * total), warmup)
+        high = FALLS[self.fall](place, self)
         return self.floor + (1.0 - self.floor) * high
 
 
@@ -60,6 +84,8 @@ class Place:
     step: int
     steps: int
     decay: int
+    warmup: int
+    """Steps before."""
 
     @property
     def done(self) -> float:
@@ -67,16 +93,38 @@ class Place:
         return self.step / max(1, self.steps)
 
 
-def _stable(place: Place) -> float:
-    """At the peak, then along a line (Hu et al., arXiv:2404.06395)."""
+def _half_wave(done: float) -> float:
+    return 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+DECAYS: Mapping[str, Callable[[float], float]] = {
+    "linear": lambda left: left,
+    "cosine": lambda left: _half_wave(1.0 - left),
+    "1-sqrt": lambda left: 1.0 - math.sqrt(1.0 - left),
+}
+"""Name -> factor of the peak, by the share of the decay that is left: from 1 towards 0."""
+
+
+def _stable(place: Place, schedule: Schedule) -> float:
+    """At the peak, then down (Hu et al., arXiv:2404.06395; 1-sqrt: Hägele et al., arXiv:2405.18392)."""
     decay = min(place.decay, place.steps)
-    return min(1.0, (place.steps - place.step) / max(1, decay))
+    return DECAYS[schedule.decay](min(1.0, (place.steps - place.step) / max(1, decay)))
 
 
-FALLS: Mapping[str, Callable[[Place], float]] = {
-    "linear": lambda place: 1.0 - place.done,
-    "cosine": lambda place: 0.5 * (1.0 + math.cos(math.pi * place.done)),
-    "constant": lambda place: 1.0,
+def _inverse_sqrt(place: Place, schedule: Schedule) -> float:
+    """1 / sqrt(steps after warm-up in timescales, from 1 on); with the warm-up as timescale that of arXiv:1706.03762,
+    section 5.3."""
+    timescale = schedule.timescale or place.warmup or _TIMESCALE
+    return 1.0 / math.sqrt((place.step + timescale) / timescale)
+
+
+FALLS: Mapping[str, Callable[[Place, Schedule], float]] = {
+    "linear": lambda place, _: 1.0 - place.done,
+    "cosine": lambda place, _: _half_wave(place.done),
+    RESTARTS: lambda place, schedule: _half_wave(schedule.cycles * place.done % 1.0),
+    POLYNOMIAL: lambda place, schedule: (1.0 - place.done) ** schedule.power,
+    INVERSE_SQRT: _inverse_sqrt,
+    "constant": lambda place, _: 1.0,
     STABLE: _stable,
 }
 """Name -> factor of the peak, from 1 towards 0."""

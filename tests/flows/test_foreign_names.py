@@ -62,6 +62,7 @@ ANSWERS = [
     ("preference", "precompute_ref_log_probs", "the input, from a stage of that name"),
     ("preference", "disable_dropout", "always so, but for sft"),
     ("sft", "lr_scheduler_kwargs", "here it is `min_lr_ratio`"),
+    ("sft", "num_cycles", "here it is `lr_num_cycles` (transformers"),
     ("sft", "dataset_name", "here it is `dataset` under `inputs:`"),
     ("normalize", "dataset_name", "here it is `source`"),
     # the name of a field elsewhere, or near to one
@@ -271,6 +272,7 @@ def test_a_value_as_others_write_it(field: str, value: object, way: str) -> None
             "sequence_sum and kl_placement: reward",
         ),
         ("sft", "lr_scheduler_type", "cosine_with_min_lr", "; here it is cosine, with min_lr_ratio"),
+        ("rl", "lr_scheduler_type", "reduce_lr_on_plateau", "go by the loss of held-out rows)"),
         ("unpaired_preference", "loss_type", "dpo", "found text 'dpo'"),
         ("sft", "optim", "adamw_torch_fused", "found text 'adamw_torch_fused'; here it is adamw"),
     ],
