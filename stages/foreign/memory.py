@@ -9,10 +9,11 @@ _KERNELS = "kernels that save time and memory are built in; there is nothing to 
 CONCEPTS = (
     Concept(
         called(TRANSFORMERS, "torch_dtype", "dtype")
-        | {"bf16_full_eval": TRL, "pure_bf16": FACTORY, "bfloat16": AXOLOTL, "model_dtype": VERL},
+        | {"bf16_full_eval": TRL, "bfloat16": AXOLOTL, "model_dtype": VERL},
         ("bf16",),
         "bf16: true",
-        "training keeps float32 master weights, which is not the same as weights in bfloat16 alone; false is float32",
+        "training keeps float32 master weights, which is not the same as weights in bfloat16 alone: those are "
+        "`pure_bf16: true` beside it; false is float32",
     ),
     Concept(
         {"fp16": TRL, "float16": AXOLOTL, "fp16_full_eval": TRL},

@@ -183,9 +183,9 @@ def training_step(training: Training, work: Passes, use: HeadUse, *, reference: 
     worst = max(moments, key=lambda parts: sum({**state, **parts}.values()))
     # what is whole is written as it is
     gathers = setup.device == "cpu" and not whole
-    copy = (training.trained * _FLOAT + training.optimizer.state) / setup.processes if gathers else 0
+    copy = (training.trained * training.updated + training.optimizer.state) / setup.processes if gathers else 0
     if training.keeps_best and setup.device == "cpu":
-        copy += training.trained * _FLOAT
+        copy += training.trained * training.updated
     return phase("training step", {**state, **worst, "checkpoint": copy, "reference": reference}, setup)
 
 

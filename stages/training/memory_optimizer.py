@@ -9,6 +9,8 @@ from stages.training.memory_allocator import Device
 from stages.training.memory_shape import Adapters, ModelShape
 
 _FLOAT = 4
+_CHUNK = 2**22
+"""`rounded_adamw.CHUNK`."""
 _8BIT = 1 + _FLOAT / 256
 """Bytes of a moment in 8 bits, with its share of a scale (arXiv:2110.02861)."""
 
@@ -80,6 +82,12 @@ def _muon(trained: Trained, device: Device) -> Held:
     state = _FLOAT * trained.matrices + 2 * _FLOAT * (trained.all - trained.matrices)
     # the momentum ahead, two matrices of the iteration, and two of its inner products
     return Held(state, 5 * _FLOAT * trained.largest_matrix)
+
+
+def rounded(trained: Trained, device: Device) -> Held:
+    """`pure_bf16`: two moments in bfloat16; of a part of a tensor, weight, moments, gradient, their size and a sum in
+    float32, what is random, what is rounded, and where it is finite."""
+    return Held(4.0 * trained.all, 8 * _FLOAT * min(_CHUNK, trained.largest))
 
 
 OPTIMIZERS: Mapping[str, Callable[[Trained, Device], Held]] = {

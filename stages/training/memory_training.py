@@ -8,7 +8,7 @@ from typing import Any
 from stages.sharding import Fsdp, Sharding, Whole, Zero
 from stages.training.memory_activations import Layers
 from stages.training.memory_allocator import Device
-from stages.training.memory_optimizer import OPTIMIZERS, Held, Trained
+from stages.training.memory_optimizer import OPTIMIZERS, Held, Trained, rounded
 from stages.training.memory_shape import Adapters, ModelShape
 
 _FLOAT = 4
@@ -43,6 +43,7 @@ class Training:
     keeps_best: bool = False
     """The weights that were best so far are held besides, in the memory of the host."""
     optim: str = "adamw"
+    pure_bf16: bool = False
     balanced: bool = False
     """With the loss of a mixture's routers."""
 
@@ -62,6 +63,7 @@ class Training:
             quantized,
             keeps_best,
             config.optim,
+            config.pure_bf16,
             balanced=bool(shape.router_aux_loss_coef if coefficient is None else coefficient) and shape.experts > 0,
         )
 
@@ -77,6 +79,11 @@ class Training:
         return 2 if self.bf16 else _FLOAT
 
     @property
+    def updated(self) -> int:
+        """Bytes of a trained weight as the optimizer updates it, and of its gradient."""
+        return 2 if self.pure_bf16 else _FLOAT
+
+    @property
     def parameters(self) -> int:
         """All of them, adapters included."""
         return self.shape.parameters + (0 if self.adapters is None else self.trained)
@@ -89,7 +96,9 @@ class Training:
     @property
     def optimizer(self) -> Held:
         """Of the whole model."""
-        return OPTIMIZERS[self.optim](Trained.of(self.shape, self.adapters), self.setup.device)
+        return (rounded if self.pure_bf16 else OPTIMIZERS[self.optim])(
+            Trained.of(self.shape, self.adapters), self.setup.device
+        )
 
     @property
     def trains_head(self) -> bool:
@@ -107,7 +116,7 @@ class Training:
     def state(self) -> dict[str, float]:
         """Weights, gradients and optimizer, as the way of sharding spreads them."""
         n, sharding = self.setup.processes, self.setup.sharding
-        master = _FLOAT if self.bf16 else 0
+        master = _FLOAT if self.bf16 and not self.pure_bf16 else 0
         whole = float(self.parameters * self.weight)
         if self.quantized:
             linear = self.shape.layers * sum(inside * outside for inside, outside, _ in self.shape.linear_shapes)
@@ -124,7 +133,7 @@ class Training:
             used = min(bucket, self.trained) if self.setup.device == "cpu" else bucket
             gradients = self.trained * _FLOAT / (1 if sharding.stage == 1 else n) + used * self.weight
         else:
-            weights, gradients = whole + self.trained * master, self.trained * _FLOAT
+            weights, gradients = whole + self.trained * master, self.trained * self.updated
             n = 1
         return {"weights": weights, "gradients": gradients, "optimizer": self.optimizer.state / n}
 

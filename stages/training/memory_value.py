@@ -18,7 +18,12 @@ def beside_value_model(phases: Sequence[Phase], request: Request, shape: ModelSh
     """
     config = request.config
     training = Training(
-        shape, request.setup, config.bf16, gradient_checkpointing=config.gradient_checkpointing, optim=config.optim
+        shape,
+        request.setup,
+        config.bf16,
+        gradient_checkpointing=config.gradient_checkpointing,
+        optim=config.optim,
+        pure_bf16=config.pure_bf16,
     )
     state, copy = training.state(), training.policy_copy()
     resident = {"weights": state["weights"], "optimizer": state["optimizer"], "reference": copy}

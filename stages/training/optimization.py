@@ -1,4 +1,4 @@
-"""The update of a step, over the float32 tensors that a process keeps: whole parameters, or its slices of them."""
+"""The update of a step, over the tensors that a process keeps: whole parameters, or its slices of them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from artifacts.errors import StageError
 from stages.training.config import TrainingConfig
 from stages.training.muon import Muon
 from stages.training.processes import Processes
+from stages.training.rounded_adamw import RoundedAdamW
 
 Tensors = Mapping[str, nn.Parameter]
 
@@ -56,7 +57,10 @@ class Optimization:
 
     def gradient_norm(self) -> Tensor:
         """The norm of all gradients together, over all processes' slices."""
-        norm = get_total_norm(self.gradients())
+        gradients = self.gradients()
+        if gradients and gradients[0].dtype == torch.bfloat16:  # whose norms would be bfloat16 too
+            gradients = [torch.linalg.vector_norm(one, dtype=torch.float32) for one in gradients]
+        norm = get_total_norm(gradients)
         self._norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         return self._norm
 
@@ -129,6 +133,11 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def _adamw(trained: Tensors, config: TrainingConfig, processes: Processes) -> list[Part]:
+    if config.pure_bf16:
+        names = {one: name for name, one in trained.items()}
+        settings: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "eps": config.adam_epsilon}
+        rounded = RoundedAdamW(_groups(trained, config), names, **settings, seed=config.seed)
+        return [Part(rounded, lambda steps, device: {"step": steps})]
     optimizer = build_adamw(trained, config)
     return [Part(optimizer, lambda steps, device: {"step": torch.tensor(float(steps), device=device)})]
 

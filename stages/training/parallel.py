@@ -21,7 +21,8 @@ class Parallel(Protocol):
     """A model and its optimizer over all processes. Trained tensors go by their names in the Scorer.
 
     The weights that are updated, saved and exported are float32; with `bf16` forward and backward passes use
-    bfloat16 copies of them. What is called collective must be called by all processes in the same order.
+    bfloat16 copies of them, with `pure_bf16` there are no others. What is called collective must be called by all
+    processes in the same order.
     """
 
     lockstep: bool
@@ -52,7 +53,7 @@ class Parallel(Protocol):
         ...
 
     def weight(self, name: str) -> Tensor:
-        """A whole trained tensor in float32, to read and to let go. Collective."""
+        """A whole trained tensor as it is updated, to read and to let go. Collective."""
         ...
 
     def moments(self, name: str) -> dict[str, Tensor]:

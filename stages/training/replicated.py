@@ -28,7 +28,9 @@ class Replicated:
         self.scorer, self.processes = scorer.to(processes.device), processes
         scorer.merge_gradients()
         trained = {name: one for name, one in scorer.named_parameters() if one.requires_grad}
-        self.masters = Masters(scorer, trained) if config.bf16 else None
+        self.masters = Masters(scorer, trained) if config.bf16 and not config.pure_bf16 else None
+        if config.pure_bf16:
+            use_bfloat16(scorer)
         kept = trained if self.masters is None else self.masters.weights
         self.optimization = Optimization(kept, config, processes)
 
@@ -46,7 +48,7 @@ class Replicated:
         gradients = self.optimization.gradients()
         if self.processes.size > 1:
             for bucket in _buckets(gradients):
-                flat = self.processes.sum(torch.cat([gradient.flatten() for gradient in bucket]))
+                flat = self.processes.sum(torch.cat([gradient.flatten() for gradient in bucket]).float())
                 parts = flat.split([gradient.numel() for gradient in bucket])
                 for gradient, part in zip(bucket, parts, strict=True):
                     gradient.copy_(part.view_as(gradient))
