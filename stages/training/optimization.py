@@ -134,7 +134,7 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 def _adamw(trained: Tensors, config: TrainingConfig, processes: Processes) -> list[Part]:
     if config.pure_bf16:
-        names = {one: name for name, one in trained.items()}
+        names: dict[Tensor, str] = {one: name for name, one in trained.items()}
         settings: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "eps": config.adam_epsilon}
         rounded = RoundedAdamW(_groups(trained, config), names, **settings, seed=config.seed)
         return [Part(rounded, lambda steps, device: {"step": steps})]

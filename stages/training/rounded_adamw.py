@@ -44,7 +44,7 @@ class RoundedAdamW(torch.optim.Optimizer):
         self.names, self.seed = names, seed
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Of every parameter with a gradient."""
         for group in self.param_groups:
             for parameter in group["params"]:
