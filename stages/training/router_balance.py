@@ -133,7 +133,8 @@ def _probe(scorer: Scorer) -> RouterBalance | None:
     if not isinstance(own, Tensor) or not logits:
         return None
     batch = layout([Group("probe", (), (Branch(ids, [False] * len(ids)),))], share_prefixes=False).to(scorer.device)
-    top_k = int(model.num_experts_per_tok)
+    settings = model.config.get_text_config()  # what multimodal classes go by
+    top_k = int(getattr(model, "num_experts_per_tok", None) or settings.num_experts_per_tok)
     ours = float(balance_in(batch, top_k)(logits)[0])
     if abs(ours - float(own)) > _TOLERANCE * abs(float(own)):
         raise StageError(
