@@ -35,8 +35,8 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "sft": (
-        3,
-        "5b9a3029d0b9d585",
+        4,
+        "e98035789fc9695e",
         "e53a1d30aa11fed5",
         {
             "model/metrics: loss": 3.8009,
@@ -49,8 +49,8 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "adapter": (
-        3,
-        "5d4ba9d9390baa26",
+        4,
+        "0a44145909e40aa9",
         "a4d743f2281e18f3",
         {
             "adapter/weights: norm": 4.3771,
@@ -63,8 +63,8 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "adapter_dpo": (
-        6,
-        "f969381f7acca6fe",
+        7,
+        "6a88fe2d6a0eac4f",
         "20165d69215aaff6",
         {
             "adapter/weights: norm": 4.3809,
@@ -98,7 +98,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "judge_of_steps": (
         4,
-        "24cfc6d6c5b763e7",
+        "3a79f714a4963f0e",
         "fc8827e0775ac245",
         {
             "model/metrics: loss": 1.523,
@@ -116,8 +116,8 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         {},
     ),
     "kto": (
-        5,
-        "181bc8328713720b",
+        6,
+        "022633f1ac807a4e",
         "ee945ab9b573ffe3",
         {
             "model/metrics: loss": 0.66728,
@@ -141,8 +141,8 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         {"logprobs/logprobs: chosen_logps": -10.953, "logprobs/logprobs: rejected_logps": -11.283},
     ),
     "dpo": (
-        6,
-        "146334cf5caf8d77",
+        7,
+        "97a49694a5da8f08",
         "f740cad78ac245e1",
         {
             "model/metrics: loss": 0.92373,
@@ -162,7 +162,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "judge": (
         4,
-        "87c22a707ed06018",
+        "667a4477354bd326",
         "d05b5e3460d6cabb",
         {
             "model/metrics: loss": 0.91934,
@@ -176,8 +176,8 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "ppo": (
-        4,
-        "349c547891087b50",
+        5,
+        "976f21d02a3bccf5",
         "5561237511ce33c7",
         {
             "model/metrics: loss": 0.070016,
@@ -225,8 +225,8 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "online": (
-        5,
-        "a30eaee0f598ea2d",
+        6,
+        "fdc0b18129478297",
         "f377b3216609cbf7",
         {
             "model/metrics: loss": 0.8673,
@@ -273,8 +273,8 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "explored": (
-        5,
-        "235691f46c835b24",
+        6,
+        "e370d94428eeda74",
         "cdf7f9f2bd7a5ff5",
         {
             "model/metrics: loss": -1.2926,
@@ -324,8 +324,8 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "contest": (
-        4,
-        "9e14eeaa653dc670",
+        5,
+        "d41c072ec844f4d6",
         "be8f75d663f40b72",
         {
             "model/metrics: loss": -0.4374,
@@ -374,8 +374,8 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "regressed": (
-        4,
-        "afd7372fc1ce52b0",
+        5,
+        "71ff577eb75d0a7c",
         "47b5945285034d2f",
         {
             "model/metrics: loss": 0.17432,
@@ -407,8 +407,8 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "grpo": (
-        7,
-        "50ec2d9e709eff76",
+        8,
+        "73f1fb9dda92c03b",
         "7d6ca38bd18cf71a",
         {
             "model/metrics: loss": -0.068777,
@@ -463,8 +463,8 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "small": (
-        4,
-        "9461e4a26c7e8d94",
+        5,
+        "41500352631ee7e7",
         "06cbbe8ba1b07f8c",
         {
             "model/metrics: loss": 0.0043144,
@@ -490,8 +490,8 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "small_of_taught": (
-        4,
-        "1ab52c8d5a6d64b7",
+        5,
+        "5ea2ccffb003d9bb",
         "3a3bb7225f1895e4",
         {
             "model/metrics: loss": 0.016415,
