@@ -15,7 +15,7 @@ from stages.sharding import Sharding, Whole
 from stages.training import loop
 from stages.training.adapters import add_adapters
 from stages.training.batch import Branch, Group, layout
-from stages.training.held_out import HeldOut, measure
+from stages.training.held_out import measure
 from stages.training.language_modeling import TokenLoss, asked_tokens
 from stages.training.loop import Trainer
 from stages.training.model import Scorer
@@ -165,7 +165,7 @@ def test_held_out_rows_have_it_in_their_loss(tmp_path: Path) -> None:
     model = tiny_model("mixtral", **EXPERTS["mixtral"])
     loss, balance, _, _ = plain_loop(model, groups)
     trainer = trainer_for(tmp_path, model)
-    found = measure(trainer, HeldOut(groups), DatasetWindows(groups, trainer.config))
+    found = measure(trainer, groups)
     assert found["eval/loss"] == pytest.approx(loss, rel=1e-5)
     assert found["eval/aux_loss"] == pytest.approx(balance, rel=1e-5)
 
