@@ -7,7 +7,7 @@ start, which is SDFT (self-distillation with privileged context, arXiv:2601.1989
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from stages.stage import MODELS, Input, Stage
@@ -19,12 +19,16 @@ from stages.training.memory_distill import distill_phases
 if TYPE_CHECKING:
     from stages.context import Context
     from stages.training.batch import Group
+    from stages.training.distill_windows import Rows
     from stages.training.held_out import Measured
     from stages.training.kept_teacher import KeptTeacher
     from stages.training.loop import Trainer
     from stages.training.model import Scorer
     from stages.training.objective import Objective, Windows
     from stages.training.teachers import LocalTeacher, Teacher
+
+    RowsOf = Callable[[Trainer, Any], Rows]
+    """(trainer, the student's tokenizer) -> what the models make of rows."""
 
 
 def run(context: Context) -> None:
@@ -35,7 +39,7 @@ def run(context: Context) -> None:
     """
     from stages.data.dataset import read_dataset
     from stages.data.ledger import RowLedger
-    from stages.training.distill_windows import distill_windows, given_groups, require_same_vocabulary
+    from stages.training.distill_windows import distill_windows
     from stages.training.export import export
     from stages.training.held_out import HeldOut
     from stages.training.held_out_completions import are_own, own_completions
@@ -43,30 +47,46 @@ def run(context: Context) -> None:
 
     config: Config = context.config
     dataset = read_dataset(context.input("dataset"))
-    kept = context.has("teacher_states")
-    objective, teacher, vocabulary = _kept(context) if kept else _present(context, dataset.type)
+    objective, teacher, rows_of = _teaching(context, dataset.type)
     trainer, tokenizer = start(context, config, objective)
-    require_same_vocabulary(tokenizer, vocabulary, {trainer.scorer.vocabulary, teacher.vocabulary or 0} - {0})
+    rows = rows_of(trainer, tokenizer)
     teacher.join(trainer)
     ledger = RowLedger()
-    given_of = partial(given_groups, config, trainer, tokenizer)
     given: list[Group] = []
     if config.lmbda < 1:  # with both kinds of steps the ledger is that of the prompts
-        given = teacher.taught("dataset", given_of(dataset, ledger if config.lmbda == 0 else RowLedger()))
+        given = teacher.taught("dataset", rows.given(dataset, ledger if config.lmbda == 0 else RowLedger()))
     own = context.has("eval_dataset") and are_own(context)
     held_out: Measured | None = None
     if not own:
         held_out = HeldOut.of(
             context,
             trainer.scorer.vocabulary,
-            lambda dataset, ledger: teacher.taught("eval_dataset", given_of(dataset, ledger)),
+            lambda dataset, ledger: teacher.taught("eval_dataset", rows.given(dataset, ledger)),
             given,
         )
-    windows = distill_windows(context, config, trainer, tokenizer, dataset, given, ledger)
+    windows = distill_windows(trainer, tokenizer, dataset, rows, given, ledger)
     if own:
-        held_out = own_completions(context, trainer, tokenizer, windows)
+        held_out = own_completions(context, trainer, windows)
     trained = trainer.run(_followed(trainer, windows, teacher.scorer, config), ledger.states, held_out)
     export(context, trained, ledger.to_json(), samples=windows.samples)
+
+
+def _teaching(context: Context, dataset_type: str) -> tuple[Objective, Teacher, RowsOf]:
+    """The objective under a teacher, the teacher, and what the two models make of rows."""
+    from stages.training.distill_windows import SharedRows, require_same_vocabulary
+
+    if context.config.cross_tokenizer is not None:
+        from stages.training.cross_teaching import cross_teaching
+
+        return cross_teaching(context)
+    kept = context.has("teacher_states")
+    objective, teacher, vocabulary = _kept(context) if kept else _present(context, dataset_type)
+
+    def rows_of(trainer: Trainer, tokenizer: Any) -> Rows:
+        require_same_vocabulary(tokenizer, vocabulary, {trainer.scorer.vocabulary, teacher.vocabulary or 0} - {0})
+        return SharedRows(context.config, trainer, tokenizer)
+
+    return objective, teacher, rows_of
 
 
 def _teacher_input(context: Context, dataset_type: str) -> str:

@@ -47,6 +47,7 @@ FOREIGN_STAGES = {
     "xpo": "`uses: online_dpo` with `xpo_alpha`",
     "gkd": "`uses: distill`",
     "distillation": "`uses: distill`",
+    "gold": "`uses: distill` with `cross_tokenizer: {}`",
     "server_distillation": "`uses: distill` with `teacher_engine: {engine: vllm_server}` and `loss_top_k`",
     "sdft": "`uses: distill` without a teacher, on rows of type `privileged_context`",
     "ssd": "`uses: sft` on the completions of a stage `sample` of the same model",
@@ -65,7 +66,6 @@ FOREIGN_STAGES = {
 
 
 NEAR_STAGES = {
-    "gold": "`uses: distill`, whose teacher and student have one tokenizer",
     "minillm": "`uses: distill` with `beta: 1`, the reverse KL divergence at every token in place of a policy gradient",
     "iw_opd": "`uses: distill` with `beta: 1`, which weighs all tokens of a completion alike",
     "async_distillation": "`uses: distill` with `teacher_engine: {engine: vllm_server}` and `loss_top_k`, which "

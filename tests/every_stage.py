@@ -174,6 +174,22 @@ EVERY_STAGE: dict[str, Any] = {
         "inputs": {"model": "student", "teacher": "grpo", "dataset": "rows"},
         "with": {**TRAINING, "lmbda": 0.5, "beta": 0.5, "max_completion_length": 6},
     },
+    "bytes": {
+        "uses": "init_model",
+        "inputs": {"dataset": "rows"},
+        "with": {**SIZES, "tokenizer": "byte_bpe", "vocab_size": 270},
+    },
+    "small_of_bytes": {
+        "uses": "distill",
+        "inputs": {"model": "student", "teacher": "bytes", "dataset": "rows"},
+        "with": {
+            **TRAINING,
+            "lmbda": 0.5,
+            "beta": 0.5,
+            "max_completion_length": 6,
+            "cross_tokenizer": {"loss_type": "hybrid", "crossentropy_weight": 0.5},
+        },
+    },
     "taught": {"uses": "teacher_states", "inputs": {"model": "grpo", "dataset": "rows"}, "with": {"max_length": 48}},
     "small_of_taught": {
         "uses": "distill",

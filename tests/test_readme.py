@@ -50,6 +50,10 @@ GKD_ROW = (
     "| distillation (GKD) on the student's completions, given ones, or both | `distill` | | 2306.13649 "
     "| any with prompts; given: those of `sft` | a teacher |"
 )
+CROSS_ROW = (
+    "| distillation between tokenizers (ULD, GOLD's hybrid), with cross_tokenizer | `distill` | | 2402.12030 "
+    "| any with prompts; given: `prompt_completion`, plain `language_modeling` | a teacher |"
+)
 SDFT_ROW = (
     "| self-distillation with privileged context (SDFT) | `distill` | | 2601.19897 | `privileged_context` | yes |"
 )
@@ -72,7 +76,7 @@ def table() -> list[str]:
         for stage, losses, kinds in TABLES
         for loss in losses.values()
     ]
-    return [*rows, REWARD_ROW, STEP_ROW, GKD_ROW, SDFT_ROW, *ONLINE_ROWS]
+    return [*rows, REWARD_ROW, STEP_ROW, GKD_ROW, CROSS_ROW, SDFT_ROW, *ONLINE_ROWS]
 
 
 def test_every_objective_is_in_the_table() -> None:

@@ -97,13 +97,22 @@ class Encoder:
         `tools`: schemas of the tools of each conversation; `arguments`: further ones of the template. Raises DataError
         where the template does not show the tools or read the arguments.
         """
-        rendered = [
+        return self.pieces(self.shown(conversations, row_ids, tools, arguments, generation_prompt=generation_prompt))
+
+    def shown(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        row_ids: Sequence[str],
+        tools: Sequence[Tools] | None = None,
+        arguments: Sequence[Arguments] | None = None,
+        *,
+        generation_prompt: bool = False,
+    ) -> list[str]:
+        """The text of each conversation, whose token ids `conversations` gives."""
+        return [
             self._render(messages, row_id, given, generation_prompt=generation_prompt)[0]
             for messages, row_id, given in self._each(conversations, row_ids, tools, arguments)
         ]
-        if not rendered:
-            return []
-        return [list(ids) for ids in self._tokenizer(rendered, add_special_tokens=False)["input_ids"]]
 
     def assistant_masks(
         self,

@@ -67,8 +67,8 @@ def arguments_of(rows: Sequence[Row]) -> list[Arguments]:
     return [row.get(TEMPLATE_ARGUMENTS) for row in rows]
 
 
-def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """Number of leading tokens that the two share."""
+def common_prefix(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """Number of leading tokens, or characters, that the two share."""
     for position, (one, other) in enumerate(zip(first, second, strict=False)):
         if one != other:
             return position

@@ -23,13 +23,40 @@ CONCEPTS = (
         'teacher_engine: {engine: vllm_server, urls: ["http://HOST:PORT"], weights_folder: /SHARED}',
         "with loss_top_k; without urls the stage starts the server",
     ),
+    Concept(called(TRL, "teacher_tokenizer_name_or_path"), ("teacher",), note="a model comes with its tokenizer"),
+    Concept(called(TRL, "use_uld_loss"), ("cross_tokenizer",), "cross_tokenizer: {}"),
+    Concept(called(TRL, "uld_use_hybrid_loss"), ("cross_tokenizer",), "cross_tokenizer: {loss_type: hybrid}"),
     Concept(
-        called(TRL, "teacher_tokenizer_name_or_path", "use_uld_loss", "use_extended_uld", "uld_use_hybrid_loss")
-        | called(TRL, "uld_token_merge_strategy", "uld_hybrid_matched_weight", "uld_hybrid_unmatched_weight")
-        | called(TRL, "uld_crossentropy_weight", "uld_distillation_weight", "uld_student_temperature")
-        | called(TRL, "uld_teacher_temperature", "uld_skip_student_eos", "uld_skip_teacher_eos"),
-        note="teacher and student have one tokenizer, so token is compared with token; a student of another one learns "
-        "by `sft` on what a stage `sample` of the teacher wrote",
+        called(TRL, "uld_token_merge_strategy"),
+        ("cross_tokenizer",),
+        "cross_tokenizer: {token_merge_strategy: observed}",
+        "or bayesian",
+    ),
+    Concept(
+        called(TRL, "uld_hybrid_matched_weight", "uld_hybrid_unmatched_weight"),
+        ("cross_tokenizer",),
+        "cross_tokenizer: {loss_type: hybrid, matched_weight: W, unmatched_weight: W}",
+    ),
+    Concept(
+        called(TRL, "uld_student_temperature", "uld_teacher_temperature"),
+        ("cross_tokenizer",),
+        "cross_tokenizer: {student_temperature: T, teacher_temperature: T}",
+    ),
+    Concept(
+        called(TRL, "uld_crossentropy_weight", "uld_distillation_weight"),
+        ("cross_tokenizer",),
+        "cross_tokenizer: {crossentropy_weight: W}",
+        "beside the divergence, whose weight is 1",
+    ),
+    Concept(
+        called(TRL, "uld_skip_student_eos", "uld_skip_teacher_eos"),
+        ("cross_tokenizer",),
+        "cross_tokenizer: {skip_eos: true}",
+        "of both: an end has nothing to be compared with where the other is left out",
+    ),
+    Concept(
+        called(TRL, "use_extended_uld"),
+        note="`cross_tokenizer` always compares tokens that end at the same byte of the text",
     ),
     Concept(
         {"seq_kd": "TRL's GKD"},

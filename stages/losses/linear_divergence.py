@@ -6,7 +6,7 @@ two for the gradients of the student's hidden states and weight.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,13 +64,21 @@ Compare = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
 
 
 def compared(
-    hidden_NH: Tensor, head: Head, compare: Compare, *, weights_N: Tensor | None, longest: int
+    hidden_NH: Tensor,
+    head: Head,
+    compare: Compare,
+    *,
+    weights_N: Tensor | None = None,
+    longest: int,
+    parts: Sequence[slice] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `linear_divergence`, from whatever `compare` compares with; it is called for at most `longest` positions."""
+    """As `linear_divergence`, from whatever `compare` compares with; it is called for at most `longest` positions, or
+    for these `parts`, which are all positions in order."""
     settings = _Settings(
         form=head.form,
         compare=compare,
         longest=longest,
+        parts=parts,
         wanted=Wanted.of(hidden_NH, head, with_entropy=False),
     )
     if weights_N is None:
@@ -88,6 +96,7 @@ class _Settings:
     """The student's head, given weight and bias."""
     compare: Compare
     longest: int
+    parts: Sequence[slice] | None
     wanted: Wanted
 
 
@@ -101,7 +110,7 @@ class _LinearDivergence(torch.autograd.Function):
         divergences_N = hidden_NH.new_empty(len(hidden_NH), dtype=head.sum_type)
         grad_hidden_NH = torch.empty_like(hidden_NH) if wanted.hidden else None
         gradient = HeadGradient(head, weight=wanted.weight, bias=wanted.bias)
-        for part in room.parts:
+        for part in room.parts if settings.parts is None else settings.parts:
             slopes_CV = room.logits(hidden_NH[part])
             divergences_N[part], scales_C = settings.compare(part, slopes_CV)
             room.apply_softcap_slope(slopes_CV)

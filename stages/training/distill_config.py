@@ -8,6 +8,7 @@ from stages.data.columns import template_fields
 from stages.data.types import TEXT_COLUMNS
 from stages.rollouts.engine_settings import EngineChoice, EngineConfig, engine_problems
 from stages.training.config import PolicyConfig, check_measured
+from stages.training.cross_settings import CrossTokenizer, cross_problems
 from stages.training.eval_settings import SampledMeasuringConfig, eval_sampling_problems
 
 
@@ -29,6 +30,9 @@ class Config(EngineChoice, PolicyConfig, SampledMeasuringConfig):
     loss_top_k: int | None = Field(None, gt=0)
     """Compare the teacher's so many likeliest tokens one by one, and all others by what they sum to; null: every token
     by itself."""
+    cross_tokenizer: CrossTokenizer | None = None
+    """For a teacher with another tokenizer: how the two are compared, over tokens that end at the same byte of a text;
+    `{}`: probabilities by their rank. null: they have one tokenizer."""
     teacher_engine: EngineConfig = EngineConfig()
     """What computes input teacher, in the terms of `rollouts`: by default the stage itself; `{engine: vllm_server}`:
     servers of vLLM, which send the `loss_top_k` likeliest tokens."""
@@ -53,7 +57,7 @@ def check(config: Config, wired: frozenset[str]) -> list[str]:
     problems = engine_problems(config, None)
     if config.rollouts.is_apart and config.lmbda == 0:
         problems.append(f"rollouts.engine is {config.rollouts.engine}, but lmbda is 0, so nothing is sampled")
-    problems += _teacher_problems(config, wired) + _kept_problems(config, wired)
+    problems += _teacher_problems(config, wired) + _kept_problems(config, wired) + cross_problems(config, wired)
     moves = config.teacher_update_rate is not None
     if not {"teacher", "teacher_states"} & wired and config.lmbda != 1:
         problems.append(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from artifacts.errors import StageError
-from stages.context import Context
 from stages.data.given_tokens import require_vocabulary
 from stages.data.ledger import RowLedger
 from stages.data.open_prompts import open_prompts, room_for_prompts
@@ -19,12 +18,56 @@ from stages.data.types import Dataset
 from stages.rollouts.requests import Completion
 from stages.seeds import derive, generator
 from stages.training.batch import Branch, Group
-from stages.training.config import TrainingConfig
 from stages.training.generation import Sampling
-from stages.training.language_modeling import sequence_group
+from stages.training.language_modeling import asked_tokens, sequence_group
 from stages.training.loop import Trainer
 from stages.training.objective import Window
 from stages.training.windows import row_order
+
+
+class Rows(Protocol):
+    """What student and teacher make of rows and completions."""
+
+    def given(self, dataset: Dataset, ledger: RowLedger) -> list[Group]:
+        """Rows with their completions."""
+        ...
+
+    def prompts(self, dataset: Dataset, ledger: RowLedger) -> list[TokenizedPrompt]:
+        """Prompts that the student is to complete."""
+        ...
+
+    def sampled(self, prompts: Sequence[TokenizedPrompt], completions: Sequence[Completion]) -> list[Group]:
+        """Groups of a step, of what the student wrote."""
+        ...
+
+
+class SharedRows:
+    """Rows of models with one tokenizer. The groups of privileged_context rows carry the teacher's prompt as data."""
+
+    def __init__(self, config: Any, trainer: Trainer, tokenizer: Any) -> None:
+        self.config, self.scorer, self.tokenizer = config, trainer.scorer, tokenizer
+
+    def given(self, dataset: Dataset, ledger: RowLedger) -> list[Group]:
+        """Rows with their completions."""
+        require_vocabulary(dataset, self.scorer.vocabulary)
+        longest = RowLimit.of(self.config.max_length, self.scorer.context_length)
+        rows = tokenize_sequences(dataset, self.tokenizer, max_length=longest, ledger=ledger)
+        return [sequence_group(row) for row in rows]
+
+    def prompts(self, dataset: Dataset, ledger: RowLedger) -> list[TokenizedPrompt]:
+        """Prompts that the student is to complete."""
+        length = self.scorer.context_length
+        if dataset.type != "privileged_context":
+            return open_prompts(self.config, dataset, self.tokenizer, length, ledger)
+        template, longest = self.config.teacher_prompt_template, room_for_prompts(self.config, length)
+        return tokenize_privileged(dataset, self.tokenizer, template=template, max_length=longest, ledger=ledger)
+
+    def sampled(self, prompts: Sequence[TokenizedPrompt], completions: Sequence[Completion]) -> list[Group]:
+        """Groups of a step, of what the student wrote."""
+        return [
+            Group(prompt.row_id, prompt.prompt_ids, (Branch(completion.token_ids),), prompt.teacher_ids)
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
 
 
 class DistillWindows:
@@ -32,14 +75,14 @@ class DistillWindows:
 
     def __init__(
         self,
-        config: TrainingConfig,
-        lmbda: float,
+        config: Any,
+        rows: Rows,
         given: list[Group],
         prompts: list[TokenizedPrompt],
         sampling: Sampling | None,
     ) -> None:
         """`sampling`: None where nothing is sampled."""
-        self.config, self.lmbda, self.given, self.prompts, self.sampling = config, lmbda, given, prompts, sampling
+        self.config, self.rows, self.given, self.prompts, self.sampling = config, rows, given, prompts, sampling
         self.order = row_order(max(len(given), len(prompts)), config)
         self.total_steps = self.order.total_steps
         self.samples: list[dict[str, Any]] = []
@@ -47,7 +90,7 @@ class DistillWindows:
     def window(self, step: int) -> Window:
         """The groups of a step."""
         config = self.config
-        on_policy = generator(config.seed, "on-policy", step).random() < self.lmbda
+        on_policy = generator(config.seed, "on-policy", step).random() < config.lmbda
         rows = self.order.rows(step)
         epoch = self.order.epoch_after(step)
         if not on_policy:
@@ -65,11 +108,11 @@ class DistillWindows:
                 "completion": self.sampling.text(completions[0]),
             }
         )
+        groups = self.rows.sampled(chosen, completions)
         return Window(
-            [
-                Group(prompt.row_id, prompt.prompt_ids, (Branch(completion.token_ids),), prompt.teacher_ids)
-                for prompt, completion in zip(chosen, completions, strict=True)
-            ],
+            groups,
+            # completions of which nothing can be learnt are no reason to end a run
+            uncounted_items=float(not any(map(asked_tokens, groups))),
             metrics={"epoch": epoch, "on_policy": 1.0, **completion_metrics(completions)},
         )
 
@@ -96,43 +139,17 @@ def completion_metrics(completions: Sequence[Completion]) -> dict[str, float]:
     }
 
 
-def given_groups(config: Any, trainer: Trainer, tokenizer: Any, dataset: Dataset, ledger: RowLedger) -> list[Group]:
-    """Rows with their completions."""
-    require_vocabulary(dataset, trainer.scorer.vocabulary)
-    longest = RowLimit.of(config.max_length, trainer.scorer.context_length)
-    return [sequence_group(row) for row in tokenize_sequences(dataset, tokenizer, max_length=longest, ledger=ledger)]
-
-
-def distill_prompts(
-    config: Any, trainer: Trainer, tokenizer: Any, dataset: Dataset, ledger: RowLedger
-) -> list[TokenizedPrompt]:
-    """Rows that the student completes; those of privileged_context rows with the teacher's prompt."""
-    length = trainer.scorer.context_length
-    if dataset.type != "privileged_context":
-        return open_prompts(config, dataset, tokenizer, length, ledger)
-    template, longest = config.teacher_prompt_template, room_for_prompts(config, length)
-    return tokenize_privileged(dataset, tokenizer, template=template, max_length=longest, ledger=ledger)
-
-
 def distill_windows(
-    context: Context,
-    config: Any,
-    trainer: Trainer,
-    tokenizer: Any,
-    dataset: Dataset,
-    given: list[Group],
-    ledger: RowLedger,
+    trainer: Trainer, tokenizer: Any, dataset: Dataset, rows: Rows, given: list[Group], ledger: RowLedger
 ) -> DistillWindows:
-    """Tokenize the prompts where completions are sampled; `given`: rows with theirs, where these are used.
-
-    The groups of privileged_context rows carry the teacher's prompt as their data.
-    """
+    """Tokenize the prompts where completions are sampled; `given`: rows with theirs, where these are used."""
+    config: Any = trainer.context.config
     require_vocabulary(dataset, trainer.scorer.vocabulary)
-    prompts = distill_prompts(config, trainer, tokenizer, dataset, ledger) if config.lmbda > 0 else []
-    context.counts["rows"] = max(len(given), len(prompts))
+    prompts = rows.prompts(dataset, ledger) if config.lmbda > 0 else []
+    trainer.context.counts["rows"] = max(len(given), len(prompts))
     # it would keep a whole copy of a sharded student in every process
     sampling = Sampling.with_engine(trainer, tokenizer, config) if config.lmbda > 0 else None
-    return DistillWindows(config, config.lmbda, given, prompts, sampling)
+    return DistillWindows(config, rows, given, prompts, sampling)
 
 
 def require_same_vocabulary(student: Any, teacher: Any, sizes: set[int]) -> None:
@@ -150,6 +167,7 @@ def require_same_vocabulary(student: Any, teacher: Any, sizes: set[int]) -> None
     different = [token for token, _ in sorted(set(ours.items()) ^ set(theirs.items()))][:3]
     raise StageError(
         f"student and teacher have different tokenizers ({len(ours)} and {len(theirs)} tokens, which differ at "
-        f"{', '.join(map(repr, dict.fromkeys(different)))}); distillation compares distributions token by token: take "
-        "models of one family, or stages init_model with the same dataset and tokenizer"
+        f"{', '.join(map(repr, dict.fromkeys(different)))}); without cross_tokenizer, distributions are compared token "
+        "by token: give cross_tokenizer: {}, or take models of one family, or stages init_model with the same dataset "
+        "and tokenizer"
     )

@@ -73,17 +73,18 @@ def teacher_hidden(teacher: Scorer, batch: TokenBatch) -> Tensor:
     batches = [batch]
     if any(group.data is not None for group in batch.groups):
         seen = [replace(group, prefix_ids=group.data) for group in batch.groups]
-        batches = [teacher.layout(run) for run in _runs(seen, batch.num_tokens)]
-    hidden_NH = torch.cat([teacher(one, _asked_hidden(one)) for one in batches])
+        batches = [teacher.layout(run) for run in runs_of(seen, batch.num_tokens)]
+    hidden_NH = torch.cat([teacher(one, asked_hidden(one)) for one in batches])
     assert len(hidden_NH) == len(batch.source_N), "teacher and student have read different tokens"
     return hidden_NH
 
 
-def _asked_hidden(batch: TokenBatch) -> Readout:
+def asked_hidden(batch: TokenBatch) -> Readout:
+    """The hidden states where the batch's asked-for tokens are predicted."""
     return Readout(batch.source_N, lambda hidden_NH, _: hidden_NH)
 
 
-def _runs(groups: Sequence[Group], tokens: int) -> Iterator[list[Group]]:
+def runs_of(groups: Sequence[Group], tokens: int) -> Iterator[list[Group]]:
     """The groups in order, as many at a time as have at most so many tokens; a longer one stands alone."""
     run: list[Group] = []
     for group in groups:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 from artifacts.errors import DataError
 from stages.context import Context
 from stages.data.dataset import read_dataset
 from stages.data.tokenize import TokenizedPrompt
-from stages.training.batch import Branch, Group
-from stages.training.distill_windows import DistillWindows, completion_metrics, distill_prompts
+from stages.training.distill_windows import DistillWindows, Rows, completion_metrics
 from stages.training.global_random import kept_random_numbers
 from stages.training.held_out import INPUT, Measured, measure, named, read_apart, say_known, when
 from stages.training.held_out_sampling import Pieces, held_out_sampling, held_out_seeds
@@ -27,6 +25,7 @@ _WITHOUT_COMPLETIONS = ("prompt", "privileged_context")
 class OwnCompletions(Measured):
     """Prompts that the student completes; its divergence from the teacher is that on these completions."""
 
+    rows: Rows
     prompts: Sequence[TokenizedPrompt]
     seeds: Sequence[tuple[int, ...]]
     sampling: Pieces
@@ -37,13 +36,10 @@ class OwnCompletions(Measured):
         """`eval/loss`, the objective's other metrics, and the lengths of the completions."""
         with kept_random_numbers():
             sampled = self.sampling(self.prompts, self.seeds)
-        groups = [
-            Group(prompt.row_id, prompt.prompt_ids, (Branch(completion.token_ids),), prompt.teacher_ids)
-            for prompt, completions in zip(self.prompts, sampled, strict=True)
-            for completion in completions
-        ]
-        lengths = completion_metrics([completion for completions in sampled for completion in completions])
-        return measure(trainer, groups) | named(lengths)
+        prompts = [prompt for prompt, made in zip(self.prompts, sampled, strict=True) for _ in made]
+        completions = [completion for made in sampled for completion in made]
+        groups = self.rows.sampled(prompts, completions)
+        return measure(trainer, groups) | named(completion_metrics(completions))
 
 
 def are_own(context: Context) -> bool:
@@ -70,16 +66,15 @@ def are_own(context: Context) -> bool:
     return True
 
 
-def own_completions(context: Context, trainer: Trainer, tokenizer: object, windows: DistillWindows) -> OwnCompletions:
+def own_completions(context: Context, trainer: Trainer, windows: DistillWindows) -> OwnCompletions:
     """Of input `eval_dataset`; prompts that are trained on too are said."""
     config = context.config
-    read = partial(distill_prompts, config, trainer, tokenizer)
-    prompts = read_apart(context, trainer.scorer.vocabulary, read)[: config.eval_max_prompts]
+    prompts = read_apart(context, trainer.scorer.vocabulary, windows.rows.prompts)[: config.eval_max_prompts]
     context.counts["eval_rows"] = len(prompts)
     say_known(context, map(_tokens, prompts), map(_tokens, windows.prompts), metric="loss")
     assert windows.sampling is not None, "with lmbda above 0 the stage opens it"
     sampling = held_out_sampling(windows.sampling, config, completions=config.train_batch_size)
-    return OwnCompletions(prompts, held_out_seeds(config, prompts), sampling, **when(config))
+    return OwnCompletions(windows.rows, prompts, held_out_seeds(config, prompts), sampling, **when(config))
 
 
 def _tokens(prompt: TokenizedPrompt) -> tuple[int, ...]:

@@ -27,7 +27,8 @@ def distill_phases(request: Request) -> list[Phase]:
     elif not apart:
         others += 4.0 * teacher.parameters if followed else request.frozen(teacher)
     work = request.passes(row=row, rows=config.train_batch_size)
-    phases = [training_step(training, work, HeadUse(teacher=None if apart else teacher), reference=others)]
+    use = HeadUse(teacher=None if apart else teacher, groups=config.cross_tokenizer is not None)
+    phases = [training_step(training, work, use, reference=others)]
     if own:
         asked = Sampled(-(-config.train_batch_size // request.setup.processes), max(1, row - own), own)
         phases = _student_phases(request, phases[0], asked, reference=others)

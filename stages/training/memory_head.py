@@ -11,7 +11,10 @@ _FLOAT = 4
 _CHUNK_BYTES = 32 * 2**20
 _LEAST_TOKENS = {"cpu": 128, "cuda": 1024}
 _KEPT_BYTES = 256 * 2**20
-"""These three as in `stages.losses`, which imports torch and cannot be asked; a test compares them."""
+_BLOCK_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
+"""These four as in `stages.losses`, which imports torch and cannot be asked; a test compares them."""
+_TENSORS_OF_A_BLOCK = 11
+"""That are there at once while the groups of a block are compared, as measured."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class HeadUse:
     """No gradient is known before all log-probabilities are (pairs): probabilities are kept, or computed again."""
     teacher: ModelShape | None = None
     """Every chunk of logits has its counterpart of a teacher."""
+    groups: bool = False
+    """The teacher has a vocabulary of its own, and of the two chunks a block of groups is compared at a time."""
     entropy: bool = False
     """The loss has the entropy in it: every chunk of logits has its exponentials beside it. Where gradients are formed
     together, the entropy's are formed before them."""
@@ -60,6 +65,9 @@ def held_tensors(
         entropy = [*gradients, chunk, chunk, read * shape.hidden * compute] if use.entropy else []
         return [*gradients, room, read * shape.hidden * _FLOAT, read * shape.hidden * compute, *entropy, *widened]
     teacher = [] if use.teacher is None else [chunk, compute * read * use.teacher.hidden]
+    if use.groups and use.teacher is not None:
+        teacher[0] = chunk_bytes(use.teacher, read, device)
+        teacher += [min(_BLOCK_BYTES[device], max(chunk, teacher[0]))] * _TENSORS_OF_A_BLOCK
     beside = [chunk] if use.entropy else []
     return [*gradients, chunk, *beside, *teacher, compute * read * shape.hidden, *widened]
 

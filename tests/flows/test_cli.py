@@ -130,6 +130,7 @@ def test_the_recipe_that_lies_there_is_meant(store, tmp_path, monkeypatch, capsy
         ("DPO", "`uses: preference` with `loss_type: sigmoid`"),
         ("dr_grpo", "`uses: rl` with `loss_type: dr_grpo`"),
         ("OnlineDPOTrainer", "`uses: online_dpo`"),
+        ("GOLDTrainer", "`uses: distill` with `cross_tokenizer: {}`"),
         ("async_grpo", "`uses: rl` with `rollouts: {engine: vllm_server, max_staleness: 4}`"),
         ("ssd", "`uses: sft` on the completions of a stage `sample` of the same model"),
         (
@@ -147,7 +148,6 @@ def test_what_others_call_a_stage(capsys, name, ours):
 @pytest.mark.parametrize(
     ("name", "difference"),
     [
-        ("gold", ", whose teacher and student have one tokenizer"),
         ("sdpo", " without a teacher, on rows of type `privileged_context`; they are given beforehand"),
         ("MiniLLMTrainer", " with `beta: 1`, the reverse KL divergence at every token in place of a policy gradient"),
         ("iw_opd", " with `beta: 1`, which weighs all tokens of a completion alike"),

@@ -117,7 +117,9 @@ ANSWERS = [
     ("unpaired_preference", "kto_chosen_weight", "here it is `desirable_weight` (LLaMA-Factory)"),
     ("ppo", "sft_model_path", "here it is `model` under `inputs:`"),
     # teachers
-    ("distill", "use_uld_loss", "teacher and student have one tokenizer"),
+    ("distill", "use_uld_loss", "here it is `cross_tokenizer: {}` (TRL)"),
+    ("distill", "uld_skip_teacher_eos", "here it is `cross_tokenizer: {skip_eos: true}` (TRL"),
+    ("distill", "use_extended_uld", "tokens that end at the same byte"),
     ("distill", "teacher_top_k", "here it is `loss_top_k` (TRL)"),
     ("distill", "distillation_alpha", "here it is `beta` (TRL)"),
     ("distill", "teacher_model_server_url", "here it is `teacher_engine: {engine: vllm_server, urls: ["),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.in_process import failures, run_here
-from tests.tiny_recipe import metrics_of, write_recipe
+from tests.tiny_recipe import BASE, metrics_of, write_recipe
 
 TRAINING = {"learning_rate": 1e-2, "max_steps": 6, "train_batch_size": 8, "max_length": 64}
 STAGES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -35,11 +35,20 @@ STAGES: dict[str, tuple[str, str, dict[str, Any]]] = {
         },
     ),
     "distilled": ("distill", "rows", {"lmbda": 0.0}),
+    "crossed": (
+        "distill",
+        "rows",
+        {"lmbda": 0.5, "max_completion_length": 6, "cross_tokenizer": {"loss_type": "hybrid"}, "learning_rate": 1e-4},
+    ),
 }
 HELD_OUT = ("sft", "aot", "kto")
 MORE_INPUTS = {name: {"eval_dataset": STAGES[name][1]} for name in (*HELD_OUT, "nash_md")} | {
-    "distilled": {"teacher_states": "taught"}
+    "distilled": {"teacher_states": "taught"},
+    "crossed": {"teacher": "bytes"},
 }
+
+
+BYTES = {"bytes": {**BASE["base"], "with": {**BASE["base"]["with"], "tokenizer": "byte_bpe", "vocab_size": 270}}}
 
 
 def taught(budget: int, processes: int) -> dict[str, Any]:
@@ -58,7 +67,7 @@ def rewarded(rows: list[dict[str, float]]) -> dict[int, dict[str, float]]:
 @pytest.mark.slow
 def test_two_processes_and_other_micro_batches_equal_one(tmp_path: Path) -> None:
     """Only operational settings differ, so each variant starts from a copy of one prepared store."""
-    run_here(write_recipe(tmp_path / "recipe", {}), tmp_path / "prepared")
+    run_here(write_recipe(tmp_path / "recipe", BYTES), tmp_path / "prepared")
     found: dict[str, dict[str, list[dict[str, float]]]] = {}
     for name, processes, budget in (("8x1", 1, 4096), ("1x8", 1, 1), ("two processes", 2, 16)):
         stages = {
@@ -69,7 +78,7 @@ def test_two_processes_and_other_micro_batches_equal_one(tmp_path: Path) -> None
                 "launch": {"processes": processes},
             }
             for stage, (uses, dataset, settings) in STAGES.items()
-        } | {"taught": taught(budget, processes)}
+        } | {"taught": taught(budget, processes), **BYTES}
         store = tmp_path / name
         shutil.copytree(tmp_path / "prepared", store)
         payload = run_here(write_recipe(tmp_path / "recipe", stages), store)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from stages.losses import head, logprobs
+from stages.losses import head, linear_group_loss, logprobs
 from stages.sft import Config
 from stages.sharding import Fsdp, Whole, Zero
 from stages.training import memory_head, model
@@ -185,6 +185,7 @@ def test_numbers_that_imports_would_tell() -> None:
     assert memory_head._CHUNK_BYTES == head.CHUNK_BYTES
     assert memory_head._LEAST_TOKENS == head.LEAST_TOKENS
     assert memory_head._KEPT_BYTES == logprobs.KEPT_BYTES
+    assert memory_head._BLOCK_BYTES == linear_group_loss.BLOCK_BYTES
     assert READS_FEW_BELOW == model._FEW
 
 
@@ -266,6 +267,9 @@ def test_head_by_hand() -> None:
     assert held_tensors(HAND, alone, 50, frozen=False, **common) == [3_200, 20_000, 1_600]
     assert held_tensors(HAND, pairs, 50, frozen=False, **common) == [3_200, 20_000, 1_600, 1_600]
     assert held_tensors(HAND.as_classifier(), alone, 50, frozen=False, **common) == []
+    teacher = replace(HAND, vocabulary=300)  # a chunk of its own of 60 kB, and 11 tensors as large that compare the two
+    found = held_tensors(HAND, HeadUse(teacher=teacher, groups=True), 50, frozen=False, **common)
+    assert sorted(found) == [1_600, 1_600, 3_200, 20_000, *[60_000] * 12]
 
 
 def test_what_allocators_add_goes_by_the_size_of_a_tensor() -> None:
