@@ -464,7 +464,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "small": (
         5,
-        "41500352631ee7e7",
+        "f6efce9af028a9d0",
         "06cbbe8ba1b07f8c",
         {
             "model/metrics: loss": 0.0043144,
@@ -490,8 +490,8 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "small_of_bytes": (
-        4,
-        "c9524db839a78444",
+        5,
+        "94b27417215ea9bf",
         "eed2d56991ca3110",
         {
             "model/metrics: loss": 2.3509,
@@ -511,7 +511,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "small_of_taught": (
         5,
-        "5ea2ccffb003d9bb",
+        "8175e0e405f7493f",
         "3a3bb7225f1895e4",
         {
             "model/metrics: loss": 0.016415,
