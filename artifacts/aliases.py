@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from artifacts.errors import DamagedError, RequestError
 from artifacts.files import Files
@@ -61,20 +61,21 @@ def read(files: Files, name: str) -> Artifact | None:
         raise DamagedError(f"{where} is not an alias; set it again") from None
 
 
-def find(files: Files, reference: str, artifacts: Callable[[str], Iterable[Artifact]]) -> Artifact:
-    """What a reference means. Raises RequestError: unknown (with the nearest name) or more than one."""
-    if reference.startswith("@sha256:"):
-        reference = reference[1:]
+def find(
+    files: Files, reference: str, artifacts: Callable[[str], Iterable[Artifact]], kinds: Collection[str] = ()
+) -> Artifact:
+    """What a reference means. Raises RequestError: unknown, with the nearest name of these kinds (none given: of any),
+    or more than one."""
     name = reference.removeprefix("@")
     if NAME.fullmatch(name):
         artifact = read(files, name)
         if artifact is not None:
             return artifact
-    kind, _, digest = reference.rpartition("/")
+    kind, _, digest = name.rpartition("/")
     prefix = digest.removeprefix("sha256:")
     if PREFIX.fullmatch(prefix):
         return _by_prefix(files, reference, kind, artifacts(prefix))
-    known = [*read_all(files)]
+    known = [alias for alias, artifact in read_all(files).items() if not kinds or artifact.kind in kinds]
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean @{close[0]}?" if close else ""
     raise RequestError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 
@@ -17,6 +17,8 @@ class Problem:
 
     where: str
     what: str
+    place: tuple[str | int, ...] = field(default=(), compare=False, repr=False)
+    """Of a mistake in a recipe, the keys and indices that lead there."""
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}"

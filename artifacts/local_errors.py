@@ -19,6 +19,7 @@ ADVICE = {
     errno.EROFS: "the disk is mounted read-only; choose another store",
     errno.ENOTDIR: "a file is where a folder should be; move it away or choose another store",
     errno.EISDIR: "a folder is where a file should be; `posttrain verify` names what is damaged",
+    errno.ENAMETOOLONG: "choose a shorter path",
     errno.ELOOP: "a link is where a file should be; the store holds no links",
     errno.EIO: "the disk reports errors: check it, then run again",
     errno.EMFILE: "too many open files: raise `ulimit -n`",
@@ -36,8 +37,12 @@ def reported(operation: str, path: Path, needed: int = 0, missing: bool = False)
     except FileNotFoundError as error:
         if missing:
             raise
-        gone = f"{error.filename or path} has disappeared"
-        raise StoreError(f"cannot {operation} {path} {TRIED}: {gone}; run again") from None
+        gone = Path(error.filename or path)
+        if not gone.parent.is_dir() or os.path.lexists(gone):
+            raise StoreError(f"cannot {operation} {path} {TRIED}: {gone} has disappeared; run again") from None
+        # mkdir of a file system that holds no folders of ours says that there is none
+        what = f"{gone} is not there, and cannot be made in {gone.parent}; choose another folder, or run again"
+        raise StoreError(f"cannot {operation} {path} {TRIED}: {what}") from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StoreError(_full(operation, path, needed)) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -202,10 +202,11 @@ class Store:
         """Every artifact that has a manifest and whose digest begins so, by kind and digest."""
         return listing.marked(self.files, MANIFEST, prefix)
 
-    def find(self, reference: str) -> Artifact:
+    def find(self, reference: str, kinds: Collection[str] = ()) -> Artifact:
         """The artifact of `@alias`, `alias`, `sha256:<prefix>` or `<prefix>` (8 hex digits or more), the last
-        two also as `kind/...`. Raises RequestError if there is none or more than one."""
-        return aliases.find(self.files, reference, self.artifacts)
+        two also as `kind/...`. Raises RequestError if there is none (with the nearest alias of these kinds) or more
+        than one."""
+        return aliases.find(self.files, reference, self.artifacts, kinds)
 
     def set_alias(self, name: str, artifact: Artifact) -> None:
         """Names an artifact, which must be there; the name may have meant another one before."""

@@ -8,21 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import Problem, RequestError
-from flows.fields import found, slots_at
+from flows.document import Document, Place
+from flows.fields import found
 from flows.known_part import known_part, wrong_together
 from flows.launch_settings import Launch, read_launch
-from flows.validate import unknown_key, validate
+from flows.named_outside import refused_outside
+from flows.validate import meant, unknown_key, validate
 from flows.wiring import Declared
-from flows.yaml_lines import Document, Place
 from stages import stage as registry
 from stages.external import resolve_reference
 from stages.identity import resolve_externals
 from stages.names import meant_stage, stage_hint
-from stages.stage import Config, External, Stage
+from stages.stage import Config, Stage
 
+TOP_KEYS = ("name", "parameters", "parallel", "launch", "stages")
+"""The recipe's own; a stage of such a name could not be told from them by `--set`."""
 KEYS = ("uses", "inputs", "with", "launch")
-RESERVED = ("name", "parameters", "parallel", "launch", "stages")
-"""The recipe's own keys; a stage of such a name could not be told from them by `--set`."""
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,60}")
 
@@ -31,29 +32,46 @@ def declare_stages(document: Document, base: Path) -> tuple[list[tuple[Declared,
     """Every stage with its own launch settings, and what is wrong with them."""
     stages = document.data.get("stages")
     if not isinstance(stages, Mapping) or not stages:
+        if stages is None and "stages" in meant(document.data, TOP_KEYS):
+            return [], []
         what = "missing" if stages is None else f"found {found(stages)}"
         return [], [document.problem(("stages",), f"{what}; expected a mapping of stage names to stages")]
     declared, problems = [], []
+    known = _Known()
     for name, body in stages.items():
-        reader = _StageReader(document, name, base)
+        reader = _StageReader(document, name, base, known)
         declared.append(reader.read(body))
         problems += reader.problems
     return declared, problems
 
 
+class _Known:
+    """The stages there are, in full where the first message lists them."""
+
+    def __init__(self) -> None:
+        self._listed = False
+
+    def listed(self) -> str:
+        if self._listed:
+            return "there are those listed above"
+        self._listed = True
+        return f"there are: {', '.join(registry.STAGES)}"
+
+
 class _StageReader:
-    def __init__(self, document: Document, name: str, base: Path) -> None:
+    def __init__(self, document: Document, name: str, base: Path, known: _Known) -> None:
         self.document = document
         self.name = name
         self.base = base
+        self.known = known
         self.problems: list[Problem] = []
 
     def read(self, body: Any) -> tuple[Declared, dict[str, Any]]:
-        if not _NAME.fullmatch(self.name) or self.name in RESERVED:
+        if not _NAME.fullmatch(self.name) or self.name in TOP_KEYS:
             self._fail(
                 (),
                 "cannot be the name of a stage: letters, digits, - and _, beginning with a letter, "
-                f"and none of {', '.join(RESERVED)}",
+                f"and none of {', '.join(TOP_KEYS)}",
             )
         if not isinstance(body, Mapping):
             self._fail((), f"expected a mapping with the keys {', '.join(KEYS)}, found {found(body)}")
@@ -62,7 +80,8 @@ class _StageReader:
         values = self._section(body, "with")
         judged = uses or self._meant(body)  # a misspelt name does not hide what is wrong below it
         self._check_keys(body, judged)
-        config = None if judged is None else self._config(judged, values)
+        lost = meant(body, KEYS)  # sections under misspelt keys, of which no more is said
+        config = None if judged is None or "with" in lost else self._config(judged, values)
         launch, problems = read_launch(
             self._section(body, "launch"), self.document, ("stages", self.name, "launch"), self.base
         )
@@ -72,21 +91,22 @@ class _StageReader:
         if uses is None:
             return Declared(self.name, None, None, body.get("inputs")), launch
         known = known_part(uses.config, values) if config is None else config
-        return Declared(self.name, uses, config, body.get("inputs"), known), launch
+        return Declared(self.name, uses, config, body.get("inputs"), known, "inputs" in lost), launch
 
     def _fail(self, place: Place, what: str) -> None:
         self.problems.append(self.document.problem(("stages", self.name, *place), what))
 
     def _uses(self, body: Mapping[str, Any]) -> Stage | None:
         name = body.get("uses")
-        known = ", ".join(registry.STAGES)
-        if name is None:
-            self._fail(("uses",), f"missing; name one of: {known}")
+        if name is None and "uses" in meant(body, KEYS):
+            pass  # the key that is misspelt is named
+        elif name is None:
+            self._fail(("uses",), f"missing; expected the name of a stage; {self.known.listed()}")
         elif not isinstance(name, str):
-            self._fail(("uses",), f"expected the name of a stage, found {found(name)}; there are: {known}")
+            self._fail(("uses",), f"expected the name of a stage, found {found(name)}; {self.known.listed()}")
         elif name not in registry.STAGES:
             hint = stage_hint(name, registry.STAGES)
-            self._fail(("uses",), f"unknown stage {name!r}{hint}; there are: {known}")
+            self._fail(("uses",), f"unknown stage {name!r}{hint}; {self.known.listed()}")
         else:
             return registry.load_stage(name)
         return None
@@ -135,22 +155,7 @@ class _StageReader:
 
     def _missing_externals(self, model: type[Config], values: Mapping[str, Any]) -> Iterator[Problem]:
         """Data files, code files and functions that the configuration names and that are not there."""
-        for place, text in _texts(values, ()):
-            marks = [mark for slot in slots_at(model, place) for mark in slot.metadata if isinstance(mark, External)]
-            if not marks:
-                continue
-            try:
-                resolve_reference(marks[0].kind, text, self.base)
-            except RequestError as error:
-                yield self.document.problem(("stages", self.name, "with", *place), str(error))
-
-
-def _texts(values: Any, place: Place) -> Iterator[tuple[Place, str]]:
-    if isinstance(values, str):
-        yield place, values
-    elif isinstance(values, Mapping):
-        for key, value in values.items():
-            yield from _texts(value, (*place, key))
-    elif isinstance(values, list | tuple):
-        for index, value in enumerate(values):
-            yield from _texts(value, (*place, index))
+        for place, what in refused_outside(
+            model, values, lambda mark, text: resolve_reference(mark.kind, text, self.base)
+        ):
+            yield self.document.problem(("stages", self.name, "with", *place), what)

@@ -14,6 +14,6 @@ def parts_problems(plan: Plan, name: str, model: ModelShape) -> list[Problem]:
     config = plan.recipe.stages[name].config
     if not isinstance(config, EngineChoice) or (together := config.rollouts.processes_per_engine) == 1:
         return []
-    where = plan.recipe.where("stages", name, "with", "rollouts", "tensor_parallel_size")
+    place = ("stages", name, "with", "rollouts", "tensor_parallel_size")
     sizes = {"heads": model.heads, "kv_heads": model.kv_heads, "intermediate": model.intermediate}
-    return [Problem(where, what) for what in model_problems(together, **sizes, vocabulary=model.vocabulary)]
+    return [plan.recipe.problem(place, what) for what in model_problems(together, **sizes, vocabulary=model.vocabulary)]

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 from artifacts import Artifact
 from artifacts.errors import PosttrainError
+from flows.decision import Decision
 from flows.launch import StageResult, StageStopped
-from flows.plan import Decision
 from flows.recipe import RecipeStage
 
 Entry = dict[str, Any]

@@ -78,6 +78,18 @@ Reference = StageOutput | Stored | Folder | HubModel
 External = Stored | Folder | HubModel
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Something outside of the recipe that one of its stages reads."""
+
+    stage: str
+    place: tuple[str | int, ...]
+    """Where the recipe says so."""
+    reference: External
+    kinds: tuple[str, ...]
+    """What is taken there; none: not known, since the stage is of no known kind."""
+
+
 def parse_external(text: str, base: Path) -> External | None:
     """`@alias`, `@sha256:...`, a path or `owner/name`; None: the text is none of these."""
     if text.startswith("@"):
@@ -157,9 +169,10 @@ class ResolvedInput:
 
 
 def resolve_external(reference: External, accepted: tuple[str, ...], store: Store, outside: Outside) -> ResolvedInput:
-    """What a reference means now. Raises RequestError when it is not there or of a kind not accepted."""
+    """What a reference means now. Raises RequestError when it is not there or of a kind not accepted (none named: of
+    any)."""
     if isinstance(reference, Stored):
-        found = ResolvedInput.of(store.find(reference.name))
+        found = ResolvedInput.of(store.find(str(reference), accepted))
     elif isinstance(reference, Folder):
         kind = folder_kinds(reference.path)[0]
         path = reference.path.resolve()
@@ -167,7 +180,7 @@ def resolve_external(reference: External, accepted: tuple[str, ...], store: Stor
         found = ResolvedInput(kind, digest, path=path, written=reference.written)
     else:
         found = _resolve_hub(reference, accepted)
-    if found.kind not in accepted:
+    if accepted and found.kind not in accepted:
         raise RequestError(f"takes {kinds_in_words(accepted)}, but {reference} is a {found.kind}")
     return found
 

@@ -128,7 +128,7 @@ def reproduce(options: Namespace) -> int:
     """`posttrain reproduce`"""
     import shutil
 
-    from flows.recipe import SHIPPED
+    from flows.recipe_files import SHIPPED
     from flows.reproduce import reproduce as run_again
     from flows.reproduce_terminal import following, reproduction_tables
     from flows.run import new_run_id

@@ -6,8 +6,8 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
+from flows.decision import Decision
 from flows.launch import StageFailed
-from flows.plan import Decision
 from flows.recipe import RecipeStage
 
 _Key = tuple[str | None, str, str]

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from flows.validate import infinite
-from stages.foreign import FOREIGN
-from stages.names import closest
+from flows.validate import infinite, meant
 from stages.stage import Config
+
+Said = TypeVar("Said")
 
 
 def known_part(model: type[Config], values: Mapping[str, Any]) -> Config:
@@ -26,8 +26,7 @@ def known_part(model: type[Config], values: Mapping[str, Any]) -> Config:
     wrong = _wrong(model, values)
     right = {name: _read(fields[name], value) for name, value in values.items() if name in fields and name not in wrong}
     known = model.model_construct(_fields_set=set(right), **right)
-    meant = {name for key in values if key not in fields for name in _meant(key, fields)}
-    for name in (wrong | meant) - set(right):
+    for name in (wrong | meant(values, fields)) - set(right):
         known.__dict__.pop(name, None)
     return known
 
@@ -46,12 +45,6 @@ def _read(field: FieldInfo, value: Any) -> Any:
     return TypeAdapter(field.rebuild_annotation()).validate_json(json.dumps(value), strict=True)
 
 
-def _meant(key: str, valid: Iterable[str]) -> set[str]:
-    """Fields that an unknown key may stand for."""
-    concept, close = FOREIGN.get(key), closest(key, valid)
-    return {*(concept.fields if concept else ()), *([close] if close else ())}
-
-
 def wrong_together(known: Config) -> Iterator[str]:
     """What the validators of the whole model find in the part that is known."""
     for validator in type(known).__pydantic_decorators__.model_validators.values():
@@ -59,7 +52,7 @@ def wrong_together(known: Config) -> Iterator[str]:
             yield from as_far_as_known(_raised, validator.func, known)
 
 
-def as_far_as_known(check: Callable[..., Iterable[str]], *arguments: Any) -> list[str]:
+def as_far_as_known(check: Callable[..., Iterable[Said]], *arguments: Any) -> list[Said]:
     """What the check says, or nothing where it needs a field that is not known."""
     try:
         return list(check(*arguments))

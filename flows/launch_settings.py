@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from artifacts.errors import Problem, StageError
 from flows.command import launcher_settings
+from flows.document import Document, Place
+from flows.fields import found
 from flows.validate import validate
-from flows.yaml_lines import Document, Place
 from stages.names import nearest
 
 LAUNCHERS = ("cpu", "ddp", "fsdp2", "zero2", "zero3")
@@ -64,6 +65,16 @@ def read_launch(
         if given and "/" in given and name not in wrong:
             written[name] = str(_file(given, base))
     return written, [document.problem((*place, *name.split(".")), what) for name, what in wrong.items()]
+
+
+def common_launch(document: Document, base: Path) -> tuple[dict[str, Any], list[Problem]]:
+    """The settings for every stage, and what is wrong with them."""
+    values = document.data.get("launch")
+    if values is None:
+        return {}, []
+    if not isinstance(values, Mapping):
+        return {}, [document.problem(("launch",), f"expected a mapping, found {found(values)}")]
+    return read_launch(values, document, ("launch",), base)
 
 
 def merge_launch(common: Mapping[str, Any], own: Mapping[str, Any], single: bool = False) -> Launch:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from flows.decision import Decision
     from flows.entries import Entry
-    from flows.plan import Decision
 
 
 class Listener(Protocol):

@@ -123,9 +123,11 @@ class Shapes:
                 continue
             reference = references[0]
             if isinstance(reference, StageOutput):
-                found[input_name] = self.made[reference.stage, reference.output]
-            elif (resolved := self.plan.externals.get(reference)) is not None:
-                found[input_name] = _outside(resolved, self.plan.store)
+                found[input_name] = self.made.get((reference.stage, reference.output), f"{reference} is not known")
+            else:
+                resolved = self.plan.externals.get(reference)  # None: of a stage that is not selected
+                unknown = f"{reference} was not looked up"
+                found[input_name] = unknown if resolved is None else _outside(resolved, self.plan.store)
         return found
 
     def add_outputs(self, name: str, models: Mapping[str, ModelShape | str]) -> None:

@@ -8,12 +8,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from artifacts.errors import Problem, RequestError
+from flows.document import Document, Place
 from flows.fields import found
-from flows.yaml_lines import Document, Place, parse_value
+from flows.yaml_lines import parse_value
+from stages import stage as registry
+from stages.foreign import FOREIGN
 from stages.names import nearest
 
 SECTIONS = ("with", "inputs", "launch")
 """What a stage of a recipe holds beside `uses`."""
+
+_MOST_NAMED = 4
+"""Fields in a message."""
 
 _PARAMETER = re.compile(r"(\$?)\$\{([^}]*)\}")
 _MISSING = object()
@@ -72,10 +78,22 @@ def _place(data: Mapping[str, Any], target: str) -> Place:
     if head in stages:
         raise _NoSuchTarget(f"{head!r} is a stage; say which of its fields: {head}.FIELD=VALUE")
     known = [*parameters, *stages, "name", "parallel", "launch"]
+    fields = [] if rest else [f"{stage}.{field}" for stage, field in _fields_meant(data, head)]
+    some = f"{', '.join(fields[:_MOST_NAMED])}{' and others' if len(fields) > _MOST_NAMED else ''}"
+    hint = f"; a field is set with its stage: {some}" if fields else nearest(head, known)
     raise _NoSuchTarget(
-        f"nothing named {head!r} can be set{nearest(head, known)}; there are "
+        f"nothing named {head!r} can be set{hint}; there are "
         f"the parameters {', '.join(parameters) or '(none)'} and the stages {', '.join(stages) or '(none)'}"
     )
+
+
+def _fields_meant(data: Mapping[str, Any], name: str) -> Iterator[tuple[str, str]]:
+    """Stages of the recipe with a field of that name, or of the name that another tool's has here."""
+    concept = FOREIGN.get(name)
+    for stage, body in data["stages"].items() if isinstance(data.get("stages"), Mapping) else ():
+        uses = body.get("uses") if isinstance(body, Mapping) else None
+        fields = registry.load_stage(uses).config.model_fields if uses in registry.STAGES else {}
+        yield from ((stage, field) for field in fields if field == name or (concept and field in concept.fields))
 
 
 def _names(data: Mapping[str, Any], section: str) -> list[str]:
@@ -123,8 +141,18 @@ def fill_parameters(document: Document) -> tuple[Document, list[Problem], set[st
         return document, [document.problem(("parameters",), what)], set()
     filler = _Filler(document, parameters or {})
     data = {key: filler.fill(value, (key,)) for key, value in document.data.items() if key != "parameters"}
-    filler.check_names()
     return Document(data, document.origin, document.origins), filler.problems, filler.unfilled
+
+
+def hiding_parameters(document: Document) -> list[Problem]:
+    """Parameters that hide a stage or a key of the recipe from `--set`: a mistake of the recipe as it is written."""
+    stages = _names(document.data, "stages")
+    what = "the name is taken by a stage or a key of the recipe; choose another"
+    return [
+        document.problem(("parameters", name), what)
+        for name in _names(document.data, "parameters")
+        if name in stages or name in ("name", "parallel", "launch")
+    ]
 
 
 def unused_parameters(document: Document) -> list[Problem]:
@@ -151,14 +179,6 @@ class _Filler:
         self.problems: list[Problem] = []
         self.unfilled: set[str] = set()
         self._not_given: set[str] = set()
-
-    def check_names(self) -> None:
-        """A parameter must not hide a stage or a key of the recipe from `--set`."""
-        stages = _names(self.document.data, "stages")
-        for name in self.parameters:
-            if name in stages or name in ("name", "parallel", "launch"):
-                what = "the name is taken by a stage or a key of the recipe; choose another"
-                self.problems.append(self.document.problem(("parameters", name), what))
 
     def fill(self, value: Any, place: Place) -> Any:
         if isinstance(value, Mapping):

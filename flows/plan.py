@@ -7,69 +7,24 @@ they then are, when a stage's turn comes: one that ran again and wrote equal byt
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
-from artifacts import Artifact, Record, Store
-from artifacts.errors import Problem, RequestError
+from artifacts import Artifact, Store
+from artifacts.errors import DamagedError, Problem, RequestError
 from flows.causes import input_line
+from flows.decision import Decision, Outputs
 from flows.history import History
 from flows.inputs import External, ResolvedInput, StageOutput, input_digests, resolve_external
+from flows.named_outside import refused_outside
 from flows.outside import fallen_outside, notes_on
 from flows.plan_checks import plan_problems
-from flows.recipe import Recipe, RecipeStage
+from flows.recipe import Reading, Recipe, RecipeStage
 from flows.selection import Selection, select
+from stages.external import resolve_reference
 from stages.hub_cache import noted
 from stages.identity import fingerprint, identity
 from stages.outside import Outside
-
-State = Literal["cached", "resume", "run", "may_run", "skipped"]
-Outputs = Mapping[str, Mapping[str, Artifact]]
-"""Stage name -> output name -> artifact."""
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What happens to one stage. `fingerprint` and what follows from it: None while an input is not known."""
-
-    stage: str
-    state: State
-    reasons: tuple[str, ...]
-    fingerprint: str | None = None
-    identity: dict[str, Any] | None = None
-    inputs: Mapping[str, tuple[ResolvedInput, ...]] = field(default_factory=dict)
-    record: Record | None = None
-    """The record whose outputs are taken."""
-    step: int | None = None
-    """The step of the checkpoint to go on from."""
-    fallen: str | None = None
-    """Why a record of the same does not count: what it wrote outside of the store is not there."""
-
-    @property
-    def outputs(self) -> dict[str, Artifact]:
-        """The artifacts that are there already."""
-        return {} if self.record is None else dict(self.record.outputs)
-
-    @property
-    def state_in_words(self) -> str:
-        """`may run`, `resume at step 40`"""
-        at = f" at step {self.step}" if self.step is not None else ""
-        return self.state.replace("_", " ") + at
-
-    def summary(self) -> str:
-        """`resume at step 40: with.beta: 0.1 -> 0.2`"""
-        return f"{self.state_in_words}: {'; '.join(self.reasons)}"
-
-    def to_json(self) -> dict[str, Any]:
-        """For `posttrain plan --json`."""
-        return {
-            "state": self.state,
-            "reasons": list(self.reasons),
-            "fingerprint": self.fingerprint,
-            "step": self.step,
-            "inputs": {name: [entry.label for entry in entries] for name, entries in self.inputs.items()},
-            "outputs": {name: {"kind": found.kind, "id": found.id} for name, found in self.outputs.items()},
-        }
 
 
 @dataclass(frozen=True)
@@ -118,13 +73,31 @@ def plan(
     Raises RequestError for references that lead nowhere, for selected stages whose inputs are neither in the store nor
     selected, and for what `plan_problems` finds; StoreError when the store does not answer.
     """
-    selection = select(recipe, only, start, until, force)
+    return plan_reading(Reading(recipe), store, only=only, start=start, until=until, force=force)
+
+
+def plan_reading(
+    read: Reading,
+    store: Store,
+    *,
+    only: Iterable[str] = (),
+    start: Iterable[str] = (),
+    until: Iterable[str] = (),
+    force: Iterable[str] = (),
+) -> Plan:
+    """`plan` of a recipe that may be wrong: its mistakes are raised with all others that can be known by now."""
+    recipe = read.recipe
+    selection, wrong = select(recipe.needs, only, start, until, force)
     planner = _Planner(recipe, store, selection, Outside(), {})
+    planner.broken |= read.wrong_stages()
     planner.resolve_externals()
     decisions = planner.walk()
     made = Plan(recipe, store, selection, decisions, planner.externals, planner.outside)
-    if problems := plan_problems(made):
-        raise RequestError(problems)
+    # of a selection that is wrong nobody knows what it was to read
+    problems = [*planner.problems, *(wrong or planner.absent)] if recipe.needs else []
+    problems += plan_problems(made, planner.broken, planner.open)
+    if refusal := read.refusal(*problems):
+        raise refusal
     return made
 
 
@@ -143,53 +116,70 @@ class _Planner:
         self.outside = outside
         self.externals = externals
         self.history = History.of(recipe, store)
+        self.problems: list[Problem] = []
+        self.absent: list[Problem] = []
+        """Results that the selection leaves out and that are not in the store."""
+        self.broken: set[str] = set()
+        """Stages with a mistake in what they are made of: nothing that only follows from it is said."""
+        self.open: set[str] = set()
+        """Those and the ones that may run for nothing but their sake."""
         self.begins: dict[str, str] = {}
         """Stage that will or may run -> the stage where that begins, perhaps itself."""
 
     def resolve_externals(self) -> None:
         """Look up aliases, folders and Hub names of the stages that count."""
-        problems = []
-        for name in self._relevant():
-            stage = self.recipe.stages[name]
-            for input_name, entries in stage.inputs.items():
-                for reference in entries:
-                    if isinstance(reference, StageOutput):
-                        continue
-                    try:
-                        found = resolve_external(
-                            reference, stage.uses.inputs[input_name].kinds, self.store, self.outside
-                        )
-                    except RequestError as error:
-                        where = self.recipe.where("stages", name, "inputs", input_name)
-                        problems.append(Problem(where, str(error)))
-                    else:
-                        self.externals[reference] = found
-        if problems:
-            raise RequestError(problems)
+        relevant = self._relevant()
+        for wanted in self.recipe.wanted:
+            if wanted.stage not in relevant:
+                continue
+            try:
+                self.externals[wanted.reference] = resolve_external(
+                    wanted.reference, wanted.kinds, self.store, self.outside
+                )
+            except (RequestError, DamagedError) as error:
+                self.problems.append(self.recipe.problem(wanted.place, str(error)))
+                self.broken.add(wanted.stage)
 
     def walk(self) -> dict[str, Decision]:
-        """A decision for every stage, those it reads from first."""
+        """A decision for every stage, those it reads from first; what is wrong with one is added to `problems`."""
         decisions: dict[str, Decision] = {}
-        problems = []
         relevant = self._relevant()
         for name, stage in self.recipe.stages.items():
             if name not in relevant:
                 decisions[name] = Decision(name, "skipped", (f"not selected by {self.selection.options}",))
                 continue
-            unknown = [need for need in stage.needs if decisions[need].record is None]
+            unknown = [need for need in stage.needs if need not in decisions or decisions[need].record is None]
+            self.begins[name] = name
             try:
-                if unknown:
+                if name in self.broken:
+                    self.problems += self._unreadable(stage)
+                elif unknown:
                     decisions[name] = self._decide_unknown(stage, decisions, unknown)
                 else:
-                    decisions[name] = self._decide_known(stage, decisions)
+                    decisions[name] = self.decide(name, {need: decisions[need].outputs for need in stage.needs})
             except RequestError as error:  # data or code that cannot be read
-                problems.append(Problem(self.recipe.where("stages", name), str(error)))
-                decisions[name] = Decision(name, "run", (str(error),))
-                self.begins[name] = name
-        problems += self._not_there(decisions)
-        if problems:
-            raise RequestError(problems)
+                self.problems += self._unreadable(stage) or [self.recipe.problem(("stages", name), str(error))]
+                self.broken.add(name)
+            if name in self.broken:
+                decisions[name] = Decision(name, "run", ("something is wrong with it",))
+            if name in self.broken or (decisions[name].state == "may_run" and self._only_open(unknown)):
+                self.open.add(name)
+        self.absent = self._not_there(decisions)
         return {name: self._shown(decision) for name, decision in decisions.items()}
+
+    def _only_open(self, needs: Iterable[str]) -> bool:
+        return all(need in self.open or need not in self.recipe.stages for need in needs)
+
+    def _unreadable(self, stage: RecipeStage) -> list[Problem]:
+        """Data and code that its configuration names and that cannot be read."""
+        place = ("stages", stage.name, "with")
+        base = self.recipe.base
+        found = refused_outside(
+            stage.uses.config,
+            self.recipe.written(*place),
+            lambda mark, text: self.outside.content(mark.kind, resolve_reference(mark.kind, text, base)),
+        )
+        return [self.recipe.problem((*place, *inner), what) for inner, what in found]
 
     def decide(self, name: str, outputs: Outputs) -> Decision:
         """For a stage of which every input is there."""
@@ -221,15 +211,11 @@ class _Planner:
             return Decision(name, "resume", (*reasons, f"{shards} shards are done"), key, what, inputs)
         return Decision(name, "run", reasons, key, what, inputs)
 
-    def _decide_known(self, stage: RecipeStage, decisions: Mapping[str, Decision]) -> Decision:
-        self.begins[stage.name] = stage.name
-        return self.decide(stage.name, {need: decisions[need].outputs for need in stage.needs})
-
     def _decide_unknown(self, stage: RecipeStage, decisions: Mapping[str, Decision], unknown: list[str]) -> Decision:
         """For a stage that reads from one that will or may run: it may run, or will for its own reasons."""
         known = {
             input_name: tuple(
-                self._resolved(reference, {need: decisions[need].outputs for need in stage.needs})
+                self._resolved(reference, {need: found.outputs for need, found in decisions.items()})
                 for reference in entries
             )
             for input_name, entries in stage.inputs.items()
@@ -240,7 +226,7 @@ class _Planner:
         notes = notes_on(known, heard)
         own = ("forced",) if stage.name in self.selection.forced else self.history.own_changes(stage.name, what)
         changing = [self._may_change(need) for need in unknown]
-        self.begins[stage.name] = stage.name if own else self.begins[unknown[0]]
+        self.begins[stage.name] = stage.name if own else self.begins.get(unknown[0], unknown[0])
         first = own and own == (History.FIRST,)
         reasons = (*own, *notes) if first else (*own, *changing, *notes)
         return Decision(stage.name, "run" if own else "may_run", reasons, inputs=known)
@@ -250,7 +236,7 @@ class _Planner:
         return identity(stage.uses, stage.config, input_digests(inputs, many), self.outside.content)
 
     def _may_change(self, need: str) -> str:
-        begin = self.begins[need]
+        begin = self.begins.get(need, need)
         return input_line([need], "may change", f"{begin} will run" if begin != need else "")
 
     def _resolved(self, reference: Any, outputs: Outputs) -> ResolvedInput:
@@ -273,7 +259,7 @@ class _Planner:
             for name in self.recipe.stages
             if name in self.selection.selected
             for need in self.recipe.stages[name].needs
-            if need in self.selection.needed and decisions[need].record is None
+            if need in self.selection.needed and not self._only_open([need]) and decisions[need].record is None
         ]
 
     def _shown(self, decision: Decision) -> Decision:

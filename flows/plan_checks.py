@@ -6,7 +6,7 @@ Datasets of a type that a stage does not take, packages that are not installed, 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -29,20 +29,19 @@ _LIMITS = ("max_length", "truncation_mode")
 _COMPLETION = "max_completion_length"
 
 
-def plan_problems(plan: Plan) -> list[Problem]:
-    """Of the stages that will run, or may."""
+def plan_problems(plan: Plan, broken: Collection[str], open_: Collection[str]) -> list[Problem]:
+    """Of the stages that will run, or may. Nothing is said that follows from the mistakes of `broken` ones, nor of
+    packages that others need only if one of these does not come out as it did (`open_`)."""
     types = DatasetTypes(plan)
     problems = []
     for name, stage in plan.recipe.stages.items():
         found = types.of_inputs(stage)
         types.add_outputs(stage, found)
         if plan.decisions[name].state in _RUNS:
-            problems += [
-                *_type_problems(plan, stage, found),
-                *_package_problems(plan, stage),
-                *_made_otherwise(plan, stage),
-            ]
-    return [*problems, *_model_problems(plan)]
+            problems += [*_type_problems(plan, stage, found), *_made_otherwise(plan, stage)]
+            if name in broken or name not in open_:
+                problems += stage.asked(_package_problems, plan, stage)
+    return [*problems, *_model_problems(plan, broken)]
 
 
 @dataclass
@@ -66,10 +65,9 @@ class DatasetTypes:
         for output, artifact in self.plan.decisions[stage.name].outputs.items():
             if artifact.kind == "dataset" and (known := _in_store(artifact, self.plan.store)):
                 self.made[stage.name, output] = known
-        if stage.uses.dataset_types is not None:
-            single = {name: types[0] for name, types in inputs.items() if len(set(types)) == 1 and types[0] is not None}
-            for output, known in stage.uses.dataset_types(stage.config, single).items():
-                self.made.setdefault((stage.name, output), known)
+        single = {name: types[0] for name, types in inputs.items() if len(set(types)) == 1 and types[0] is not None}
+        for output, known in stage.asked(_dataset_types, stage, single):
+            self.made.setdefault((stage.name, output), known)
 
     def _of(self, reference: Reference) -> str | None:
         if isinstance(reference, StageOutput):
@@ -80,6 +78,10 @@ class DatasetTypes:
         if resolved.artifact is not None:
             return _in_store(resolved.artifact, self.plan.store)
         return None if resolved.path is None else _type((resolved.path / _DESCRIPTION).read_bytes())
+
+
+def _dataset_types(stage: RecipeStage, inputs: Mapping[str, str]) -> list[tuple[str, str]]:
+    return [] if stage.uses.dataset_types is None else [*stage.uses.dataset_types(stage.config, inputs).items()]
 
 
 def _in_store(artifact: Artifact, store: Store) -> str | None:
@@ -102,8 +104,8 @@ def _type_problems(plan: Plan, stage: RecipeStage, inputs: Mapping[str, list[str
         taken = stage.uses.inputs[name].types
         for reference, known in zip(stage.inputs[name], types, strict=True):
             if taken and known is not None and known not in taken:
-                yield Problem(
-                    plan.recipe.where("stages", stage.name, "inputs", name),
+                yield plan.recipe.problem(
+                    ("stages", stage.name, "inputs", name),
                     f"{reference} is a dataset of type {known}; {stage.uses.name} takes {', '.join(taken)}: normalize "
                     "the source to one of these, or wire another dataset in",
                 )
@@ -113,53 +115,54 @@ def _package_problems(plan: Plan, stage: RecipeStage) -> Iterator[Problem]:
     if stage.launch.python is not None:  # that interpreter has packages of its own; the stage itself looks there
         return
     for name, what in missing_packages(stage.config).items():
-        yield Problem(plan.recipe.where("stages", stage.name, "with", name), what)
+        yield plan.recipe.problem(("stages", stage.name, "with", name), what)
 
 
 def _made_otherwise(plan: Plan, stage: RecipeStage) -> Iterator[Problem]:
     """Of inputs that another stage of the recipe has made of this one's rows: by other limits."""
     for name in _OF_ROWS & stage.inputs.keys():
         for maker in stage.inputs[name]:
-            if not isinstance(maker, StageOutput):
+            if not isinstance(maker, StageOutput) or maker.stage not in plan.recipe.stages:
                 continue
             made, used = plan.recipe.stages[maker.stage].config, stage.config
             for limit in _LIMITS:
                 before, now = getattr(made, limit, None), getattr(used, limit, None)
                 if hasattr(made, limit) and hasattr(used, limit) and before != now:
-                    yield Problem(
-                        plan.recipe.where("stages", stage.name, "with", limit),
+                    yield plan.recipe.problem(
+                        ("stages", stage.name, "with", limit),
                         f"is {now}, but {maker.stage} made input {name} with {limit} {before}, which cuts rows "
                         "elsewhere: give both the same",
                     )
 
 
-def _model_problems(plan: Plan) -> Iterator[Problem]:
-    """Of models whose sizes are known by now."""
+def _model_problems(plan: Plan, broken: Collection[str]) -> Iterator[Problem]:
+    """Of models whose sizes are known by now, those that `broken` stages make not among them."""
     from flows.engine_parts import parts_problems  # these two ask what the plan found
     from flows.memory import Shapes
     from stages.training.memory_shape import ModelShape
 
     shapes = Shapes(plan)
-    for name in plan.recipe.stages:
+    for name, stage in plan.recipe.stages.items():
         models = shapes.of_inputs(name)
-        shapes.add_outputs(name, models)
+        if name not in broken:
+            shapes.add_outputs(name, models)
         model = models.get("model")
         if not isinstance(model, ModelShape):
             continue
         if plan.decisions[name].state != "skipped":
-            yield from parts_problems(plan, name, model)
+            yield from stage.asked(parts_problems, plan, name, model)
         if plan.decisions[name].state in _RUNS:
-            yield from _no_room(plan, name, model)
+            yield from stage.asked(_no_room, plan, name, model)
 
 
 def _no_room(plan: Plan, name: str, model: ModelShape) -> Iterator[Problem]:
     """Of completions that are asked to be as long as the model's context."""
     # a default is no request: not every stage that has one samples
-    written = plan.recipe.document.data["stages"][name].get("with") or {}
+    written = plan.recipe.written("stages", name, "with")
     longest = getattr(plan.recipe.stages[name].config, _COMPLETION, None) if _COMPLETION in written else None
     if longest is not None and longest >= model.context:
-        yield Problem(
-            plan.recipe.where("stages", name, "with", _COMPLETION),
+        yield plan.recipe.problem(
+            ("stages", name, "with", _COMPLETION),
             f"is {longest}, but the model takes {model.context} tokens in all, so there is no room for a prompt; "
             "lower it",
         )

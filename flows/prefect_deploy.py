@@ -20,7 +20,8 @@ from pydantic import ValidationError
 from artifacts.errors import Problem, RequestError
 from flows.overrides import apply_overrides
 from flows.prefect_flow import posttrain
-from flows.recipe import Recipe, find_recipe
+from flows.recipe import Recipe
+from flows.recipe_files import find_recipe
 from flows.yaml_lines import read_document
 from stages.names import nearest
 

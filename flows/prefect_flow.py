@@ -27,14 +27,14 @@ from artifacts import open_store
 from artifacts.errors import StageError
 from flows.entries import BROKEN
 from flows.launch import STOP_SECONDS, StageStopped
-from flows.plan import plan
+from flows.plan import plan_reading
 from flows.prefect_processes import FLOW, say_process
 from flows.prefect_report import Progress
 from flows.prefect_results import publish_plan, publish_report, publish_results, publish_stage
 from flows.prefect_slots import occupy, require_slots
 from flows.prefect_unrun import why_not_run
 from flows.prefect_upkeep import end_task_runs
-from flows.recipe import Recipe
+from flows.recipe import read_recipe
 from flows.run import Run, new_run_id
 
 current_run: contextvars.ContextVar[Run] = contextvars.ContextVar("posttrain_run")
@@ -112,8 +112,8 @@ def posttrain(  # noqa: PLR0913  (each is a field of the run form)
     run = current_run.get(None)
     if run is None:
         given = [f"{name}={json.dumps(value)}" for name, value in (parameters or {}).items()]
-        made = plan(
-            Recipe.load(recipe, [*given, *(set or [])]),
+        made = plan_reading(
+            read_recipe(recipe, [*given, *(set or [])]),
             open_store(store),
             only=only or (),
             start=start or (),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,24 +18,33 @@ if TYPE_CHECKING:
 
 
 def plan_named(options: Namespace) -> Plan:
-    """The plan of the recipe that the options name, with what they select where they can. Raises RequestError."""
-    from flows.plan import plan as make_plan
-    from flows.recipe import Recipe
+    """The plan of the recipe that the options name, with what they select where they can. Raises RequestError with
+    every mistake that can be known by now."""
+    from flows.plan import plan_reading
+    from flows.recipe import read_recipe
 
-    recipe = Recipe.load(options.recipe, options.set)
-    store = open_named(options)
+    read = read_recipe(options.recipe, options.set)
+    try:
+        store = open_named(options)
+    except RequestError as error:
+        raise read.refusal(*error.problems) or error from error
     given = {name: getattr(options, name, []) for name in ("only", "from", "until", "force")}
-    with refused(options):
-        return make_plan(recipe, store, start=given.pop("from"), **given)
+    try:
+        return plan_reading(read, store, start=given.pop("from"), **given)
+    except StoreError as error:
+        raise read.refusal(_unfit(options, error)) or error from error
 
 
 def open_named(options: Namespace) -> Store:
     """The store that the options name. Raises RequestError where it does not answer, or is only this process's."""
     from artifacts import open_store, require_shared
 
-    with refused(options):
-        store = open_store(options.store)
-    require_shared(store)
+    try:
+        with refused(options):
+            store = open_store(options.store)
+        require_shared(store)
+    except RequestError as error:
+        raise RequestError([Problem(_store_named(options), problem.what) for problem in error.problems]) from error
     return store
 
 
@@ -44,8 +54,18 @@ def refused(options: Namespace) -> Iterator[None]:
     try:
         yield
     except StoreError as error:
-        where = "POSTTRAIN_STORE" if options.store is None else f"--store {options.store}"
-        raise RequestError([Problem(where, str(error))]) from error
+        raise RequestError([_unfit(options, error)]) from error
+
+
+def _unfit(options: Namespace, error: StoreError) -> Problem:
+    return Problem(_store_named(options), str(error))
+
+
+def _store_named(options: Namespace) -> str:
+    """Who chose the store."""
+    if options.store is not None:
+        return f"--store {options.store}"
+    return "POSTTRAIN_STORE" if os.environ.get("POSTTRAIN_STORE") else "the default store"
 
 
 def print_json(value: Any) -> None:

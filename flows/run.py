@@ -23,13 +23,14 @@ from flows.again import again
 from flows.attempts import earlier_seconds, timed
 from flows.claiming import RunClaim
 from flows.command import default_threads
+from flows.decision import Decision
 from flows.entries import BROKEN, Entry, entry_of, failed_entry, in_order, ran_entry, skipped_entry
 from flows.inputs import input_specs
 from flows.known_failures import KnownFailures
 from flows.launch import Event, StageFailed, StageResult, Supervisors, run_stage_process
 from flows.listener import Listener, Silence
 from flows.moved import MovedAliases
-from flows.plan import Decision, Plan
+from flows.plan import Plan
 from flows.recipe import RecipeStage
 from flows.run_record import RunRecord
 from flows.sharing import Occupy, holding, no_slots, renewing

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from artifacts.errors import StoreError
+from flows.decision import Decision
 from flows.entries import Entry, running_entry, waiting_entry
-from flows.plan import Decision, Plan
+from flows.plan import Plan
 
 logger = logging.getLogger(__name__)
 

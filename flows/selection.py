@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from artifacts.errors import Problem, RequestError
-from flows.recipe import Recipe
+from artifacts.errors import Problem
 from stages.names import nearest
 
 
@@ -22,63 +21,63 @@ class Selection:
 
 
 def select(
-    recipe: Recipe,
+    needs: Mapping[str, Iterable[str]],
     only: Iterable[str] = (),
     start: Iterable[str] = (),
     until: Iterable[str] = (),
     force: Iterable[str] = (),
-) -> Selection:
-    """The stages to run: those named by `only`, or from `start` on and up to `until`; with neither, all.
+) -> tuple[Selection, list[Problem]]:
+    """The stages to run: those named by `only`, or from `start` on and up to `until`; with neither, all. And what is
+    wrong with what is asked for, which then counts as far as it is right.
 
-    Raises RequestError for stages that the recipe does not have.
+    `needs`: stage -> those that it reads from, which come before it.
     """
     given = {"--only": tuple(only), "--from": tuple(start), "--until": tuple(until), "--force": tuple(force)}
     problems = [
-        Problem(f"{option} {name}", f"the recipe has no such stage{nearest(name, recipe.stages)}; {_list(recipe)}")
+        Problem(f"{option} {name}", f"the recipe has no such stage{nearest(name, needs)}; {_list(needs)}")
         for option, names in given.items()
         for name in names
-        if name not in recipe.stages
+        if name not in needs
     ]
     if given["--only"] and (given["--from"] or given["--until"]):
         problems.append(Problem("--only", "cannot be combined with --from or --until; give one or the other"))
-    if problems:
-        raise RequestError(problems)
-    selected = set(recipe.stages)
+    selected = set(needs)
     if given["--only"]:
-        selected = set(given["--only"])
+        selected &= set(given["--only"])
     if given["--from"]:
-        selected &= _after(recipe, given["--from"])
+        selected &= _after(needs, given["--from"])
     if given["--until"]:
-        selected &= _before(recipe, given["--until"])
+        selected &= _before(needs, given["--until"])
     options = " ".join(f"{option} {name}" for option, names in given.items() for name in names)
-    if not selected:
-        raise RequestError([Problem(options, f"no stage is left to run; {_list(recipe)}")])
-    if left := [name for name in given["--force"] if name not in selected]:
-        raise RequestError([Problem(f"--force {name}", f"not among the stages of {options}") for name in left])
-    needed = _before(recipe, selected) - selected
-    return Selection(frozenset(selected), frozenset(needed), frozenset(given["--force"]), options)
+    if not selected and not problems and needs:
+        problems.append(Problem(options, f"no stage is left to run; {_list(needs)}"))
+    elif not problems:
+        left = [name for name in given["--force"] if name not in selected]
+        problems += [Problem(f"--force {name}", f"not among the stages of {options}") for name in left]
+    needed = _before(needs, selected) - selected
+    return Selection(frozenset(selected), frozenset(needed), frozenset(given["--force"]), options), problems
 
 
-def _list(recipe: Recipe) -> str:
-    return f"there are: {', '.join(recipe.stages)}"
+def _list(stages: Iterable[str]) -> str:
+    return f"there are: {', '.join(stages)}"
 
 
-def _before(recipe: Recipe, names: Iterable[str]) -> set[str]:
+def _before(needs: Mapping[str, Iterable[str]], names: Iterable[str]) -> set[str]:
     """The stages and all that they need."""
     found: set[str] = set()
     pending = list(names)
     while pending:
         name = pending.pop()
-        if name not in found:
+        if name not in found and name in needs:
             found.add(name)
-            pending.extend(recipe.stages[name].needs)
+            pending.extend(needs[name])
     return found
 
 
-def _after(recipe: Recipe, names: Iterable[str]) -> set[str]:
+def _after(needs: Mapping[str, Iterable[str]], names: Iterable[str]) -> set[str]:
     """The stages and all that need them."""
     found = set(names)
-    for name, stage in recipe.stages.items():  # in topological order, so one pass is enough
-        if found.intersection(stage.needs):
+    for name in needs:  # in topological order, so one pass is enough
+        if found.intersection(needs[name]):
             found.add(name)
     return found

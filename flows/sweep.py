@@ -14,8 +14,8 @@ from typing import Any
 from artifacts import Store
 from artifacts.errors import Problem, RequestError
 from flows.many_runs import varied_in
-from flows.plan import Plan, plan
-from flows.recipe import Recipe
+from flows.plan import Plan, plan_reading
+from flows.recipe import read_recipe
 from flows.trial import Ranking, Trial
 from flows.yaml_lines import parse_value, parse_values
 from stages.names import nearest
@@ -180,8 +180,8 @@ def _plans(request: Request, store: Store, chosen: Sequence[Mapping[str, str]]) 
     for texts in chosen:
         settings = [f"{name}={text}" for name, text in texts.items()]
         try:
-            recipe = Recipe.load(request.recipe, [*request.set, *settings])
-            made.append(plan(recipe, store, only=request.only, start=request.start, until=request.until))
+            read = read_recipe(request.recipe, [*request.set, *settings])
+            made.append(plan_reading(read, store, only=request.only, start=request.start, until=request.until))
         except RequestError as error:
             for problem in dict.fromkeys(error.problems):
                 found.setdefault(_of_sweep(problem, settings), []).append(texts)

@@ -21,9 +21,9 @@ from flows.standings_table import heading, setting_in_words, standings_table
 from flows.terminal import WIDTH_OF_FILES, Terminal
 
 if TYPE_CHECKING:
+    from flows.decision import Decision
     from flows.entries import Entry
     from flows.listener import Listener
-    from flows.plan import Decision
     from flows.standings import Standings
     from flows.sweep import Sweep
     from flows.trial import Trial

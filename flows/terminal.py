@@ -29,7 +29,7 @@ from stages.visible import visible
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from flows.plan import Decision
+    from flows.decision import Decision
 
 WIDTH_OF_FILES = 140
 """Columns where there is no terminal and COLUMNS is not set."""

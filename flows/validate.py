@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from artifacts.errors import Problem
+from flows.document import Document, Place
 from flows.fields import Slot, entry_slots, expectation, field_slots, found, is_model, models_at, slots_at
-from flows.yaml_lines import Document, Place
-from stages.foreign import foreign, foreign_value, is_answered_here
-from stages.names import nearest
+from stages.foreign import FOREIGN, foreign, foreign_value, is_answered_here
+from stages.names import closest, nearest, one_slip
 from stages.stage import STAGES, Config, load_stage
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -44,8 +43,27 @@ def validate(
         for inner, kinds in _by_place(error, values).items():
             if inner not in wrong:
                 wrong[inner] = _message(model, values, inner, kinds, elsewhere, listed)
+        wrong = {inner: what for inner, what in wrong.items() if not _misspelt(inner, error, model, values)}
     problems = [document.problem((*place, *inner), what) for inner, what in wrong.items()]
     return None if wrong else made, problems
+
+
+def meant(keys: Iterable[str], valid: Collection[str]) -> set[str]:
+    """The valid names that unknown keys may stand for."""
+    unknown = [key for key in keys if key not in valid]
+    concepts = [FOREIGN[key] for key in unknown if key in FOREIGN]
+    close = {closest(key, valid) for key in unknown} - {None}
+    return {str(name) for name in close} | {field for concept in concepts for field in concept.fields}
+
+
+def _misspelt(place: Place, error: ValidationError, model: type[BaseModel], values: Any) -> bool:
+    """Whether the value at a place is missing since a key beside it, which is refused, is misspelt."""
+    kinds = {_written_place(entry["loc"], values, entry["type"]): entry["type"] for entry in error.errors()}
+    if kinds.get(place) != "missing" or not isinstance(place[-1], str):
+        return False
+    valid = [name for owner in models_at(model, place[:-1]) for name in owner.model_fields]
+    written = _value_at(values, place[:-1])
+    return isinstance(written, Mapping) and place[-1] in meant(written, valid)
 
 
 def unknown_key(
@@ -60,7 +78,7 @@ def unknown_key(
     if same is not None and not answered:
         return f"unknown key here; {key!r} belongs under `{same}:`"
     # of several that look alike, the one that a single slip of the finger makes
-    slips = [name for name in valid if _one_slip(key, name)]
+    slips = [name for name in valid if one_slip(key, name)]
     near = nearest(key, slips or valid)
     hint = near if slips and not answered else foreign(key, valid, elsewhere) or _setting_of_others(key) or near
     if hint:
@@ -82,20 +100,6 @@ def _setting_of_others(key: str) -> str:
         return ""
     more = f" and {len(having) - _MOST_NAMED} more" if len(having) > _MOST_NAMED else ""
     return f"; it is a setting of {', '.join(having[:_MOST_NAMED])}{more}"
-
-
-def _one_slip(typed: str, meant: str) -> bool:
-    """Whether one letter was left out, put in, replaced or exchanged with its neighbour."""
-    start = _common(typed, meant)
-    typed, meant = typed[start:], meant[start:]
-    end = _common(typed[::-1], meant[::-1])
-    typed, meant = typed[: len(typed) - end], meant[: len(meant) - end]
-    return max(len(typed), len(meant)) == 1 or (len(typed) == 2 and typed == meant[::-1])
-
-
-def _common(one: str, other: str) -> int:
-    """Letters that both begin with."""
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def infinite(values: Any, place: Place = ()) -> Iterator[tuple[Place, float]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import Problem, RequestError
+from flows.document import Document, Place
 from flows.fields import found
 from flows.inputs import (
     HUB_KINDS,
@@ -16,12 +17,13 @@ from flows.inputs import (
     HubModel,
     Reference,
     StageOutput,
+    Wanted,
     folder_kinds,
     kinds_in_words,
     parse_external,
 )
 from flows.known_part import as_far_as_known
-from flows.yaml_lines import Document, Place
+from flows.validate import meant
 from stages.foreign import foreign
 from stages.names import nearest
 from stages.stage import Config, Input, Stage
@@ -42,6 +44,8 @@ class Declared:
     """As written."""
     known: Config | None = None
     """Of a configuration that is wrong the part that is not (`known_part`)."""
+    unwired: bool = False
+    """Whether its inputs stand under a misspelt key, which is reported."""
 
     @property
     def place(self) -> Place:
@@ -62,6 +66,8 @@ class Wiring:
         self.stages = stages
         self.base = base
         self.problems: list[Problem] = []
+        self.wanted: list[Wanted] = []
+        """Of the store, of folders and of the Hub, whatever else is wrong with the stage that wants it."""
         self.inputs: dict[str, dict[str, tuple[Reference, ...]]] = {}
         for stage in stages.values():
             self.inputs[stage.name] = dict(self._inputs_of(stage))
@@ -71,6 +77,8 @@ class Wiring:
         self.problems.append(self.document.problem(place, what))
 
     def _inputs_of(self, stage: Declared) -> Iterator[tuple[str, tuple[Reference, ...]]]:
+        if stage.unwired:
+            return
         place = (*stage.place, "inputs")
         written = {} if stage.inputs is None else stage.inputs
         if not isinstance(written, Mapping):
@@ -89,7 +97,7 @@ class Wiring:
             if references and all(reference is not None for reference in references):
                 yield name, tuple(reference for reference in references if reference is not None)
         for name, declared in accepted.items():
-            if declared.required and name not in written:
+            if declared.required and name not in written and name not in meant(written, accepted):
                 self._fail(place, f"input {name!r} is missing; it takes {_what_fits(declared)}")
         self._check_together(stage, frozenset(written) & frozenset(accepted))
 
@@ -143,6 +151,7 @@ class Wiring:
             return None
         if isinstance(reference, Folder) and not self._folder_fits(place, reference, declared):
             return None
+        self.wanted.append(Wanted(reader, place, reference, declared.kinds))
         return reference
 
     def _folder_fits(self, place: Place, reference: Folder, declared: Input) -> bool:
@@ -161,6 +170,9 @@ class Wiring:
         outputs = self.stages[name].outputs()
         if outputs is None:
             # the stage is wrong and reported; a reference to its first output keeps the graph whole
+            return StageOutput(name, output)
+        if not outputs:
+            self._fail(place, f"stage {name!r} writes nothing, as it is set")
             return StageOutput(name, output)
         if not dot:
             output = next(iter(outputs))
@@ -181,21 +193,24 @@ class Wiring:
         return StageOutput(name, output)
 
     def _order(self) -> list[str]:
-        """Names so that each stage follows those it reads from, else as written; cycles are reported."""
-        needs = {name: _sources(inputs) for name, inputs in self.inputs.items()}
+        """Names so that each stage follows those it reads from, else as written; cycles are reported, and come last."""
+        needs = {name: set(sources(inputs)) for name, inputs in self.inputs.items()}
         order: list[str] = []
         while ready := [name for name in needs if name not in order and needs[name] <= set(order)]:
             order.append(ready[0])
-        for cycle in _cycles({name: needs[name] for name in needs if name not in order}):
+        left = [name for name in needs if name not in order]
+        for cycle in _cycles({name: needs[name] for name in left}):
             self._fail(
                 ("stages", cycle[0], "inputs"),
                 f"stages need each other in a circle: {' -> '.join([*cycle, cycle[0]])}; take one input out",
             )
-        return order
+        return order + left
 
 
-def _sources(inputs: Mapping[str, Iterable[Reference]]) -> set[str]:
-    return {entry.stage for entries in inputs.values() for entry in entries if isinstance(entry, StageOutput)}
+def sources(inputs: Mapping[str, Iterable[Reference]]) -> tuple[str, ...]:
+    """The stages of the recipe that these inputs are read from."""
+    entries = (entry for entries in inputs.values() for entry in entries)
+    return tuple(dict.fromkeys(entry.stage for entry in entries if isinstance(entry, StageOutput)))
 
 
 def _cycles(needs: Mapping[str, set[str]]) -> list[list[str]]:

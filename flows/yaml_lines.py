@@ -7,17 +7,13 @@ given twice is an error.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from artifacts.errors import Problem, RequestError
-
-Place = tuple[str | int, ...]
-"""The keys and indices that lead to a value: `("stages", "dpo", "with", "beta")`."""
+from flows.document import Document, Place, dotted
 
 _TAG = "tag:yaml.org,2002:"
 _CORE = (
@@ -28,6 +24,8 @@ _CORE = (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("merge", r"<<", "<"),
 )
+_HINTS = {"\t": " (indent with spaces, not tabs)", "@": " (put a name that begins with @ in quotes: '@mine/sft')"}
+"""Characters that no token begins with, and what to do."""
 _MOST_VALUES = 100_000
 _MOST_CHARACTERS = 1_000_000
 """Of all texts together; writing a recipe down again takes a second for so many."""
@@ -54,53 +52,30 @@ for _name, _pattern, _first in _CORE:
         _class.add_implicit_resolver(_TAG + _name, re.compile(f"^(?:{_pattern})$"), list(_first))
 
 
-@dataclass(frozen=True)
-class Document:
-    """Plain values with the origin of each: `recipe.yaml:12`, or the `--set` that gave it."""
-
-    data: Any
-    origin: str
-    origins: Mapping[Place, str] = field(default_factory=dict)
-
-    def where(self, place: Place) -> str:
-        """`recipe.yaml:12: stages.dpo.with.beta`; a value not written has the origin of what encloses it."""
-        for length in range(len(place), -1, -1):
-            if place[:length] in self.origins:
-                found = self.origins[place[:length]]
-                break
-        else:
-            found = self.origin
-        return f"{found}: {dotted(place)}" if place else found
-
-    def problem(self, place: Place, what: str) -> Problem:
-        """A mistake at one place of this document."""
-        return Problem(self.where(place), what)
-
-
-def dotted(place: Iterable[str | int]) -> str:
-    """`stages.dpo.with.weights[0]`"""
-    text = ""
-    for part in place:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return text
-
-
 def read_document(path: Path) -> Document:
-    """The YAML file at `path`. Raises RequestError when it cannot be read or is not YAML."""
+    """The YAML file at `path`, perhaps with mistakes of form. Raises RequestError when it cannot be read or is not
+    YAML."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError([Problem(str(path), f"cannot be read as a text file: {error}")]) from error
-    return parse_document(text, str(path))
+    return _read(text, str(path))
 
 
 def parse_document(text: str, origin: str) -> Document:
     """Text as a document; `origin` names it in messages. Raises RequestError with every problem of form."""
+    document = _read(text, origin)
+    if document.problems:
+        raise RequestError(document.problems)
+    return document
+
+
+def _read(text: str, origin: str) -> Document:
     reader = _Reader(origin)
     data = reader.read(text)
-    if reader.problems:
+    if reader.broken:
         raise RequestError(reader.problems)
-    return Document(data, origin, reader.origins)
+    return Document(data, origin, reader.origins, tuple(reader.problems))
 
 
 def parse_value(text: str, origin: str) -> Any:
@@ -149,6 +124,8 @@ class _Reader:
         self.origin = origin
         self.origins: dict[Place, str] = {}
         self.problems: list[Problem] = []
+        self.broken = False
+        """Whether what could be read is not what was meant, so that nothing more is to be said of it."""
         self._values = 0
         self._characters = 0
 
@@ -157,15 +134,18 @@ class _Reader:
             node = _node(text)
             return None if node is None else self._value(node, (), ())
         except yaml.MarkedYAMLError as error:
+            self.broken = True
             mark = error.problem_mark or error.context_mark
             line = mark.line + 1 if mark else 1
-            hint = " (indent with spaces, not tabs)" if "'\\t'" in str(error.problem) else ""
+            hint = next((text for character, text in _HINTS.items() if repr(character) in str(error.problem)), "")
             parts = [part for part in (error.context, error.problem) if part]
             self.problems.append(Problem(f"{self.origin}:{line}", f"not valid YAML: {', '.join(parts)}{hint}"))
         except yaml.YAMLError as error:
+            self.broken = True
             words = " ".join(str(error).split())
             self.problems.append(Problem(self.origin, f"not valid YAML: {words}"))
         except RecursionError:
+            self.broken = True
             self.problems.append(Problem(self.origin, "nested too deeply; a recipe needs some ten levels"))
         return None
 
@@ -174,22 +154,26 @@ class _Reader:
 
     def _fail(self, node: yaml.Node, place: Place, what: str) -> None:
         where = f"{self._line(node)}: {dotted(place)}" if place else self._line(node)
-        self.problems.append(Problem(where, what))
+        self.problems.append(Problem(where, what, place))
+
+    def _give_up(self, node: yaml.Node, place: Place, what: str) -> None:
+        self.broken = True
+        self._fail(node, place, what)
 
     def _value(self, node: yaml.Node, place: Place, above: tuple[yaml.Node, ...]) -> Any:
         self._values += 1
         if node in above:
-            self._fail(node, place, "an anchor contains itself")
+            self._give_up(node, place, "an anchor contains itself")
             return None
         if self._values > _MOST_VALUES:
             if self._values == _MOST_VALUES + 1:
-                self._fail(node, place, f"more than {_MOST_VALUES} values, aliases expanded")
+                self._give_up(node, place, f"more than {_MOST_VALUES} values, aliases expanded")
             return None
         if isinstance(node, yaml.ScalarNode):
             self._characters += len(node.value)
             if self._characters > _MOST_CHARACTERS:
                 if self._characters - len(node.value) <= _MOST_CHARACTERS:
-                    self._fail(node, place, f"more than {_MOST_CHARACTERS} characters, aliases expanded")
+                    self._give_up(node, place, f"more than {_MOST_CHARACTERS} characters, aliases expanded")
                 return None
         self.origins.setdefault(place, self._line(node))
         if isinstance(node, yaml.MappingNode):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 
@@ -20,6 +21,20 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the closest valid name, or an empty string."""
     close = closest(name, valid)
     return "" if close is None else f"; did you mean {close!r}?"
+
+
+def one_slip(typed: str, meant: str) -> bool:
+    """Whether one letter was left out, put in, replaced or exchanged with its neighbour."""
+    start = _common(typed, meant)
+    typed, meant = typed[start:], meant[start:]
+    end = _common(typed[::-1], meant[::-1])
+    typed, meant = typed[: len(typed) - end], meant[: len(meant) - end]
+    return max(len(typed), len(meant)) == 1 or (len(typed) == 2 and typed == meant[::-1])
+
+
+def _common(one: str, other: str) -> int:
+    """Letters that both begin with."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 FOREIGN_STAGES = {
@@ -61,11 +76,46 @@ FOREIGN_STAGES = {
     "generate": "`uses: sample`",
     "merge": "`uses: merge_adapter`, or `uses: average` for several models",
     "dataset": "`uses: normalize`",
+    "train": "`uses: sft` on demonstrations, `uses: preference` on pairs, `uses: rl` on prompts with rewards",
+    "fit": "`uses: sft` on demonstrations, `uses: preference` on pairs, `uses: rl` on prompts with rewards",
+    **dict.fromkeys(
+        ("train_sft", "supervised", "supervised_finetuning", "instruction_tuning", "full_finetune", "cpt"),
+        "`uses: sft`",
+    ),
+    **dict.fromkeys(("lora", "qlora", "peft"), "`uses: sft` with `lora_r`"),
+    **dict.fromkeys(("train_rm", "reward_modeling", "train_reward_model"), "`uses: reward_model`"),
+    **dict.fromkeys(("train_dpo", "rlhf", "alignment", "preference_tuning"), "`uses: preference`"),
+    **dict.fromkeys(("train_ppo",), "`uses: ppo`"),
+    **dict.fromkeys(("train_kto",), "`uses: unpaired_preference` with `loss_type: kto`"),
+    **dict.fromkeys(("train_grpo", "policy_gradient", "rlvr", "reinforcement_learning"), "`uses: rl`"),
+    **dict.fromkeys(("knowledge_distillation", "kd", "opd"), "`uses: distill`"),
+    **dict.fromkeys(("benchmark", "eval_model", "lm_eval", "test", "score", "validate"), "`uses: evaluate`"),
+    **dict.fromkeys(("inference", "infer", "predict", "rollout", "rollouts", "batch_inference"), "`uses: sample`"),
+    **dict.fromkeys(
+        ("data", "load_dataset", "prepare", "preprocess", "tokenize", "load", "prepare_data", "load_data"),
+        "`uses: normalize`",
+    ),
+    **dict.fromkeys(
+        ("model", "base", "base_model", "create_model", "init"),
+        "`uses: init_model`, or a Hub name or a folder as the input `model` of the stage that trains",
+    ),
+    **dict.fromkeys(("export", "merge_lora", "lora_combiner", "merge_and_unload"), "`uses: merge_adapter`"),
+    **dict.fromkeys(("mergekit", "model_soup", "slerp", "ema"), "`uses: average`"),
+    **dict.fromkeys(("upload", "push", "publish", "hub"), "`uses: push_to_hub`"),
+    **dict.fromkeys(("decontaminate", "decontamination"), "`uses: contamination`"),
+    **dict.fromkeys(("interleave", "mix", "concatenate_datasets"), "`uses: mixture`"),
+    **dict.fromkeys(
+        ("reference", "logprobs", "ref_logprobs", "precompute_ref_log_probs"), "`uses: reference_logprobs`"
+    ),
+    **dict.fromkeys(("teacher_logits", "teacher_logprobs"), "`uses: teacher_states`"),
+    **dict.fromkeys(("chat_template", "tokenizer"), "`uses: set_chat_template`"),
 }
 """Names of algorithms and steps elsewhere that are settings or stages of another name here."""
 
 
 NEAR_STAGES = {
+    "quantize": "a stage that trains with `quantization: nf4` and `lora_r`; weights are stored as they are trained",
+    "chat": "`uses: sample`, which completes the prompts of a dataset",
     "minillm": "`uses: distill` with `beta: 1`, the reverse KL divergence at every token in place of a policy gradient",
     "iw_opd": "`uses: distill` with `beta: 1`, which weighs all tokens of a completion alike",
     "async_distillation": "`uses: distill` with `teacher_engine: {engine: vllm_server}` and `loss_top_k`, which "
@@ -100,7 +150,7 @@ def _plain(name: str) -> str:
 
 
 def meant_stage(name: str, stages: Iterable[str]) -> str | None:
-    """The stage that `stage_hint` names first; None: it names none."""
+    """The one stage that `stage_hint` names; None: it names none, or several."""
     known = list(stages)
-    named = _USES.search(stage_hint(name, known))
-    return named[1] if named else closest(name, known)
+    named = _USES.findall(stage_hint(name, known))
+    return (named[0] if len(named) == 1 else None) if named else closest(name, known)

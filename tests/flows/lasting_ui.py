@@ -19,7 +19,8 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.client.schemas.objects import FlowRun
 
 from artifacts import open_store
-from flows.plan import Decision, plan
+from flows.decision import Decision
+from flows.plan import plan
 from flows.prefect_api import api
 from flows.prefect_deploy import find
 from flows.recipe import Recipe

@@ -93,9 +93,12 @@ def test_wrong_requests_have_status_2_and_name_every_mistake(fake_stages, store,
         (("report", "20260101-nothing"), "posttrain: there is no run '20260101-nothing'"),
         (("report", "latest"), "posttrain: there is no run in "),
         (("stages", "sftt"), "posttrain: unknown stage 'sftt'; did you mean 'sft'?"),
-        (("ls", "--store", "ftp://host/x"), "posttrain: a store is a local path, file:// or s3://"),
-        (("ls", "--store", "memory://x"), "posttrain: memory://x is in the memory of one process"),
-        (("run", "quickstart", "--store", "memory://x"), "posttrain: memory://x is in the memory of one process"),
+        (
+            ("ls", "--store", "ftp://host/x"),
+            "posttrain: --store ftp://host/x: a store is a local path, file:// or s3://",
+        ),
+        (("ls", "--store", "memory://x"), "posttrain: --store memory://x: memory://x is in the memory of one"),
+        (("run", "quickstart", "--store", "memory://x"), "posttrain: --store memory://x: memory://x is in the"),
     ],
 )
 def test_unknown_names_have_status_2(store, capsys, arguments, expected):

@@ -33,10 +33,6 @@ def test_fields_files_lengths_and_adapters_in_one_go(tmp_path: Path) -> None:
     }
     said = mistakes(tmp_path, "rl", **settings)
     assert [text.partition(": ")[::2] for text in said] == [
-        ("it.with.learning_rate", "expected a number above 0, found text 'fast'"),
-        ("it.with.sede", "unknown key; did you mean 'seed'?"),
-        ("it.with.rewards[0]", f"no such Python file: 'absent.py' (looked for {tmp_path}/absent.py)"),
-        ("it.with", "lora_alpha is of LoRA adapters; give lora_r too"),
         (
             "it",
             "no built-in reward 'numeric_mach'; did you mean 'numeric_match'?; there are exact_match, numeric_match, "
@@ -44,6 +40,10 @@ def test_fields_files_lengths_and_adapters_in_one_go(tmp_path: Path) -> None:
             "repetition_penalty, code, judge, environment, or give file.py:name",
         ),
         ("it", "reward_weights has 1 numbers for 2 rewards"),
+        ("it.with", "lora_alpha is of LoRA adapters; give lora_r too"),
+        ("it.with.learning_rate", "expected a number above 0, found text 'fast'"),
+        ("it.with.sede", "unknown key; did you mean 'seed'?"),
+        ("it.with.rewards[0]", f"no such Python file: 'absent.py' (looked for {tmp_path}/absent.py)"),
     ]
 
 

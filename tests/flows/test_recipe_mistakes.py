@@ -195,17 +195,16 @@ def test_several_mistakes_are_listed_at_once(write_recipe, model_folder):
         ["recipe.yaml:3", "launch.procesess"],
         ["recipe.yaml:7", "stages.data.with.source.colums"],
         ["recipe.yaml:7", "stages.data.with.split"],
+        ["recipe.yaml:10", "stages.dpo.inputs.modle"],
+        ["recipe.yaml:10", "stages.dpo.inputs.dataset"],
         ["recipe.yaml:11", "stages.dpo.with.beta"],
         ["recipe.yaml:12", "stages.dpo.launch.config"],
         ["recipe.yaml:13", "stages.2nd"],
         ["recipe.yaml:13", "stages.2nd"],
-        ["recipe.yaml:10", "stages.dpo.inputs.modle"],
-        ["recipe.yaml:10", "stages.dpo.inputs.dataset"],
-        ["recipe.yaml:10", "stages.dpo.inputs"],
     ]
     assert found[3].endswith("unknown key; did you mean 'columns'?")
     assert found[4].endswith("expected a number of at least 0 and below 1, found 1")
-    assert found[6].endswith("; did you mean 'ddp'?")
+    assert found[8].endswith("; did you mean 'ddp'?")
 
 
 def test_launch_settings(write_recipe, model_folder, tmp_path):
@@ -251,7 +250,7 @@ def test_files_that_are_no_recipe(write_recipe, text, expected):
 
 def test_recipes_by_name(tmp_path, monkeypatch):
     (tmp_path / "quickstart.yaml").write_text("stages:\n  s: {uses: prepare}\n")
-    monkeypatch.setattr("flows.recipe.SHIPPED", tmp_path)
+    monkeypatch.setattr("flows.recipe_files.SHIPPED", tmp_path)
     with pytest.raises(RequestError, match=r"no recipe 'quikstart'; did you mean 'quickstart'\?; give a YAML file"):
         Recipe.load("quikstart")
     with pytest.raises(RequestError, match=r"no such recipe file: mine/quickstart\.yaml"):

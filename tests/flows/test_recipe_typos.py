@@ -9,9 +9,9 @@ import string
 import pytest
 from pydantic import BaseModel
 
+from flows.document import Document, Place
 from flows.fields import field_slots, is_model
 from flows.validate import validate
-from flows.yaml_lines import Document, Place
 from stages.foreign import FOREIGN
 from stages.stage import STAGES, load_stage
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from artifacts import open_store
-from flows.plan import Decision, plan
+from flows.decision import Decision
+from flows.plan import plan
 from flows.recipe import Recipe
 from flows.why import why_in_plan
 from tests.in_process import failures, run_here

@@ -1,0 +1,5 @@
+import broken
+
+
+def score(prompts, completions):
+    return [broken.one] * len(prompts)
