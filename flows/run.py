@@ -22,10 +22,9 @@ from artifacts import Artifact, require_shared
 from flows.again import again
 from flows.attempts import earlier_seconds, timed
 from flows.claiming import RunClaim
-from flows.command import default_threads
 from flows.decision import Decision
 from flows.entries import BROKEN, Entry, entry_of, failed_entry, in_order, ran_entry, skipped_entry
-from flows.inputs import input_specs
+from flows.job import spec_of
 from flows.known_failures import KnownFailures
 from flows.launch import Event, StageFailed, StageResult, Supervisors, run_stage_process
 from flows.listener import Listener, Silence
@@ -36,8 +35,6 @@ from flows.run_record import RunRecord
 from flows.sharing import Occupy, holding, no_slots, renewing
 from flows.trial import Trial
 from flows.within_memory import within_memory
-from flows.written import source_of
-from stages.held import planned_outside
 
 logger = logging.getLogger(__name__)
 
@@ -229,8 +226,8 @@ class Run:
                     supervisors=self.supervisors,
                 )
 
-        spec = self._spec(stage, decision)
-        launch = stage.launch
+        beside = self.recipe.parallel * (self.trial.beside if self.trial else 1)
+        spec, launch = spec_of(self.plan, stage, decision, self.id, beside=beside), stage.launch
         if name in self.plan.selection.forced:
             self.store.checkpoints(spec["fingerprint"]).clear()
             self.store.shards(spec["fingerprint"]).clear()
@@ -262,31 +259,6 @@ class Run:
             self.store.set_alias(f"{self.recipe.name}/{name}.{output}", artifact)
         # last: what failed so far gives nothing to the stages after it
         self.outputs[name] = outputs
-
-    def _spec(self, stage: RecipeStage, decision: Decision) -> dict[str, Any]:
-        many = {name: declared.many for name, declared in stage.uses.inputs.items()}
-        beside = self.recipe.parallel * (self.trial.beside if self.trial else 1)
-        threads = stage.launch.threads or default_threads(stage.launch.processes, beside)
-        assert decision.identity is not None
-        inputs = input_specs(decision.inputs, many)
-        outside = planned_outside(stage.config, decision.identity, inputs)
-        return {
-            "stage": stage.uses.name,
-            "name": stage.name,
-            "config": stage.config.model_dump(mode="json"),
-            "inputs": inputs,
-            "fingerprint": decision.fingerprint,
-            "identity": decision.identity,
-            "store": self.store.url,
-            "run": self.id,
-            "recipe": self.recipe.name,
-            "job": str(self.store.scratch.absolute() / self.id / stage.name),
-            "processes": stage.launch.processes,
-            "threads": threads,
-            "launcher": stage.launch.config,
-            "source": source_of(self.recipe, stage.name),
-            "outside": self.plan.outside.known((named.kind, named.where) for named in outside),
-        }
 
     @contextlib.contextmanager
     def _lease(self, name: str, decision: Decision) -> Iterator[Decision]:
