@@ -36,7 +36,7 @@ class Config(PolicyConfig, MeasuredConfig):
     learning_rate: float = Field(1e-6, gt=0)
     """Peak learning rate."""
     loss_type: LossName = "kto"
-    """One of the table of unpaired losses in the README."""
+    """One of the unpaired losses in docs/training.md."""
     beta: float = Field(0.1, gt=0)
     """How strongly the model is held to the reference."""
     desirable_weight: float = Field(1.0, gt=0)

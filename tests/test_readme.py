@@ -1,4 +1,4 @@
-"""What the README says of losses, against the losses; and its worked example, worked."""
+"""What README and docs say of losses, against the losses; and their worked example, worked; and where links lead."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ from stages.rl import Config as RlConfig
 from stages.rollouts.reward_spec import REWARDS, unknown_rewards
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 
 
 def table_rows(heading: str) -> list[str]:
     """The rows of the table under a heading, without its head."""
-    section = README.split(f"## {heading}\n")[1].split("\n## ")[0]
+    section = TEXT.split(f"## {heading}\n")[1].split("\n## ")[0]
     return [line for line in section.splitlines() if line.startswith("| ")][1:]
 
 
@@ -69,7 +70,7 @@ ONLINE_ROWS = (
 
 
 def table() -> list[str]:
-    """The rows that the README must have."""
+    """The rows that docs/training.md must have."""
     rows = [
         f"| {loss.title} | `{stage}` | `{loss.name}` | {loss.paper} | {'`triple_preference`' if loss.gold else kinds} "
         f"| {'yes' if loss.reference else 'no'} |"
@@ -98,18 +99,18 @@ def test_every_reward_is_in_the_table() -> None:
 
 
 def test_the_rewards_shown_are_taken() -> None:
-    shown = yaml.safe_load(README.split("## Rewards\n")[1].split("```yaml\n")[1].split("```")[0])
+    shown = yaml.safe_load(TEXT.split("## Rewards\n")[1].split("```yaml\n")[1].split("```")[0])
     assert unknown_rewards(RlConfig.model_validate(shown).rewards) == []
 
 
 def test_every_advantage_is_named() -> None:
-    text = README.split("## Objectives\n")[1].split("\n## ")[0]
+    text = TEXT.split("## Objectives\n")[1].split("\n## ")[0]
     assert all(f"`{name}`" in text or f"`advantage_estimator: {name}`" in text for name in ADVANTAGES)
 
 
 def test_what_it_says_below_the_table() -> None:
     """Which losses take a divergence, LD-DPO, a moving reference and WPO."""
-    text = " ".join(README.split("## Objectives\n")[1].split("\n## ")[0].split())
+    text = " ".join(TEXT.split("## Objectives\n")[1].split("\n## ")[0].split())
     assert "Losses of the margin (the first seven of `preference`) also take `f_divergence_type`" in text
     assert [loss.f_divergence for loss in PREFERENCE_LOSSES.values()] == [True] * 7 + [False] * (
         len(PREFERENCE_LOSSES) - 7
@@ -166,9 +167,19 @@ else:
 
 
 def test_the_worked_example() -> None:
-    """The function as the README prints it, and its row of numbers, in a process of their own."""
-    section = README.split("**A preference loss**")[1].split("**A reward**")[0]
+    """The function as docs/extending.md prints it, and its row of numbers, in a process of their own."""
+    section = TEXT.split("**A preference loss**")[1].split("**A reward**")[0]
     function, row = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
     program = WORKED.format(function=function, row=row)
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))
+    assert links and [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_every_page_is_in_the_index() -> None:
+    assert all(f"(docs/{page.name})" in PAGES[0].read_text(encoding="utf-8") for page in PAGES[1:])

@@ -34,8 +34,9 @@ class PolicyLossConfig(CorrectionConfig):
     """How log-probabilities and advantages become a loss."""
 
     loss_type: LossName = "dapo"
-    """One of `rl`'s in the README's table of objectives. Those of GRPO differ in how token losses are averaged: in each
-    sequence first (grpo), over all tokens (dapo, bnpo), or over a constant number of tokens (dr_grpo)."""
+    """One of `rl`'s in the table of objectives, docs/training.md. Those of GRPO differ in how token losses are
+    averaged: in each sequence first (grpo), over all tokens (dapo, bnpo), or over a constant number of tokens
+    (dr_grpo)."""
     importance_sampling_level: Level | None = None
     """What a ratio of new to old probability is of: a token, a sequence's mean (GSPO), a sequence's sum (RLOO), or in
     value the sequence's mean and in gradient the token (sequence_token, GSPO-token); null: what the loss asks for."""

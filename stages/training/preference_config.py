@@ -39,7 +39,7 @@ class PairLossConfig(PolicyConfig):
     learning_rate: float = Field(1e-6, gt=0)
     """Peak learning rate."""
     loss_type: LossName | tuple[LossName, ...] = "sigmoid"
-    """One of the table of preference losses in the README, or several, whose weighted sum is the loss (MPO)."""
+    """One of the table of preference losses in docs/training.md, or several, whose weighted sum is the loss (MPO)."""
     loss_weights: tuple[float, ...] | None = None
     """A weight for each of several losses; null: 1 each."""
     beta: float = Field(0.1, gt=0)

@@ -107,7 +107,7 @@ class Driver:
         self.process = subprocess.Popen(
             [sys.executable, soak_driver.__file__, str(ui.folder)],
             cwd=ROOT,
-            env=ui.environment | {"MALLOC_ARENA_MAX": "1"},  # as the README says of such a process
+            env=ui.environment | {"MALLOC_ARENA_MAX": "1"},  # as docs/operations.md says of such a process
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -1,4 +1,4 @@
-"""Servers that somebody else runs, started as the README says, and what is asked of them."""
+"""Servers that somebody else runs, started as docs/rollouts.md says, and what is asked of them."""
 
 from __future__ import annotations
 
