@@ -138,12 +138,22 @@ def _in_store(store: Store, reference: str) -> str | None:
     if not reference.strip():
         raise RequestError("say which run: its id or the beginning of one, or `latest`; `posttrain ls` lists them")
     runs = store.runs()
+    if reference == "latest":
+        return _running(store, runs)
     found = find_run(store, reference)
     if found in runs or LATEST.fullmatch(reference):
         return found
     last = reference.split()[-1]
     ends = [run for run in runs if run.endswith(f"-{last}")] if len(last) == _SUFFIX else []
     return ends[0] if len(ends) == 1 else None
+
+
+def _running(store: Store, runs: list[str]) -> str:
+    """The run in progress, or where there is none the newest. Of several nobody knows which is meant."""
+    running = [run for run in runs if store.read_run(run).get("state") == "running"] if runs else []
+    if len(running) > 1:
+        raise RequestError(f"{len(running)} runs are in progress; say which: {', '.join(sorted(running))}")
+    return running[0] if running else find_run(store, "latest")
 
 
 def _unknown(store: Store, reference: str, pages: Pages | None) -> str:

@@ -62,9 +62,12 @@ def pause(client: SyncPrefectClient, names: Sequence[str]) -> list[Row]:
     queued = {deployment.id: _queued(client, deployment) for deployment in found}
     for deployment in found:
         client.pause_deployment(deployment.id)  # Prefect deletes most of what it had planned
-        while left := _scheduled(client, deployment):  # as many as Prefect gives at once
+        asked: set[UUID] = set()
+        # as many as Prefect gives at once; one that it keeps scheduled all the same is asked once
+        while left := [run for run in _scheduled(client, deployment) if run.id not in asked]:
             for run in left:
                 ask(client, run)
+            asked |= {run.id for run in left}
             queued[deployment.id] |= {run.id: run.name for run in left if not _is_only_planned(run)}
     paused = rows(client, [deployment.name for deployment in found])
     for deployment, row in zip(found, paused, strict=True):

@@ -72,7 +72,7 @@ class Run:
         self.id = run_id or new_run_id(trial.sweep if trial else None)
         self.supervisors = Supervisors()
         self.claim = RunClaim(plan.store, self.id)
-        self._moved = MovedAliases(plan.store, plan.recipe.settings)
+        self._moved = MovedAliases(plan.store, plan.recipe)
         self.entries: dict[str, Entry] = {}
         self.outputs: dict[str, Mapping[str, Artifact]] = {}
         self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -171,11 +171,12 @@ class Run:
             if name not in self.entries:
                 self._cut_short = True
                 self._end(name, skipped_entry(self._stage(name), decision, "the run ended before"))
-        self._final = payload = {**self.payload(), **self._moved.to_json()}
+        self._final = payload = self.payload()
         try:
             self._record.end(payload)
             self.claim.drop()
         finally:  # people see how the stages ended even where the store cannot keep it
+            payload |= self._moved.to_json()
             self.listener.finished(payload)
         return payload
 
@@ -254,7 +255,7 @@ class Run:
         named = in_order(self._stage(name), outputs) if self.trial is None else {}  # names are for what was decided on
         for position, (output, artifact) in enumerate(named.items()):
             if position == 0:
-                self._moved.watch(f"{self.recipe.name}/{name}", artifact)
+                self._moved.watch(name, artifact)
                 self.store.set_alias(f"{self.recipe.name}/{name}", artifact)
             self.store.set_alias(f"{self.recipe.name}/{name}.{output}", artifact)
         # last: what failed so far gives nothing to the stages after it

@@ -145,7 +145,8 @@ def _axis(name: str, text: str, origin: str) -> Axis:
         raise RequestError([Problem(origin, "no value is given; expected NAME=VALUE,VALUE")])
     seen: dict[str, str] = {}
     for written, value in read:
-        key = json.dumps(value, sort_keys=True)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        key = json.dumps(float(value) if is_number else value, sort_keys=True)  # 1 and 1.0 make one trial
         if key in seen:
             what = f"{written} is given twice" + ("" if seen[key] == written else f" (as {seen[key]})")
             raise RequestError([Problem(origin, f"{what}; each value makes one trial")])

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from artifacts.errors import PosttrainError
 from flows.console import console_of
 from flows.standings_table import heading, setting_in_words, standings_table
 from flows.terminal import WIDTH_OF_FILES, Terminal
@@ -72,7 +71,7 @@ class SweepTerminal:
         same."""
         try:
             path = str(write())
-        except PosttrainError as error:
+        except Exception as error:
             self._console.print(Text(f"there is no page of the sweep: {error}"), soft_wrap=True)
             return None
         self._console.print(Text(f"as a page: {path}"), soft_wrap=True)

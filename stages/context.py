@@ -5,6 +5,7 @@ Nothing here knows Prefect: progress goes to `events.jsonl` in the job folder, w
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -240,7 +241,7 @@ def require_disk(folder: Path, needed_bytes: int, what: str) -> None:
         raise StageError(
             f"not enough disk for {what}: {_megabytes(needed_bytes)} needed, {_megabytes(free_bytes)} free at "
             f"{folder}; free some space or give another --store"
-        )
+        ) from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _megabytes(count: int) -> str:

@@ -64,8 +64,10 @@ def _resolve_argument(text: str, base: Path) -> str:
 
 
 def is_argument_file(path: str) -> bool:
-    """Whether an argument is an absolute path of something; `/`, which separates, is none."""
-    return os.path.isabs(path) and path.strip("/") != "" and os.path.exists(path)
+    """Whether an argument is the absolute path of a file, or of a folder with some; `/`, which separates, is none."""
+    if not os.path.isabs(path) or not path.strip("/"):
+        return False
+    return os.path.isfile(path) or any(files for _, _, files in os.walk(path))
 
 
 def _require_function(path: Path, name: str) -> None:
@@ -177,9 +179,12 @@ def argument_identity(text: str) -> Any:
     """The content of the file or folder that an argument names, as `data_identity` has it; any other text is itself."""
     if not is_argument_file(text):
         return text
-    if os.path.isdir(text):
-        return {"sha256": folder_digest(Path(text))}
-    return {"sha256": sha256_file(text), "suffix": Path(text).suffix}
+    try:
+        if os.path.isdir(text):
+            return {"sha256": folder_digest(Path(text))}
+        return {"sha256": sha256_file(text), "suffix": Path(text).suffix}
+    except OSError as error:
+        raise RequestError(f"cannot read {text}, which an argument names: {error.strerror or error}") from error
 
 
 def _located(reference: str) -> Located:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -35,10 +36,10 @@ class Config(StageConfig):
     passes: Literal["unless_worse", "if_not_worse", "if_better"] = "unless_worse"
     """unless_worse: stops what is shown to be worse by more than is tolerated. if_not_worse: lets through what is
     shown to be no worse than is tolerated, so that too few rows let nothing through. if_better: what is shown to be
-    better."""
+    better. Where nothing is tolerated the tests are exact for any number of rows."""
     level: float = Field(0.05, gt=0, lt=0.5)
     """Chance that it is wrong: to stop an equally good candidate (unless_worse; of all metrics together), or to let
-    through a worse one."""
+    through one that is worse by what is tolerated, or better by no more than it must be."""
     max_unpaired: float = Field(0.0, ge=0, lt=1)
     """Share of the rows that only one of the two evaluations may have; they do not count."""
     draws: int = Field(10_000, ge=1000)
@@ -62,6 +63,12 @@ def check(config: Config, wired: frozenset[str]) -> list[str]:
         problems.append("metrics are compared with input baseline, which is not wired in; limits need none")
     if "baseline" in wired and not config.metrics:
         problems.append("input baseline is wired in, but metrics names none, so it would not be used")
+    tests = len(config.metrics) if config.passes == "unless_worse" else 1
+    if config.metrics and config.level / tests < (least := 1 / (config.draws + 1)):
+        problems.append(
+            f"level {config.level:g} over {tests} tests cannot be reached with {config.draws} draws, whose smallest p "
+            f"is {least:.2g}: give draws: {math.ceil(10 * tests / config.level)}, or a larger level"
+        )
     if config.passes == "if_not_worse" and (exact := [name for name, most in config.metrics.items() if most == 0]):
         problems.append(
             f"if_not_worse cannot be shown where nothing is tolerated; give metrics.{exact[0]} a number above 0, or "

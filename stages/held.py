@@ -104,7 +104,10 @@ class Held:
             ) from error
 
     def _words(self, named: Named) -> str:
-        return _changed(_shown(named), self._since(named), last_written(named.kind, named.where))
+        text = _changed(_shown(named), self._since(named), last_written(named.kind, named.where))
+        if named.kind != "argument":
+            return text
+        return f"{text}. Files that arguments name count by content: what the code itself writes to, they must not name"
 
     def _since(self, named: Named) -> str:
         return _since(self._planned_at.get((named.kind, named.where)))

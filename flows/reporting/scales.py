@@ -114,7 +114,7 @@ def _between(low: float, high: float) -> Callable[[float], float]:
 
 
 def _key(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=str)
+    return json.dumps(float(value) if _is_number(value) else value, sort_keys=True, default=str)  # 1 is 1.0
 
 
 def _is_number(value: Any) -> bool:

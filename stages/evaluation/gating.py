@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from artifacts.errors import StageError
 from stages.context import Context
 from stages.evaluation.paired import Pairs
-from stages.evaluation.scores import LARGE_IS_BAD, Part, recomputed, row_parts
+from stages.evaluation.scores import LARGE_IS_BAD, SHARES, Part, recomputed, row_parts
 from stages.gate import Config
 
 Samples = list[dict[str, Any]]
@@ -49,11 +49,12 @@ class Verdict:
 def decide(context: Context) -> None:
     """Raises StageError where a metric does not pass, or where the evaluations cannot be compared."""
     config: Config = context.config
+    _require_kind(context)
     _require_comparable(context)
-    candidate = _samples(context.input("candidate"))
+    candidate = _samples(context, "candidate", [*config.limits, *config.metrics])
     verdicts = [*_against_limits(config, candidate)]
     if context.has("baseline"):
-        verdicts += _against_baseline(context, candidate, _samples(context.input("baseline")))
+        verdicts += _against_baseline(context, candidate, _samples(context, "baseline", config.metrics))
     _report(context, verdicts)
     if failed := [verdict.words() for verdict in verdicts if not verdict.passed]:
         raise StageError(f"the gate ({config.passes}) stays shut: {'; '.join(failed)}")
@@ -63,10 +64,29 @@ def decide(context: Context) -> None:
     (context.output("verdict") / "verdict.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
 
 
-def _samples(folder: Path) -> Samples:
-    path = folder / "samples.jsonl"
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+def _require_kind(context: Context) -> None:
+    kind = context.spec.inputs["model"]["kind"]
+    if kind != context.config.kind:
+        raise StageError(f"input model is of kind {kind}; set kind: {kind}, as which it is handed on")
+
+
+def _samples(context: Context, name: str, metrics: Iterable[str]) -> Samples:
+    """Of an evaluation. Raises StageError for a metric that it did not measure, or that does not follow from them."""
+    folder = context.input(name)
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    with open(folder / "samples.jsonl", encoding="utf-8") as file:
+        samples = [json.loads(line) for line in file]
+    for metric in metrics:
+        # a column of the dataset may be called like what was not measured
+        if metric not in results:
+            raise StageError(
+                f"input {name} did not measure {metric}; have it measured there, or leave it out here (it has: "
+                f"{', '.join(results)})"
+            )
+        value, said = recomputed(metric, samples), float(results[metric]["value"])
+        if value is None or not math.isclose(value, said, rel_tol=1e-9, abs_tol=1e-12):
+            raise StageError(f"{metric} of input {name} is {said!r}, but its samples give {value!r}; evaluate it again")
+    return samples
 
 
 def _require_comparable(context: Context) -> None:
@@ -104,8 +124,7 @@ def _less(metric: str) -> bool:
 def _against_limits(config: Config, candidate: Samples) -> Iterator[Verdict]:
     for metric, limit in config.limits.items():
         value = recomputed(metric, candidate)
-        if value is None:
-            raise _unmeasured("candidate", metric)
+        assert value is not None
         passed = value <= limit if _less(metric) else value >= limit
         yield Verdict(metric, passed, value, len(row_parts(metric, candidate)), limit=limit)
 
@@ -114,13 +133,10 @@ def _against_baseline(context: Context, candidate: Samples, baseline: Samples) -
     config: Config = context.config
     for metric, tolerated in config.metrics.items():
         ours, theirs = row_parts(metric, candidate), row_parts(metric, baseline)
-        for name, parts in (("candidate", ours), ("baseline", theirs)):
-            if not parts:
-                raise _unmeasured(name, metric)
         pairs = Pairs.of(ours, theirs)
         _require_pairs(context, metric, pairs)
         found = pairs.difference(config.seed)
-        p, level, passed = _test(config, _better_is_more(metric, ours, theirs), tolerated)
+        p, level, passed = _test(config, metric, _better_is_more(metric, ours, theirs), tolerated)
         yield Verdict(
             metric,
             passed,
@@ -141,7 +157,7 @@ def _better_is_more(metric: str, *sides: Mapping[str, Part]) -> Pairs:
     return Pairs.of(*({row: (sign * total, count) for row, (total, count) in side.items()} for side in sides))
 
 
-def _test(config: Config, pairs: Pairs, tolerated: float) -> tuple[float, float, bool]:
+def _test(config: Config, metric: str, pairs: Pairs, tolerated: float) -> tuple[float, float, bool]:
     """(p, the level it is held to, whether the candidate passes)."""
     if config.passes == "unless_worse":
         # any of the tests may stop the candidate: together they err no more often than one would (Bonferroni)
@@ -150,7 +166,7 @@ def _test(config: Config, pairs: Pairs, tolerated: float) -> tuple[float, float,
         return p, level, p > level
     # all of them must agree, so each may be held to the whole level (Berger 1982)
     least = -tolerated if config.passes == "if_not_worse" else tolerated
-    p = pairs.chance_of_more(least, config.draws, config.seed)
+    p = pairs.chance_of_more(least, config.draws, config.seed, spread=1.0 if metric in SHARES else None)
     return p, config.level, p <= config.level
 
 
@@ -163,10 +179,6 @@ def _require_pairs(context: Context, metric: str, pairs: Pairs) -> None:
         )
     if pairs.alone:
         context.log(f"{metric}: {len(pairs.alone)} rows were measured in one evaluation only and do not count")
-
-
-def _unmeasured(name: str, metric: str) -> StageError:
-    return StageError(f"input {name} has no sample with {metric}; have it measured there, or leave it out here")
 
 
 def _report(context: Context, verdicts: list[Verdict]) -> None:

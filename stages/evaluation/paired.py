@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 from stages.evaluation.intervals import Estimate, paired_difference
@@ -51,14 +52,43 @@ class Pairs:
             (self.candidate_sums_R, self.candidate_counts_R), (self.baseline_sums_R, self.baseline_counts_R), seed
         )
 
-    def chance_of_more(self, least: float, draws: int, seed: int) -> float:
+    def chance_of_more(self, least: float, draws: int, seed: int, *, spread: float | None = None) -> float:
         """How likely a difference as large as the one seen, or larger, is where the true one is `least`: p of the
-        one-sided randomization test (Fisher 1935, section 21; Edgington and Onghena 2007)."""
-        return self._chance(least, draws, seed, lambda drawn_D, seen, tie: drawn_D >= seen - tie)
+        one-sided randomization test (Fisher 1935, section 21; Edgington and Onghena 2007) where that is 0.
+
+        Of another one the values of a row cannot be exchanged: most rows are alike, and few differ by much. Then p is
+        of the score that counts two rows more, which differ by `spread` either way (Agresti and Min 2005 for shares,
+        whose spread is 1): where no row differs, it says how much so few rows can show. None: what is between all
+        values.
+        """
+        if least == 0:
+            return self._chance(least, draws, seed, lambda drawn_D, seen, tie: drawn_D >= seen - tie)
+        mean, error = self._with_two_more(self._values_apart() if spread is None else spread)
+        return NormalDist().cdf((least - mean) / error) if error else float(mean <= least)
 
     def chance_of_less(self, most: float, draws: int, seed: int) -> float:
         """The same of a difference as small as the one seen, or smaller, where the true one is `most`."""
         return self._chance(most, draws, seed, lambda drawn_D, seen, tie: drawn_D <= seen + tie)
+
+    def _with_two_more(self, spread: float) -> tuple[float, float]:
+        """(mean difference, its standard error), of ratios by their first-order terms."""
+        rows = len(self)
+        totals = self.candidate_counts_R.sum(), self.baseline_counts_R.sum()
+        ours, theirs = self.candidate_sums_R.sum() / totals[0], self.baseline_sums_R.sum() / totals[1]
+        terms_R = rows * (self.candidate_sums_R - ours * self.candidate_counts_R) / totals[0]
+        terms_R = terms_R - rows * (self.baseline_sums_R - theirs * self.baseline_counts_R) / totals[1]
+        difference = float(ours - theirs)
+        squares = float((terms_R**2).sum()) + rows * difference**2 + 2 * spread**2
+        mean = difference * rows / (rows + 2)
+        variance = max(0.0, squares / (rows + 2) - mean**2) * (rows + 2) / (rows + 1)
+        return mean, (variance / (rows + 2)) ** 0.5
+
+    def _values_apart(self) -> float:
+        import numpy
+
+        sums_R = numpy.concatenate([self.candidate_sums_R, self.baseline_sums_R])
+        values_R = sums_R / numpy.concatenate([self.candidate_counts_R, self.baseline_counts_R])
+        return float(values_R.max() - values_R.min())
 
     def _chance(
         self, true: float, draws: int, seed: int, as_far: Callable[[numpy.ndarray, float, float], numpy.ndarray]

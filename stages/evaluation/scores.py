@@ -34,7 +34,8 @@ def _of_margin(value: Callable[[float], float]) -> Callable[[Sample], Part | Non
 
 
 ANSWERS: dict[str, Callable[[Sample], Part | None]] = {
-    "accuracy": _field("correct"),
+    # a pair's verdict is no answer's
+    "accuracy": lambda sample: None if sample.get("completion") is None else _field("correct")(sample),
     "reward": _field("score"),
     "completions/mean_length": _field("tokens"),
     "completions/clipped_ratio": lambda sample: (
@@ -60,6 +61,8 @@ REWARD_MEAN = re.compile(r"rewards/(?:(.+)/)?mean")
 
 VERDICTS = ("accuracy", "preference/accuracy")
 """Metrics whose samples are right (1) or wrong (0)."""
+SHARES = (*VERDICTS, "completions/clipped_ratio")
+"""Metrics whose samples lie between 0 and 1."""
 LARGE_IS_BAD = ("loss", "perplexity", "completions/clipped_ratio")
 
 

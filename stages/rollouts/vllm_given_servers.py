@@ -97,7 +97,8 @@ class GivenServers:
             self._files.remove()
         reasons = [reason for reason in lost if reason is not None]
         if len(reasons) == len(self._connections):
-            raise StageError("no vLLM server took new weights\n" + "\n".join(reasons))
+            lost_all = ConnectionError(f"{len(reasons)} servers")
+            raise StageError("no vLLM server took new weights\n" + "\n".join(reasons)) from lost_all
         for reason in reasons:
             self._say(f"{reason}; it gets no prompts until it takes new weights again")
 

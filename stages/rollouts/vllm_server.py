@@ -92,12 +92,13 @@ class VllmServer:
         deadline = time.monotonic() + self._timeout
         while not self.is_well():
             if self.has_ended():
-                raise StageError(f"did not start: {_ending(self._process.returncode)}{self._hint()}")
+                ended = ChildProcessError(f"status {self._process.returncode}")  # of the machine, for all we know
+                raise StageError(f"did not start: {_ending(self._process.returncode)}{self._hint()}") from ended
             if time.monotonic() > deadline:
                 raise StageError(
                     f"did not answer within {self._timeout:g} s; raise rollouts.start_timeout_seconds, or see why"
                     f"{self._last_words()}"
-                )
+                ) from TimeoutError(f"{self._timeout:g} s")
             time.sleep(_POLL_SECONDS)
 
     def publish(self) -> None:

@@ -54,7 +54,7 @@ def expecting(files: Mapping[Path, str], packages: Iterable[str], explain: Expla
         yield
     finally:
         _current = before
-        os.environ.pop(VARIABLE)
+        os.environ.pop(VARIABLE, None)
         if variable is not None:
             os.environ[VARIABLE] = variable
 

@@ -117,10 +117,10 @@ def test_numbers_from_samples_by_hand(metric, expected):
     first = {"row_id": "a", "loss": 0.5, "loss_tokens": 10, "chosen_score": 3.0, "rejected_score": 1.0}
     second = {"row_id": "b", "loss": 2.0, "loss_tokens": 30, "chosen_score": 1.0, "rejected_score": 2.0}
     samples = [
-        {**first, "correct": True, "score": 0.5, "tokens": 2, "finished": True},
-        {**first, "correct": False, "score": None, "tokens": 4, "finished": True},
-        {**second, "correct": True, "score": 1.5, "tokens": 6, "finished": False},
-        {**second, "correct": None, "score": None, "tokens": 1, "finished": True},
+        {**first, "completion": "x", "correct": True, "score": 0.5, "tokens": 2, "finished": True},
+        {**first, "completion": "x", "correct": False, "score": None, "tokens": 4, "finished": True},
+        {**second, "completion": "x", "correct": True, "score": 1.5, "tokens": 6, "finished": False},
+        {**second, "completion": "x", "correct": None, "score": None, "tokens": 1, "finished": True},
     ]
     found = recomputed(metric, samples)
     assert found == (None if expected is None else pytest.approx(expected, abs=1e-12))

@@ -93,9 +93,30 @@ def test_evaluations_of_other_rows_or_settings_are_not_compared(local_run: Done,
 def test_a_metric_that_was_not_measured_is_named(local_run: Done, tmp_path: Path) -> None:  # noqa: F811
     gate = {"inputs": sides(), "with": {"metrics": {"preference/margin": 0.0}}}
     (message,) = failures(gated(local_run, tmp_path, gate)).values()
-    assert message == (
-        "input candidate has no sample with preference/margin; have it measured there, or leave it out here"
-    )
+    assert message.startswith("input candidate did not measure preference/margin; have it measured there, or leave it")
+
+
+def test_a_column_of_the_rows_is_no_measurement(local_run: Done, tmp_path: Path) -> None:  # noqa: F811
+    """Rows with a column `score`, which is what samples call the score of a reward model."""
+    kept = {"uses": "normalize", "with": {**EVERY_STAGE["rows"]["with"], "columns": {"score": "answer"}}}
+    evaluate = {"uses": "evaluate", "inputs": {"model": "sft", "dataset": "scored_rows"}, "with": {"tasks": ["loss"]}}
+    inputs = {"model": "sft", "candidate": "loss_alone"}
+    gate = {"inputs": inputs, "with": {"limits": {"reward": 1.0}}}
+    payload = gated(local_run, tmp_path, gate, scored_rows=kept, loss_alone=evaluate)
+    (message,) = failures(payload).values()
+    assert message.startswith("input candidate did not measure reward; ")
+
+
+def test_an_adapter_is_handed_on_as_one(local_run: Done, tmp_path: Path) -> None:  # noqa: F811
+    evaluate = {**EVERY_STAGE["scores"], "inputs": {**EVERY_STAGE["scores"]["inputs"], "model": "adapter"}}
+    others = {"adapter": EVERY_STAGE["adapter"], "of_adapter": evaluate}
+    gate: dict[str, Any] = {"inputs": {"model": "adapter", "candidate": "of_adapter"}, "with": {"limits": {"loss": 9}}}
+    (message,) = failures(gated(local_run, tmp_path, gate, **others)).values()
+    assert message == "input model is of kind adapter; set kind: adapter, as which it is handed on"
+    gate["with"]["kind"] = "adapter"
+    payload = gated(local_run, tmp_path, gate, **others)
+    made = payload["stages"]
+    assert made["gate"]["outputs"]["adapter"] == made["adapter"]["outputs"]["adapter"]
 
 
 @pytest.mark.parametrize(
@@ -114,6 +135,7 @@ def test_a_metric_that_was_not_measured_is_named(local_run: Done, tmp_path: Path
             "'acuracy' is no metric that can be better or worse; did you mean",
         ),
         (sides(), {"metrics": {"loss": -1}}, "expected a number of at least 0, found -1"),
+        (sides(), {"metrics": {"loss": 0}, "level": 0.0001, "draws": 1000}, "give draws: 100000, or a larger level"),
         (sides(), {"metrics": {"loss": 0}, "passes": "if_not_worse"}, "give metrics.loss a number above 0"),
     ],
 )
