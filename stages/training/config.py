@@ -183,7 +183,7 @@ class PolicyConfig(TrainingConfig):
     """Keep the frozen weights under the adapters in 4 bits (QLoRA, arXiv:2305.14314); needs bitsandbytes and a GPU."""
     router_aux_loss_coef: float | None = Field(None, ge=0)
     """Weight of the load-balancing loss of a mixture of experts, a mean over sequences (arXiv:2101.03961); null: that
-    of the model's configuration; 0: none."""
+    of the model's configuration, where its `output_router_logits` asks for it; 0: none."""
 
     def packages(self) -> dict[str, dict[str, str]]:
         """And of weights of 4 bits."""

@@ -26,6 +26,7 @@ from stages.training.metrics import Mean, MetricSums
 from stages.training.model import Scorer
 from stages.training.objective import Forward, Objective, Readout
 from stages.training.sequence_totals import SequenceTotals
+from stages.training.trunk import trunk_of
 
 AUX_LOSS, MAX_LOAD = "aux_loss", "router/max_load"
 _LOADS = "router/loads"
@@ -90,8 +91,9 @@ def balance_in(batch: TokenBatch, top_k: int) -> Callable[[Sequence[Tensor]], tu
 
 
 def balance_of(context: Context, scorer: Scorer, coefficient: float | None) -> RouterBalance | None:
-    """What setting `router_aux_loss_coef` asks for; None: nothing is added. Without a setting the coefficient is that
-    of the model's configuration, where its class says an auxiliary loss.
+    """What setting `router_aux_loss_coef` asks for; None: nothing is added. Without a setting the model's
+    configuration decides, as it does in transformers: by `output_router_logits`, with its own coefficient. (TRL adds
+    that whatever the configuration asks for: 0.9 with gpt-oss as it is published.)
 
     Raises StageError where a coefficient is given for a model without one, or where the model's own differs from ours.
     """
@@ -99,14 +101,21 @@ def balance_of(context: Context, scorer: Scorer, coefficient: float | None) -> R
     settings = model.config.get_text_config()
     if coefficient == 0:
         return None
-    asked = coefficient if coefficient is not None else getattr(settings, _SETTING, None)
+    own = getattr(settings, _SETTING, None)
+    asked = coefficient if coefficient is not None else own
     if not asked or not hasattr(settings, "output_router_logits"):
         if coefficient is not None:
             raise StageError(_refusal(model, coefficient, "it has no router"))
         return None
+    if coefficient is None and not settings.output_router_logits:
+        context.log(
+            f"no load-balancing loss is added: the model's configuration names {_SETTING} {own:g}, but its "
+            f"output_router_logits is false; to add it, give {_SETTING}"
+        )
+        return None
     found = _probe(scorer)
     if found is None:
-        reason = "its class computes no auxiliary loss of its routers"
+        reason = "its class computes no auxiliary loss of its routers, or it has no experts"
         if coefficient is not None:
             raise StageError(_refusal(model, coefficient, reason))
         context.log(f"{_SETTING} {asked:g} of the model's configuration is not used: {reason}")
@@ -126,10 +135,13 @@ def _probe(scorer: Scorer) -> RouterBalance | None:
     """By a short row; None: the model's class says no auxiliary loss. Raises StageError where it is another one."""
     model, was_training = scorer.transformers_model, scorer.training
     ids = [(7 * place + 1) % scorer.vocabulary for place in range(9)]
+    inputs = {"input_ids": torch.tensor([ids], device=scorer.device), "output_router_logits": True}
     scorer.eval()
-    output = model(input_ids=torch.tensor([ids], device=scorer.device), output_router_logits=True)
+    # a dense model of such a class fails at its own loss of no routers
+    routers = trunk_of(model)(**inputs).get("router_logits")
+    output = model(**inputs) if routers else {}
     scorer.train(was_training)
-    own, logits = getattr(output, AUX_LOSS, None), output.get("router_logits")
+    own, logits = output.get(AUX_LOSS), output.get("router_logits")
     if not isinstance(own, Tensor) or not logits:
         return None
     batch = layout([Group("probe", (), (Branch(ids, [False] * len(ids)),))], share_prefixes=False).to(scorer.device)

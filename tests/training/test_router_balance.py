@@ -188,10 +188,10 @@ def balance_for(folder: Path, model: nn.Module, coefficient: float | None) -> tu
 
 
 def test_the_configuration_of_the_model_says_the_coefficient(tmp_path: Path) -> None:
-    """As in TRL 1.16: where its class can say its routers' logits, whether or not the configuration asks for them."""
+    """As in transformers: where it asks for its routers' logits."""
     for asks in (False, True):
         model = tiny_model("mixtral", **EXPERTS["mixtral"], router_aux_loss_coef=0.02, output_router_logits=asks)
-        assert balance_for(tmp_path, model, None)[0] == RouterBalance(0.02, 2, 2, 4)
+        assert balance_for(tmp_path, model, None)[0] == (RouterBalance(0.02, 2, 2, 4) if asks else None)
         assert balance_for(tmp_path, model, 0.0)[0] is None
         assert balance_for(tmp_path, model, 0.5)[0] == RouterBalance(0.5, 2, 2, 4)
     assert balance_for(tmp_path, tiny_model(), None)[0] is None
@@ -211,7 +211,18 @@ def test_another_loss_of_its_own_is_refused(tmp_path: Path) -> None:
     model: Any = tiny_model("mixtral", **EXPERTS["mixtral"])
     model.forward = _tripled(model.forward)
     with pytest.raises(StageError, match=r"its own auxiliary loss of a short row is .* set router_aux_loss_coef to 0"):
-        balance_for(tmp_path, model, None)
+        balance_for(tmp_path, model, 0.01)
+
+
+def test_a_dense_model_of_a_class_of_experts_has_no_such_loss(tmp_path: Path) -> None:
+    """Whose own forward pass fails where it is asked for its routers."""
+    sizes = EXPERTS["qwen3_moe"] | {"mlp_only_layers": [0, 1], "output_router_logits": True}
+    model = tiny_model("qwen3_moe", **sizes)
+    with pytest.raises(IndexError):
+        model(input_ids=torch.tensor([[1, 2]]), output_router_logits=True)
+    assert balance_for(tmp_path, model, None)[0] is None
+    with pytest.raises(StageError, match="or it has no experts; leave the setting out"):
+        balance_for(tmp_path, model, 0.01)
 
 
 def _tripled(forward: Any) -> Any:
