@@ -9,6 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 from stages.context import Context, local_context
+from stages.held import Held
 from stages.losses.distillation import divergence_of
 from stages.losses.policy import POLICY_LOSSES
 from stages.losses.preference import sigmoid
@@ -162,7 +163,9 @@ def _context(stage: str, case: Case, folder: CaseFolder, **inputs: Path) -> Cont
         settings["micro_batch_tokens"] = GPU_BATCH_TOKENS
     # which weights they are is nobody's question here, and reading gigabytes of them to tell would be slow
     with patch("stages.external.folder_digest", lambda _: "0" * 64):
-        return local_context(stage, settings, folder=folder.scratch / "ours", inputs={"model": folder.model, **inputs})
+        made = local_context(stage, settings, folder=folder.scratch / "ours", inputs={"model": folder.model, **inputs})
+    made.held = Held([], [], made.scratch / "expected.json")
+    return made
 
 
 def _trainer(context: Context, objective: Objective) -> Trainer:

@@ -30,8 +30,8 @@ STEPS, EVERY = 20, 2
 def context(folder: Path, store: Path | None = None, model_type: str = "llama", **changes: Any) -> Context:
     """Unequal micro-batches, so that two processes have unequal numbers of them in most steps."""
     settings: dict[str, Any] = {"max_steps": STEPS, "checkpoint_steps": EVERY, "learning_rate": 3e-3}
-    made = context_for(folder, micro_batch_tokens=13, weight_decay=0.1, **(settings | changes))
     tiny_model(model_type, **EXPERTS.get(model_type, {})).save_pretrained(folder / "model")
+    made = context_for(folder, micro_batch_tokens=13, weight_decay=0.1, **(settings | changes))
     spec = made.spec if store is None else replace(made.spec, store=str(store))
     return Context(spec, open_store(spec.store))
 
