@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from stages.data.truncation import RowLimit
+from stages.data.pairs import pairs_of
 from stages.data.types import PAIRED
 from stages.stage import MODELS, Input, Stage
 from stages.training.config import policy_outputs
@@ -18,7 +18,6 @@ from stages.training.preference_config import PreferenceConfig, check, names_of
 if TYPE_CHECKING:
     from stages.context import Context
     from stages.data.ledger import RowLedger
-    from stages.data.pairs import TokenizedPair
     from stages.data.types import Dataset
     from stages.training.batch import Group
     from stages.training.loop import Trainer
@@ -51,7 +50,7 @@ def run(context: Context) -> None:
 
     def groups_of(dataset: Dataset, ledger: RowLedger) -> list[Group]:
         _require_gold(config, dataset.type)
-        pairs = tokenized(config, dataset, tokenizer, trainer.scorer.context_length, ledger)
+        pairs = pairs_of(config, dataset, tokenizer, trainer.scorer.context_length, ledger)
         return [pair_group(pair, NO_REFERENCE, with_gold=gold) for pair in pairs]
 
     ledger, vocabulary = RowLedger(), trainer.scorer.vocabulary
@@ -63,21 +62,6 @@ def run(context: Context) -> None:
     windows = _windows(context, trainer, DatasetWindows(groups, config))
     trained = trainer.run(windows, ledger.states, held_out)
     export(context, trained, ledger.to_json())
-
-
-def tokenized(
-    config: Config, dataset: Dataset, tokenizer: Any, context_length: int, ledger: RowLedger
-) -> list[TokenizedPair]:
-    """Chosen and rejected after their prompt."""
-    from stages.data.pairs import tokenize_pairs
-
-    return tokenize_pairs(
-        dataset,
-        tokenizer,
-        max_length=RowLimit.of(config.max_length, context_length),
-        ledger=ledger,
-        truncation_mode=config.truncation_mode,
-    )
 
 
 def _windows(context: Context, trainer: Trainer, windows: Windows) -> Windows:
@@ -177,5 +161,5 @@ STAGE = Stage(
     main_metric="rewards/accuracies",
     memory=memory,
     shapes=same_shape,
-    tokenized=tokenized,
+    tokenized=pairs_of,
 )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from stages.data.truncation import RowLimit, TruncationMode
+from stages.data.pairs import pairs_of
+from stages.data.truncation import TruncationMode
 from stages.data.types import PAIRED
 from stages.stage import Input, Stage
 from stages.training.config import MeasuredConfig, check_measured
@@ -19,7 +20,6 @@ from stages.training.memory_shape import ModelShape
 if TYPE_CHECKING:
     from stages.context import Context
     from stages.data.ledger import RowLedger
-    from stages.data.pairs import TokenizedPair
     from stages.data.types import Dataset
     from stages.training.batch import Group
 
@@ -57,7 +57,7 @@ def run(context: Context) -> None:
     trainer, tokenizer = start_classifier(context, config, objective, load_reward_model)
 
     def groups_of(dataset: Dataset, ledger: RowLedger) -> list[Group]:
-        pairs = tokenized(config, dataset, tokenizer, trainer.scorer.context_length, ledger)
+        pairs = pairs_of(config, dataset, tokenizer, trainer.scorer.context_length, ledger)
         return [pair_group(pair, pair.margin) for pair in pairs]
 
     ledger, vocabulary = RowLedger(), trainer.scorer.vocabulary
@@ -66,21 +66,6 @@ def run(context: Context) -> None:
     held_out = HeldOut.of(context, vocabulary, groups_of, groups)
     trained = trainer.run(DatasetWindows(groups, config), ledger.states, held_out)
     export(context, trained, ledger.to_json())
-
-
-def tokenized(
-    config: Config, dataset: Dataset, tokenizer: Any, context_length: int, ledger: RowLedger
-) -> list[TokenizedPair]:
-    """Chosen and rejected after their prompt."""
-    from stages.data.pairs import tokenize_pairs
-
-    return tokenize_pairs(
-        dataset,
-        tokenizer,
-        max_length=RowLimit.of(config.max_length, context_length),
-        ledger=ledger,
-        truncation_mode=config.truncation_mode,
-    )
 
 
 def memory(request: Request) -> list[Phase]:
@@ -112,5 +97,5 @@ STAGE = Stage(
     main_metric="accuracy",
     memory=memory,
     shapes=shapes,
-    tokenized=tokenized,
+    tokenized=pairs_of,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from stages.data.chat import Encoder
 from stages.data.encode import (
@@ -20,7 +20,7 @@ from stages.data.encode import (
 )
 from stages.data.given_tokens import given_pair
 from stages.data.ledger import RowLedger
-from stages.data.truncation import TruncationMode, fitted
+from stages.data.truncation import RowLimit, TruncationMode, fitted
 from stages.data.types import PAIRED, ROW_ID, TEXT_COLUMNS, Dataset, Row
 
 if TYPE_CHECKING:
@@ -70,6 +70,25 @@ def tokenize_pairs(
                 note_unknown(ledger, pair.row_id, encoder, [token for ids in everything for token in ids])
                 pairs.append(pair)
     return require_rows(pairs, dataset, ledger, max_length)
+
+
+class PairLimits(Protocol):
+    """The configuration of a stage that learns from pairs; `max_length` is in tokens."""
+
+    @property
+    def max_length(self) -> int: ...
+
+    @property
+    def truncation_mode(self) -> TruncationMode: ...
+
+
+def pairs_of(
+    config: PairLimits, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, context_length: int, ledger: RowLedger
+) -> list[TokenizedPair]:
+    """As the stages that learn from pairs tokenize them, within the model's context."""
+    longest = RowLimit.of(config.max_length, context_length)
+    mode = config.truncation_mode
+    return tokenize_pairs(dataset, tokenizer, max_length=longest, ledger=ledger, truncation_mode=mode)
 
 
 def _encoded(encoder: Encoder, dataset: Dataset, rows: Sequence[Row]) -> list[tuple[list[int], list[list[int]]]]:
