@@ -169,7 +169,7 @@ def _followed(trainer: Trainer, windows: Windows, teacher: Scorer | None, config
 
 STAGE = Stage(
     name="distill",
-    version=5,
+    version=6,
     config=Config,
     inputs={
         "model": Input(MODELS),

@@ -30,6 +30,8 @@ class Limits:
     row: RowLimit
     prompt: RowLimit | None
     teacher: RowLimit
+    teacher_context: int
+    """Of the teacher's prompt and what the student wrote; the prompt alone has no more than `teacher`."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,9 @@ class CrossRows:
         reading = self.teacher.prompt(self.seen(row))
         if reading.problem is not None:
             return UNALIGNED, f"input teacher's tokenizer changes the text: {reading.problem}"
-        if len(reading.token_ids) >= self.limits.teacher:
-            return TEACHER_PROMPT_TOO_LONG, f"{len(reading.token_ids)} tokens, at most {self.limits.teacher} fit"
+        longest = min(self.limits.teacher, self.limits.teacher_context - 1)
+        if len(reading.token_ids) > longest:
+            return TEACHER_PROMPT_TOO_LONG, f"{len(reading.token_ids)} tokens, at most {longest} fit"
         return "", ""
 
     def sampled(self, prompts: Sequence[TokenizedPrompt], completions: Sequence[Completion]) -> list[Group]:
@@ -129,7 +132,7 @@ class CrossRows:
             other = self.teacher.continued(self.seen(prompt.row), text, ended=own.end is not None)
             if other.problem is not None:
                 problems.append(f"row {prompt.row_id}: {other.problem}")
-            common = self._common(own, other.first(self.limits.teacher), first_own=0)
+            common = self._common(own, other.first(self.limits.teacher_context), first_own=0)
             asked = len(token_ids)
             groups.append(self._group(prompt.row_id, prompt.prompt_ids, token_ids, other, common, asked, given=False))
         if problems and not any(group.data.sizes for group in groups):

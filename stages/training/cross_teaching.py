@@ -43,11 +43,12 @@ def cross_teaching(
         return {**row, "prompt": teacher_prompt(row, config.teacher_prompt_template)}
 
     def rows_of(trainer: Trainer, tokenizer: Any) -> CrossRows:
-        scorer = trainer.scorer
+        scorer, context_length = trainer.scorer, teacher.scorer.context_length
         limits = Limits(
             RowLimit.of(config.max_length, scorer.context_length),
             room_for_prompts(config, scorer.context_length) if config.lmbda > 0 else None,
-            RowLimit.of(config.max_length, teacher.scorer.context_length),
+            RowLimit.of(config.max_length, context_length),
+            context_length,
         )
         ended = frozenset(end_token_ids(scorer.transformers_model, tokenizer))
         return CrossRows(tokenizer, student, other, limits, ended, cross.skip_eos, seen)

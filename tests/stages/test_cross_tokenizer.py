@@ -300,6 +300,22 @@ def test_a_teacher_that_changes_whatever_the_student_writes(tmp_path: Path, inpu
         metrics(tmp_path / "run", inputs, {"skip_eos": True}, **settings)
 
 
+def test_a_limit_of_prompts_does_not_cut_completions(tmp_path: Path, inputs: dict[str, Path]) -> None:
+    """Prompts have at most 3 tokens for both models, and max_length 3 is no limit of what is sampled behind them; in
+    the teacher's template they have 18 and their letters."""
+    settings: dict[str, Any] = {"lmbda": 1.0, "max_steps": 1}
+    (free,) = metrics(tmp_path / "free", inputs, {}, **settings)
+    (bounded,) = metrics(tmp_path / "bounded", inputs, {}, **settings, max_length=3)
+    for name in ("loss", "grad_norm", "aligned_tokens", "completions/mean_length"):
+        assert bounded[name] == free[name]
+    assert free["completions/mean_length"] > 3
+    rows = [{"prompt": talk("e" * letters)} for letters in (1, 2, 3)]
+    inputs["dataset"] = save_dataset(tmp_path / "talks", "prompt", rows, conversational=True)
+    context = done("distill", tmp_path / "talk", inputs, cross_tokenizer={}, **{**GIVEN, **settings, "max_length": 20})
+    examples = read_json(output(context, "model") / "ledger.json")["examples"]
+    assert examples["filtered: teacher's prompt too long"] == [{"row": "r2", "detail": "21 tokens, at most 20 fit"}]
+
+
 @pytest.mark.parametrize("skip_eos", [False, True])
 def test_completions_without_a_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inputs: dict[str, Path], skip_eos: bool
