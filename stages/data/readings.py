@@ -89,7 +89,7 @@ class Reader:
         written = self.bytes.joined(body)
         spans, stop = [], 0
         for token in body:
-            spans.append(Span(stop, stop + len(self.bytes.pieces[token])))
+            spans.append(Span(stop, stop + len(self.bytes.piece(token))))
             stop = spans[-1].stop
         text = _text_at_the_start(written)
         whole = len(text.encode()) == len(written)

@@ -49,7 +49,11 @@ class TokenBytes:
 
     def joined(self, token_ids: Sequence[int]) -> bytes:
         """The text of tokens."""
-        return b"".join(self.pieces[token] for token in token_ids)
+        return b"".join(map(self.piece, token_ids))
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token that a model may write: none where a padded head has it and the tokenizer does not."""
+        return self.pieces[token] if token < len(self.pieces) else b""
 
     def spans(self, token_ids: Sequence[int], text: bytes) -> tuple[list[Span], Misread | None]:
         """Where in `text` the tokens are that a tokenizer made of it; up to the first that is not there, if any.

@@ -8,12 +8,13 @@ from typing import Any, NoReturn
 
 from artifacts.errors import DataError, StageError
 from stages.data.common_ends import TokenGroup, common_groups
+from stages.data.encode import require_type
 from stages.data.ledger import RowLedger
 from stages.data.privileged import TEACHER_PROMPT_TOO_LONG
 from stages.data.readings import Reader, Reading, UnreadableError
 from stages.data.tokenize import TokenizedPrompt, tokenize_prompts, tokenize_sequences
 from stages.data.truncation import RowLimit
-from stages.data.types import ROW_ID, Dataset, Row
+from stages.data.types import ROW_ID, SEQUENCE_TYPES, Dataset, Row
 from stages.rollouts.requests import Completion
 from stages.training.batch import Branch, Group
 from stages.training.cross_tokenizer import Counterpart
@@ -58,8 +59,9 @@ class CrossRows:
     def given(self, dataset: Dataset, ledger: RowLedger) -> list[Group]:
         """Rows with their completions. One that a tokenizer changes, so that the two do not read the same, is dropped.
 
-        Raises DataError where no row is left, or the dataset holds no text to read again.
+        Raises DataError where no row is left, or the dataset holds no completions, or no text to read again.
         """
+        require_type(dataset, SEQUENCE_TYPES)
         if dataset.type == "pretokenized" or (dataset.type == "language_modeling" and dataset.conversational):
             what = "token ids" if dataset.type == "pretokenized" else "whole conversations"
             raise DataError(

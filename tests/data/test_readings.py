@@ -76,6 +76,9 @@ def test_what_the_model_wrote() -> None:
     assert reader.written([*token_ids[:3], tokenizer.eos_token_id], ended=True)[0].end is None
     reading, text = reader.written([tokenizer.eos_token_id], ended=True)
     assert (text, completion(tokenizer, reading)) == ("", ([], "<end>"))
+    beyond = [token_ids[0], len(tokenizer), *token_ids[1:]]  # of a padded head: it says nothing
+    reading, text = reader.written(beyond, ended=False)
+    assert (text, reading.part.spans) == ("é€", [(0, 1), (1, 1), (1, 2), (2, 4), (4, 5)])
 
 
 def test_completions_that_a_template_does_not_show() -> None:

@@ -57,6 +57,12 @@ def test_the_text_of_tokens_is_what_the_tokenizer_decodes() -> None:
         assert TokenBytes(tokenizer).joined(token_ids).decode() == tokenizer.decode(token_ids) == text
 
 
+def test_tokens_that_a_padded_head_has_beyond_the_tokenizers_have_no_bytes() -> None:
+    tokenizer = byte_level(["h e"])
+    (token,) = tokenizer("he")["input_ids"]
+    assert TokenBytes(tokenizer).joined([token, len(tokenizer), token, len(tokenizer) + 7]) == b"hehe"
+
+
 def test_a_text_that_the_tokenizer_changes() -> None:
     found, misread = spans(lowercasing(), "ab Cd")
     assert found == [(0, 1), (1, 2), (2, 3)]

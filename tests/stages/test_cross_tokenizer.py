@@ -338,6 +338,12 @@ def test_rows_that_say_no_text(tmp_path: Path, inputs: dict[str, Path]) -> None:
         metrics(tmp_path / "run", inputs, {})
 
 
+def test_rows_of_another_type(tmp_path: Path, inputs: dict[str, Path]) -> None:
+    inputs["dataset"] = save_dataset(tmp_path / "prompts", "prompt", [{"prompt": "abc"}])
+    with pytest.raises(DataError, match=r"the dataset is of type prompt; this stage takes .* or prompt_completion"):
+        metrics(tmp_path / "run", inputs, {}, lmbda=0.5)
+
+
 def test_plain_text_is_compared_from_its_first_token_that_something_comes_before(
     tmp_path: Path, inputs: dict[str, Path]
 ) -> None:
