@@ -120,13 +120,13 @@ class Reader:
 
     def _shown(self, row: Row, content: str) -> tuple[str, int]:
         """(the conversation as the template shows it, the byte at which the completion begins)."""
-        (alone,) = self._encoder.shown([row["prompt"]], *_beside(row), generation_prompt=True)
         (whole,) = self._encoder.shown([[*row["prompt"], *row["completion"]]], *_beside(row))
-        after = common_prefix(alone, whole)
-        start = whole.find(content, after)
-        if start < 0:
-            raise UnreadableError(f"the chat template does not show the completion as it is ({content[:40]!r})")
-        return whole, len(whole[:start].encode())
+        for opened in (True, False):  # what opens the completion may be its own beginning, such as <think>
+            (alone,) = self._encoder.shown([row["prompt"]], *_beside(row), generation_prompt=opened)
+            start = whole.find(content, common_prefix(alone, whole))
+            if start >= 0:
+                return whole, len(whole[:start].encode())
+        raise UnreadableError(f"the chat template does not show the completion as it is ({content[:40]!r})")
 
 
 def _beside(row: Row) -> tuple[list[str], Any, Any]:

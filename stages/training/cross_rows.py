@@ -89,7 +89,10 @@ class CrossRows:
             aligned = found.pop(sequence.row_id)
             length, asked = len(sequence.token_ids), sum(sequence.loss_mask)
             assert sequence.token_ids == aligned.own.token_ids[:length]
-            own = [group for group in aligned.groups if group.own.stop <= length]
+            # what opens the completion in the generation prompt is none of what is asked for
+            own = [
+                group for group in aligned.groups if group.own.stop <= length and sequence.loss_mask[group.own.start]
+            ]
             read = [group for group in own if group.other.stop <= len(aligned.other.token_ids)]
             if unread := sum(len(group.own) for group in own) - sum(len(group.own) for group in read):
                 ledger.change(UNREAD, sequence.row_id, f"the teacher reads {self.limits.teacher} tokens", unread)

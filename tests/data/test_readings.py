@@ -81,6 +81,23 @@ def test_what_the_model_wrote() -> None:
     assert (text, reading.part.spans) == ("é€", [(0, 1), (1, 1), (1, 2), (2, 4), (4, 5)])
 
 
+def test_a_completion_that_begins_as_the_generation_prompt_ends() -> None:
+    """Where the prompt for it ends in <think>, what the completion says of it is found all the same."""
+    thinking = CHATML.replace("assistant\n", "assistant\n<think>\n")
+    said = "<think>\nhm</think>é ok"
+    row = {**TALK, "completion": [{"role": "assistant", "content": said}]}
+    tokenizer = byte_level(template=thinking)
+    assert tokenizer.apply_chat_template(TALK["prompt"], tokenize=False, add_generation_prompt=True).endswith(
+        "<think>\n"
+    )
+    reader = Reader(tokenizer)
+    tokens, end = completion(tokenizer, reader.given(row))
+    assert (tokenizer.convert_tokens_to_string(tokens), end) == (said, "<end>")
+    repeated = {**TALK, "prompt": [{"role": "user", "content": said}], "completion": row["completion"]}
+    reading = reader.given(repeated)
+    assert completion(tokenizer, reading) == (tokens, "<end>") and len(reading.token_ids) - 1 == reading.end + 1
+
+
 def test_completions_that_a_template_does_not_show() -> None:
     spaced = {**TALK, "completion": [{"role": "assistant", "content": " x "}]}
     reader = Reader(pieces(["▁x"]))

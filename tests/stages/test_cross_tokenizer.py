@@ -268,6 +268,19 @@ def test_conversations_in_templates_of_their_own(tmp_path: Path, inputs: dict[st
     assert apart["eval/loss"] == apart["eval/divergence"] > 0 and apart["eval/aligned_tokens"] > 0
 
 
+def test_what_the_generation_prompt_says_is_not_learnt(tmp_path: Path, inputs: dict[str, Path]) -> None:
+    """A student whose template opens a completion's thoughts itself, and a teacher that has to: of equal tokens, all
+    behind the opening are compared, and none of it."""
+    _, tokenizer = save_teacher(tmp_path / "thinking", 1)
+    tokenizer.chat_template = TEMPLATE.replace("assistant: ", "assistant: <x>")
+    tokenizer.save_pretrained(tmp_path / "thinking")
+    inputs["model"] = tmp_path / "thinking"
+    rows = [{"prompt": talk("b"), "completion": [talk("", "<x>deb")[1]]}]
+    inputs["dataset"] = save_dataset(tmp_path / "talks", "prompt_completion", rows, conversational=True)
+    (row,) = metrics(tmp_path / "run", inputs, {}, train_batch_size=1, max_steps=1)
+    assert row["aligned_tokens"] == 1.0
+
+
 @pytest.mark.parametrize("lmbda", [0.0, 1.0])
 def test_a_teacher_that_changes_texts(tmp_path: Path, inputs: dict[str, Path], lmbda: float) -> None:
     """Rows with an h, which it reads as an x, are dropped and counted, and prompts with one."""
