@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from artifacts.errors import DataError, StageError
+from artifacts.errors import DataError
 from stages.data.common_ends import TokenGroup, common_groups
 from stages.data.encode import require_type
 from stages.data.ledger import RowLedger
@@ -18,6 +18,7 @@ from stages.data.types import ROW_ID, SEQUENCE_TYPES, Dataset, Row
 from stages.rollouts.requests import Completion
 from stages.training.batch import Branch, Group
 from stages.training.cross_tokenizer import Counterpart
+from stages.training.distill_windows import NothingComparedError
 
 UNALIGNED = "filtered: not read alike by both tokenizers"
 UNREAD = "tokens of completions behind what the teacher can read"
@@ -127,7 +128,7 @@ class CrossRows:
         """Groups of a step, of what the student wrote. Of a text that the teacher's tokenizer changes, or that is cut
         within a character, what comes before that is compared.
 
-        Raises StageError where that leaves nothing of any completion.
+        Raises NothingComparedError where that leaves nothing of any completion.
         """
         groups, problems = [], []
         for prompt, completion in zip(prompts, completions, strict=True):
@@ -141,7 +142,7 @@ class CrossRows:
             asked = len(token_ids)
             groups.append(self._group(prompt.row_id, prompt.prompt_ids, token_ids, other, common, asked, given=False))
         if problems and not any(group.data.sizes for group in groups):
-            raise StageError(
+            raise NothingComparedError(
                 f"input teacher's tokenizer changes what the student writes, so that nothing of a whole step can be "
                 f"compared: {problems[0]}; {_BOTH}"
             )

@@ -25,6 +25,10 @@ from stages.training.objective import Window
 from stages.training.windows import row_order
 
 
+class NothingComparedError(StageError):
+    """Of completions that the student sampled, student and teacher have nothing in common."""
+
+
 class Rows(Protocol):
     """What student and teacher make of rows and completions."""
 
@@ -37,7 +41,7 @@ class Rows(Protocol):
         ...
 
     def sampled(self, prompts: Sequence[TokenizedPrompt], completions: Sequence[Completion]) -> list[Group]:
-        """Groups of a step, of what the student wrote."""
+        """Groups of a step, of what the student wrote. Raises NothingComparedError where a teacher reads none of it."""
         ...
 
 

@@ -10,7 +10,7 @@ from artifacts.errors import DataError
 from stages.context import Context
 from stages.data.dataset import read_dataset
 from stages.data.tokenize import TokenizedPrompt
-from stages.training.distill_windows import DistillWindows, Rows, completion_metrics
+from stages.training.distill_windows import DistillWindows, NothingComparedError, Rows, completion_metrics
 from stages.training.global_random import kept_random_numbers
 from stages.training.held_out import INPUT, Measured, measure, named, read_apart, say_known, when
 from stages.training.held_out_sampling import Pieces, held_out_sampling, held_out_seeds
@@ -33,13 +33,21 @@ class OwnCompletions(Measured):
     at_start: ClassVar[bool] = True
 
     def measure(self, trainer: Trainer, windows: Windows) -> dict[str, float]:
-        """`eval/loss`, the objective's other metrics, and the lengths of the completions."""
+        """`eval/loss`, the objective's other metrics, and the lengths of the completions. As in a step, completions of
+        which nothing is compared are no reason to end a run: these have lengths alone."""
         with kept_random_numbers():
             sampled = self.sampling(self.prompts, self.seeds)
         prompts = [prompt for prompt, made in zip(self.prompts, sampled, strict=True) for _ in made]
         completions = [completion for made in sampled for completion in made]
-        groups = self.rows.sampled(prompts, completions)
-        return measure(trainer, groups) | named(completion_metrics(completions))
+        lengths = named(completion_metrics(completions))
+        try:
+            groups = self.rows.sampled(prompts, completions)
+        except NothingComparedError as error:
+            trainer.context.log(f"input {INPUT}: {error}")
+            return lengths
+        if not any(map(trainer.objective.count, groups)):
+            return lengths
+        return measure(trainer, groups) | lengths
 
 
 def are_own(context: Context) -> bool:

@@ -32,8 +32,8 @@ class Keeping:
 
     @property
     def keeps(self) -> bool:
-        """Whether the best weights are what the run leaves."""
-        return self.rows is not None and self.rows.keeps_best
+        """Whether the best weights are what the run leaves; where nothing was measured, the last ones are."""
+        return self.rows is not None and self.rows.keeps_best and not math.isnan(self.best)
 
     def load(self, metrics: Sequence[Mapping[str, float]], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Take up what a saved state has; gives back what else is among the tensors."""
@@ -91,13 +91,19 @@ class Keeping:
         """Of the rows of all steps those that the weights that are left have seen."""
         return [row for row in rows if not self.keeps or row["step"] <= self.step]
 
+    def _say_kept(self, rows: Measured) -> None:
+        if not self.keeps:
+            self.context.log(f"no measurement has {rows.metric}: kept are the last weights")
+            return
+        which = f"the {'highest' if rows.largest else 'lowest'} {rows.metric}"
+        self.context.counts["kept_step"] = self.step
+        self.context.log(f"kept are the weights of step {self.step}, with {which}: {self.best:.4g}")
+
     @torch.no_grad()
     def put_into(self, scorer: Scorer | None) -> None:
         """The best weights, where they are kept, into a Scorer of the same model, where there is one."""
         if self.rows is not None and self.rows.keeps_best:
-            which = f"the {'highest' if self.rows.largest else 'lowest'} {self.rows.metric}"
-            self.context.counts["kept_step"] = self.step
-            self.context.log(f"kept are the weights of step {self.step}, with {which}: {self.best:.4g}")
+            self._say_kept(self.rows)
         parameters = {} if scorer is None else dict(scorer.named_parameters())
         for name in parameters.keys() & {key.removeprefix(_OF_BEST) for key in self._weights}:
             parameters[name].copy_(self._weights[_OF_BEST + name])

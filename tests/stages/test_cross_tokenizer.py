@@ -342,6 +342,32 @@ def test_completions_without_a_word(
     rows = metrics(tmp_path / "run", inputs, {"skip_eos": skip_eos}, lmbda=1.0)
     assert len(rows) == 2 and rows[0]["aligned_tokens"] == (0.0 if skip_eos else 1.0)
     assert (rows[0]["loss"] == rows[0]["grad_norm"] == 0.0) == skip_eos
+    inputs["eval_dataset"] = save_dataset(tmp_path / "apart", "prompt", [{"prompt": "b"}])
+    settings = {**GIVEN, "lmbda": 1.0, "keep": "best", "cross_tokenizer": {"skip_eos": skip_eos}}
+    context = done("distill", tmp_path / "measured", inputs, **settings)
+    measured = read_lines(output(context, "model") / "metrics.jsonl")
+    assert [row["step"] for row in measured if "eval/completions/mean_length" in row] == [0, 1, 2]
+    assert [row["step"] for row in measured if "eval/loss" in row] == ([] if skip_eos else [0, 1, 2])
+    if skip_eos:  # no measurement was best: the last weights are left
+        assert "kept_step" not in context.counts and context.metrics["step"] == 2
+
+
+def test_held_out_completions_that_the_teacher_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inputs: dict[str, Path]
+) -> None:
+    """A measurement of nothing else says how long they are, and the run goes on; it reads what it is trained on."""
+
+    def write(self: Sampling, prompts: Any, seeds: Any) -> list[list[Completion]]:
+        said = [ids("h") if prompt.prompt_ids == ids("bbb") else ids("de") for prompt in prompts]
+        return [[Completion(token_ids, [0.0] * len(token_ids), finished=False)] for token_ids in said]
+
+    monkeypatch.setattr(Sampling, "__call__", write)
+    save_teacher(tmp_path / "changing", normalizer=normalizers.Replace("h", "x"))
+    inputs["teacher"] = tmp_path / "changing"
+    inputs["eval_dataset"] = save_dataset(tmp_path / "apart", "prompt", [{"prompt": "bbb"}])
+    rows = metrics(tmp_path / "run", inputs, {}, lmbda=1.0)
+    assert [row["eval/completions/mean_length"] for row in rows] == [1.0, 1.0, 1.0]
+    assert rows[-1]["loss"] > 0 and not any("eval/loss" in row for row in rows)
 
 
 def test_rows_that_say_no_text(tmp_path: Path, inputs: dict[str, Path]) -> None:
