@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -38,9 +39,22 @@ class Limits:
 
 @dataclass(frozen=True)
 class _Aligned:
-    own: Reading
-    other: Reading
-    groups: list[TokenGroup]
+    """What is kept of a row until all are read: spans of every token would be many times its size."""
+
+    own_ids: array[int]
+    other_ids: array[int]
+    edges: array[int]
+    """Of each group where the student's tokens begin and end, and the teacher's."""
+
+    @classmethod
+    def of(cls, own: Reading, other: Reading, groups: Sequence[TokenGroup]) -> _Aligned:
+        edges = (place for group in groups for side in group for place in (side.start, side.stop))
+        return cls(array("i", own.token_ids), array("i", other.token_ids), array("i", edges))
+
+    def groups(self) -> Iterator[TokenGroup]:
+        edges = iter(self.edges)
+        for first, last, start, stop in zip(edges, edges, edges, edges, strict=True):
+            yield TokenGroup(range(first, last), range(start, stop))
 
 
 @dataclass(frozen=True)
@@ -89,15 +103,16 @@ class CrossRows:
         ):
             aligned = found.pop(sequence.row_id)
             length, asked = len(sequence.token_ids), sum(sequence.loss_mask)
-            assert sequence.token_ids == aligned.own.token_ids[:length]
+            assert sequence.token_ids == aligned.own_ids[:length].tolist()
             # what opens the completion in the generation prompt is none of what is asked for
             own = [
-                group for group in aligned.groups if group.own.stop <= length and sequence.loss_mask[group.own.start]
+                group for group in aligned.groups() if group.own.stop <= length and sequence.loss_mask[group.own.start]
             ]
-            read = [group for group in own if group.other.stop <= len(aligned.other.token_ids)]
+            read = [group for group in own if group.other.stop <= len(aligned.other_ids)]
             if unread := sum(len(group.own) for group in own) - sum(len(group.own) for group in read):
                 ledger.change(UNREAD, sequence.row_id, f"the teacher reads {self.limits.teacher} tokens", unread)
-            groups.append(self._group(sequence.row_id, [], sequence.token_ids, aligned.other, read, asked, given=True))
+            other_ids = aligned.other_ids.tolist()
+            groups.append(self._group(sequence.row_id, [], sequence.token_ids, other_ids, read, asked, given=True))
         return groups
 
     def prompts(self, dataset: Dataset, ledger: RowLedger) -> list[TokenizedPrompt]:
@@ -140,7 +155,8 @@ class CrossRows:
                 problems.append(f"row {prompt.row_id}: {other.problem}")
             common = self._common(own, other.first(self.limits.teacher_context), first_own=0)
             asked = len(token_ids)
-            groups.append(self._group(prompt.row_id, prompt.prompt_ids, token_ids, other, common, asked, given=False))
+            prompt_ids, other_ids = prompt.prompt_ids, other.token_ids
+            groups.append(self._group(prompt.row_id, prompt_ids, token_ids, other_ids, common, asked, given=False))
         if problems and not any(group.data.sizes for group in groups):
             raise NothingComparedError(
                 f"input teacher's tokenizer changes what the student writes, so that nothing of a whole step can be "
@@ -160,7 +176,7 @@ class CrossRows:
         groups = self._common(own, other, first_own=1)
         if not groups:
             raise UnreadableError("no token of its completion begins and ends where one of the teacher's does")
-        return _Aligned(own, other.first(self.limits.teacher), groups)
+        return _Aligned.of(own, other.first(self.limits.teacher), groups)
 
     def _given(self, row: Row, *, trimmed: bool) -> tuple[Reading, Reading]:
         readings = []
@@ -183,14 +199,14 @@ class CrossRows:
         row_id: str,
         prefix_ids: Sequence[int],
         token_ids: Sequence[int],
-        other: Reading,
+        other_ids: Sequence[int],
         groups: Sequence[TokenGroup],
         asked: int,
         *,
         given: bool,
     ) -> Group:
         stop = groups[-1].other.stop if groups else 0
-        teacher = Branch(other.token_ids[:stop], _mask(stop, [group.other for group in groups]))
+        teacher = Branch(other_ids[:stop], _mask(stop, [group.other for group in groups]))
         return Group(
             row_id,
             prefix_ids,

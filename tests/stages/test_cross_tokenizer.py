@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,13 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from artifacts.errors import DataError, StageError
+from stages.data.dataset import read_dataset
+from stages.data.ledger import RowLedger
+from stages.data.readings import Reader
+from stages.data.truncation import RowLimit
 from stages.distill import Config, check
 from stages.rollouts.requests import Completion
+from stages.training.cross_rows import CrossRows, Limits
 from stages.training.generation import Sampling
 from tests.data.characters import IDS, ids
 from tests.data.two_tokenizers import byte_level
@@ -375,6 +381,24 @@ def test_rows_that_say_no_text(tmp_path: Path, inputs: dict[str, Path]) -> None:
     inputs["dataset"] = save_dataset(tmp_path / "tokens", "pretokenized", rows)
     with pytest.raises(DataError, match=r"the dataset holds token ids \(pretokenized\).*type: prompt_completion"):
         metrics(tmp_path / "run", inputs, {})
+
+
+def test_reading_rows_takes_little_more_memory_than_they_do(tmp_path: Path) -> None:
+    """440 bytes of each of the student's tokens before, where every token's span was kept until all rows were read."""
+    told = [{"prompt": "ab", "completion": "hello world " * 80}] * 50
+    dataset = read_dataset(save_dataset(tmp_path / "rows", "prompt_completion", told))
+    one, two, limit = byte_level(["l l"], TEMPLATE), byte_level(["o r"], TEMPLATE), RowLimit(4096)
+    limits = Limits(limit, None, limit, 4096)
+    rows = CrossRows(one, Reader(one), Reader(two), limits, frozenset(), False, lambda row: row)
+    rows.given(dataset.select([0]), RowLedger())
+    tracemalloc.start()
+    try:
+        groups = rows.given(dataset, RowLedger())
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert sum(len(group.branches[0].token_ids) for group in groups) == 50 * 883
+    assert peak < 1.5 * held
 
 
 def test_rows_of_another_type(tmp_path: Path, inputs: dict[str, Path]) -> None:
