@@ -67,7 +67,7 @@ def is_argument_file(path: str) -> bool:
     """Whether an argument is the absolute path of a file, or of a folder with some; `/`, which separates, is none."""
     if not os.path.isabs(path) or not path.strip("/"):
         return False
-    return os.path.isfile(path) or any(files for _, _, files in os.walk(path))
+    return os.path.isfile(path) or (os.path.isdir(path) and any(files for _, _, files in os.walk(path)))
 
 
 def _require_function(path: Path, name: str) -> None:

@@ -23,7 +23,8 @@ COEFFICIENT = 0.02
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A mixture of experts, a dense model, and rows."""
     folder = tmp_path_factory.mktemp("made")
-    save_architecture(folder / "experts", "mixtral", EXPERTS["mixtral"] | {"router_aux_loss_coef": COEFFICIENT})
+    asking = {"router_aux_loss_coef": COEFFICIENT, "output_router_logits": True}
+    save_architecture(folder / "experts", "mixtral", EXPERTS["mixtral"] | asking)
     save_model(folder / "dense", seed=1)
     pairs = [{"prompt": prompt, "chosen": text, "rejected": "hh"} for prompt, text in ROWS]
     rows = [{"prompt": prompt, "completion": text} for prompt, text in ROWS]
