@@ -36,6 +36,7 @@ from flows.prefect_unrun import why_not_run
 from flows.prefect_upkeep import end_task_runs
 from flows.recipe import read_recipe
 from flows.run import Run, new_run_id
+from flows.told import told_once
 
 current_run: contextvars.ContextVar[Run] = contextvars.ContextVar("posttrain_run")
 """The run that the flow and its tasks work on. Not a parameter: Prefect stores parameters in its database."""
@@ -124,7 +125,7 @@ def posttrain(  # noqa: PLR0913  (each is a field of the run form)
     run.flow_run_id = flow_run_context.id
     say_process(UUID(run.flow_run_id))
     require_slots(run)
-    with using(run):
+    with using(run), told_once():
         publish_plan(run)
         try:
             with run.supervisors:

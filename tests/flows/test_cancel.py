@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 
 import psutil
 import pytest
+from prefect.states import Cancelling
 
 from artifacts import Store
 from artifacts.errors import RequestError
@@ -20,6 +22,7 @@ from flows.cancel import Answer, cancel, in_words
 from flows.cli import main
 from flows.prefect_api import api as api_at
 from flows.prefect_cancel import PrefectPages
+from flows.told import told_once
 from tests.flows.pipeline_command import Command
 from tests.flows.pipeline_stages import World
 from tests.flows.prefect_server import Api, ended, until
@@ -84,6 +87,46 @@ def test_a_run_of_a_terminal_is_cancelled_and_its_pages_say_so(
     assert main(["cancel", wrong, "--store", store]) == 2
     assert f"there is no run {wrong!r} in {world.store.url}; did you mean {going.id!r}?" in capsys.readouterr().err
     assert main(["cancel", " ", "--store", store]) == 2
+
+
+def test_cancel_in_the_pages_ends_a_run_of_a_terminal(world: World, api: Api, prefect_home: Path) -> None:
+    """They note it in Prefect, where no worker reads it."""
+    with Going(world, prefect_home, api.url) as going:
+        shown = api.flow_run(going.id)
+        with api_at(api.url) as client:
+            client.set_flow_run_state(shown.id, Cancelling())
+        going.end()
+    state = api.read(shown.id)
+    assert (state.name, state.message) == ("Cancelled", "cancelled in the pages; run again to go on")
+    assert api.task_states(going.id, 2)["two"].name == "Cancelled"
+    payload = world.store.read_run(going.id)
+    assert (payload["state"], payload["stages"]["two"]["state"]) == ("interrupted", "interrupted")
+
+
+def test_who_is_told_again_ends_as_well_as_before(world: World, api: Api, prefect_home: Path) -> None:
+    with Going(world, prefect_home, api.url) as going:
+        while going.process.poll() is None:
+            going.process.send_signal(signal.SIGTERM)
+            time.sleep(0.05)
+        going.end()
+    payload = world.store.read_run(going.id)
+    assert (payload["state"], payload["stages"]["two"]["state"]) == ("interrupted", "interrupted")
+
+
+def test_a_signal_is_heard_once_and_after_a_while_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    now = 100.0
+    monkeypatch.setattr("flows.told.time.monotonic", lambda: now)
+    try:
+        with told_once(deaf_seconds=20):
+            for now, times in ((100.0, 1), (101.0, 1), (120.0, 1), (120.5, 2), (130.0, 2)):
+                os.kill(os.getpid(), signal.SIGTERM)
+                assert len(heard) == times, now
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert len(heard) == 3
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_without_prefect_the_process_is_told(world: World, tmp_path: Path, prefect_home: Path) -> None:
