@@ -1,7 +1,7 @@
 """A run that no worker looks after ends when the pages say so.
 
-Their Cancel notes in Prefect that a run is to end, and leaves the rest to its worker. Where there is none, the run looks
-for itself, and ends alone: the sweep or the program that it is a part of goes on.
+Their Cancel notes in Prefect that a run is to end, and leaves the rest to its worker. Where there is none, the run
+looks for itself, and ends alone: the sweep or the program that it is a part of goes on.
 """
 
 from __future__ import annotations
