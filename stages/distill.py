@@ -106,6 +106,7 @@ def _teacher_input(context: Context, dataset_type: str) -> str:
 def _present(context: Context, dataset_type: str) -> tuple[Objective, Teacher, Any]:
     """Under a teacher that reads the batches: (objective, teacher, its tokenizer)."""
     from stages.losses.distillation import divergence_of
+    from stages.training.sampled_distillation import SampledDistillationLoss
     from stages.training.start import frozen_scorer, tokenizer_of
     from stages.training.teachers import LocalTeacher, ServedTeacher
     from stages.training.top_distillation import TopDistillationLoss
@@ -114,8 +115,9 @@ def _present(context: Context, dataset_type: str) -> tuple[Objective, Teacher, A
     name, most = _teacher_input(context, dataset_type), config.loss_top_k
     tokenizer = tokenizer_of(context, name)
     if config.teacher_engine.is_apart:
-        assert most is not None
         served = ServedTeacher(most)
+        if config.sampled_loss is not None:
+            return SampledDistillationLoss(served.tell, config.sampled_settings(config.temperature)), served, tokenizer
         return TopDistillationLoss(served, divergence_of(config.beta), config.temperature), served, tokenizer
     # one that follows the student stays in float32: small moves would be rounded away
     bf16 = config.bf16 and config.teacher_update_rate is None
@@ -143,8 +145,12 @@ def _by_whole(teacher: LocalTeacher | KeptTeacher, config: Config) -> Objective:
     """The objective under a teacher that can tell of every token."""
     from stages.losses.distillation import divergence_of
     from stages.training.distillation import DistillationLoss
+    from stages.training.sampled_distillation import SampledDistillationLoss, telling
     from stages.training.top_distillation import TopDistillationLoss
 
+    if config.sampled_loss is not None:
+        tell = telling(teacher, whole=config.decomposes)
+        return SampledDistillationLoss(tell, config.sampled_settings(config.temperature))
     divergence = divergence_of(config.beta)
     if config.loss_top_k is None:
         return DistillationLoss(teacher, divergence, config.temperature)

@@ -10,9 +10,10 @@ from stages.rollouts.engine_settings import EngineChoice, EngineConfig, engine_p
 from stages.training.config import PolicyConfig, check_measured
 from stages.training.cross_settings import CrossTokenizer, cross_problems
 from stages.training.eval_settings import SampledMeasuringConfig, eval_sampling_problems
+from stages.training.sampled_settings import SampledLossConfig, sampled_problems
 
 
-class Config(EngineChoice, PolicyConfig, SampledMeasuringConfig):
+class Config(SampledLossConfig, EngineChoice, PolicyConfig, SampledMeasuringConfig):
     """Settings of distillation. An item of train_batch_size is a prompt with one completion."""
 
     learning_rate: float = Field(1e-6, gt=0)
@@ -35,7 +36,7 @@ class Config(EngineChoice, PolicyConfig, SampledMeasuringConfig):
     `{}`: probabilities by their rank. null: they have one tokenizer."""
     teacher_engine: EngineConfig = EngineConfig()
     """What computes input teacher, in the terms of `rollouts`: by default the stage itself; `{engine: vllm_server}`:
-    servers of vLLM, which send the `loss_top_k` likeliest tokens."""
+    servers of vLLM, which send the `loss_top_k` likeliest tokens, or what `loss_type` asks of the sampled one."""
     teacher_prompt_template: str = "{prompt}\n\n{privileged_context}"
     """What the teacher sees of privileged_context rows in place of the prompt, or of its last user message."""
     teacher_update_rate: float | None = Field(None, gt=0, le=1)
@@ -58,6 +59,7 @@ def check(config: Config, wired: frozenset[str]) -> list[str]:
     if config.rollouts.is_apart and config.lmbda == 0:
         problems.append(f"rollouts.engine is {config.rollouts.engine}, but lmbda is 0, so nothing is sampled")
     problems += _teacher_problems(config, wired) + _kept_problems(config, wired) + cross_problems(config, wired)
+    problems += sampled_problems(config, wired)
     moves = config.teacher_update_rate is not None
     if not {"teacher", "teacher_states"} & wired and config.lmbda != 1:
         problems.append(
@@ -89,7 +91,7 @@ def _teacher_problems(config: Config, wired: frozenset[str]) -> list[str]:
     ]
     if "teacher" not in wired:
         problems.append("teacher_engine computes input teacher, which is not wired in")
-    if config.loss_top_k is None:
+    if config.loss_top_k is None and config.sampled_loss is None:
         problems.append("teacher_engine is a server, which sends likely tokens and not all: give loss_top_k")
     if config.temperature != 1:
         problems.append(

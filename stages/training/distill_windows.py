@@ -17,11 +17,12 @@ from stages.data.truncation import RowLimit
 from stages.data.types import Dataset
 from stages.rollouts.requests import Completion
 from stages.seeds import derive, generator
-from stages.training.batch import Branch, Group
+from stages.training.batch import Group
 from stages.training.generation import Sampling
 from stages.training.language_modeling import asked_tokens, sequence_group
 from stages.training.loop import Trainer
 from stages.training.objective import Window
+from stages.training.sampled_distillation import SampledBranch
 from stages.training.windows import row_order
 
 
@@ -69,9 +70,13 @@ class SharedRows:
     def sampled(self, prompts: Sequence[TokenizedPrompt], completions: Sequence[Completion]) -> list[Group]:
         """Groups of a step, of what the student wrote."""
         return [
-            Group(prompt.row_id, prompt.prompt_ids, (Branch(completion.token_ids),), prompt.teacher_ids)
+            Group(prompt.row_id, prompt.prompt_ids, (_branch(completion),), prompt.teacher_ids)
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
+
+
+def _branch(completion: Completion) -> SampledBranch:
+    return SampledBranch(completion.token_ids, completion.loss_mask, completion.logprobs)
 
 
 class DistillWindows:

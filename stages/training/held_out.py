@@ -17,7 +17,7 @@ from stages.data.ledger import RowLedger, say_dropped
 from stages.data.types import Dataset
 from stages.training.batch import Group
 from stages.training.metrics import Mean, MetricSums, pairs
-from stages.training.objective import Completing, Concluding, Windows
+from stages.training.objective import Bounding, Completing, Concluding, Windows
 from stages.training.turns import turns_of
 
 if TYPE_CHECKING:
@@ -169,7 +169,8 @@ def named(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def _passes(trainer: Trainer, groups: Sequence[Group], budget_tokens: int) -> MetricSums:
-    sums, parallel, scorer = MetricSums(), trainer.parallel, trainer.scorer
+    objective, parallel, scorer = trainer.objective, trainer.parallel, trainer.scorer
+    sums = MetricSums(signs=objective.extremes if isinstance(objective, Bounding) else {})
     for turn in turns_of(
         groups, budget_tokens, trainer.processes, shared=scorer.share_prefixes, lockstep=parallel.lockstep
     ):

@@ -12,7 +12,7 @@ from stages.data.dataset import read_dataset
 from stages.data.tokenize import TokenizedPrompt
 from stages.training.distill_windows import DistillWindows, NothingComparedError, Rows, completion_metrics
 from stages.training.global_random import kept_random_numbers
-from stages.training.held_out import INPUT, Measured, measure, named, read_apart, say_known, when
+from stages.training.held_out import INPUT, LOSS, PREFIX, Measured, measure, named, read_apart, say_known, when
 from stages.training.held_out_sampling import Pieces, held_out_sampling, held_out_seeds
 from stages.training.loop import Trainer
 from stages.training.objective import Windows
@@ -47,7 +47,11 @@ class OwnCompletions(Measured):
             return lengths
         if not any(map(trainer.objective.count, groups)):
             return lengths
-        return measure(trainer, groups) | lengths
+        found = measure(trainer, groups) | lengths
+        if trainer.context.config.sampled_loss is not None:
+            # only the slope of a policy gradient's value means something; what it leads down is the divergence
+            found[LOSS] = found[f"{PREFIX}divergence"]
+        return found
 
 
 def are_own(context: Context) -> bool:

@@ -23,6 +23,7 @@ from stages.training.frozen_engine import reads_the_folder
 from stages.training.loop import Trainer
 from stages.training.model import Scorer
 from stages.training.out_of_memory import TokenBudget
+from stages.training.sampled_distillation import Told
 from stages.training.start import frozen_scorer
 from stages.training.sync_proof import SyncProof
 
@@ -95,8 +96,8 @@ class ServedTeacher:
 
     scorer, vocabulary = None, None
 
-    def __init__(self, most: int) -> None:
-        """`most`: how many likely tokens they tell."""
+    def __init__(self, most: int | None) -> None:
+        """`most`: how many likely tokens they tell; None: nobody asks them for these."""
         self.most = most
         self._engine: ServerEngine | None = None
         self._vocabulary = 0
@@ -125,7 +126,7 @@ class ServedTeacher:
 
     def __call__(self, batch: TokenBatch) -> TopTokens:
         """Of a batch. Raises StageError for tokens that the student does not know."""
-        assert self._engine is not None
+        assert self._engine is not None and self.most is not None
         asked = list(_asked(batch))
         answers = self._engine.top_logprobs([(before, after) for before, after, _ in asked], self.most)
         places = [
@@ -140,6 +141,16 @@ class ServedTeacher:
             )
         device = batch.source_N.device
         return TopTokens(ids_NK.to(device), logs_NK.to(device))
+
+    def tell(self, batch: TokenBatch) -> Told:
+        """Of a batch's tokens themselves, one number each."""
+        assert self._engine is not None
+        asked = list(_asked(batch))
+        answers = self._engine.plain_logprobs([(before, after) for before, after, _ in asked])
+        values = [
+            value for answer, (_, _, mask) in zip(answers, asked, strict=True) for value in compress(answer, mask)
+        ]
+        return Told(torch.tensor(values).to(batch.source_N.device))
 
 
 def _asked(batch: TokenBatch) -> Iterator[tuple[list[int], list[int], list[bool]]]:

@@ -1,0 +1,198 @@
+"""The objective of distillation by policy gradients, on tokens that the student sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from artifacts.errors import StageError
+from stages.losses.distillation import divergence_of
+from stages.losses.head import Head
+from stages.losses.linear_divergence import linear_divergence
+from stages.losses.logprobs import TokenScores, linear_logprobs
+from stages.losses.policy_correction import Correction
+from stages.losses.policy_tokens import Sequences
+from stages.losses.sampled_distillation import SampledLoss, SampledTokens
+from stages.losses.token_loss import linear_token_loss
+from stages.training.batch import Branch, Group, TokenBatch
+from stages.training.distillation import WholeTeacher
+from stages.training.language_modeling import asked_tokens
+from stages.training.metrics import Extreme, Mean
+from stages.training.model import Scorer
+from stages.training.objective import Forward, Readout
+
+
+@dataclass(frozen=True)
+class SampledBranch(Branch):
+    """A completion as it was sampled."""
+
+    logprobs: Sequence[float] = ()
+    """Of each token, under the distribution that it was drawn from."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a teacher says of a batch's asked-for tokens, in their order."""
+
+    logprobs_N: Tensor
+    whole: tuple[Tensor, Head] | None = None
+    """What all tokens' log-probabilities follow from: hidden states [N, H] and the head."""
+
+
+Telling = Callable[[TokenBatch], Told]
+
+
+def telling(teacher: WholeTeacher, *, whole: bool) -> Telling:
+    """By a teacher in this process. `whole`: it is asked for all tokens too."""
+
+    @torch.no_grad()
+    def tell(batch: TokenBatch) -> Told:
+        hidden_NH, head = teacher.hidden(batch), teacher.head()
+        scores = linear_logprobs(hidden_NH, head, batch.target_N, with_entropy=False)
+        return Told(scores.logprobs_N, (hidden_NH, head) if whole else None)
+
+    return tell
+
+
+@dataclass(frozen=True)
+class SampledSettings:
+    """How what a teacher says becomes a loss."""
+
+    loss: SampledLoss
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """Of the loss."""
+    temperature: float = 1.0
+    """Divides the student's logits; the teacher has it already."""
+    decomposes: bool = False
+    """The exact reverse KL divergence at every token is added."""
+    correction: Correction | None = None
+    """For a sampler that is not quite the student."""
+    tolerance: float | None = None
+    """Largest difference between sampler and student, in nats a token; None: they need not agree."""
+
+
+class SampledDistillationLoss:
+    """Sum over asked-for tokens of -A log S(y), A the credits of a loss of SAMPLED_LOSSES, with the exact divergence at
+    each of them where the loss is decomposed.
+
+    The groups' branches are `SampledBranch`es; a group's data is what the teacher sees in place of the prompt, as in
+    `DistillationLoss`. `divergence` is log S - log T of what was sampled: an estimate of the reverse KL divergence, or
+    where that is known, itself.
+    """
+
+    def __init__(self, tell: Telling, settings: SampledSettings) -> None:
+        loss = settings.loss
+        self.tell, self.settings = tell, settings
+        self.credits = loss.with_settings(settings.parameters)
+        self.metrics = loss.metrics_with(settings.parameters)
+        self.divergence = divergence_of(1.0)
+        self.metric_names: Sequence[str] = (
+            "divergence",
+            *self.metrics,
+            "sampling/sampling_logp_difference/mean",
+            "sampling/importance_sampling_ratio/mean",
+        )
+        bounds = {name: sign for name, (_, sign) in loss.extremes.items()}
+        self.extremes: Mapping[str, int] = {**bounds, "sampling/sampling_logp_difference/max": 1}
+
+    def count(self, group: Group) -> float:
+        """Asked-for tokens."""
+        return asked_tokens(group)
+
+    def __call__(self, forward: Forward, batch: TokenBatch) -> tuple[Tensor, dict[str, Mean]]:
+        """(sum of the tokens' losses, the divergence, the loss's metrics and how far sampler and student differ)."""
+        told, sampled_N = self.tell(batch), sampled_logprobs(batch)
+        sequences = Sequences(batch.branch_N, batch.num_branches)
+        tokens = SampledTokens(told.logprobs_N.double() - sampled_N, sequences)
+        known = _Known(self.credits(tokens), sampled_N, sequences)
+        loss, logprobs_N, divergences_N = forward(batch, self._readout(batch, known, told))
+        with torch.no_grad():
+            found = {name: metric(tokens) for name, metric in self.metrics.items()}
+            found["divergence"] = -tokens.advantages_N if divergences_N is None else divergences_N
+            found["sampling/sampling_logp_difference/mean"] = self._differences(batch, known, logprobs_N)
+            if self.settings.correction is not None:
+                ratios_N = self.settings.correction(logprobs_N.double(), sampled_N, sequences)
+                found["sampling/importance_sampling_ratio/mean"] = ratios_N
+            return loss, self._summed(found)
+
+    def _readout(self, batch: TokenBatch, known: _Known, told: Told) -> Readout:
+        def read(hidden_NH: Tensor, student: nn.Module) -> tuple[Tensor, Tensor, Tensor | None]:
+            assert isinstance(student, Scorer)
+            head = student.head(self.settings.temperature)
+            loss, scores = self._policy_gradient(hidden_NH, head, batch.target_N, known)
+            if not self.settings.decomposes:
+                return loss, scores.logprobs_N.detach(), None
+            assert told.whole is not None, "a teacher that tells of single tokens has no divergence"
+            teacher_NH, taught = told.whole
+            common = min(head.vocabulary, taught.vocabulary)
+            exact, divergences_N = linear_divergence(
+                hidden_NH, head.first(common), teacher_NH, taught.first(common), self.divergence
+            )
+            return loss + exact, scores.logprobs_N.detach(), divergences_N
+
+        return Readout(batch.source_N, read)
+
+    def _policy_gradient(
+        self, hidden_NH: Tensor, head: Head, target_N: Tensor, known: _Known
+    ) -> tuple[Tensor, TokenScores]:
+        """Token by token, unless a correction hangs on the other tokens of a completion."""
+        correction = self.settings.correction
+
+        def token_loss(logprobs_C: Tensor, part: slice) -> Tensor:
+            credits_C = known.credits_N[part]
+            if correction is not None:
+                cut = Sequences(known.sequences.of_N[part], known.sequences.count)
+                credits_C = credits_C * correction(logprobs_C.detach().double(), known.sampled_N[part], cut)
+            return -credits_C.to(logprobs_C.dtype) * logprobs_C
+
+        if correction is None or correction.mode.of_single_tokens:
+            return linear_token_loss(hidden_NH, head, target_N, token_loss, with_entropy=False)
+        scores = linear_logprobs(hidden_NH, head, target_N, with_entropy=False)
+        return token_loss(scores.logprobs_N, slice(None)).sum(), scores
+
+    def _differences(self, batch: TokenBatch, known: _Known, logprobs_N: Tensor) -> Tensor:
+        """[N] between sampler and student. Raises StageError where one is beyond the tolerance."""
+        differences_N = (logprobs_N - known.sampled_N).abs()
+        if self.settings.tolerance is not None and len(differences_N):
+            worst = int(differences_N.argmax())
+            if float(differences_N[worst]) > self.settings.tolerance:
+                row = [group.row_id for group in batch.groups for _ in group.branches][int(batch.branch_N[worst])]
+                raise StageError(
+                    f"the sampler gave token {int(batch.target_N[worst])} of a completion of row {row} log-probability "
+                    f"{float(known.sampled_N[worst]):.4f}, the student {float(logprobs_N[worst]):.4f}: the sampler has "
+                    "other weights, or computes differently"
+                )
+        return differences_N
+
+    def _summed(self, found: Mapping[str, Tensor]) -> dict[str, Mean]:
+        metrics = {name: Mean(values.sum(), len(values)) for name, values in found.items()}
+        bounds = {**self.settings.loss.extremes}
+        bounds["sampling/sampling_logp_difference/max"] = ("sampling/sampling_logp_difference/mean", 1)
+        for name, (of, sign) in bounds.items():
+            if len(values := found[of]):
+                metrics[name] = Extreme(values.max() if sign > 0 else values.min(), 1)
+        return metrics
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What a batch's losses depend on besides the student's log-probabilities; floats are float64."""
+
+    credits_N: Tensor
+    sampled_N: Tensor
+    sequences: Sequences
+
+
+def sampled_logprobs(batch: TokenBatch) -> Tensor:
+    """[N] of the asked-for tokens, under what they were drawn from, in float64."""
+    values: list[float] = []
+    for group in batch.groups:
+        for branch in group.branches:
+            assert isinstance(branch, SampledBranch), "given completions have no sampler"
+            mask = branch.loss_mask or [True] * len(branch.token_ids)
+            values += [value for value, asked in zip(branch.logprobs, mask, strict=True) if asked]
+    return torch.tensor(values, dtype=torch.float64).to(batch.target_N.device)
