@@ -64,6 +64,7 @@ FOREIGN_STAGES = {
     "distillation": "`uses: distill`",
     "gold": "`uses: distill` with `cross_tokenizer: {}`",
     "server_distillation": "`uses: distill` with `teacher_engine: {engine: vllm_server}` and `loss_top_k`",
+    **{name: f"`uses: distill` with `loss_type: {name}`" for name in ("iw_opd", "minillm")},
     "sdft": "`uses: distill` without a teacher, on rows of type `privileged_context`",
     "ssd": "`uses: sft` on the completions of a stage `sample` of the same model",
     "reward": "`uses: reward_model`",
@@ -116,8 +117,6 @@ FOREIGN_STAGES = {
 NEAR_STAGES = {
     "quantize": "a stage that trains with `quantization: nf4` and `lora_r`; weights are stored as they are trained",
     "chat": "`uses: sample`, which completes the prompts of a dataset",
-    "minillm": "`uses: distill` with `beta: 1`, the reverse KL divergence at every token in place of a policy gradient",
-    "iw_opd": "`uses: distill` with `beta: 1`, which weighs all tokens of a completion alike",
     "async_distillation": "`uses: distill` with `teacher_engine: {engine: vllm_server}` and `loss_top_k`, which "
     "samples and trains in turns",
     "sdpo": "`uses: distill` without a teacher, on rows of type `privileged_context`; they are given beforehand, and "

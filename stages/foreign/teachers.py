@@ -68,17 +68,32 @@ CONCEPTS = (
     Concept(
         called(TRL, "distillation_mode"),
         ("loss_top_k",),
-        note="null is full_logits, a number topk_logits; there is no sampled_token",
+        note="null is full_logits, a number topk_logits; for sampled_token give `loss_type: iw_opd, iw_opd_gamma: 0`",
     ),
     Concept(
         called(TRL, "loss_add_tail", "distillation_add_tail", "add_tail_bucket"),
         note="with `loss_top_k` all other tokens always count, by what they sum to",
     ),
+    Concept(called(TRL, "distillation_objective"), ("loss_type",), "loss_type: iw_opd", "divergence is TRL's jsd"),
     Concept(
-        called(TRL, "distillation_objective", "iw_opd_gamma", "iw_opd_epsilon", "reverse_kl_top_1_mode")
-        | called(TRL, "distillation_is_clip"),
-        note="`distill` compares whole distributions, or `loss_top_k` tokens of them, and never the sampled token "
-        "alone; `beta: 1` is the reverse KL divergence",
+        called(TRL, "iw_opd_epsilon"),
+        note="`loss_type: iw_opd` divides by no sum that is 0: where all advantages are, every weight is the first's",
+    ),
+    Concept(
+        called(TRL, "rkl_advantage"),
+        ("loss_type",),
+        "loss_type: minillm",
+        "which always has it; without it the exact divergence is left, which is `loss_type: divergence`",
+    ),
+    Concept(
+        called(TRL, "reverse_kl_top_1_mode"),
+        note="with `loss_top_k` the tokens are the teacher's likeliest; the sampled one is that of `loss_type: iw_opd`",
+    ),
+    Concept(
+        called(TRL, "distillation_is_clip"),
+        ("importance_sampling_mode",),
+        "importance_sampling_mode: token_truncate, importance_sampling_clip_max: CLIP",
+        "of a policy gradient (`loss_type`); a divergence is exact whoever wrote the tokens before",
     ),
     Concept(called(TRL, "teacher_temperature"), ("temperature",), note="of both models"),
     Concept(
@@ -88,7 +103,13 @@ CONCEPTS = (
         "on the completions of a stage `sample` of the teacher",
     ),
     Concept(
-        called(AXOLOTL, "kd_trainer", "kd_ratio", "kd_ce_alpha", "kd_alpha", "kd_temperature"),
+        {"kd_temperature": "Axolotl, TRL"},
+        ("temperature",),
+        note="of both models, and of sampling",
+        stage="distill",
+    ),
+    Concept(
+        called(AXOLOTL, "kd_trainer", "kd_ratio", "kd_ce_alpha", "kd_alpha"),
         note="a stage `distill` learns a teacher's distributions (`beta`, `temperature`)",
     ),
 )

@@ -50,11 +50,11 @@ def linear_divergence(
     head.check(hidden_NH, teacher_hidden_NH)
     teacher_head.check(teacher_hidden_NH, hidden_NH)
     longest = chunk_tokens or chunk_length(head)
-    teacher = ChunkedHead(_finite(teacher_head.detached()), len(hidden_NH), longest)
+    teacher = ChunkedHead(finite(teacher_head.detached()), len(hidden_NH), longest)
     teacher_NH = teacher_hidden_NH.detach()
 
     def compare(part: slice, student_CV: Tensor) -> tuple[Tensor, Tensor]:
-        return _slopes(student_CV, teacher.logits(teacher_NH[part]), divergence.slope)
+        return slopes_in_blocks(student_CV, teacher.logits(teacher_NH[part]), divergence.slope)
 
     return compared(hidden_NH, head, compare, weights_N=weights_N, longest=longest)
 
@@ -105,7 +105,7 @@ class _LinearDivergence(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, weights_N: Tensor, settings: _Settings
     ) -> tuple[Tensor, Tensor]:
-        head, wanted = _finite(settings.form(weight_VH, bias_V)), settings.wanted
+        head, wanted = finite(settings.form(weight_VH, bias_V)), settings.wanted
         room = ChunkedHead(head, len(hidden_NH), settings.longest)
         divergences_N = hidden_NH.new_empty(len(hidden_NH), dtype=head.sum_type)
         grad_hidden_NH = torch.empty_like(hidden_NH) if wanted.hidden else None
@@ -129,7 +129,7 @@ class _LinearDivergence(torch.autograd.Function):
         return *ctx.formed.take(grad), None, None
 
 
-def _slopes(
+def slopes_in_blocks(
     student_CV: Tensor, teacher_CV: Tensor, slope: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
     """`slope` of some rows at a time."""
@@ -140,5 +140,6 @@ def _slopes(
     return torch.cat(divergences), torch.cat(scales)
 
 
-def _finite(head: Head) -> Head:
+def finite(head: Head) -> Head:
+    """With the lowest bias that slopes can take in the place of -inf."""
     return head if head.bias_V is None else replace(head, bias_V=head.bias_V.clamp(min=_LOWEST))

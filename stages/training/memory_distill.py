@@ -27,7 +27,12 @@ def distill_phases(request: Request) -> list[Phase]:
     elif not apart:
         others += 4.0 * teacher.parameters if followed else request.frozen(teacher)
     work = request.passes(row=row, rows=config.train_batch_size)
-    use = HeadUse(teacher=None if apart else teacher, groups=config.cross_tokenizer is not None)
+    use = HeadUse(
+        teacher=teacher if config.compares_all and not apart else None,
+        groups=config.cross_tokenizer is not None,
+        together=config.couples_tokens,
+        entropy=config.decomposes,
+    )
     phases = [training_step(training, work, use, reference=others)]
     if own:
         asked = Sampled(-(-config.train_batch_size // request.setup.processes), max(1, row - own), own)

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from artifacts.errors import StageError
 from stages.losses.distillation import divergence_of
+from stages.losses.divergence_beside import linear_divergence_beside
 from stages.losses.head import Head
 from stages.losses.linear_divergence import linear_divergence
-from stages.losses.logprobs import TokenScores, linear_logprobs
+from stages.losses.logprobs import linear_logprobs
 from stages.losses.policy_correction import Correction
 from stages.losses.policy_tokens import Sequences
 from stages.losses.sampled_distillation import SampledLoss, SampledTokens
@@ -120,27 +121,9 @@ class SampledDistillationLoss:
             return loss, self._summed(found)
 
     def _readout(self, batch: TokenBatch, known: _Known, told: Told) -> Readout:
-        def read(hidden_NH: Tensor, student: nn.Module) -> tuple[Tensor, Tensor, Tensor | None]:
-            assert isinstance(student, Scorer)
-            head = student.head(self.settings.temperature)
-            loss, scores = self._policy_gradient(hidden_NH, head, batch.target_N, known)
-            if not self.settings.decomposes:
-                return loss, scores.logprobs_N.detach(), None
-            assert told.whole is not None, "a teacher that tells of single tokens has no divergence"
-            teacher_NH, taught = told.whole
-            common = min(head.vocabulary, taught.vocabulary)
-            exact, divergences_N = linear_divergence(
-                hidden_NH, head.first(common), teacher_NH, taught.first(common), self.divergence
-            )
-            return loss + exact, scores.logprobs_N.detach(), divergences_N
-
-        return Readout(batch.source_N, read)
-
-    def _policy_gradient(
-        self, hidden_NH: Tensor, head: Head, target_N: Tensor, known: _Known
-    ) -> tuple[Tensor, TokenScores]:
         """Token by token, unless a correction hangs on the other tokens of a completion."""
-        correction = self.settings.correction
+        correction, exact = self.settings.correction, told.whole if self.settings.decomposes else None
+        by_token = correction is None or correction.mode.of_single_tokens
 
         def token_loss(logprobs_C: Tensor, part: slice) -> Tensor:
             credits_C = known.credits_N[part]
@@ -149,10 +132,25 @@ class SampledDistillationLoss:
                 credits_C = credits_C * correction(logprobs_C.detach().double(), known.sampled_N[part], cut)
             return -credits_C.to(logprobs_C.dtype) * logprobs_C
 
-        if correction is None or correction.mode.of_single_tokens:
-            return linear_token_loss(hidden_NH, head, target_N, token_loss, with_entropy=False)
-        scores = linear_logprobs(hidden_NH, head, target_N, with_entropy=False)
-        return token_loss(scores.logprobs_N, slice(None)).sum(), scores
+        def read(hidden_NH: Tensor, student: nn.Module) -> tuple[Tensor, Tensor, Tensor | None]:
+            assert isinstance(student, Scorer)
+            head, targets_N = student.head(self.settings.temperature), batch.target_N
+            if exact is not None and by_token:
+                return linear_divergence_beside(hidden_NH, head, targets_N, token_loss, exact, self.divergence)
+            if by_token:
+                loss, scores = linear_token_loss(hidden_NH, head, targets_N, token_loss, with_entropy=False)
+                return loss, scores.logprobs_N, None
+            scores = linear_logprobs(hidden_NH, head, targets_N, with_entropy=False)
+            loss, logprobs_N = token_loss(scores.logprobs_N, slice(None)).sum(), scores.logprobs_N.detach()
+            if exact is None:
+                return loss, logprobs_N, None
+            teacher_NH, taught = exact
+            common = min(head.vocabulary, taught.vocabulary)
+            heads = head.first(common), taught.first(common)
+            apart, divergences_N = linear_divergence(hidden_NH, heads[0], teacher_NH, heads[1], self.divergence)
+            return loss + apart, logprobs_N, divergences_N
+
+        return Readout(batch.source_N, read)
 
     def _differences(self, batch: TokenBatch, known: _Known, logprobs_N: Tensor) -> Tensor:
         """[N] between sampler and student. Raises StageError where one is beyond the tolerance."""

@@ -43,6 +43,11 @@ class SampledLossConfig(CorrectionConfig):
         return SAMPLED_LOSSES.get(self.loss_type)
 
     @property
+    def compares_all(self) -> bool:
+        """Whether what a teacher says of all tokens counts, and not the sampled token's probability alone."""
+        return self.sampled_loss is None or self.decomposes
+
+    @property
     def decomposes(self) -> bool:
         """Whether a policy gradient has the exact divergence beside it."""
         loss = self.sampled_loss

@@ -152,8 +152,6 @@ def test_what_others_call_a_stage(capsys, name, ours):
     ("name", "difference"),
     [
         ("sdpo", " without a teacher, on rows of type `privileged_context`; they are given beforehand"),
-        ("MiniLLMTrainer", " with `beta: 1`, the reverse KL divergence at every token in place of a policy gradient"),
-        ("iw_opd", " with `beta: 1`, which weighs all tokens of a completion alike"),
     ],
 )
 def test_what_no_stage_does(capsys, name, difference):

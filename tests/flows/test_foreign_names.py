@@ -122,6 +122,13 @@ ANSWERS = [
     ("distill", "use_extended_uld", "tokens that end at the same byte"),
     ("distill", "teacher_top_k", "here it is `loss_top_k` (TRL)"),
     ("distill", "distillation_alpha", "here it is `beta` (TRL)"),
+    ("distill", "distillation_objective", "here it is `loss_type: iw_opd` (TRL: divergence is TRL's jsd)"),
+    ("distill", "iw_opd_epsilon", "divides by no sum that is 0"),
+    ("distill", "rkl_advantage", "here it is `loss_type: minillm` (TRL"),
+    ("distill", "kd_temperature", "here it is `temperature` (Axolotl, TRL"),
+    ("sft", "kd_temperature", "here it is `temperature`, of a stage `distill`"),
+    ("distill", "distillation_is_clip", "here it is `importance_sampling_mode: token_truncate, importance_sampling_cl"),
+    ("rl", "single_step_decomposition", "it is a setting of distill"),
     ("distill", "teacher_model_server_url", "here it is `teacher_engine: {engine: vllm_server, urls: ["),
     # rewards and rollouts
     ("rl", "clip_ratio", "here it is `epsilon` (verl)"),

@@ -215,6 +215,27 @@ def test_a_teacher_that_has_said_what_it_knows(tmp_path: Path) -> None:
     assert found["kept"]["head"] == found["beside"]["head"]
 
 
+def test_a_teacher_that_is_asked_for_the_sampled_token_alone(tmp_path: Path) -> None:
+    """Of 2 x 32 MiB or more of logits, the student's and the teacher's, there is one; the exact divergence beside the
+    policy gradient has both, and the student's exponentials."""
+    folder(tmp_path / "base")
+    folder(tmp_path / "student", num_hidden_layers=2)
+    kinds = {
+        "whole": {},
+        "iw_opd": {"loss_type": "iw_opd"},
+        "sampled": {"loss_type": "minillm", "single_step_decomposition": False},
+        "decomposed": {"loss_type": "minillm"},
+    }
+    chain = {
+        name: stage("distill", "./student", inputs={"teacher": "./base"}, **settings)
+        for name, settings in kinds.items()
+    }
+    head = {name: one.phases[0].parts["head"] for name, one in predicted(tmp_path, chain).items()}
+    assert head["iw_opd"] == head["sampled"]
+    teacher, exponentials = head["whole"] - head["iw_opd"], head["decomposed"] - head["whole"]
+    assert teacher > exponentials > 2**25
+
+
 def test_held_out_prompts_take_as_many_completions_at_once(tmp_path: Path) -> None:
     """Of 64 prompts in the place of 8, with the keys and values of 112 tokens each (padded from 99): 36 layers of 2
     times 8 heads of 128 numbers, with what a CPU's allocator holds besides. In groups as in training it is the same."""

@@ -19,6 +19,7 @@ from stages.losses.policy_correction import MODES
 from stages.losses.policy_kl import KL_ESTIMATORS
 from stages.losses.policy_tokens import LOG_RATIOS
 from stages.losses.preference import PREFERENCE_LOSSES
+from stages.losses.sampled_distillation import SAMPLED_LOSSES
 from stages.losses.supervised import SUPERVISED_LOSSES
 from stages.losses.unpaired import UNPAIRED_LOSSES
 from tests.losses import (
@@ -29,12 +30,14 @@ from tests.losses import (
     test_policy_ratios,
     test_preference,
     test_reward,
+    test_sampled_distillation,
     test_supervised,
     test_unpaired,
 )
 from tests.training import test_objectives, test_pair_variants
 from tests.training import test_policy as test_policy_steps
 from tests.training import test_preference as test_steps
+from tests.training import test_sampled_distillation as test_sampled_steps
 
 Test = Callable[..., Any]
 REWARD_LOSSES = [
@@ -86,6 +89,15 @@ OBJECTIVES: dict[str, tuple[Iterable[str], list[Test], list[Test], list[Test]]] 
         [test_policy.test_values],
         [test_policy.test_gradients],
         [test_policy.test_sequences_do_not_see_each_other, test_policy_steps.test_cutting_up_a_step_changes_nothing],
+    ),
+    "policy gradient of distillation": (
+        SAMPLED_LOSSES,
+        [test_sampled_distillation.test_values],
+        [test_sampled_steps.test_loss_and_gradients],
+        [
+            test_sampled_distillation.test_completions_do_not_see_each_other,
+            test_sampled_steps.test_cutting_up_a_step_changes_nothing,
+        ],
     ),
     "divergence from the reference": (
         KL_ESTIMATORS,

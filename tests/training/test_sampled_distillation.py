@@ -192,7 +192,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(student: Scorer) -> 
 
 
 def test_a_larger_vocabulary_of_the_student(teacher: Scorer) -> None:
-    """Filled up behind the last token: sampled is from all, the exact divergence is over what both have."""
+    """Filled up behind the last token: sampled is from all, and so is what the student says of it."""
     larger = Scorer(tiny_model(vocab_size=VOCABULARY + 9, tie_word_embeddings=False).double())
     groups = sampled(larger)
     metrics = agree(
