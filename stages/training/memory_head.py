@@ -28,8 +28,8 @@ class HeadUse:
     groups: bool = False
     """The teacher has a vocabulary of its own, and of the two chunks a block of groups is compared at a time."""
     entropy: bool = False
-    """The loss has the entropy in it, or a teacher's divergence beside a loss of the token itself: every chunk of logits
-    has its exponentials beside it. Where gradients are formed together, the entropy's are formed before them."""
+    """The loss has the entropy in it, or the divergence beside a loss of the token itself: every chunk of logits has
+    its exponentials beside it. Where gradients are formed together, the entropy's are formed before them."""
 
 
 def chunk_bytes(shape: ModelShape, read: int, device: Device) -> int:

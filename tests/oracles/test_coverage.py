@@ -41,8 +41,8 @@ NOT_IN_TRL = {
     "tests/stages/test_online_dpo.py",
     "nash_md": "its trainer was removed before 1.16; the step is checked against plain tensors in "
     "tests/stages/test_nash_md.py",
-    "minillm": "its trainer was removed before 1.16; that it is the gradient of the divergence of completions is checked "
-    "in tests/losses/test_sampled_distillation.py",
+    "minillm": "its trainer was removed before 1.16; that it is the gradient of the divergence of completions is "
+    "checked in tests/losses/test_sampled_distillation.py",
     "gspo_token": "its trainer was removed before 1.16; in value it is gspo, and its gradient is checked by hand",
 }
 BESIDE_THE_TABLE = {
