@@ -2,7 +2,8 @@
 
 A teacher may have said before what it knows of the given ones (stage `teacher_states`): then it takes no time and no
 memory here. Of privileged_context rows the teacher sees more than the student. Such a teacher may be the student's own
-start, which is SDFT (self-distillation with privileged context, arXiv:2601.19897).
+start, which is SDFT (self-distillation with privileged context, arXiv:2601.19897). By policy gradients (`loss_type`) it
+is asked for the probability of what the student sampled alone.
 """
 
 from __future__ import annotations

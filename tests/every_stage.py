@@ -174,6 +174,11 @@ EVERY_STAGE: dict[str, Any] = {
         "inputs": {"model": "student", "teacher": "grpo", "dataset": "rows"},
         "with": {**TRAINING, "lmbda": 0.5, "beta": 0.5, "max_completion_length": 6},
     },
+    "small_by_sampling": {
+        "uses": "distill",
+        "inputs": {"model": "student", "teacher": "grpo", "dataset": "rows"},
+        "with": {**TRAINING, "loss_type": "minillm", "gamma": 0.9, "max_steps": 2, "max_completion_length": 6},
+    },
     "bytes": {
         "uses": "init_model",
         "inputs": {"dataset": "rows"},

@@ -18,6 +18,7 @@ from stages.losses.advantages import ADVANTAGES
 from stages.losses.policy import POLICY_LOSSES
 from stages.losses.preference import PREFERENCE_LOSSES
 from stages.losses.registry import Loss
+from stages.losses.sampled_distillation import SAMPLED_LOSSES
 from stages.losses.supervised import SUPERVISED_LOSSES
 from stages.losses.unpaired import UNPAIRED_LOSSES
 from stages.preference import Config, check
@@ -77,7 +78,11 @@ def table() -> list[str]:
         for stage, losses, kinds in TABLES
         for loss in losses.values()
     ]
-    return [*rows, REWARD_ROW, STEP_ROW, GKD_ROW, CROSS_ROW, SDFT_ROW, *ONLINE_ROWS]
+    sampled = [
+        f"| {loss.title} | `distill` | `{loss.name}` | {loss.paper} | any with prompts | a teacher |"
+        for loss in SAMPLED_LOSSES.values()
+    ]
+    return [*rows, REWARD_ROW, STEP_ROW, GKD_ROW, CROSS_ROW, SDFT_ROW, *sampled, *ONLINE_ROWS]
 
 
 def test_every_objective_is_in_the_table() -> None:

@@ -464,7 +464,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "small": (
         6,
-        "f6efce9af028a9d0",
+        "c65863769f1a5d25",
         "06cbbe8ba1b07f8c",
         {
             "model/metrics: loss": 0.0043144,
@@ -489,9 +489,28 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
             "states/states: norm": 98.737,
         },
     ),
+    "small_by_sampling": (
+        6,
+        "c5b54dde96a70aa5",
+        "bd2f3fbee3fc6ec4",
+        {
+            "model/metrics: loss": 0.084157,
+            "model/metrics: grad_norm": 0.15124,
+            "model/metrics: learning_rate": 0.000875,
+            "model/metrics: epoch": 0.13333,
+            "model/metrics: on_policy": 1.25,
+            "model/metrics: completions/mean_length": 6.125,
+            "model/metrics: completions/clipped_ratio": 0.875,
+            "model/metrics: divergence": 0.015816,
+            "model/metrics: minillm/mean_advantage": 0.023576,
+            "model/metrics: sampling/sampling_logp_difference/mean": 1.0473e-07,
+            "model/metrics: sampling/sampling_logp_difference/max": 4.7684e-07,
+            "model/weights: norm": 9.0332,
+        },
+    ),
     "small_of_bytes": (
         6,
-        "94b27417215ea9bf",
+        "90e6617e740feca9",
         "eed2d56991ca3110",
         {
             "model/metrics: loss": 2.3509,
@@ -511,7 +530,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "small_of_taught": (
         6,
-        "8175e0e405f7493f",
+        "2eb6c82d493ba285",
         "3a3bb7225f1895e4",
         {
             "model/metrics: loss": 0.016415,
