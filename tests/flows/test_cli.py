@@ -134,6 +134,8 @@ def test_the_recipe_that_lies_there_is_meant(store, tmp_path, monkeypatch, capsy
         ("dr_grpo", "`uses: rl` with `loss_type: dr_grpo`"),
         ("OnlineDPOTrainer", "`uses: online_dpo`"),
         ("GOLDTrainer", "`uses: distill` with `cross_tokenizer: {}`"),
+        ("IWOPDTrainer", "`uses: distill` with `loss_type: iw_opd`"),
+        ("MiniLLM", "`uses: distill` with `loss_type: minillm`"),
         ("async_grpo", "`uses: rl` with `rollouts: {engine: vllm_server, max_staleness: 4}`"),
         ("ssd", "`uses: sft` on the completions of a stage `sample` of the same model"),
         (

@@ -273,6 +273,7 @@ def test_a_value_as_others_write_it(field: str, value: object, way: str) -> None
         ("preference", "loss_type", "sppo", "; here it is sppo_hard"),
         ("preference", "loss_type", "kto_pair", "(`uses: unpaired_preference` has it, which also takes pairs)"),
         ("sft", "loss_type", "chunked_nll", "; here it is nll"),
+        ("distill", "loss_type", "jsd", "; here it is divergence, with a beta between 0 and 1"),
         (
             "rl",
             "loss_type",

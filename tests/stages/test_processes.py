@@ -35,6 +35,7 @@ STAGES: dict[str, tuple[str, str, dict[str, Any]]] = {
         },
     ),
     "distilled": ("distill", "rows", {"lmbda": 0.0}),
+    "by_sampling": ("distill", "rows", {"loss_type": "minillm", "max_completion_length": 6, "learning_rate": 1e-4}),
     "crossed": (
         "distill",
         "rows",
@@ -44,6 +45,7 @@ STAGES: dict[str, tuple[str, str, dict[str, Any]]] = {
 HELD_OUT = ("sft", "aot", "kto")
 MORE_INPUTS = {name: {"eval_dataset": STAGES[name][1]} for name in (*HELD_OUT, "nash_md")} | {
     "distilled": {"teacher_states": "taught"},
+    "by_sampling": {"teacher": "sft"},
     "crossed": {"teacher": "bytes"},
 }
 

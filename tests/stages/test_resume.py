@@ -230,6 +230,11 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         },
     ),
     "self-distillation": ("distill", "privileged_context", {"beta": 0.4, "max_completion_length": 4}),
+    "self-distillation by policy gradients": (
+        "distill",
+        "privileged_context",
+        {"loss_type": "minillm", "gamma": 0.9, "max_completion_length": 4},
+    ),
     "self-distillation from a teacher that follows": (
         "distill",
         "privileged_context",
