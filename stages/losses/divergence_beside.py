@@ -47,7 +47,8 @@ def linear_divergence_beside(
         divergences_N[part], scales_C = slopes_in_blocks(student_CV[:, :common], teacher_CV, divergence.slope)
         student_CV[:, common:] = 0
         beside_C1 = (slopes_C / scales_C)[:, None]
-        student_CV.addcmul_(probs_CV, beside_C1, value=-1).scatter_add_(1, at_C1, beside_C1)
+        student_CV.addcmul_(probs_CV, beside_C1, value=-1)
+        student_CV.scatter_(1, at_C1, student_CV.gather(1, at_C1) + beside_C1)
         return divergences_N[part] + losses_C, scales_C
 
     loss, _ = compared(hidden_NH, head, compare, longest=longest)

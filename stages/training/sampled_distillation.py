@@ -191,6 +191,6 @@ def sampled_logprobs(batch: TokenBatch) -> Tensor:
     for group in batch.groups:
         for branch in group.branches:
             assert isinstance(branch, SampledBranch), "given completions have no sampler"
-            mask = branch.loss_mask or [True] * len(branch.token_ids)
+            mask = [True] * len(branch.token_ids) if branch.loss_mask is None else branch.loss_mask
             values += [value for value, asked in zip(branch.logprobs, mask, strict=True) if asked]
     return torch.tensor(values, dtype=torch.float64).to(batch.target_N.device)

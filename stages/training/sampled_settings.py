@@ -56,7 +56,8 @@ class SampledLossConfig(CorrectionConfig):
     @property
     def couples_tokens(self) -> bool:
         """Whether the gradient of a token may depend on other tokens' log-probabilities."""
-        return self.correction is not None and not self.correction.mode.of_single_tokens
+        correction = self.correction if self.sampled_loss is not None else None
+        return correction is not None and not correction.mode.of_single_tokens
 
     def sampled_settings(self, temperature: float) -> SampledSettings:
         """What the objective needs to know of a loss by policy gradients."""

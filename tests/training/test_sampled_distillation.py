@@ -209,3 +209,15 @@ def test_a_sampler_that_disagrees_is_an_error(student: Scorer, teacher: Scorer) 
     with pytest.raises(StageError, match=r"of row row\d log-probability .* other weights, or computes differently"):
         objective_of(teacher, settings_of("iw_opd", tolerance=0.1))(student, student.layout(groups))
     objective_of(teacher, settings_of("iw_opd", tolerance=0.31))(student, student.layout(groups))
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_completions_without_a_token(student: Scorer, teacher: Scorer, parts: str) -> None:
+    """Beside others they change nothing, and alone they have a gradient of zero."""
+    objective, groups = objective_of(teacher, settings_of(parts)), sampled(student)
+    empty = Group("empty", (5, 6), (SampledBranch((), None, ()),))
+    loss, metrics = objective(student, student.layout([empty]))
+    assert loss.item() == 0 and not any(one.any() for one in gradients(student, loss))
+    assert set(metrics) <= {*objective.metric_names}
+    whole, _ = objective(student, student.layout(groups))
+    assert_close(objective(student, student.layout([empty, *groups]))[0], whole, rtol=1e-12, atol=1e-12)
