@@ -43,6 +43,7 @@ STAGES = (
     "online_dpo",
     "nash_md",
     "a2po",
+    "sdpo",
     "rescore",
     "teacher_states",
     "distill",

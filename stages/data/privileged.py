@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from artifacts.errors import DataError
 from stages.data.chat import Encoder
 from stages.data.columns import fill
 from stages.data.encode import ROWS_PER_BLOCK, encode_prompts, note_unknown, require_rows, require_type
@@ -57,10 +59,27 @@ def teacher_prompt(row: Row, template: str) -> str | list[Message]:
     Of a conversation, it is the last message of the user's that becomes the filled template; of a context of messages,
     the contents are taken, a line end between them (both as TRL has it).
     """
-    prompt, where = row["prompt"], f"row {row[ROW_ID]}"
+    where, known = f"row {row[ROW_ID]}", row["privileged_context"]
+    if not isinstance(known, str):
+        known = "\n".join(message["content"] for message in known)
+
+    def shown(asked: str) -> str:
+        return fill(template, {"prompt": asked, "privileged_context": known}, where)
+
+    return with_request(row, shown)
+
+
+def with_request(row: Row, change: Callable[[str], str]) -> str | list[Message]:
+    """The row's prompt, and of a conversation the last message of the user's, as `change` makes it. Raises DataError
+    for a conversation in which no user speaks."""
+    prompt = row["prompt"]
     if isinstance(prompt, str):
-        return fill(template, row, where)
-    place = max(index for index, message in enumerate(prompt) if message["role"] == "user")
-    known = "\n".join(message["content"] for message in row["privileged_context"])
-    content = fill(template, {"prompt": prompt[place]["content"], "privileged_context": known}, where)
-    return [*prompt[:place], {**prompt[place], "content": content}, *prompt[place + 1 :]]
+        return change(prompt)
+    places = [index for index, message in enumerate(prompt) if message["role"] == "user"]
+    if not places:
+        raise DataError(
+            f"row {row[ROW_ID]}: its prompt has no message of a user, which is what a teacher is shown more in; leave "
+            "the row out"
+        )
+    place = places[-1]
+    return [*prompt[:place], {**prompt[place], "content": change(prompt[place]["content"])}, *prompt[place + 1 :]]

@@ -50,17 +50,25 @@ def linear_divergence(
     head.check(hidden_NH, teacher_hidden_NH)
     teacher_head.check(teacher_hidden_NH, hidden_NH)
     longest = chunk_tokens or chunk_length(head)
-    teacher = ChunkedHead(finite(teacher_head.detached()), len(hidden_NH), longest)
-    teacher_NH = teacher_hidden_NH.detach()
-
-    def compare(part: slice, student_CV: Tensor) -> tuple[Tensor, Tensor]:
-        return slopes_in_blocks(student_CV, teacher.logits(teacher_NH[part]), divergence.slope)
-
+    compare = over_all_tokens(logits_in_parts(teacher_hidden_NH, teacher_head, longest), divergence)
     return compared(hidden_NH, head, compare, weights_N=weights_N, longest=longest)
 
 
 Compare = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
 """(which positions, student's logits [C, V]) -> as `divergence_slopes` gives them, the slopes over the logits."""
+LogitsOf = Callable[[slice], Tensor]
+"""(which positions) -> logits [C, V], the caller's to change."""
+
+
+def logits_in_parts(hidden_NH: Tensor, head: Head, longest: int) -> LogitsOf:
+    """Of a teacher, for at most `longest` positions at a time."""
+    room, states_NH = ChunkedHead(finite(head.detached()), len(hidden_NH), longest), hidden_NH.detach()
+    return lambda part: room.logits(states_NH[part])
+
+
+def over_all_tokens(teacher: LogitsOf, divergence: Divergence) -> Compare:
+    """The divergence of the whole distributions."""
+    return lambda part, student_CV: slopes_in_blocks(student_CV, teacher(part), divergence.slope)
 
 
 def compared(

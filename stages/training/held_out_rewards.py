@@ -20,6 +20,7 @@ from stages.training.generation import Generation
 from stages.training.global_random import kept_random_numbers
 from stages.training.held_out import INPUT, PREFIX, Measured, named, read_apart, say_known, when
 from stages.training.held_out_sampling import held_out_sampling, held_out_seeds
+from stages.training.lessons import TaughtGeneration
 from stages.training.loop import Trainer
 from stages.training.multi_turn import with_tools
 from stages.training.objective import Windows
@@ -113,6 +114,8 @@ def _parts(generate: Generate) -> tuple[Generation, float | None]:
     """What samples and scores, and what it takes off the reward of completions without an end."""
     if isinstance(generate, MissingEosPenalty):
         return _parts(generate.generate)[0], generate.penalty
+    if isinstance(generate, TaughtGeneration):
+        return _parts(generate.generate)
     assert isinstance(generate, Generation)
     return generate, None
 

@@ -27,13 +27,14 @@ def online_phases(
     scored: Sequence[tuple[ModelShape | None, Passes]],
     work: Passes,
     use: HeadUse,
+    teacher: float = 0.0,
 ) -> list[Phase]:
-    """Sampling what is `asked`, a pass of each model that scores, and a step; input reward_model and the `reference`
-    stay all the time. None among `scored`: there is no such model."""
+    """Sampling what is `asked`, a pass of each model that scores, and a step; input reward_model, the `reference` and a
+    `teacher` of so many bytes stay all the time. None among `scored`: there is no such model."""
     setup, training = request.setup, request.training
     judge = request.models.get("reward_model")
     apart = [judge] if request.reference_is_policy else [reference, judge]
-    others = training.policy_copy() + request.frozen(*apart)
+    others = training.policy_copy() + request.frozen(*apart) + teacher
     others += request.kept_adapters if reference is not None else 0
     state = training.state()
     resident = {"weights": state["weights"], "optimizer": state["optimizer"], "reference": others}

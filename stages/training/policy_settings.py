@@ -158,7 +158,7 @@ def policy_problems(config: PolicyLossConfig, *, ever_off_policy: bool) -> list[
     return problems
 
 
-def _given(config: Config, names: Iterable[str]) -> list[str]:
+def given_fields(config: Config, names: Iterable[str]) -> list[str]:
     """Those of the names that are fields and not as they are where a recipe says nothing."""
     fields = type(config).model_fields
     return sorted(name for name in names if name in fields and getattr(config, name) != fields[name].default)
@@ -170,7 +170,7 @@ def _names(losses: Sequence[Surrogate]) -> str:
 
 def _loss_problems(config: PolicyLossConfig) -> list[str]:
     loss, problems = config.loss, []
-    for name in _given(config, PARAMETERS - set(loss.parameters)):
+    for name in given_fields(config, PARAMETERS - set(loss.parameters)):
         takers = [one for one in POLICY_LOSSES.values() if name in one.parameters]
         problems.append(f"{name} is of loss_type {_names(takers)}; {loss.name} has none")
     level, highest = config.importance_sampling_level, config.epsilon_high
@@ -190,7 +190,7 @@ def _loss_problems(config: PolicyLossConfig) -> list[str]:
 
 
 def _kl_problems(config: PolicyLossConfig) -> list[str]:
-    given = _given(config, ("kl_placement", "kl_estimator", "use_bias_correction_kl"))
+    given = given_fields(config, ("kl_placement", "kl_estimator", "use_bias_correction_kl"))
     if not config.beta:
         return [f"{name} is given, but beta is 0, so it would not be used" for name in given]
     if config.penalizes_reward and config.use_bias_correction_kl:
@@ -214,7 +214,7 @@ def _correction_problems(config: PolicyLossConfig) -> list[str]:
 def _entropy_problems(config: PolicyLossConfig) -> list[str]:
     follows = {"entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target"}
     if not config.use_adaptive_entropy:
-        unused = _given(config, follows)
+        unused = given_fields(config, follows)
         return [f"{name} is given, but use_adaptive_entropy is false, so it would not be used" for name in unused]
     low, high = config.entropy_coef_min, config.entropy_coef_max
     if low <= config.entropy_coef <= high:

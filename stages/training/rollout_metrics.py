@@ -7,6 +7,7 @@ from statistics import fmean, pstdev
 
 from stages.rollouts.multi_turn.metrics import own_length, turn_metrics
 from stages.rollouts.rewards import failed_metric
+from stages.training.lesson import lesson_metrics
 from stages.training.rollout_records import Sampled
 
 STALENESS_MEAN, STALENESS_MAX = "sample/staleness_mean", "sample/staleness_max"
@@ -78,7 +79,7 @@ def rollout_metrics(sampled: Sequence[Sampled]) -> dict[str, float]:
             metrics[f"rewards/{name}/std"] = _deviation(values)
     for name in sampled[0].failed:
         metrics[failed_metric(name)] = float(sum(entry.failed.get(name, 0) for entry in sampled))
-    return metrics
+    return metrics | lesson_metrics([entry.lessons for entry in sampled])
 
 
 def _repeated(sampled: Sampled) -> float:

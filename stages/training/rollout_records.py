@@ -21,6 +21,8 @@ from stages.data.tools import stored
 from stages.data.types import Row
 from stages.rollouts.multi_turn.episode import RECORD_TYPES
 from stages.rollouts.requests import Completion
+from stages.training import lesson
+from stages.training.lesson import Lesson
 from stages.training.rollout_table import log_completions
 from stages.training.so_far import ROLLOUTS
 
@@ -51,6 +53,8 @@ class Sampled:
     ones."""
     failed: dict[str, int] = field(default_factory=dict)
     """By reward function that may fail (`on_error: none`): completions for which it did."""
+    lessons: list[Lesson] = field(default_factory=list)
+    """What each completion is taught by; empty: nothing is."""
 
 
 class Recorder:
@@ -102,11 +106,14 @@ def rollout_records(
     numbers: Counter[str] = Counter()
     records = []
     for group, (entry, values) in enumerate(zip(sampled, advantages, strict=True)):
+        prompt = entry.prompt
+        first = numbers[prompt.row_id]
+        row_ids = [f"{prompt.row_id}/{step}/{first + index}" for index in range(len(entry.completions))]
+        numbers[prompt.row_id] += len(row_ids)
         for index, completion in enumerate(entry.completions):
-            prompt = entry.prompt
             records.append(
                 {
-                    "row_id": f"{prompt.row_id}/{step}/{numbers[prompt.row_id]}",
+                    "row_id": row_ids[index],
                     "prompt_row_id": prompt.row_id,
                     "prompt": prompt.row["prompt"],
                     "completion": _spoken(entry, index),
@@ -122,9 +129,9 @@ def rollout_records(
                     "group": group,
                     **({VERSIONS: completion.weight_versions} if completion.weight_versions else {}),
                     **_of_episode(completion),
+                    **(entry.lessons[index].record(row_ids) if entry.lessons else {}),
                 }
             )
-            numbers[prompt.row_id] += 1
     return records
 
 
@@ -163,8 +170,8 @@ def to_parquet(records: Sequence[Row], rewards: Sequence[str]) -> bytes:
 
 def record_types(conversational: bool, rewards: Sequence[str], names: Set[str]) -> ColumnTypes:
     """The columns of a record, with the rewards of these functions, and those among `names` that not all runs have:
-    versions of weights token by token, and what is known of completions of several turns."""
-    further = {VERSIONS: ("list", "int"), LOSS_MASK: ("list", "bool"), **RECORD_TYPES}
+    versions of weights token by token, what is known of completions of several turns, and what taught them."""
+    further = {VERSIONS: ("list", "int"), LOSS_MASK: ("list", "bool"), **RECORD_TYPES, **lesson.RECORD_TYPES}
     known = column_types("prompt_completion", conversational).known()
     return ColumnTypes(
         {

@@ -54,6 +54,7 @@ def only(sampled: Sampled, indices: Sequence[int]) -> Sampled:
         texts=[sampled.texts[index] for index in indices],
         rewards={name: [values[index] for index in indices] for name, values in sampled.rewards.items()},
         totals=[sampled.totals[index] for index in indices],
+        lessons=[sampled.lessons[index] for index in indices] if sampled.lessons else [],
     )
 
 

@@ -38,11 +38,15 @@ class Learning:
     """Adds the log-probabilities that the loss compares with."""
     count: Callable[[Group], float]
     skippable: bool
-    """Whether a group whose advantages are all zero has no gradient."""
+    """Whether a group that does not teach has no gradient."""
     of_step: Callable[[list[Group], bool], list[Group]] | None = None
     """Adds what the loss must know of a step as a whole; given its groups, and whether they are on policy."""
     data: Callable[..., Rollouts] = Rollouts
     """What `measure` leaves as the data of a group, by its fields."""
+    informed: Callable[[Sampled, Group], Group] = lambda sampled, group: group
+    """Adds to a fresh group what else is known of its completions."""
+    teaches: Callable[[Group], bool] = lambda group: any(group.data.advantages)
+    """Whether a group of a skippable loss has a gradient."""
 
 
 class RolloutWindows:
@@ -70,6 +74,7 @@ class RolloutWindows:
         part = use % self.plan.steps_per_generation
         size = self.plan.prompts_per_step
         groups = self.groups[part * size : (part + 1) * size]
+        num_tokens = sum(group.length for group in groups)
         if self.learning.of_step is not None:
             groups = self.learning.of_step(groups, use == 0 and not self.replay.size and self.drawing.on_policy)
         idle = [group for group in groups if self._is_idle(group)]
@@ -77,12 +82,12 @@ class RolloutWindows:
             [group for group in groups if not self._is_idle(group)],
             uncounted_items=sum(self.learning.count(group) for group in idle),
             metrics=aged(self.metrics, use),
-            num_tokens=sum(group.length for group in groups),
+            num_tokens=num_tokens,
         )
 
     def _is_idle(self, group: Group) -> bool:
         """Whether nothing of the group reaches the gradient."""
-        return _is_masked(group) or (self.learning.skippable and not any(group.data.advantages))
+        return _is_masked(group) or (self.learning.skippable and not self.learning.teaches(group))
 
     def _sample(self, generation: int, step: int) -> None:
         with clocked(self.context.timings, WAITING):
@@ -123,7 +128,8 @@ class RolloutWindows:
             list(compress(completion.logprobs, repeat(True) if branch.loss_mask is None else branch.loss_mask))
             for completion, branch in zip(sampled.completions, branches, strict=True)
         )
-        return Group(sampled.prompt.row_id, sampled.prompt.prompt_ids, branches, Rollouts(tuple(advantages), logprobs))
+        data = Rollouts(tuple(advantages), logprobs)
+        return self.learning.informed(sampled, Group(sampled.prompt.row_id, sampled.prompt.prompt_ids, branches, data))
 
     def _loss_mask(self, completion: Completion) -> list[bool] | None:
         """What of it is trained; None: all. Nothing of an episode whose environment broke."""

@@ -1,0 +1,91 @@
+"""Rollouts that a teacher reads once more: what their groups carry, and what is left of them for a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+
+from stages.data.encode import common_prefix
+from stages.training.batch import Branch, Group
+from stages.training.policy_known import Rollouts
+from stages.training.policy_step import OfStep
+from stages.training.rollout_records import Sampled
+
+
+@dataclass(frozen=True)
+class TaughtRollouts(Rollouts):
+    """With the prompts of the teacher, one a branch."""
+
+    teacher_prompts: tuple[list[int], ...] = ()
+    """Token ids; empty: the branch is not taught."""
+    completions: int = 0
+    """Completions that the group stands for, some of which may be left out of it."""
+    items_per_completion: float | None = None
+    """What a completion of this step comes to in the items that the step's loss is divided by."""
+
+    @property
+    def taught(self) -> list[int]:
+        """Which branches are, by their indices."""
+        return [index for index, prompt in enumerate(self.teacher_prompts) if prompt]
+
+
+def with_lessons(sampled: Sampled, group: Group) -> Group:
+    """The group with the teacher's prompts of those completions of which some token is asked for."""
+    prompts = tuple(
+        lesson.teacher_ids if _is_asked(branch) else []
+        for lesson, branch in zip(sampled.lessons, group.branches, strict=True)
+    )
+    return replace(group, data=TaughtRollouts(**vars(group.data), teacher_prompts=prompts, completions=len(prompts)))
+
+
+def is_taught(group: Group) -> bool:
+    """Whether the teacher has a prompt for any of its branches."""
+    return any(group.data.teacher_prompts)
+
+
+def _is_asked(branch: Branch) -> bool:
+    return bool(branch.token_ids) if branch.loss_mask is None else any(branch.loss_mask)
+
+
+def taught_step(of_step: OfStep, count: Callable[[Group], float], *, alone: bool) -> OfStep:
+    """As another, and each group knows what a completion counts in the step. `count`: of the items of a group;
+    `alone`: nothing but the distillation is learnt, so that branches without a teacher need not be computed."""
+
+    def settled(groups: list[Group], on_policy: bool) -> list[Group]:
+        groups = of_step(groups, on_policy)
+        share = sum(map(count, groups)) / sum(group.data.completions for group in groups)
+        groups = [replace(group, data=replace(group.data, items_per_completion=share)) for group in groups]
+        return [_taught_alone(group) for group in groups] if alone else groups
+
+    return settled
+
+
+def _taught_alone(group: Group) -> Group:
+    """Without the branches that have no teacher, unless none has."""
+    indices = group.data.taught
+    if not indices:
+        return group
+    by_branch = {
+        field.name: tuple(value[index] for index in indices)
+        for field in fields(group.data)
+        if isinstance(value := getattr(group.data, field.name), tuple)
+    }
+    branches = tuple(group.branches[index] for index in indices)
+    return replace(group, branches=branches, data=replace(group.data, **by_branch))
+
+
+def as_taught(groups: Sequence[Group]) -> list[Group]:
+    """What the teacher reads of the groups: the taught branches under its prompts, in their order; where prompts of a
+    group go apart, the rest of them begins the branches and is not asked for."""
+    return [_as_taught(group, group.data.taught) for group in groups if group.data.taught]
+
+
+def _as_taught(group: Group, indices: Sequence[int]) -> Group:
+    prompts = [group.data.teacher_prompts[index] for index in indices]
+    shared = min(common_prefix(prompts[0], prompt) for prompt in prompts)
+    branches = []
+    for prompt, index in zip(prompts, indices, strict=True):
+        branch, rest = group.branches[index], prompt[shared:]
+        mask = [True] * len(branch.token_ids) if branch.loss_mask is None else list(branch.loss_mask)
+        branches.append(Branch([*rest, *branch.token_ids], [*[False] * len(rest), *mask]))
+    return Group(group.row_id, prompts[0][:shared], tuple(branches))
