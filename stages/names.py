@@ -119,8 +119,6 @@ NEAR_STAGES = {
     "chat": "`uses: sample`, which completes the prompts of a dataset",
     "async_distillation": "`uses: distill` with `teacher_engine: {engine: vllm_server}` and `loss_top_k`, which "
     "samples and trains in turns",
-    "sdpo": "`uses: distill` without a teacher, on rows of type `privileged_context`; they are given beforehand, and "
-    "not made of what was sampled",
 }
 """Names of algorithms elsewhere that no stage has: the nearest one, and in what it differs."""
 

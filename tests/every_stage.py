@@ -169,6 +169,23 @@ EVERY_STAGE: dict[str, Any] = {
         "inputs": {"model": "sft", "dataset": "rows", "samples": "drawn.completions"},
         "with": {**TRAINING, "max_steps": 2, "rewards": ["task.py:length"], "max_completion_length": 6, "beta2": 0.1},
     },
+    "self_taught": {
+        "uses": "sdpo",
+        "inputs": {"model": "sft", "dataset": "rows", "reward_model": "judge"},
+        "with": {
+            **TRAINING,
+            "max_steps": 2,
+            "rewards": ["task.py:length"],
+            "success_reward_threshold": 1.5,
+            "distillation_weight": 0.5,
+            "distillation_mode": "topk_logits",
+            "distillation_topk": 5,
+            "num_generations": 4,
+            "max_completion_length": 6,
+            "reprompt_template": "{prompt}{solution}",
+            "solution_template": "{successful_previous_attempt}=",
+        },
+    },
     "small": {
         "uses": "distill",
         "inputs": {"model": "student", "teacher": "grpo", "dataset": "rows"},

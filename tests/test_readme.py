@@ -67,6 +67,8 @@ ONLINE_ROWS = (
     "| XPO: on-line DPO with xpo_alpha | `online_dpo` | `sigmoid` | 2405.21046 | any with prompts | yes |",
     "| Nash-MD | `nash_md` | | 2312.00886 | any with prompts | yes |",
     "| A*-PO | `a2po` | | 2505.20686 | any with prompts | yes |",
+    "| SDPO: self-distillation from one's own successes, or from feedback | `sdpo` | | 2601.20802 | any with prompts "
+    "| no |",
 )
 
 

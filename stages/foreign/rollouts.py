@@ -20,8 +20,8 @@ CONCEPTS = (
     ),
     Concept(
         called(TRL, "top_p", "top_k", "min_p", "repetition_penalty"),
-        note="`sample`, `evaluate`, `rl`, `online_dpo`, `nash_md` and `a2po` have it; `ppo` and `distill` draw from "
-        "all tokens",
+        note="`sample`, `evaluate`, `rl`, `online_dpo`, `nash_md`, `a2po` and `sdpo` have it; `ppo` and `distill` draw "
+        "from all tokens",
     ),
     Concept(
         called(TRL, "generation_kwargs"),

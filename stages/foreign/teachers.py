@@ -95,6 +95,18 @@ CONCEPTS = (
         "importance_sampling_mode: token_truncate, importance_sampling_clip_max: CLIP",
         "of a policy gradient (`loss_type`); a divergence is exact whoever wrote the tokens before",
     ),
+    Concept(
+        called(TRL, "include_environment_feedback"),
+        ("feedback_column", "feedback_function"),
+        "feedback_column: privileged_context",
+        "or another column, or feedback_function: file.py:name",
+        stage="sdpo",
+    ),
+    Concept(
+        called(TRL, "diagnostics_warning_interval", "diagnostics_flat_tolerance"),
+        ("stop_on",),
+        note="monitors no_signal, constant_reward and nothing_taught speak once",
+    ),
     Concept(called(TRL, "teacher_temperature"), ("temperature",), note="of both models"),
     Concept(
         called(TRL, "generate_from_teacher"),

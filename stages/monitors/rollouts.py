@@ -18,6 +18,8 @@ EQUAL = 0.5
 """Share of a group's completions that repeat another one of it."""
 SHORT = 10
 """Tokens of completions that are rightly equal: there are not many ways to write a number."""
+TAUGHT = "self_distillation/reprompt_sample_fraction"
+"""Share of completions that have something to learn from a teacher, whatever their rewards."""
 MISMATCH = 1e-4
 """Difference of sampler and trainer, in nats a token, that rounding in float32 does not reach."""
 
@@ -27,7 +29,7 @@ def no_signal(run: History) -> str | None:
     if len(run.values("frac_reward_zero_std")) < FEW:
         return None
     share = run.last("frac_reward_zero_std")
-    if share < WITHOUT_SIGNAL:
+    if share < WITHOUT_SIGNAL or (run.values(TAUGHT) and run.last(TAUGHT)):
         return None
     reward = f" (mean reward {run.last('reward'):.3g})" if run.values("reward") else ""
     return (
@@ -35,6 +37,21 @@ def no_signal(run: History) -> str | None:
         "take prompts that are sometimes solved (curriculum, dynamic_sampling_rounds), raise num_generations or "
         "temperature, or give a reward with more than two values"
     )
+
+
+def nothing_taught(run: History) -> str | None:
+    """No completion has anything to learn from the model as its own teacher."""
+    if len(run.values(TAUGHT)) < FEW or run.last(TAUGHT):
+        return None
+    found = [f"no completion of the last {FEW} steps had a teacher"]
+    if run.last("self_distillation/too_long_fraction"):
+        found.append("prompts of the teacher were too long: raise max_reprompt_len, or lower max_completion_length")
+    if not run.last("self_distillation/success_group_fraction"):
+        found.append(
+            "none succeeded: lower success_reward_threshold to what the rewards can reach, take easier prompts, raise "
+            "num_generations, or give feedback_column or feedback_function"
+        )
+    return "; ".join(found)
 
 
 def constant_reward(run: History) -> str | None:

@@ -21,6 +21,7 @@ from stages.monitors.rollouts import (
     duplicates,
     length_explosion,
     no_signal,
+    nothing_taught,
     sampler_mismatch,
     truncation,
 )
@@ -37,6 +38,7 @@ MONITORS: dict[str, Monitor] = {
     "kl_runaway": kl_runaway,
     "not_finite": not_finite,
     "no_signal": no_signal,
+    "nothing_taught": nothing_taught,
     "constant_reward": constant_reward,
     "length_explosion": length_explosion,
     "truncation": truncation,

@@ -26,10 +26,9 @@ if TYPE_CHECKING:
 class SelfTeacher:
     """Says what it makes of completions under its own prompts."""
 
-    def __init__(self, temperature: float) -> None:
-        """`temperature` divides its logits."""
-        self.temperature = temperature
-        self._scorer: Scorer | None = None
+    def __init__(self, temperature: float, scorer: Scorer | None = None) -> None:
+        """`temperature` divides its logits; `scorer`: None until it joins a trainer."""
+        self.temperature, self._scorer = temperature, scorer
 
     def join(self, trainer: Trainer, config: SelfTeachingConfig) -> None:
         """Be ready for the trainer's first batch. Collective. Raises StageError for adapters that would have to be

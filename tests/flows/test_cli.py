@@ -153,7 +153,7 @@ def test_what_others_call_a_stage(capsys, name, ours):
 @pytest.mark.parametrize(
     ("name", "difference"),
     [
-        ("sdpo", " without a teacher, on rows of type `privileged_context`; they are given beforehand"),
+        ("async_distillation", " with `teacher_engine: {engine: vllm_server}` and `loss_top_k`, which samples and "),
     ],
 )
 def test_what_no_stage_does(capsys, name, difference):

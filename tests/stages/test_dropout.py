@@ -33,6 +33,7 @@ STAGES: dict[str, tuple[str, dict[str, Any]]] = {
     "ppo": ("rows", ONLINE),
     "online_dpo": ("rows", ONLINE | {"num_generations": 4}),
     "nash_md": ("rows", ONLINE),
+    "sdpo": ("rows", ONLINE | {"train_batch_size": 16, "num_generations": 4, "success_reward_threshold": 0.1}),
 }
 assert letters  # what `rewards` names
 

@@ -76,6 +76,15 @@ TROUBLES: dict[str, tuple[Callable[[int], Row], int]] = {
     "not_finite": (lambda step: {"kl": float("nan")} if step == 60 else {}, 60),
     # 0 until step 100, then 1: 18 of 20 are nine in ten
     "no_signal": (lambda step: {"frac_reward_zero_std": float(step > 100)}, 118),
+    # half until step 100, then none: of the last 20 there is none at step 120
+    "nothing_taught": (
+        lambda step: {
+            "self_distillation/reprompt_sample_fraction": 0.5 if step <= 100 else 0.0,
+            "self_distillation/success_group_fraction": 1.0 if step <= 100 else 0.0,
+            "self_distillation/too_long_fraction": 0.0,
+        },
+        120,
+    ),
     # 20 steps of one value
     "constant_reward": (
         lambda step: {"rewards/length/mean": 0.25, "rewards/length/std": 0.0} if step > 50 else {},
@@ -119,6 +128,21 @@ def test_a_resumed_run_says_nothing_twice(name: str) -> None:
         watch = Watch(rows[:resumed_at])
         later = [notice.step for row in rows[resumed_at:] for notice in watch.look(row)]
         assert later == ([step] if resumed_at < step else [])
+
+
+def test_what_keeps_a_teacher_silent() -> None:
+    """Without a success, or with prompts that are too long; and groups of equal rewards that are taught are no trouble."""
+    told = {f"self_distillation/{name}": 0.0 for name in ("reprompt_sample_fraction", "success_group_fraction")}
+    texts = []
+    for too_long, succeeded in ((0.0, 0.0), (0.5, 1.0)):
+        more = {"self_distillation/too_long_fraction": too_long, "self_distillation/success_group_fraction": succeeded}
+        rows = [{"step": step, "frac_reward_zero_std": 0.0, **told, **more} for step in range(1, 30)]
+        (notice,) = notices_of(rows)
+        texts.append(notice.text)
+    assert "success_reward_threshold" in texts[0] and "max_reprompt_len" not in texts[0]
+    assert "max_reprompt_len" in texts[1] and "success_reward_threshold" not in texts[1]
+    taught = [{**row, "frac_reward_zero_std": 1.0, "self_distillation/reprompt_sample_fraction": 0.5} for row in rows]
+    assert notices_of(taught) == []
 
 
 def test_a_model_of_rewards_at_chance() -> None:
