@@ -129,7 +129,11 @@ ANSWERS = [
     ("sft", "kd_temperature", "here it is `temperature`, of a stage `distill`"),
     ("distill", "distillation_is_clip", "here it is `importance_sampling_mode: token_truncate, importance_sampling_cl"),
     ("rl", "single_step_decomposition", "it is a setting of distill"),
-    ("sdpo", "include_environment_feedback", "here it is `feedback_column: privileged_context` (TRL: or another column"),
+    (
+        "sdpo",
+        "include_environment_feedback",
+        "here it is `feedback_column: privileged_context` (TRL: or another column",
+    ),
     ("sdpo", "diagnostics_warning_interval", "monitors no_signal, constant_reward and nothing_taught speak once"),
     ("distill", "teacher_model_server_url", "here it is `teacher_engine: {engine: vllm_server, urls: ["),
     # rewards and rollouts

@@ -24,8 +24,8 @@ from stages.losses.self_distillation import (
 
 BETAS = (0.0, 0.3, 1.0)
 LN2 = math.log(2)
-# the student's likeliest two of four tokens are 1 and 3: 1/2 and 1/4, the rest 1/4; the teacher gives these 1/8 and 3/8,
-# the rest 1/2
+# the student's likeliest two of four tokens are 1 and 3: 1/2 and 1/4, the rest 1/4; the teacher gives these 1/8 and
+# 3/8, the rest 1/2
 STUDENT = torch.tensor([[0.1, 0.5, 0.15, 0.25]], dtype=torch.float64).log() - 3
 TEACHER = torch.tensor([[0.3, 0.125, 0.2, 0.375]], dtype=torch.float64).log() + 2
 # scaled up to 1 they are 2/3, 1/3 and 1/4, 3/4

@@ -131,7 +131,7 @@ def test_a_resumed_run_says_nothing_twice(name: str) -> None:
 
 
 def test_what_keeps_a_teacher_silent() -> None:
-    """Without a success, or with prompts that are too long; and groups of equal rewards that are taught are no trouble."""
+    """No success, or prompts that are too long; groups of equal rewards that are taught are no trouble."""
     told = {f"self_distillation/{name}": 0.0 for name in ("reprompt_sample_fraction", "success_group_fraction")}
     texts = []
     for too_long, succeeded in ((0.0, 0.0), (0.5, 1.0)):
