@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from torch.testing import assert_close
 
+from artifacts.errors import StageError
 from stages.losses.distillation import divergence_of
 from stages.losses.policy import POLICY_LOSSES
 from stages.losses.self_distillation import OwnTop
@@ -178,3 +181,15 @@ def test_what_the_teacher_reads() -> None:
 def test_groups_are_saved_whole() -> None:
     groups = rows()
     assert groups_from_json(groups_to_json(groups), TaughtRollouts)[1].data == groups[1].data
+
+
+def test_adapters_cannot_be_followed() -> None:
+    """Those that input model brings: the stage's check has seen lora_r before."""
+    model = tiny_model()
+    adapted = Scorer(get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])))
+    trainer: Any = SimpleNamespace(scorer=adapted, config=SimpleNamespace(bf16=False))
+    config: Any = SimpleNamespace(teacher_model_kind="ema")
+    with pytest.raises(
+        StageError, match=r"ema needs the whole model trained, .* merge it first, or give base, or live"
+    ):
+        SelfTeacher(1.0).join(trainer, config)

@@ -1,0 +1,349 @@
+"""The stage `sdpo`: its steps worked out on transformers' logits, that it is `rl` without a teacher, and what it
+refuses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from artifacts.errors import DataError, StageError
+from stages.losses.distillation import divergence_of
+from stages.losses.self_distillation import OwnTop, own_top_divergence, sampled_token
+from stages.sdpo import Config, check
+from stages.training.self_teaching_settings import SelfTeachingConfig
+from tests.data.characters import ids
+from tests.stages.small_models import (
+    logged,
+    output,
+    read_lines,
+    rows_of,
+    run_stage,
+    save_dataset,
+    save_model,
+)
+
+HERE = "tests.stages.test_sdpo"
+PROMPTS = [{"prompt": prompt, "said": said} for prompt, said in (("abc", "h"), ("da", None), ("hgf", "eh"))]
+SETTINGS: dict[str, Any] = {
+    "rewards": [f"{HERE}:longer"],
+    "train_batch_size": 12,
+    "num_generations": 4,
+    "max_completion_length": 5,
+    "max_steps": 2,
+    "learning_rate": 1e-2,
+    "lr_scheduler_type": "constant",
+    "temperature": 0.8,
+    "reprompt_template": "{prompt}{solution}{feedback}",
+    "solution_template": "ce{successful_previous_attempt}",
+}
+FEEDBACK = {"feedback_template": "f{feedback_raw}"}
+
+
+def longer(completions: Sequence[Any], **_: Any) -> list[float | None]:
+    """Completions of more than three characters succeed; of empty ones nothing is known."""
+    texts = [one if isinstance(one, str) else one[0]["content"] for one in completions]
+    return [float(len(text) > 3) if text else None for text in texts]
+
+
+def never(completions: Sequence[str], **_: Any) -> list[float]:
+    return [0.0] * len(completions)
+
+
+def remark(completions: Sequence[Any], prompts: Sequence[Any], **_: Any) -> list[str | None]:
+    """Of a completion of two characters, its first one."""
+    texts = [one if isinstance(one, str) else one[0]["content"] for one in completions]
+    return [text[0] if len(text) == 2 else None for text in texts]
+
+
+def numbers(completions: Sequence[str], **_: Any) -> list[float]:
+    return [1.0] * len(completions)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_process() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("made")
+    start = save_model(folder / "model", seed=1)
+    return {"start": start, "model": folder / "model", "dataset": save_dataset(folder / "rows", "prompt", PROMPTS)}
+
+
+def trained(
+    made: dict[str, Any], folder: Path, stage: str = "sdpo", **settings: Any
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(metrics, rollouts) of a run in that folder."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    inputs = {"model": made["model"], "dataset": made["dataset"]}
+    context = run_stage(stage, folder, inputs, **{**SETTINGS, **settings})
+    return read_lines(output(context, "model") / "metrics.jsonl"), rows_of(output(context, "rollouts"))
+
+
+def exported(folder: Path) -> Path:
+    return folder / "job" / "out" / "model"
+
+
+def logits(model: Any, before: Sequence[int], completion: Sequence[int]) -> Tensor:
+    with torch.no_grad():
+        whole = model(input_ids=torch.tensor([[*before, *completion]])).logits[0].double()
+    return whole[len(before) - 1 : -1] / SETTINGS["temperature"]
+
+
+def distillation(policy: Any, teacher: Any, rows: list[dict[str, Any]], compare: Any) -> float:
+    """The mean over completions of the mean over their tokens, 0 where there is no teacher."""
+    values = [
+        float(compare(*(logits(*one, row["token_ids"]) for one in read), torch.tensor(row["token_ids"])).mean())
+        for row in rows
+        if row["teacher_prompt_ids"]
+        for read in [((policy, row["prompt_ids"]), (teacher, row["teacher_prompt_ids"]))]
+    ]
+    assert values
+    return sum(values) / len(rows)
+
+
+def of_samples(student_NV: Tensor, teacher_NV: Tensor, tokens_N: Tensor) -> Tensor:
+    logs = [one.log_softmax(1).gather(1, tokens_N[:, None])[:, 0] for one in (student_NV, teacher_NV)]
+    return sampled_token(*logs)
+
+
+MODES: dict[str, tuple[dict[str, Any], Any]] = {
+    "sampled": ({}, of_samples),
+    "all": (
+        {"distillation_mode": "full_logits", "distillation_alpha": 0.3},
+        lambda student, teacher, _: divergence_of(0.3).of_logits(student, teacher),
+    ),
+    "likeliest": (
+        {
+            "distillation_mode": "topk_logits",
+            "distillation_topk": 3,
+            "distillation_add_tail": True,
+            "distillation_weight": 0.4,
+        },
+        lambda student, teacher, _: own_top_divergence(student, teacher, OwnTop(3, True), divergence_of(1.0)),
+    ),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_first_loss(made: dict[str, Any], tmp_path: Path, mode: str) -> None:
+    settings, compare = MODES[mode]
+    weight = settings.get("distillation_weight", 1.0)
+    metrics, rollouts = trained(made, tmp_path / "whole", **settings)
+    rows = [row for row in rollouts if row["step"] == 1]
+    # on policy the policy's loss is the mean of -A over all tokens
+    lengths = [len(row["token_ids"]) for row in rows]
+    assert 0 < sum(bool(row["teacher_prompt_ids"]) for row in rows) < len(rows)
+    policy = -sum(row["advantage"] * length for row, length in zip(rows, lengths, strict=True)) / sum(lengths)
+    expected = weight * distillation(made["start"], made["start"], rows, compare) + (1 - weight) * policy
+    assert metrics[0]["loss"] == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    # cut into other micro-batches, the steps are the same
+    cut, _ = trained(made, tmp_path / "cut", **settings, micro_batch_tokens=4)
+    for row, other in zip(metrics, cut, strict=True):
+        assert (other["loss"], other["grad_norm"]) == pytest.approx((row["loss"], row["grad_norm"]), rel=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "rate"), [("base", 0.0), ("ema", 0.25), ("live", 1.0)])
+def test_the_teacher_of_the_second_step(made: dict[str, Any], tmp_path: Path, kind: str, rate: float) -> None:
+    """The model as it came, moved towards the policy after the first step, or the policy itself."""
+    settings: dict[str, Any] = {"teacher_model_kind": kind, **MODES["all"][0]}
+    if kind == "ema":
+        settings["teacher_update_rate"] = rate
+    trained(made, tmp_path / "one", **settings, max_steps=1)
+    after = AutoModelForCausalLM.from_pretrained(exported(tmp_path / "one"))
+    metrics, rollouts = trained(made, tmp_path / "two", **settings)
+    teacher = deepcopy(made["start"])
+    with torch.no_grad():
+        for weight, moved in zip(teacher.parameters(), after.parameters(), strict=True):
+            weight.copy_((1 - rate) * weight + rate * moved)
+    second = [row for row in rollouts if row["step"] == 2]
+    expected = distillation(after, teacher, second, MODES["all"][1])
+    assert metrics[1]["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_records(made: dict[str, Any], tmp_path: Path) -> None:
+    """The first success of a group that is not oneself, its text in the teacher's prompt."""
+    metrics, rollouts = trained(made, tmp_path, max_steps=1)
+    by_id = {row["row_id"]: row for row in rollouts}
+    for row in rollouts:
+        siblings = [one for one in rollouts if one["group"] == row["group"] and one is not row]
+        wins = [one["row_id"] for one in siblings if one["reward"] == 1.0]
+        assert row["taught_by"] == (wins[0] if wins else None) and row["feedback"] is None
+        shown = f"{row['prompt']}ce{by_id[wins[0]]['completion']}" if wins else ""
+        assert row["teacher_prompt_ids"] == ids(shown)
+    taught = sum(row["taught_by"] is not None for row in rollouts)
+    assert metrics[0]["self_distillation/reprompt_sample_fraction"] == pytest.approx(taught / len(rollouts))
+
+
+def test_without_a_teacher_it_is_rl(made: dict[str, Any], tmp_path: Path) -> None:
+    """The same bytes: metrics, weights and rollouts."""
+    plain = {name: value for name, value in SETTINGS.items() if not name.endswith("_template")}
+    settings = plain | {"num_iterations": 2, "beta": 0.1, "max_steps": 4}
+    found = []
+    for stage, more in (("rl", {}), ("sdpo", {"distillation_weight": 0.0})):
+        folder = tmp_path / stage
+        AcceleratorState._reset_state(reset_partial_state=True)
+        inputs = {"model": made["model"], "dataset": made["dataset"]}
+        context = run_stage(stage, folder, inputs, **settings, **more)
+        weights = (exported(folder) / "model.safetensors").read_bytes()
+        found.append(((exported(folder) / "metrics.jsonl").read_bytes(), weights, rows_of(output(context, "rollouts"))))
+    assert found[0] == found[1]
+
+
+def test_conversations_with_what_is_said_of_them(tmp_path: Path) -> None:
+    """The user's last turn becomes the prompt of the teacher."""
+    save_model(tmp_path / "model", seed=1)
+    chats = [{"prompt": [{"role": "user", "content": text}]} for text in ("abc", "da", "hgf")]
+    made = {
+        "model": tmp_path / "model",
+        "dataset": save_dataset(tmp_path / "rows", "prompt", chats, conversational=True),
+    }
+    settings = {"feedback_function": f"{HERE}:remark", **FEEDBACK, "max_steps": 3}
+    metrics, rollouts = trained(made, tmp_path / "run", **settings)
+    by_id = {row["row_id"]: row for row in rollouts}
+    seen = set()
+    for row in rollouts:
+        text = row["completion"][0]["content"]
+        said = text[0] if len(text) == 2 else None
+        taught = row["taught_by"]
+        solution = "" if taught is None else f"ce{by_id[taught]['completion'][0]['content']}"
+        shown = f"<{row['prompt'][0]['content']}{solution}{'' if said is None else f'f{said}'}>"
+        expected = [] if taught is None and said is None else ids(shown)
+        assert row["feedback"] == said and row["teacher_prompt_ids"] == expected
+        seen.add((taught is not None, said is not None))
+    assert {(True, False), (True, True)} <= seen
+    assert metrics[0]["self_distillation/feedback_used_fraction"] == pytest.approx(
+        sum(row["feedback"] is not None for row in rollouts if row["step"] == 1) / 12
+    )
+
+
+def test_feedback_of_a_column_alone(made: dict[str, Any], tmp_path: Path) -> None:
+    settings = {"feedback_column": "said", **FEEDBACK, "use_successful_as_teacher": False, "rewards": [f"{HERE}:never"]}
+    plain = {name: value for name, value in SETTINGS.items() if name != "solution_template"}
+    AcceleratorState._reset_state(reset_partial_state=True)
+    inputs = {"model": made["model"], "dataset": made["dataset"]}
+    context = run_stage("sdpo", tmp_path, inputs, **{**plain, **settings, "max_steps": 1})
+    rows = rows_of(output(context, "rollouts"))
+    assert {(row["prompt"], tuple(row["teacher_prompt_ids"])) for row in rows} == {
+        ("abc", tuple(ids("abcfh"))),
+        ("da", ()),
+        ("hgf", tuple(ids("hgffeh"))),
+    }
+    (metrics,) = read_lines(output(context, "model") / "metrics.jsonl")
+    # rewards are flat, and yet two groups of three teach
+    assert metrics["self_distillation/reprompt_sample_fraction"] == pytest.approx(2 / 3) and metrics["grad_norm"] > 0
+
+
+def test_where_nothing_is_taught_nothing_moves(made: dict[str, Any], tmp_path: Path) -> None:
+    """And the log says so once there were enough steps; prompts that are too long are told from failures."""
+    settings = {"max_steps": 20, "train_batch_size": 4, "weight_decay": 0.0, "temperature": 1.0}
+    metrics, _ = trained(made, tmp_path / "failed", **settings, rewards=[f"{HERE}:never"])
+    assert {(row["loss"], row["grad_norm"]) for row in metrics} == {(0.0, 0.0)}
+    said = [line for line in logged(tmp_path / "failed" / "job") if "nothing_taught" in line]
+    assert len(said) == 1 and "lower success_reward_threshold" in said[0]
+    metrics, rollouts = trained(made, tmp_path / "long", **settings | {"max_steps": 1}, max_reprompt_len=3)
+    assert metrics[0]["self_distillation/too_long_fraction"] > 0 and metrics[0]["grad_norm"] == 0
+    assert any(row["taught_by"] for row in rollouts) and not any(row["teacher_prompt_ids"] for row in rollouts)
+    assert not any("prompts of the teacher may have" in line for line in logged(tmp_path / "long" / "job"))
+    # the model's context of 64 has room for 59
+    assert "prompts of the teacher may have 59 tokens" in "".join(logged(tmp_path / "failed" / "job"))
+
+
+@pytest.mark.parametrize("kind", ["base", "live"])
+def test_adapters(made: dict[str, Any], tmp_path: Path, kind: str) -> None:
+    metrics, _ = trained(made, tmp_path, teacher_model_kind=kind, lora_r=2)
+    assert all(row["grad_norm"] > 0 for row in metrics)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        (
+            {"feedback_column": "sad"},
+            DataError,
+            r"feedback_column is sad; the dataset's columns are row_id, prompt, said",
+        ),
+        (
+            {"feedback_function": f"{HERE}:numbers"},
+            StageError,
+            r"'numbers' returned 1.0 for row r\d, completion 0; give",
+        ),
+    ],
+)
+def test_feedback_that_is_none(
+    made: dict[str, Any], tmp_path: Path, settings: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        trained(made, tmp_path, **settings)
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"distillation_alpha": 0.5}, r"distillation_alpha is 0.5, but sampled_token estimates KL\(policy \|\| teacher\)"),
+    ({"distillation_mode": "topk_logits"}, r"topk_logits needs distillation_topk"),
+    ({"distillation_topk": 5}, r"distillation_topk is of distillation_mode topk_logits; sampled_token has none"),
+    (
+        {"distillation_mode": "full_logits", "distillation_add_tail": True},
+        r"distillation_add_tail is of .* full_logits",
+    ),
+    (
+        {"teacher_model_kind": "live", "teacher_sync_steps": 2},
+        r"teacher_sync_steps is of teacher_model_kind ema, not of",
+    ),
+    ({"lora_r": 4}, r"ema needs the whole model trained, and with lora_r only adapters are; give base, or live"),
+    ({"use_successful_as_teacher": False}, r"the teacher would see no more than the policy"),
+    (
+        {"feedback_column": "said", "feedback_function": "a.py:b"},
+        r"feedback_column and feedback_function exclude each other",
+    ),
+    ({"feedback_function": "judge"}, r"feedback_function names 'judge', but none is built in; give file.py:name"),
+    ({"reprompt_template": "{prompt}{feedback}"}, r"reprompt_template has no \{solution\}"),
+    (
+        {"reprompt_template": "{prompt}{solution}", "feedback_column": "said"},
+        r"reprompt_template has no \{feedback\}, so the teacher would not see the feedback",
+    ),
+    ({"feedback_template": "{feedback_raw}"}, r"feedback_template is given, but there is neither feedback_column nor"),
+    (
+        {
+            "feedback_column": "said",
+            "use_successful_as_teacher": False,
+            "solution_template": "{successful_previous_attempt}",
+        },
+        r"solution_template is of solutions, which use_successful_as_teacher: false leaves out",
+    ),
+    ({"loss_type": "grpo"}, r"loss_type is of the policy's loss, which distillation_weight 1 leaves out"),
+    ({"distillation_weight": 0.0, "max_reprompt_len": 99}, r"max_reprompt_len is given, but distillation_weight is 0"),
+    ({"train_batch_size": 12}, r"train_batch_size 12 is no multiple of num_generations 8"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSED)
+def test_refused(settings: dict[str, Any], message: str) -> None:
+    (problem,) = check(Config(rewards=["exact_match"], **settings), frozenset({"model", "dataset"}))
+    assert re.search(message, problem), problem
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (
+            {"reprompt_template": "{solution}"},
+            "takes the field prompt, and may have solution and feedback; found solution",
+        ),
+        ({"reprompt_template": "{prompt}{other}"}, "found prompt, other"),
+        ({"solution_template": "it"}, "takes the field successful_previous_attempt; found none"),
+        ({"feedback_template": "{feedback_raw}}"}, "a lone brace"),
+    ],
+)
+def test_templates(template: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SelfTeachingConfig(**template)
