@@ -33,7 +33,17 @@ STAGES: dict[str, tuple[str, dict[str, Any]]] = {
     "ppo": ("rows", ONLINE),
     "online_dpo": ("rows", ONLINE | {"num_generations": 4}),
     "nash_md": ("rows", ONLINE),
-    "sdpo": ("rows", ONLINE | {"train_batch_size": 16, "num_generations": 4, "success_reward_threshold": 0.1}),
+    "sdpo": (
+        "rows",
+        ONLINE
+        | {
+            "train_batch_size": 16,
+            "num_generations": 4,
+            "success_reward_threshold": 2.0,
+            "reprompt_template": "{prompt}{solution}",
+            "solution_template": "{successful_previous_attempt}",
+        },
+    ),
 }
 assert letters  # what `rewards` names
 

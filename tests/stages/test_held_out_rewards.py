@@ -51,7 +51,13 @@ OF_STAGE: dict[str, dict[str, Any]] = {
     "online_dpo": {"train_batch_size": 2, "missing_eos_penalty": 0.5, "xpo_alpha": 0.1},
     "nash_md": {"train_batch_size": 2, "mixture_coef": 0.3},
     "a2po": {"train_batch_size": 2, "beta2": 0.1},
-    "sdpo": {"train_batch_size": 6, "num_generations": 3, "success_reward_threshold": 0.1},
+    "sdpo": {
+        "train_batch_size": 6,
+        "num_generations": 3,
+        "success_reward_threshold": 2.0,
+        "reprompt_template": "{prompt}{solution}",
+        "solution_template": "{successful_previous_attempt}",
+    },
 }
 
 
