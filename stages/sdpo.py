@@ -16,10 +16,8 @@ from stages.stage import MODELS, Input, Stage
 from stages.training.advantage_settings import AdvantageConfig, advantage_problems
 from stages.training.config import PolicyConfig, policy_outputs
 from stages.training.eval_settings import held_out_problems
-from stages.training.memory import Phase, Request, same_shape
-from stages.training.memory_head import HeadUse
-from stages.training.memory_online import longest_prompt, online_phases
-from stages.training.memory_sampling import Sampled
+from stages.training.memory import same_shape
+from stages.training.memory_self_teaching import self_taught_phases
 from stages.training.policy_settings import PolicyLossConfig, policy_problems
 from stages.training.rollout_settings import RolloutConfig, dropout_problems, reward_problems, sampler_tolerance
 from stages.training.self_teaching_settings import SelfTeachingConfig, self_teaching_problems
@@ -186,42 +184,6 @@ def _is_reused(config: Config) -> bool:
     return config.steps_per_generation * config.num_iterations > 1
 
 
-def memory(request: Request) -> list[Phase]:
-    """Sampling, the passes of reward model, reference and teacher, and the steps."""
-    config, prompt = request.config, longest_prompt(request)
-    completions = config.num_generations * config.max_completion_length
-    groups = config.train_batch_size // config.num_generations
-    sampled = groups * config.num_generations * config.steps_per_generation
-    reference = request.models.get("reference", request.model) if config.beta else None
-    work = request.passes(row=prompt + completions, rows=groups)
-    scored = request.passes(row=prompt + completions, rows=groups * config.steps_per_generation)
-    taught = config.distillation_weight > 0
-    # the teacher's prompts of a group share little where each shows feedback of its own
-    longest = max(1, min(config.max_reprompt_len, request.model.context - config.max_completion_length))
-    read = request.passes(row=longest + completions, rows=groups, read=completions)
-    teacher = [(request.model, read)] if taught else []
-    copies = {"base": request.frozen(request.model), "ema": 4.0 * request.model.parameters, "live": 0.0}
-    return online_phases(
-        request,
-        reference=reference,
-        asked=Sampled(
-            -(-sampled // request.setup.processes),
-            prompt,
-            config.max_completion_length,
-            config.num_generations,
-            sorts=config.top_p < 1,
-        ),
-        scored=[(reference, scored), (request.models.get("reward_model"), scored), *teacher],
-        work=work,
-        use=HeadUse(
-            together=config.couples_tokens and config.distillation_weight < 1,
-            entropy=config.has_entropy_bonus,
-            teacher=request.model if taught and config.distillation_mode != "sampled_token" else None,
-        ),
-        teacher=copies[config.teacher_model_kind] if taught else 0.0,
-    )
-
-
 STAGE = Stage(
     name="sdpo",
     version=1,
@@ -240,7 +202,7 @@ STAGE = Stage(
     summary="SDPO: a policy that learns from itself under prompts with its own successes, or with feedback",
     check=check,
     main_metric="reward",
-    memory=memory,
+    memory=self_taught_phases,
     shapes=same_shape,
     tokenized=open_prompts,
 )

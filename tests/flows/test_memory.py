@@ -253,6 +253,32 @@ def test_held_out_prompts_take_as_many_completions_at_once(tmp_path: Path) -> No
     assert more == pytest.approx(1.12 * (64 - 8) * 112 * 36 * 2 * 8 * 128 * 4)
 
 
+def test_the_teacher_of_sdpo(tmp_path: Path) -> None:
+    """Of an 8B policy: a float32 copy that follows it, one in bfloat16 beside a GPU's model, or none; its pass has the
+    gradients of a step beside it, which sampling has not."""
+    folder(tmp_path / "base")
+    settings = {"rewards": ["exact_match"], "train_batch_size": 8}
+    chain = {
+        "ema": stage("sdpo", "./base", **settings),
+        "base": stage("sdpo", "./base", teacher_model_kind="base", bf16=True, **settings),
+        "live": stage("sdpo", "./base", teacher_model_kind="live", feedback_column="answer", **settings),
+        "none": stage("sdpo", "./base", distillation_weight=0.0, **settings),
+        "rl": stage("rl", "./base", **settings),
+    }
+    found = {name: one.phases for name, one in predicted(tmp_path, chain).items()}
+    assert found["none"] == found["rl"]
+    copies = {"ema": 4 * PARAMETERS, "base": 4 * PARAMETERS, "live": 0}
+    for name, copy in copies.items():
+        *others, teaching = found[name]
+        assert [phase.name for phase in found[name]] == ["sampling", "training step", "teaching"]
+        assert [phase.parts.get("reference", 0) for phase in found[name]] == [copy] * 3
+        assert teaching.parts["gradients"] == 4 * PARAMETERS and "gradients" not in others[0].parts
+    # a prompt of 1024, two solutions of 256 and the words around them, and 8 completions; with feedback of any length
+    # up to 10240
+    few, many = (found[name][-1].parts["activations"] for name in ("ema", "live"))
+    assert few < many
+
+
 def test_a_value_model_is_there_in_every_phase_of_ppo(tmp_path: Path) -> None:
     """Beside an 8B policy a value model of two of its 36 layers, made from a language model: 2 numbers of its moments
     and a weight all the time, its gradient in the steps; it has a score of 4096 numbers in place of the head."""

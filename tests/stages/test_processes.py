@@ -34,6 +34,22 @@ STAGES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "eval_steps": 3,
         },
     ),
+    # by a teacher that follows the policy, of completions that all processes have sampled together
+    "self_taught": (
+        "sdpo",
+        "rows",
+        {
+            "rewards": [{"name": "repetition_penalty", "parameters": {"ngram_size": 1}}],
+            "num_generations": 4,
+            "max_completion_length": 6,
+            "learning_rate": 1e-3,
+            "distillation_weight": 0.6,
+            "distillation_mode": "full_logits",
+            "success_reward_threshold": 0.0,
+            "reprompt_template": "{prompt}{solution}",
+            "solution_template": "{successful_previous_attempt}",
+        },
+    ),
     "distilled": ("distill", "rows", {"lmbda": 0.0}),
     "by_sampling": ("distill", "rows", {"loss_type": "minillm", "max_completion_length": 6, "learning_rate": 1e-4}),
     "crossed": (
