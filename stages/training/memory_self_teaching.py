@@ -1,4 +1,4 @@
-"""How much memory a policy takes that is its own teacher: that of `rl`, a teacher beside it, and the teacher's passes."""
+"""How much memory a policy that teaches itself takes: that of `rl`, a teacher beside it, and the teacher's passes."""
 
 from __future__ import annotations
 
