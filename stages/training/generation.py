@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
@@ -16,7 +16,7 @@ from stages.context import Context
 from stages.data.tokenize import TokenizedPrompt
 from stages.rollouts.multi_turn.loop import MultiTurn
 from stages.rollouts.requests import Completion, Sampler, SampleRequest, SamplingConfig
-from stages.rollouts.rewards import Found, RewardSet
+from stages.rollouts.rewards import RewardSet
 from stages.rollouts.sampler import EmbeddedSampler
 from stages.rollouts.stopping import text_before
 from stages.training.batch import Group
@@ -27,6 +27,8 @@ from stages.training.multi_turn import opened, unless_broken
 from stages.training.out_of_memory import TokenBudget
 from stages.training.reference import branch_logprobs
 from stages.training.rollout_records import Sampled
+
+T = TypeVar("T")
 
 
 def end_token_ids(model: Any, tokenizer: Any) -> list[int]:
@@ -191,7 +193,7 @@ class Generation:
         ]
 
 
-def by_the_first(accelerator: Accelerator, compute: Callable[[], Found]) -> Found:
+def by_the_first(accelerator: Accelerator, compute: Callable[[], T]) -> T:
     """What the first process computes, or its error, on all of them: a judge is asked once, and no two disagree."""
     if accelerator.num_processes == 1:
         return compute()

@@ -49,7 +49,8 @@ class Lessons:
 
     def __call__(self, sampled: Sequence[Sampled]) -> list[Sampled]:
         """The groups, with a lesson for every completion."""
-        said = [[None] * len(one.texts) for one in sampled] if self.feedback is None else self.feedback(sampled)
+        nothing: list[list[str | None]] = [[None] * len(one.texts) for one in sampled]
+        said = nothing if self.feedback is None else self.feedback(sampled)
         return [replace(one, lessons=self._of_group(one, texts)) for one, texts in zip(sampled, said, strict=True)]
 
     def _of_group(self, sampled: Sampled, said: Sequence[str | None]) -> list[Lesson]:
@@ -118,7 +119,7 @@ def taught(
     config = context.config
     for prompt in prompts:
         with_request(prompt.row, str)
-    encoder = Encoder(generation.sampling.tokenizer)
+    encoder = Encoder(generation.sampling.policy.tokenizer)
 
     def encode(shown: list[TokenizedPrompt]) -> list[list[int]]:
         return encode_prompts(encoder, dataset, [prompt.row for prompt in shown]) if shown else []
@@ -168,6 +169,6 @@ def _by_function(
                 )
         return values
 
-    accelerator = generation.sampling.accelerator
+    accelerator = generation.sampling.policy.accelerator
     rest = iter(ask() if accelerator is None else by_the_first(accelerator, ask))
     return [[next(rest) for _ in group] for group in texts]

@@ -51,11 +51,11 @@ class SelfTeaching:
         return self.weight == 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TaughtKnown(Known):
     """With what is known of the teaching, token by token."""
 
-    teaching_N: Tensor | None = None
+    teaching_N: Tensor
     """What a token of the distillation counts in the loss; 0 where nothing is taught."""
     teacher_N: Tensor | None = None
     """Log-probability under the teacher, 0 where nothing is taught; None: all of its distribution is compared."""
@@ -78,10 +78,11 @@ class TaughtTerms(PolicyTerms):
         """[N] float64: the distillation is the mean over a step's completions, those without a teacher among them, of
         the means over their tokens."""
         lengths_K = batch.tokens_per_branch().double()
-        share = batch.groups[0].data.items_per_completion
+        share: float | None = batch.groups[0].data.items_per_completion
         assert share is not None, "groups go through taught_step"
         taught_K = lengths_K.new_tensor([bool(one) for group in batch.groups for one in group.data.teacher_prompts])
-        return (taught_K * self.teaching.weight * share / lengths_K.clamp(min=1)).index_select(0, batch.branch_N)
+        weights_K = taught_K * (self.teaching.weight * share) / lengths_K.clamp(min=1)
+        return weights_K.index_select(0, batch.branch_N)
 
     @torch.no_grad()
     def _teacher(self, batch: TokenBatch, teaching_N: Tensor) -> Tensor:
@@ -119,15 +120,15 @@ class TaughtTerms(PolicyTerms):
 
     def _distilled(self, known: Known, logprobs_C: Tensor, part: slice) -> Tensor:
         """[C] weighted; zeros where whole distributions are compared, which is done apart."""
-        assert isinstance(known, TaughtKnown)
         own = known.of_part(part, logprobs_C.dtype)
+        assert isinstance(own, TaughtKnown)
         return own.teaching_N * self.distillation(own, logprobs_C)
 
     def distillation(self, known: Any, logprobs_C: Tensor) -> Tensor:
         """[C] of sampled tokens, times their importance; `known` of the same slice."""
         if known.teacher_N is None:
             return logprobs_C * 0
-        losses_C = sampled_token(logprobs_C, known.teacher_N)
+        losses_C: Tensor = sampled_token(logprobs_C, known.teacher_N)
         most = self.teaching.importance_clip
         if most is None or known.old_N is None:
             return losses_C
@@ -146,8 +147,9 @@ class SelfDistillationLoss(PolicyLoss):
 
     The distillation is the mean over the step's completions of the mean over their tokens of min(ratio, clip) x
     divergence(policy under the prompt, teacher under its own); completions without a teacher count as 0. As TRL has it,
-    but for the policy's loss: that is `rl`'s with all that this takes, and divides by the items of the whole step,
-    where TRL's dapo divides every micro-batch by its own tokens.
+    but for the policy's loss: that is `rl`'s with all that this takes, the KL term of a `beta` that TRL reads and leaves
+    unused among it, and divides by the items of the whole step, where TRL's dapo divides every micro-batch by its own
+    tokens.
     """
 
     terms: TaughtTerms

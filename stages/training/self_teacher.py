@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 
 class SelfTeacher:
-    """Says what it makes of completions under its own prompts."""
+    """Says what it makes of completions under its own prompts.
+
+    Of adapters there is none that follows: a mean of their two matrices apart is not that of what they do together. TRL
+    takes it, and begins at zeros, so that its teacher is the base however the adapter came.
+    """
 
     def __init__(self, temperature: float, scorer: Scorer | None = None) -> None:
         """`temperature` divides its logits; `scorer`: None until it joins a trainer."""
