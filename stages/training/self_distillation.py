@@ -147,8 +147,8 @@ class SelfDistillationLoss(PolicyLoss):
 
     The distillation is the mean over the step's completions of the mean over their tokens of min(ratio, clip) x
     divergence(policy under the prompt, teacher under its own); completions without a teacher count as 0. As TRL has it,
-    but for the policy's loss: that is `rl`'s with all that this takes, the KL term of a `beta` that TRL reads and leaves
-    unused among it, and divides by the items of the whole step, where TRL's dapo divides every micro-batch by its own
+    but for the policy's loss: that is `rl`'s with all that this takes, among it the KL term of a `beta` that TRL reads
+    and leaves unused, and divides by the items of the whole step, where TRL's dapo divides every micro-batch by its own
     tokens.
     """
 
