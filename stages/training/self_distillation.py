@@ -219,7 +219,12 @@ class SelfDistillationLoss(PolicyLoss):
             kind = head.sum_type
             comparison = Comparison(divergence, self.teaching.top, importance and importance.of_type(kind))
             return linear_self_divergence(
-                hidden_NH[index_n], head, told_nH, self.teacher.head(), comparison, weights_N=weights_n.to(kind)
+                hidden_NH.index_select(0, index_n),
+                head,
+                told_nH,
+                self.teacher.head(),
+                comparison,
+                weights_N=weights_n.to(kind),
             )
 
         return compare

@@ -116,7 +116,15 @@ def test_a_student_distills_what_a_server_samples_of_its_weights(tmp_path: Path,
     assert rows[1]["loss"] != rows[0]["loss"]
 
 
-@pytest.mark.parametrize(("stage", "more"), [("online_dpo", {}), ("a2po", {"beta2": 0.1})])
+TAUGHT = {
+    "num_generations": 4,
+    "success_reward_threshold": 2.0,
+    "reprompt_template": "{prompt}{solution}",
+    "solution_template": "{successful_previous_attempt}",
+}
+
+
+@pytest.mark.parametrize(("stage", "more"), [("online_dpo", {}), ("a2po", {"beta2": 0.1}), ("sdpo", TAUGHT)])
 def test_online_stages(stage: str, more: dict[str, Any], tmp_path: Path, inputs: dict[str, Path]) -> None:
     """The trainer finds the tokens as likely as the server that sampled them, after every update."""
     settings = {"max_completion_length": 5, "train_batch_size": 4, "max_steps": 2, "rewards": LETTERS, **more}

@@ -128,6 +128,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "num_iterations": 2,
             "success_reward_threshold": 0.5,
             "distillation_weight": 0.7,
+            "distillation_mode": "full_logits",
+            "distillation_alpha": 0.5,
             "teacher_update_rate": 0.3,
             "reprompt_template": "{prompt}{solution}{feedback}",
             "solution_template": "h{successful_previous_attempt}",
