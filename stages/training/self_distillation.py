@@ -30,7 +30,7 @@ from stages.training.policy import PolicyLoss
 from stages.training.policy_known import Known, token_values
 from stages.training.policy_terms import PolicySettings, PolicyTerms
 from stages.training.self_teacher import SelfTeacher
-from stages.training.taught_rollouts import is_taught
+from stages.training.taught_rollouts import is_taught, taught_places
 
 
 @dataclass(frozen=True)
@@ -133,13 +133,6 @@ class TaughtTerms(PolicyTerms):
         if most is None or known.old_N is None:
             return losses_C
         return losses_C * clipped_importance(logprobs_C, known.old_N, most)
-
-
-def taught_places(batch: TokenBatch) -> Tensor:
-    """[n] which of the asked-for tokens belong to taught branches."""
-    taught = [bool(prompt) for group in batch.groups for prompt in group.data.teacher_prompts]
-    taught_K = torch.tensor(taught, device=batch.branch_N.device)
-    return taught_K.index_select(0, batch.branch_N).nonzero()[:, 0]
 
 
 class SelfDistillationLoss(PolicyLoss):

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
+import torch
+from torch import Tensor
+
 from stages.data.encode import common_prefix
-from stages.training.batch import Branch, Group
+from stages.training.batch import Branch, Group, TokenBatch
 from stages.training.policy_known import Rollouts
 from stages.training.policy_step import OfStep
 from stages.training.rollout_records import Sampled
@@ -41,6 +44,13 @@ def with_lessons(sampled: Sampled, group: Group) -> Group:
 def is_taught(group: Group) -> bool:
     """Whether the teacher has a prompt for any of its branches."""
     return any(group.data.teacher_prompts)
+
+
+def taught_places(batch: TokenBatch) -> Tensor:
+    """[n] which of the asked-for tokens belong to taught branches."""
+    taught = [bool(prompt) for group in batch.groups for prompt in group.data.teacher_prompts]
+    taught_K = torch.tensor(taught, device=batch.branch_N.device)
+    return taught_K.index_select(0, batch.branch_N).nonzero()[:, 0]
 
 
 def _is_asked(branch: Branch) -> bool:
