@@ -14,6 +14,7 @@ from torch import Tensor
 
 from artifacts.errors import StageError
 from stages.rollouts.draw import draw, uniforms
+from stages.rollouts.form_masks import FormMasks
 from stages.rollouts.requests import Completion, SamplingConfig
 from stages.rollouts.rows import Leaving, Row
 from stages.rollouts.stopping import Decode, completes
@@ -31,9 +32,12 @@ class Ending:
 class Drafts:
     """Row b of everything belongs to `rows[b]`."""
 
-    def __init__(self, settings: SamplingConfig, ending: Ending, longest: int, model: Any) -> None:
+    def __init__(
+        self, settings: SamplingConfig, ending: Ending, longest: int, model: Any, form: FormMasks | None = None
+    ) -> None:
+        """`form`: what `structured` asks for."""
         self.rows: list[Row] = []
-        self._settings, self._ending, self._longest = settings, ending, longest
+        self._settings, self._ending, self._longest, self._form = settings, ending, longest, form
         self._drawn_rows, self._slots_D = 0, torch.zeros(0, dtype=torch.long)
         self._vocabulary = int(model.config.get_text_config().vocab_size)
         device = model.device
@@ -41,6 +45,7 @@ class Drafts:
         self._uniforms_ST = torch.zeros(0, longest, dtype=torch.float64, device=device)
         self._logprobs_ST = torch.zeros(0, longest, dtype=torch.float64, device=device)
         self._model_logprobs_ST = torch.zeros(0, longest, dtype=torch.float64, device=device)
+        self._free_logprobs_ST = torch.zeros(0, longest if form else 0, dtype=torch.float64, device=device)
         self._lengths_S = torch.zeros(0, dtype=torch.long, device=device)
         self._limits_S = torch.zeros(0, dtype=torch.long, device=device)
         self._fed_S = torch.zeros(0, dtype=torch.long, device=device)
@@ -57,6 +62,8 @@ class Drafts:
         """New rows, behind those that are there."""
         first, device = len(self.rows), self._fed_S.device
         self.rows += rows
+        if self._form is not None:
+            self._form.enter(len(rows))
         if len(self.rows) > len(self._fed_S):
             for name in self._state():
                 value = getattr(self, name)
@@ -81,12 +88,18 @@ class Drafts:
         slots_D = self._drawing()
         places_D = self._lengths_S[slots_D]
         seen_DV = self._seen_SV[slots_D] if self._penalizes else None
-        drawn = draw(logits_PV[: len(slots_D)], self._uniforms_ST[slots_D, places_D], self._settings, seen_DV)
+        allowed_DV = None if self._form is None else self._form.allowed_BV(self.rows).to(slots_D.device)[slots_D]
+        numbers_D = self._uniforms_ST[slots_D, places_D]
+        drawn = draw(logits_PV[: len(slots_D)], numbers_D, self._settings, seen_DV, allowed_DV)
         slots_B, places_B, tokens_B = slots_D[:rows], places_D[:rows], drawn.tokens_B[:rows]
         self._tokens_ST[slots_B, places_B] = tokens_B
         self._logprobs_ST[slots_B, places_B] = drawn.logprobs_B[:rows].double()
         if self._settings.changes_the_distribution():
             self._model_logprobs_ST[slots_B, places_B] = drawn.model_logprobs_B[:rows].double()
+        if self._form is not None:
+            assert drawn.free_logprobs_B is not None
+            self._free_logprobs_ST[slots_B, places_B] = drawn.free_logprobs_B[:rows].double()
+            self._form.take(tokens_B.tolist())
         if self._penalizes:
             self._seen_SV[slots_B, tokens_B] = True
         self._fed_S[:rows] = tokens_B
@@ -128,11 +141,14 @@ class Drafts:
                 )
             ended = bool(torch.isin(self._tokens_ST[place, length - 1], self._ending.token_ids))
             finished = ended or (bool(self._ending.strings) and self._is_at_string(place))
-            yield row, Completion(tokens, logprobs, finished, model_logprobs)
+            free = self._free_logprobs_ST[place, :length].tolist()
+            yield row, Completion(tokens, logprobs, finished, model_logprobs, free)
 
     def leave(self, gone: Sequence[int]) -> Leaving:
         """Let rows go; the last ones take their places."""
         leaving = Leaving.of(len(self.rows), gone)
+        if self._form is not None:
+            self._form.leave(leaving)
         if leaving.holes:
             device = self._fed_S.device
             holes, movers = (torch.tensor(rows, device=device) for rows in (leaving.holes, leaving.movers))

@@ -37,15 +37,28 @@ class Drawn:
     """Under the distribution that the settings make of the logits."""
     model_logprobs_B: Tensor
     """Under the softmax of the logits as they are."""
+    free_logprobs_B: Tensor | None = None
+    """As `logprobs_B`, with the share of the allowed tokens among all; None: all are allowed."""
 
 
-def draw(logits_BV: Tensor, uniforms_B: Tensor, settings: SamplingConfig, seen_BV: Tensor | None = None) -> Drawn:
-    """The token at each row's number. `seen_BV`: bool, the tokens that the repetition penalty is for."""
+def draw(
+    logits_BV: Tensor,
+    uniforms_B: Tensor,
+    settings: SamplingConfig,
+    seen_BV: Tensor | None = None,
+    allowed_BV: Tensor | None = None,
+) -> Drawn:
+    """The token at each row's number. `seen_BV`: bool, the tokens that the repetition penalty is for; `allowed_BV`:
+    those that may be drawn, None: all."""
     logits_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
     changed_BV = logits_BV
     if settings.repetition_penalty != 1.0:
         assert seen_BV is not None
         changed_BV = penalized(logits_BV, seen_BV, settings.repetition_penalty)
+    share_B = None
+    if allowed_BV is not None:
+        free_BV, changed_BV = changed_BV, changed_BV.masked_fill(~allowed_BV, -math.inf)
+        share_B = _mass(changed_BV, settings) - _mass(free_BV, settings)
     if settings.temperature == 0.0:
         tokens_B = changed_BV.argmax(1)
         logprobs_B = _at(changed_BV, tokens_B) - changed_BV.logsumexp(1)
@@ -53,7 +66,13 @@ def draw(logits_BV: Tensor, uniforms_B: Tensor, settings: SamplingConfig, seen_B
         tokens_B, logprobs_B = _draw(changed_BV, uniforms_B, settings)
     if not settings.changes_the_distribution():
         return Drawn(tokens_B, logprobs_B, logprobs_B)
-    return Drawn(tokens_B, logprobs_B, _at(logits_BV, tokens_B) - logits_BV.logsumexp(1))
+    free_B = None if share_B is None else logprobs_B + share_B
+    return Drawn(tokens_B, logprobs_B, _at(logits_BV, tokens_B) - logits_BV.logsumexp(1), free_B)
+
+
+def _mass(logits_BV: Tensor, settings: SamplingConfig) -> Tensor:
+    """[B]: logarithm of the sum of exponentials, before filters."""
+    return (logits_BV / (settings.temperature or 1.0)).logsumexp(1)
 
 
 def penalized(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:

@@ -72,7 +72,7 @@ class JsonSchema(BuiltIn):
         if (self.expected is None) == (self.column is None):
             raise ValueError("give one of expected (a schema) and column (with the schema of each row)")
         if self.expected is not None:
-            _validator(json.dumps(self.expected))
+            schema_validator(json.dumps(self.expected))
         return self
 
     def score(self, completions: Sequence[Any], **columns: Sequence[Any]) -> list[float | None]:
@@ -93,7 +93,7 @@ class JsonSchema(BuiltIn):
         for text, row_id in zip(texts, columns.get("row_id", [None] * count), strict=True):
             try:
                 if text is not None:
-                    _validator(text)
+                    schema_validator(text)
             except ValueError as error:
                 raise DataError(f"json_schema: row {row_id}, column {self.column!r}: {error}") from error
         return texts
@@ -115,7 +115,7 @@ def _last_block(completion: Any) -> str:
 
 
 @lru_cache(maxsize=256)
-def _validator(schema_text: str) -> Any:
+def schema_validator(schema_text: str) -> Any:
     """Raises ValueError for what is no schema. References lead to the schema itself only, never to a network."""
     import jsonschema
     import referencing
@@ -135,7 +135,7 @@ def _allows(schema_text: str, text: str) -> bool:
     except (ValueError, RecursionError):
         return False
     try:
-        return bool(_validator(schema_text).is_valid(value))
+        return bool(schema_validator(schema_text).is_valid(value))
     except RecursionError:
         return False
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Protocol
+from typing import Annotated, Protocol, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.rollouts.multi_turn.episode import Episode
-from stages.stage import Config
+from stages.rollouts.structured import StructuredConfig
 
 Progress = Callable[[int, int], None]
 """(completions done, completions in all)"""
 
 
-class SamplingConfig(Config):
-    """How the next token is drawn, and where a completion ends. Applied in this order: repetition_penalty,
+class SamplingConfig(StructuredConfig):
+    """How the next token is drawn, and where a completion ends. Applied in this order: repetition_penalty, structured,
     temperature, top_k, top_p, min_p."""
 
     temperature: float = Field(1.0, ge=0.0)
@@ -37,14 +37,26 @@ class SamplingConfig(Config):
     max_completion_length: int = Field(256, ge=1)
     """A completion without an end token stops after so many tokens."""
 
+    @model_validator(mode="after")
+    def _a_form_has_its_own_end(self) -> Self:
+        if self.structured is not None and (self.stop_token_ids or self.stop_strings):
+            name = "stop_token_ids" if self.stop_token_ids else "stop_strings"
+            raise ValueError(f"{name} and structured exclude each other: a completion ends where its form is complete")
+        return self
+
+    def filters(self) -> bool:
+        """Whether the distribution is another one than the softmax of the model's logits at this temperature, or of
+        those that `structured` allows."""
+        return self.top_p < 1.0 or self.top_k > 0 or self.min_p > 0.0 or self.repetition_penalty != 1.0
+
     def restricts(self) -> bool:
         """Whether tokens are drawn from anything but the softmax of the model's logits at this temperature."""
-        return self.top_p < 1.0 or self.top_k > 0 or self.min_p > 0.0 or self.repetition_penalty != 1.0
+        return self.filters() or self.structured is not None
 
     def changes_the_distribution(self) -> bool:
         """Whether `Completion.logprobs` are of another distribution than the model's own."""
         if self.temperature == 0.0:
-            return self.repetition_penalty != 1.0
+            return self.repetition_penalty != 1.0 or self.structured is not None
         return self.temperature != 1.0 or self.restricts()
 
 
@@ -68,12 +80,16 @@ class Completion:
     """With the end token, if it ended by one."""
     logprobs: list[float]
     """Of each token, under the distribution it was drawn from (at temperature 0: under the model's own, after the
-    repetition penalty)."""
+    repetition penalty and among what `structured` allows)."""
     finished: bool
     """Ended by an end token or a stop string, and not by its limit."""
     model_logprobs: list[float] = field(default_factory=list)
     """Of each token, under the model's own distribution: temperature 1, no filter, no penalty. The embedded sampler
     always gives them; vLLM where they are `logprobs`, else its `plain_logprobs` does."""
+    free_logprobs: list[float] = field(default_factory=list)
+    """Of each token, under the distribution that it would have been drawn from if `structured` had not held it to a
+    form, but for what filters leave out: what a trainer computes, too. NaN where the engine does not know (vLLM);
+    empty: no form held it, and `logprobs` are that."""
     weight_versions: list[int] = field(default_factory=list)
     """Of each token: the optimizer steps behind the weights that made it; empty: those of the model in training."""
     loss_mask: list[bool] | None = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -61,7 +61,7 @@ class Leaving:
         holes = [place for place in gone if place < left]
         return cls(left, holes, [row for row in range(left, count) if row not in missing])
 
-    def apply(self, values: list[int]) -> None:
+    def apply(self, values: list[Any]) -> None:
         """To a list with an entry a row."""
         for hole, mover in zip(self.holes, self.movers, strict=True):
             values[hole] = values[mover]

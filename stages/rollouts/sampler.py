@@ -14,6 +14,7 @@ import torch
 
 from artifacts.errors import StageError
 from stages.rollouts.drafts import Drafts, Ending
+from stages.rollouts.form_masks import FormMasks
 from stages.rollouts.model_attention import sampling_attention
 from stages.rollouts.padded_rows import PaddedRows
 from stages.rollouts.requests import Completion, Progress, SampleRequest, SamplingConfig
@@ -31,7 +32,7 @@ class EmbeddedSampler:
 
     `max_batch_tokens` bounds the tokens whose keys and values are held at once: rows x longest completion and prompts
     x longest prompt. A single completion beyond it still runs, alone. `decode` turns token ids into text, for stop
-    strings.
+    strings; `tokenizer` is for `structured`.
 
     A completion follows from its prompt, its seed, the settings and the weights, whatever else is asked for in the
     same call and in whatever order. On a CPU in float32 that holds bit for bit, log-probabilities included, on one
@@ -47,12 +48,13 @@ class EmbeddedSampler:
         pad_token_id: int,
         max_batch_tokens: int = BATCH_TOKENS,
         decode: Decode | None = None,
+        tokenizer: Any = None,
     ) -> None:
         self._model = model
         self._end_ids = frozenset(eos_token_ids)
         self._pad_id = pad_token_id
         self._max_batch_tokens = max_batch_tokens
-        self._decode = decode
+        self._decode, self._tokenizer = decode, tokenizer
         self.unshared: str | None = None
         """Why every completion gets a copy of its prompt's keys; known after the first call."""
 
@@ -126,7 +128,7 @@ class EmbeddedSampler:
             settings.stop_strings,
             self._decode,
         )
-        drafts = Drafts(settings, ending, max(row.limit for row in waiting), self._model)
+        drafts = Drafts(settings, ending, max(row.limit for row in waiting), self._model, self._form(settings))
         while waiting or drafts.rows:
             if waiting and (room := engine.room_for(waiting)):
                 engine.enter(waiting[:room])
@@ -141,10 +143,18 @@ class EmbeddedSampler:
                 if on_progress is not None:
                     on_progress(done, total)
 
+    def _form(self, settings: SamplingConfig) -> FormMasks | None:
+        if settings.structured is None:
+            return None
+        vocabulary = int(self._model.get_input_embeddings().weight.shape[0])
+        return FormMasks(settings.structured, self._tokenizer, self._end_ids, vocabulary)
+
     def _check(self, requests: Sequence[SampleRequest], settings: SamplingConfig) -> None:
         limit = context_of(self._model.config)
         if settings.stop_strings and self._decode is None:
             raise StageError("stop_strings need the tokenizer: give the sampler its `decode`")
+        if settings.structured is not None and self._tokenizer is None:
+            raise StageError("structured needs the tokenizer: give the sampler its `tokenizer`")
         for number, request in enumerate(requests):
             name, length = _name(number, request.row_id), len(request.prompt_ids)
             if length == 0:

@@ -113,6 +113,7 @@ class Sampling:
             "eos_token_ids": end_token_ids(self.scorer.transformers_model, self.tokenizer),
             "pad_token_id": pad if pad is not None else self.tokenizer.eos_token_id,
             "decode": self._decode,
+            "tokenizer": self.tokenizer,
         }
 
     def text(self, completion: Completion) -> str:

@@ -1,0 +1,115 @@
+"""Which tokens may come next where completions are held to a form, by llguidance; row by row.
+
+B rows in the making, V vocabulary of the model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy
+import torch
+from torch import Tensor
+
+from artifacts.errors import StageError
+from stages.rollouts.rows import Leaving, Row
+from stages.rollouts.structured import Structured
+
+_WORD = 32
+_known: WeakKeyDictionary[Any, dict[tuple[int, ...], Any]] = WeakKeyDictionary()
+"""Tokenizers as llguidance knows them, which takes it a second for a large one."""
+
+
+class FormMasks:
+    """Row b has a state of its own, that of the tokens it was given; nothing of other rows is in it."""
+
+    def __init__(self, structured: Structured, tokenizer: Any, end_token_ids: Collection[int], vocabulary: int) -> None:
+        """Raises StageError where llguidance is not installed, or does not take tokenizer or form."""
+        self._ends, self._vocabulary = sorted(end_token_ids), vocabulary
+        reader = _reader(tokenizer, tuple(self._ends), vocabulary)
+        self._words = -(-reader.vocab_size // _WORD)
+        self._begin = _begun(structured, reader)
+        self._matchers: list[Any] = []
+
+    def enter(self, count: int) -> None:
+        """New rows, without tokens."""
+        self._matchers += [self._begin.deep_copy() for _ in range(count)]
+
+    def allowed_BV(self, rows: Sequence[Row]) -> Tensor:
+        """bool: tokens after which the form can still be completed, and end tokens where it is complete. Raises
+        StageError where there are none."""
+        bits_BW = numpy.zeros((len(rows), self._words), numpy.int32)
+        for matcher, bits_W in zip(self._matchers, bits_BW, strict=True):
+            matcher.unsafe_compute_mask_ptr(bits_W.ctypes.data, bits_W.nbytes)
+        flags_BV = numpy.unpackbits(bits_BW.view(numpy.uint8), axis=1, bitorder="little")[:, : self._vocabulary]
+        allowed_BV = torch.from_numpy(flags_BV).bool()
+        # an end is one token for whoever samples, whatever text the tokenizer has for it
+        complete_B1 = torch.tensor([[bool(matcher.is_accepting())] for matcher in self._matchers])
+        allowed_BV[:, self._ends] = complete_B1
+        for row, matcher, any_allowed in zip(rows, self._matchers, allowed_BV.any(1).tolist(), strict=True):
+            if (problem := matcher.get_error()) or not any_allowed:
+                raise StageError(f"structured: a completion of prompt {row.request} cannot go on: {_first(problem)}")
+        return allowed_BV
+
+    def take(self, tokens: Sequence[int]) -> None:
+        """One of each row."""
+        for matcher, token in zip(self._matchers, tokens, strict=True):
+            if token not in self._ends and not matcher.consume_token(token):
+                raise StageError(f"structured: llguidance did not take token {token}: {_first(matcher.get_error())}")
+
+    def leave(self, leaving: Leaving) -> None:
+        """The last rows take the places that become free."""
+        leaving.apply(self._matchers)
+
+
+def _begun(structured: Structured, reader: Any) -> Any:
+    from llguidance import LLMatcher
+
+    matcher = LLMatcher(reader, LLMatcher.grammar_from_lark(structured.lark))
+    if problem := matcher.get_error():
+        raise StageError(f"structured: {_first(problem)}")
+    return matcher
+
+
+def _reader(tokenizer: Any, end_token_ids: tuple[int, ...], vocabulary: int) -> Any:
+    """The tokenizer as llguidance knows it, with a place for every token of the model."""
+    known = _known.setdefault(tokenizer, {})
+    key = (vocabulary, *end_token_ids)
+    if key in known:
+        return known[key]
+    try:
+        from llguidance.hf import from_tokenizer
+    except ImportError as error:
+        install = "pip install 'posttrain[structured]'"
+        raise StageError(f"structured needs the package llguidance, which is not installed: {install}") from error
+    try:
+        found = from_tokenizer(
+            _with_bytes(tokenizer), n_vocab=max(vocabulary, len(tokenizer)), eos_token=list(end_token_ids)
+        )
+    except ValueError as error:
+        raise StageError(f"structured: llguidance does not take the model's tokenizer: {error}") from error
+    known[key] = found
+    return found
+
+
+def _with_bytes(tokenizer: Any) -> Any:
+    """The tokenizer, or a copy that says more of how its tokens become text: that of `init_model` for characters just
+    joins them, which llguidance knows of tokenizers that have single bytes besides."""
+    from tokenizers import decoders
+
+    if not isinstance(tokenizer.backend_tokenizer.decoder, decoders.Fuse):
+        return tokenizer
+    copied = copy.deepcopy(tokenizer)
+    copied.backend_tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return copied
+
+
+def _first(problem: str) -> str:
+    """The first line, which says it; more is the state of a parser."""
+    said = problem.split("\n", 1)[0]
+    if not said or said.startswith("NoExtension"):
+        return "no token of the tokenizer continues the form, and it is not complete; give one that its tokens can write"
+    return said
