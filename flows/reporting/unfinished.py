@@ -20,7 +20,7 @@ from stages.stage import STAGES, load_stage
 from stages.training.config import TrainingConfig
 from stages.training.so_far import METRICS, PROGRESS, ROLLOUTS
 
-_NOT_READ = frozenset({"prompt_ids", "token_ids", "logprobs", "loss_mask", "weight_versions"})
+_NOT_READ = frozenset({"prompt_ids", "token_ids", "logprobs", "free_logprobs", "loss_mask", "weight_versions"})
 """Columns of rollouts with a number a token."""
 
 

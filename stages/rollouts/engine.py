@@ -43,6 +43,8 @@ class ServedModel:
     seed: int
     adapter: ServedAdapter | None = None
     """Given, the weights of the folder are kept, and those of the adapter alone are sent."""
+    structured: bool = False
+    """Whether completions are held to a form (`SamplingConfig.structured`)."""
 
     @property
     def adapter_name(self) -> str | None:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from stages.rollouts.adapter_settings import adapter_problems
 from stages.rollouts.requests import SamplingConfig
+from stages.rollouts.structured import StructuredConfig, apart_problems
 from stages.stage import Config, operational
 
 EngineName = Literal["embedded", "vllm", "vllm_server"]
@@ -140,7 +141,7 @@ class OverlappedEngineConfig(EngineConfig):
         return self.in_flight_updates
 
 
-class EngineChoice(Config):
+class EngineChoice(StructuredConfig):
     """Of stages whose completions another engine can sample."""
 
     rollouts: EngineConfig = EngineConfig()
@@ -155,8 +156,10 @@ class CorrectedEngineChoice(EngineChoice):
 
     @model_validator(mode="after")
     def _correct_where_apart(self) -> Self:
-        """A correction is on where a recipe with such an engine says nothing of it; null switches it off."""
-        if self.rollouts.is_apart and "importance_sampling_mode" not in self.model_fields_set:
+        """A correction is on where a recipe with such an engine says nothing of it, but where it has none of a form
+        (`apart_problems`); null switches it off."""
+        is_on = self.rollouts.is_apart and self.structured is None
+        if is_on and "importance_sampling_mode" not in self.model_fields_set:
             object.__setattr__(self, "importance_sampling_mode", CORRECTION)
         return self
 
@@ -181,6 +184,7 @@ def engine_problems(config: EngineChoice, sampling: SamplingConfig | None) -> li
             f"min_p together with top_p: rollouts.engine {name} leaves out tokens by min_p first, the embedded engine "
             "by top_p; give one of the two"
         )
+    problems += apart_problems(config, name)
     if getattr(config, "quantization", None) is not None:
         problems.append(
             f"quantization with rollouts.engine {name}: weights of 4 bits are not sent; use the embedded engine"

@@ -111,5 +111,5 @@ def _first(problem: str) -> str:
     """The first line, which says it; more is the state of a parser."""
     said = problem.split("\n", 1)[0]
     if not said or said.startswith("NoExtension"):
-        return "no token of the tokenizer continues the form, and it is not complete; give one that its tokens can write"
+        return "no token of the tokenizer continues the form, and it is not complete; give one that its tokens write"
     return said

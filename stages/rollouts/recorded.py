@@ -19,6 +19,8 @@ from stages.rollouts.rewards import RewardSet
 GROUP = ("step", "group")
 """Columns that say which completions were sampled together."""
 _NEEDED = ("prompt_row_id", "prompt_ids", "token_ids", "logprobs", "finished", "reward", *GROUP)
+FREE = "free_logprobs"
+"""Column with each token's log-probability among all tokens, where completions were held to a form."""
 REWARD = "reward_"
 """What the names of columns of rewards by function begin with."""
 
@@ -132,7 +134,7 @@ def prompt_of(row: Row, prompts: Mapping[str, Row] | None = None) -> TokenizedPr
 
 def completion_of(row: Row) -> Completion:
     """What was sampled."""
-    completion = Completion(row["token_ids"], row["logprobs"], row["finished"])
+    completion = Completion(row["token_ids"], row["logprobs"], row["finished"], free_logprobs=row.get(FREE) or [])
     if row.get("loss_mask") is None:
         return completion
     return replace(completion, loss_mask=row["loss_mask"], episode=Episode.of(row))

@@ -11,14 +11,14 @@ from typing import Any
 
 from stages.data.ledger import RowLedger
 from stages.data.types import ROW_ID, Row
-from stages.rollouts.recorded import Recorded, text_of
+from stages.rollouts.recorded import FREE, Recorded, text_of
 
 NOT_SCORED = "filtered: not scored"
 BELOW = "filtered: below threshold"
 NOT_BEST = "filtered: another of its group is better"
 NO_PAIR = "filtered: in no pair"
 AGAIN = "duplicate"
-_OF_SAMPLING = ("prompt_ids", "token_ids", "logprobs", "group")
+_OF_SAMPLING = ("prompt_ids", "token_ids", "logprobs", FREE, "group")
 """Columns that rows to train on have no use for."""
 
 

@@ -45,7 +45,7 @@ class Structured(Config):
     def _is_read(cls, value: Any, info: Any) -> Any:
         """By what will read it, where that is here; without it the recipe is refused for that."""
         if value is not None and (reason := _refusal(_GRAMMARS[info.field_name](value))):
-            raise ValueError(f"{info.field_name}: {reason}")
+            raise ValueError(f"llguidance does not take it: {reason}")
         return value
 
     @field_validator("json_schema")
@@ -57,18 +57,18 @@ class Structured(Config):
         try:
             schema = json.loads(value) if isinstance(value, str) else value
         except ValueError as error:
-            raise ValueError(f"json_schema is not JSON: {error}") from error
+            raise ValueError(f"not JSON: {error}") from error
         text = json.dumps(schema, ensure_ascii=False)
         schema_validator(text)
         if reason := _refusal(_GRAMMARS["json_schema"](text)):
-            raise ValueError(f"json_schema: {reason}")
+            raise ValueError(f"llguidance does not take it: {reason}")
         return text
 
     @property
     def lark(self) -> str:
         """The grammar that it comes to, in Lark's syntax, without the tokens that end a completion."""
         (name,) = (name for name in _KINDS if getattr(self, name) is not None)
-        return _GRAMMARS[name](getattr(self, name))
+        return str(_GRAMMARS[name](getattr(self, name)))
 
     def lark_with_ends(self, end_token_ids: Sequence[int]) -> str:
         """The same for vLLM, which would allow no end but the tokenizer's own: each of these may follow."""
@@ -94,7 +94,7 @@ class StructuredConfig(Config):
 def apart_problems(config: Any, engine: str) -> list[str]:
     """What does not go with a form where the sampler is vLLM: it says how likely a token was among those that the form
     allowed, and nobody knows how likely that was among all."""
-    if getattr(config, "structured", None) is None:
+    if config.structured is None:
         return []
     given = {
         "importance_sampling_mode": getattr(config, "importance_sampling_mode", None) is not None,
@@ -103,9 +103,8 @@ def apart_problems(config: Any, engine: str) -> list[str]:
         "rollouts.max_staleness": getattr(config.rollouts, "max_staleness", 0) > 0,
     }
     return [
-        f"{name} together with structured: rollouts.engine {engine} gives a token's probability among the allowed ones, "
-        "which does not compare with the trainer's among all; leave one of the two out, or sample with the embedded "
-        "engine"
+        f"{name} together with structured: rollouts.engine {engine} says how likely a token was among the allowed "
+        "ones, which does not compare with the trainer's among all; leave one of the two out, or take the embedded engine"
         for name, is_given in given.items()
         if is_given
     ]
@@ -136,4 +135,4 @@ def _refusal(lark: str) -> str:
 
     said = str(LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(lark), None))
     found = re.search(r"^error: (.*)$", said, re.MULTILINE)
-    return found[1] if found else said.split("\n", 1)[0].strip()
+    return found[1] if found else said.split("\n", 1)[0].rpartition("compile JSON schema: ")[2].strip()

@@ -18,7 +18,16 @@ from stages.rollouts.engine_settings import EngineConfig
 from stages.rollouts.engine_split import config_problems, launch_problems
 from stages.rollouts.requests import Completion, Progress, SampleRequest, SamplingConfig
 from stages.rollouts.vllm_adapter import give_adapter, room_for
-from stages.rollouts.vllm_requests import Answer, Reading, filled, parameters, stop_tokens, wanted
+from stages.rollouts.vllm_requests import (
+    FORM,
+    FORM_READER,
+    Answer,
+    Reading,
+    filled,
+    parameters,
+    stop_tokens,
+    wanted,
+)
 
 _Question = tuple[list[int], dict[str, Any]]
 """(Token ids of a prompt, arguments of SamplingParams)"""
@@ -105,7 +114,7 @@ class VllmEngine:
         from vllm import SamplingParams
 
         prompts = [{"prompt_token_ids": prompt_ids} for prompt_ids, _ in questions]
-        asked = [SamplingParams(**arguments) for _, arguments in questions]
+        asked = [SamplingParams(**_with_form(arguments)) for _, arguments in questions]
         with _process_kept():
             return self._llm.generate(prompts, asked, use_tqdm=False, lora_request=self._adapter)  # type: ignore[no-any-return]
 
@@ -121,6 +130,13 @@ class VllmEngine:
         """Let go of the engine."""
         self._llm.llm_engine.engine_core.shutdown()
         self._llm = None
+
+
+def _with_form(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What servers are told as JSON is an object here."""
+    from vllm.sampling_params import StructuredOutputsParams
+
+    return arguments | ({FORM: StructuredOutputsParams(**arguments[FORM])} if FORM in arguments else {})
 
 
 def _require_equal_parts(model: ServedModel, settings: EngineConfig, processes: int) -> None:
@@ -156,6 +172,7 @@ def _open(model: ServedModel, settings: EngineConfig, processes: int) -> Any:
             # in the group of processes that is there, in place of one of its own
             distributed_executor_backend=(_ON_CPU if on_cpu else "external_launcher") if processes > 1 else None,
             tensor_parallel_size=settings.tensor_parallel_size,
+            **({"structured_outputs_config": {"backend": FORM_READER}} if model.structured else {}),
             **({} if model.adapter is None else room_for(model.adapter)),
         )
     except (ValueError, RuntimeError, NotImplementedError, KeyError, AssertionError) as error:

@@ -23,6 +23,7 @@ from stages.rollouts.engine import ServedModel
 from stages.rollouts.engine_settings import EngineConfig
 from stages.rollouts.vllm_connection import Address, Connection, ServerFailure, ServerRefusal, ServerSilence
 from stages.rollouts.vllm_in_flight import exchange, go_on, name_of
+from stages.rollouts.vllm_requests import FORM_READER
 from stages.rollouts.weight_files import WeightFiles
 
 if TYPE_CHECKING:
@@ -187,8 +188,20 @@ def _looked_at(address: Address, model: ServedModel, timeout: float, deadline: f
         if has[name] != needed:
             option = name.replace("_", "-")
             raise StageError(f"{address.label} has {name} {has[name]}; start it with --{option} {needed}")
+    if model.structured:
+        _require_form_reader(address, told["vllm_config"])
     _require_same_form(address, Path(str(found.get("model"))), model)
     return replace(address, name=names[0])
+
+
+def _require_form_reader(address: Address, told: dict[str, Any]) -> None:
+    """Other readers take grammars too, and make something else of them. Raises StageError."""
+    found = (told.get("structured_outputs_config") or {}).get("backend")
+    if found != FORM_READER:
+        raise StageError(
+            f"{address.label} reads forms (structured) with {found}; start it with "
+            f'--structured-outputs-config \'{{"backend": "{FORM_READER}"}}\''
+        )
 
 
 def _require_same_form(address: Address, folder: Path, model: ServedModel) -> None:

@@ -15,6 +15,11 @@ _SEEDS = 2**62
 """vLLM's seeds are signed integers of 64 bits, and it counts on from one for the completions of a prompt."""
 
 
+FORM = "structured_outputs"
+FORM_READER = "guidance"
+"""What vLLM reads forms with: llguidance, as the embedded sampler does."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """One completion that is wanted."""
@@ -83,7 +88,8 @@ def parameters(asked: Asked, settings: SamplingConfig, stops: Sequence[int]) -> 
     The ends are given as `stop_token_ids` alone (`ignore_eos`), so that no end but ours counts, and they stay in the
     completion.
     """
-    return {
+    form = {} if settings.structured is None else {FORM: {"grammar": settings.structured.lark_with_ends(stops)}}
+    return form | {
         "temperature": settings.temperature,
         "top_p": settings.top_p,
         "top_k": settings.top_k,
@@ -122,7 +128,8 @@ class Reading:
         logprobs = [float(value) for value in answer.logprobs]
         plain = [] if self._settings.changes_the_distribution() else list(logprobs)
         finished = answer.finish_reason == "stop"
-        return Completion(list(answer.token_ids), logprobs, finished, plain, weight_versions=list(answer.weights))
+        free = [] if self._settings.structured is None else [math.nan] * len(logprobs)
+        return Completion(list(answer.token_ids), logprobs, finished, plain, free, list(answer.weights))
 
     def _problems(self, asked: Asked, answer: Answer) -> Iterator[str]:
         tokens, logprobs, reason = answer.token_ids, answer.logprobs, answer.finish_reason

@@ -20,6 +20,7 @@ from stages.rollouts import server_guard
 from stages.rollouts.engine import ServedModel
 from stages.rollouts.engine_settings import PYTHON_VARIABLE, EngineConfig
 from stages.rollouts.vllm_adapter import options_for
+from stages.rollouts.vllm_requests import FORM_READER
 
 MODULE = "vllm.entrypoints.openai.api_server"
 
@@ -175,6 +176,8 @@ def _arguments(model: ServedModel, settings: EngineConfig, name: str, socket: Pa
     }
     if settings.weight_transfer == "nccl":
         options["--weight-transfer-config"] = '{"backend": "nccl"}'
+    if model.structured:
+        options["--structured-outputs-config"] = f'{{"backend": "{FORM_READER}"}}'
     flags = ["--enforce-eager"] if settings.enforce_eager else []
     if not _has_gpu(devices):
         options["--kv-cache-memory-bytes"] = int(settings.kv_cache_gib * 2**30)

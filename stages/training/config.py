@@ -117,7 +117,8 @@ class TrainingConfig(Config):
     def packages(self) -> dict[str, dict[str, str]]:
         """Of trackers and optimizers."""
         found: dict[str, dict[str, str]] = {"report_to": {str(name): TRACKERS[name] for name in self.report_to}}
-        return found | ({"optim": BITSANDBYTES} if self.optim == "adamw_8bit" else {})
+        found |= {"optim": BITSANDBYTES} if self.optim == "adamw_8bit" else {}
+        return super().packages() | found
 
     def against(self, sharding: Sharding) -> dict[str, str]:
         """Optimizers that need more than slices of the tensors they update."""

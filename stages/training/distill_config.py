@@ -58,6 +58,8 @@ def check(config: Config, wired: frozenset[str]) -> list[str]:
     problems = engine_problems(config, None)
     if config.rollouts.is_apart and config.lmbda == 0:
         problems.append(f"rollouts.engine is {config.rollouts.engine}, but lmbda is 0, so nothing is sampled")
+    if config.structured is not None and config.lmbda == 0:
+        problems.append("structured is given, but lmbda is 0, so nothing is sampled")
     problems += _teacher_problems(config, wired) + _kept_problems(config, wired) + cross_problems(config, wired)
     problems += sampled_problems(config, wired)
     moves = config.teacher_update_rate is not None

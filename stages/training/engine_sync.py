@@ -170,7 +170,14 @@ def engine_of(trainer: Trainer, end_token_ids: Sequence[int], config: Any) -> Sa
     source, dtype = model_source(trainer.context, "model"), settings.computes_in(training.bf16)
     adapter = served_adapter(trainer.scorer.model) if settings.lora_sync == "adapter" else None
     model = ServedModel(
-        source.folder, source.tokenizer, dtype, trainer.scorer.vocabulary, tuple(end_token_ids), training.seed, adapter
+        source.folder,
+        source.tokenizer,
+        dtype,
+        trainer.scorer.vocabulary,
+        tuple(end_token_ids),
+        training.seed,
+        adapter,
+        structured=config.structured is not None,
     )
     engine: Engine = Clocked(open_engine(trainer.context, trainer.processes, settings, model), trainer.context.timings)
     proof = SyncProof(

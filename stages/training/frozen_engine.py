@@ -46,7 +46,15 @@ def frozen_engine_of(
     if not settings.is_apart:
         return None
     source, dtype = model_source(context, "model"), settings.computes_in(config.bf16)
-    model = ServedModel(source.folder, source.tokenizer, dtype, scorer.vocabulary, tuple(end_token_ids), config.seed)
+    model = ServedModel(
+        source.folder,
+        source.tokenizer,
+        dtype,
+        scorer.vocabulary,
+        tuple(end_token_ids),
+        config.seed,
+        structured=config.structured is not None,
+    )
     engine = open_engine(context, processes, settings, model)
     if source.adapter is not None or not reads_the_folder(settings):
         send_weights(engine, processes, scorer, settings)

@@ -105,6 +105,7 @@ def rollout_engine(request: Request, sampled: Sampled, *, sent: float = 0.0) -> 
     if settings is None or not settings.is_apart:
         return None
     plain = not isinstance(request.config, SamplingConfig) or not request.config.restricts()
+    plain = plain and request.config.structured is None
     reads = 0 if plain else sampled.prompt + sampled.completion  # the proof asks for all of them then
     return engine_memory(request, Asked(request.model, settings, sampled, sent, reads))
 

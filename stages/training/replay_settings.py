@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Set
 from typing import Any
 
-SAMPLING = ("dynamic_sampling_rounds", "replay_buffer_size", "curriculum")
+SAMPLING = ("dynamic_sampling_rounds", "replay_buffer_size", "curriculum", "structured")
 """Settings that choose what is sampled."""
 
 

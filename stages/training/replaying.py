@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ from stages.data.dataset import read_dataset
 from stages.data.ledger import RowLedger
 from stages.data.open_prompts import open_prompts
 from stages.data.types import ROW_ID, Row
-from stages.rollouts.recorded import REWARD, Recorded, completion_of, prompt_of, read_recorded, text_of
+from stages.rollouts.recorded import FREE, REWARD, Recorded, completion_of, prompt_of, read_recorded, text_of
 from stages.training.batch import Group
 from stages.training.generation import Generation, end_token_ids
 from stages.training.loop import Trainer
@@ -96,6 +97,11 @@ def read_replay(trainer: Trainer, num_generations: int, ledger: RowLedger) -> Re
                 raise DataError(
                     f"input rollouts: row {row[ROW_ID]} has token {max(ids)}, the model knows {scorer.vocabulary}: "
                     "they were sampled with another tokenizer; train a model that has that one"
+                )
+            if any(map(math.isnan, row.get(FREE) or [])):
+                raise DataError(
+                    f"input rollouts: row {row[ROW_ID]} was held to a form (structured) by vLLM, which does not say "
+                    "how likely its tokens were among all; sample them with the embedded engine"
                 )
             ledger.use(row[ROW_ID], tokens=len(ids))
     return recorded

@@ -20,6 +20,7 @@ from stages.data.tokenize import TokenizedPrompt
 from stages.data.tools import stored
 from stages.data.types import Row
 from stages.rollouts.multi_turn.episode import RECORD_TYPES
+from stages.rollouts.recorded import FREE
 from stages.rollouts.requests import Completion
 from stages.training import lesson
 from stages.training.lesson import Lesson
@@ -99,7 +100,8 @@ def rollout_records(
     """One row a completion of a generation, whose first step is `step`, counted from 1.
 
     `weight_version`: the number of optimizer steps behind the weights that sampled its group, of several the oldest,
-    and where an engine with weights of its own did, `weight_versions` of each of its tokens. `group`: which of the
+    and where an engine with weights of its own did, `weight_versions` of each of its tokens; where completions were
+    held to a form, `free_logprobs`. `group`: which of the
     generation's groups it belongs to. A prompt that is sampled more than once goes on counting its completions, so
     row ids `<prompt>/<step>/<number>` differ.
     """
@@ -127,6 +129,7 @@ def rollout_records(
                     "step": step,
                     "weight_version": step - 1 if entry.weight_version is None else entry.weight_version,
                     "group": group,
+                    **({FREE: completion.free_logprobs} if completion.free_logprobs else {}),
                     **({VERSIONS: completion.weight_versions} if completion.weight_versions else {}),
                     **_of_episode(completion),
                     **(entry.lessons[index].record(row_ids) if entry.lessons else {}),
@@ -171,7 +174,13 @@ def to_parquet(records: Sequence[Row], rewards: Sequence[str]) -> bytes:
 def record_types(conversational: bool, rewards: Sequence[str], names: Set[str]) -> ColumnTypes:
     """The columns of a record, with the rewards of these functions, and those among `names` that not all runs have:
     versions of weights token by token, what is known of completions of several turns, and what taught them."""
-    further = {VERSIONS: ("list", "int"), LOSS_MASK: ("list", "bool"), **RECORD_TYPES, **lesson.RECORD_TYPES}
+    further: dict[str, Any] = {
+        FREE: ("list", "float"),
+        VERSIONS: ("list", "int"),
+        LOSS_MASK: ("list", "bool"),
+        **RECORD_TYPES,
+        **lesson.RECORD_TYPES,
+    }
     known = column_types("prompt_completion", conversational).known()
     return ColumnTypes(
         {

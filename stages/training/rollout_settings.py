@@ -65,11 +65,13 @@ def sampler_tolerance(config: Any) -> float | None:
     distribution of the same weights, so that its numbers do not compare. It computes in float32; a bfloat16 trainer
     differs by rounding.
     """
-    if isinstance(config, SamplingConfig) and config.restricts():
+    if isinstance(config, SamplingConfig) and config.filters():
         return None
     if isinstance(config, CorrectedEngineChoice) and config.rollouts.max_staleness:
         return None
     bf16 = bool(config.bf16)
     if isinstance(config, EngineChoice) and config.rollouts.is_apart:
+        if config.structured is not None:
+            return None
         return max(1e-2, config.rollouts.tolerance(bf16))
     return 0.5 if bf16 else 1e-2

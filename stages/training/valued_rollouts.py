@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -117,7 +118,8 @@ class Valuation:
         difference = flat.compare(settings.tolerance)
         kl_ST = flat.divergences(settings.kl_estimator)
         rewards_ST = token_rewards(kl_ST, flat.scores_S, flat.lengths_S, kl_coef=self.kl_coef)
-        sampling = {"sampling/sampling_logp_difference/mean": difference}
+        # what vLLM drew for a form does not compare
+        sampling = {} if math.isnan(difference) else {"sampling/sampling_logp_difference/mean": difference}
         self.metrics = flat.metrics(kl_ST, self.kl_coef) | sampling
         if settings.whiten_rewards:
             rewards_ST = flat.on_tokens(partial(whitened, shift_mean=False), rewards_ST)

@@ -93,6 +93,13 @@ def multi_turn_problems(config: Any, wired: Set[str]) -> list[str]:
     problems += [f"tools names {name!r} twice; leave one out" for name in repeated]
     if isinstance(config.environment, str) and ":" not in config.environment:
         problems.append(f"environment {config.environment!r} has no file; give file.py:name, or a mapping for openenv")
+    if getattr(config, "structured", None) is not None:
+        problems += [
+            f"{name} together with structured: a form is of a whole completion, and turns with answers between them "
+            "are no form; leave one of the two out"
+            for name in ("tools", "environment")
+            if getattr(config, name)
+        ]
     if "rollouts" in wired:
         given = [name for name in ("tools", "environment") if getattr(config, name)]
         problems += [f"{name} is of sampling; input rollouts is taken as it was recorded" for name in given]
