@@ -104,7 +104,7 @@ def apart_problems(config: Any, engine: str) -> list[str]:
     }
     return [
         f"{name} together with structured: rollouts.engine {engine} says how likely a token was among the allowed "
-        "ones, which does not compare with the trainer's among all; leave one of the two out, or take the embedded engine"
+        "ones, which does not compare with the trainer's among all; leave one out, or take the embedded engine"
         for name, is_given in given.items()
         if is_given
     ]
