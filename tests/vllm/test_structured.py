@@ -1,7 +1,9 @@
-"""Forms in vLLM against the embedded sampler: the same greedy completions, and log-probabilities of one distribution."""
+"""Forms in vLLM against the embedded sampler: greedy completions are the same, draws of the same distribution."""
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,15 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from artifacts.errors import DataError
 from stages.rollouts.engine import ServedModel
 from stages.rollouts.engine_settings import EngineConfig
 from stages.rollouts.requests import SampleRequest, SamplingConfig
 from stages.rollouts.sampler import EmbeddedSampler
 from stages.training.whole_weights import whole_weights
 from tests.rollouts.forms import EOS, STOP, every_byte
+from tests.stages.small_models import save_dataset
+from tests.vllm.test_stage import trained
 
 FORMS: list[dict[str, Any]] = [
     {"regex": "[a-c]{2,5}(12|é)?"},
@@ -26,12 +31,8 @@ FORMS: list[dict[str, Any]] = [
 REQUESTS = [SampleRequest(prompt, tuple(range(6)), f"r{prompt[0]}") for prompt in ([5, 6], [70, 80, 90], [33])]
 
 
-@pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]]:
-    """(engine, model)"""
-    from stages.rollouts.vllm_engine import VllmEngine
-
-    folder, tokenizer = tmp_path_factory.mktemp("model"), every_byte()
+def save_model(folder: Path) -> Any:
+    tokenizer = every_byte()
     torch.manual_seed(1)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -51,6 +52,16 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]
     ).eval()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return model
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]]:
+    """(engine, model)"""
+    from stages.rollouts.vllm_engine import VllmEngine
+
+    folder = tmp_path_factory.mktemp("model")
+    model = save_model(folder)
     vocabulary = model.config.vocab_size
     served = ServedModel(folder, folder, "float32", vocabulary, (EOS, STOP), seed=7, structured=True)
     engine = VllmEngine(served, EngineConfig(engine="vllm", kv_cache_gib=0.05))
@@ -107,3 +118,22 @@ def test_what_it_draws_is_of_the_embedded_samplers_distribution(opened: tuple[An
             assert all(value != value for value in one.free_logprobs)
             ends |= {one.token_ids[-1]} if one.finished else set()
     assert len(ends) == 2 or "choices" in form, ends
+
+
+def test_a_run_in_process_and_by_a_server(tmp_path: Path) -> None:
+    """Every sync is proved behind the form; the server is the stage's own, and is told what to read forms with."""
+    save_model(tmp_path / "policy")
+    rows = save_dataset(tmp_path / "rows", "prompt_completion", [{"prompt": "12", "completion": ""}] * 4)
+    inputs = {"model": tmp_path / "policy", "dataset": rows}
+    made = {}
+    for engine in ("vllm", "vllm_server"):
+        form = {"structured": FORMS[0]}
+        metrics, made[engine] = trained("rl", inputs, tmp_path / engine, {"engine": engine}, max_steps=2, **form)
+        assert all(math.isfinite(row["loss"]) for row in metrics)
+    assert [row["token_ids"] for row in made["vllm"]] == [row["token_ids"] for row in made["vllm_server"]]
+    for row in made["vllm"]:
+        assert len(row["token_ids"]) == 6 or re.fullmatch(FORMS[0]["regex"], row["completion"]), row
+        assert all(map(math.isnan, row["free_logprobs"]))
+    recorded = {"model": tmp_path / "policy", "rollouts": tmp_path / "vllm" / "job" / "out" / "rollouts"}
+    with pytest.raises(DataError, match=r"held to a form \(structured\) by vLLM, which does not say how likely"):
+        trained("rl", recorded, tmp_path / "again", {"engine": "embedded"}, max_steps=1, rewards=[])
