@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 TRL, TRANSFORMERS, PEFT = "TRL", "transformers", "peft"
 AXOLOTL, FACTORY, VERL, COMMON = "Axolotl", "LLaMA-Factory", "verl", "common usage"
+VLLM = "vLLM"
 
 
 @dataclass(frozen=True)

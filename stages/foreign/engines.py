@@ -38,8 +38,4 @@ CONCEPTS = (
         called(TRL, "vllm_group_port"),
         note="weights go by files or, with `weight_transfer: nccl`, over a port that is free",
     ),
-    Concept(
-        called(TRL, "vllm_structured_outputs_regex", "vllm_guided_decoding_regex"),
-        note="completions are not forced into a form; a reward `regular_expression` or `json_schema` teaches one",
-    ),
 )

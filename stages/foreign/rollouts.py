@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stages.foreign.concept import TRL, VERL, Concept, called
+from stages.foreign.concept import TRL, VERL, VLLM, Concept, called
 
 CONCEPTS = (
     Concept(
@@ -27,6 +27,20 @@ CONCEPTS = (
         called(TRL, "generation_kwargs"),
         note="each has a field of its own: `temperature`, and where it may be chosen `top_p`, `top_k`, `min_p`, "
         "`repetition_penalty`, `stop_token_ids`, `stop_strings`",
+    ),
+    Concept(
+        called(TRL, "vllm_structured_outputs_regex", "vllm_guided_decoding_regex", "guided_decoding_regex")
+        | called(VLLM, "guided_regex"),
+        ("structured",),
+        "structured: {regex: ...}",
+    ),
+    Concept(called(VLLM, "guided_json"), ("structured",), "structured: {json_schema: ...}"),
+    Concept(called(VLLM, "guided_choice"), ("structured",), "structured: {choices: [...]}"),
+    Concept(called(VLLM, "guided_grammar"), ("structured",), "structured: {grammar: ...}"),
+    Concept(
+        called(VLLM, "structured_outputs", "guided_decoding", "response_format"),
+        ("structured",),
+        note="with one of regex, json_schema, choices and grammar",
     ),
     Concept(
         {"do_sample": "transformers"},

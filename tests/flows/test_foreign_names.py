@@ -148,7 +148,9 @@ ANSWERS = [
     ("rl", "critic", "here it is `value_model`, of a stage `ppo` (verl"),
     ("rl", "judge", "here it is `rewards: [{name: judge, parameters: {model: NAME}}]` (TRL"),
     ("a2po", "num_value_samples", "of the stage `sample` that makes it"),
-    ("rl", "vllm_structured_outputs_regex", "a reward `regular_expression`"),
+    ("rl", "vllm_structured_outputs_regex", "here it is `structured: {regex: ...}` (TRL)"),
+    ("ppo", "guided_json", "here it is `structured: {json_schema: ...}` (vLLM)"),
+    ("sft", "guided_choice", "here it is `structured: {choices: [...]}`, which is not taken here (vLLM)"),
     ("rl", "vllm_group_port", "a port that is free"),
     # models and data
     ("sft", "trust_remote_code", "is never run"),

@@ -153,6 +153,20 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "pass_reward": 2.0,
         },
     ),
+    "grpo held to a form": (
+        "rl",
+        "prompt_completion",
+        {
+            "rewards": ["tests.stages.small_models:letters"],
+            "train_batch_size": 3,
+            "num_generations": 3,
+            "max_completion_length": 4,
+            "steps_per_generation": 2,
+            "structured": {"regex": "[a-d]{1,3}(e|fg)?"},
+            "importance_sampling_mode": "token_truncate",
+            "replay_buffer_size": 2,
+        },
+    ),
     "a policy whose entropy is followed": (
         "rl",
         "prompt_completion",
