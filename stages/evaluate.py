@@ -68,6 +68,8 @@ def check(config: Config, wired: frozenset[str]) -> list[str]:
             f"rollouts.engine is {config.rollouts.engine}, but tasks has neither accuracy nor reward, so nothing is "
             "sampled"
         )
+    if tasks and config.structured is not None and not tasks & {"accuracy", "reward"}:
+        problems.append("structured is given, but tasks has neither accuracy nor reward, so nothing is sampled")
     references = {"reference_logprobs", "reference"} & wired
     if len(references) == 2:
         problems.append("inputs reference_logprobs and reference exclude each other; wire one of them")

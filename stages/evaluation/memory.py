@@ -19,7 +19,14 @@ def answering_phases(request: Request, others: Sequence[Phase] = ()) -> list[Pha
     resident = {"weights": request.frozen(request.model), "reference": request.frozen(judge)}
     prompt = max(1, min(request.longest, request.model.context - config.max_completion_length))
     at_once = max(config.num_generations, _COMPLETIONS_AT_ONCE // config.num_generations * config.num_generations)
-    asked = Sampled(at_once, prompt, config.max_completion_length, config.num_generations, sorts=config.top_p < 1)
+    asked = Sampled(
+        at_once,
+        prompt,
+        config.max_completion_length,
+        config.num_generations,
+        sorts=config.top_p < 1,
+        of_form=config.structured is not None,
+    )
     engine = rollout_engine(request, asked)
     if engine is None:
         phases = [sampling(request.model, setup, asked, number=2 if config.bf16 else 4, resident=resident)]

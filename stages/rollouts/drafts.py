@@ -88,7 +88,9 @@ class Drafts:
         slots_D = self._drawing()
         places_D = self._lengths_S[slots_D]
         seen_DV = self._seen_SV[slots_D] if self._penalizes else None
-        allowed_DV = None if self._form is None else self._form.allowed_BV(self.rows).to(slots_D.device)[slots_D]
+        allowed_DV = (
+            None if self._form is None else self._form.allowed_BV(self.rows).to(slots_D.device).expand(len(slots_D), -1)
+        )
         numbers_D = self._uniforms_ST[slots_D, places_D]
         drawn = draw(logits_PV[: len(slots_D)], numbers_D, self._settings, seen_DV, allowed_DV)
         slots_B, places_B, tokens_B = slots_D[:rows], places_D[:rows], drawn.tokens_B[:rows]

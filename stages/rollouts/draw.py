@@ -38,7 +38,7 @@ class Drawn:
     model_logprobs_B: Tensor
     """Under the softmax of the logits as they are."""
     free_logprobs_B: Tensor | None = None
-    """As `logprobs_B`, with the share of the allowed tokens among all; None: all are allowed."""
+    """Among all tokens at this temperature; None: all are allowed."""
 
 
 def draw(
@@ -55,10 +55,9 @@ def draw(
     if settings.repetition_penalty != 1.0:
         assert seen_BV is not None
         changed_BV = penalized(logits_BV, seen_BV, settings.repetition_penalty)
-    share_B = None
+    free_BV = changed_BV
     if allowed_BV is not None:
-        free_BV, changed_BV = changed_BV, changed_BV.masked_fill(~allowed_BV, -math.inf)
-        share_B = _mass(changed_BV, settings) - _mass(free_BV, settings)
+        changed_BV = changed_BV.masked_fill(~allowed_BV, -math.inf)
     if settings.temperature == 0.0:
         tokens_B = changed_BV.argmax(1)
         logprobs_B = _at(changed_BV, tokens_B) - changed_BV.logsumexp(1)
@@ -66,13 +65,14 @@ def draw(
         tokens_B, logprobs_B = _draw(changed_BV, uniforms_B, settings)
     if not settings.changes_the_distribution():
         return Drawn(tokens_B, logprobs_B, logprobs_B)
-    free_B = None if share_B is None else logprobs_B + share_B
-    return Drawn(tokens_B, logprobs_B, _at(logits_BV, tokens_B) - logits_BV.logsumexp(1), free_B)
+    free_B = None if allowed_BV is None else _among_all(free_BV, tokens_B, settings.temperature or 1.0)
+    return Drawn(tokens_B, logprobs_B, _among_all(logits_BV, tokens_B, 1.0), free_B)
 
 
-def _mass(logits_BV: Tensor, settings: SamplingConfig) -> Tensor:
-    """[B]: logarithm of the sum of exponentials, before filters."""
-    return (logits_BV / (settings.temperature or 1.0)).logsumexp(1)
+def _among_all(logits_BV: Tensor, tokens_B: Tensor, temperature: float) -> Tensor:
+    """[B] log-probabilities, nothing left out."""
+    scaled_BV = logits_BV if temperature == 1.0 else logits_BV / temperature
+    return _at(scaled_BV, tokens_B) - scaled_BV.logsumexp(1)
 
 
 def penalized(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:

@@ -45,12 +45,12 @@ class FormMasks:
         for matcher, bits_W in zip(self._matchers, bits_BW, strict=True):
             matcher.unsafe_compute_mask_ptr(bits_W.ctypes.data, bits_W.nbytes)
         flags_BV = numpy.unpackbits(bits_BW.view(numpy.uint8), axis=1, bitorder="little")[:, : self._vocabulary]
-        allowed_BV = torch.from_numpy(flags_BV).bool()
+        allowed_BV = torch.from_numpy(flags_BV.view(numpy.bool_))
         # an end is one token for whoever samples, whatever text the tokenizer has for it
         complete_B1 = torch.tensor([[bool(matcher.is_accepting())] for matcher in self._matchers])
         allowed_BV[:, self._ends] = complete_B1
-        for row, matcher, any_allowed in zip(rows, self._matchers, allowed_BV.any(1).tolist(), strict=True):
-            if (problem := matcher.get_error()) or not any_allowed:
+        for row, matcher, is_open in zip(rows, self._matchers, (bits_BW != 0).any(1), strict=True):
+            if (problem := matcher.get_error()) or not is_open:
                 raise StageError(f"structured: a completion of prompt {row.request} cannot go on: {_first(problem)}")
         return allowed_BV
 
@@ -100,7 +100,7 @@ def _with_bytes(tokenizer: Any) -> Any:
     joins them, which llguidance knows of tokenizers that have single bytes besides."""
     from tokenizers import decoders
 
-    if not isinstance(tokenizer.backend_tokenizer.decoder, decoders.Fuse):
+    if not (tokenizer.is_fast and isinstance(tokenizer.backend_tokenizer.decoder, decoders.Fuse)):
         return tokenizer
     copied = copy.deepcopy(tokenizer)
     copied.backend_tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])

@@ -87,9 +87,8 @@ class Completion:
     """Of each token, under the model's own distribution: temperature 1, no filter, no penalty. The embedded sampler
     always gives them; vLLM where they are `logprobs`, else its `plain_logprobs` does."""
     free_logprobs: list[float] = field(default_factory=list)
-    """Of each token, under the distribution that it would have been drawn from if `structured` had not held it to a
-    form, but for what filters leave out: what a trainer computes, too. NaN where the engine does not know (vLLM);
-    empty: no form held it, and `logprobs` are that."""
+    """Of each token that `structured` held to a form, among all tokens at the same temperature: what a trainer
+    computes, too. NaN where the engine does not know (vLLM); empty: no form held it."""
     weight_versions: list[int] = field(default_factory=list)
     """Of each token: the optimizer steps behind the weights that made it; empty: those of the model in training."""
     loss_mask: list[bool] | None = None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from artifacts.errors import StageError
@@ -35,6 +37,18 @@ class Asked:
     """Most tokens."""
     name: str
     """Of its prompt, in messages."""
+
+
+def require_bytes(tokenizer: Path) -> None:
+    """For forms vLLM has to know the bytes of every token. Raises StageError for a tokenizer whose decoder does not say
+    them, before vLLM ends in the middle of a generation."""
+    decoder = json.loads((tokenizer / "tokenizer.json").read_bytes())["decoder"] or {}
+    kinds = {one["type"] for one in (decoder, *decoder.get("decoders", ()))} if decoder else set()
+    if not kinds & {"ByteLevel", "ByteFallback"}:
+        raise StageError(
+            f"structured: vLLM holds to a form only models whose tokenizer works on bytes; this one's decoder is "
+            f"{' and '.join(sorted(kinds)) or 'none'}; leave rollouts out, or make the model with tokenizer: byte_bpe"
+        )
 
 
 def wanted(requests: Sequence[SampleRequest], most: int) -> list[Asked]:

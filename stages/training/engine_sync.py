@@ -13,6 +13,7 @@ from stages.context import Context
 from stages.rollouts.engine import Engine, ServedModel
 from stages.rollouts.engine_settings import EngineChoice, EngineConfig, OverlappedEngineConfig
 from stages.rollouts.requests import Completion, Progress, Sampler, SampleRequest, SamplingConfig
+from stages.rollouts.vllm_requests import require_bytes
 from stages.training.adapter_weights import adapter_weights, served_adapter
 from stages.training.loop import Trainer
 from stages.training.model import Scorer
@@ -213,6 +214,8 @@ def open_engine(
     context: Context, processes: Processes, settings: EngineConfig, model: ServedModel, role: str = ROLLOUTS
 ) -> Engine:
     """Of the kind that the settings name; closed when the stage ends."""
+    if model.structured:
+        require_bytes(model.tokenizer)
     engine = _ENGINES[settings.engine](context, processes, settings, model, role)
     context.resources.callback(engine.close)
     return engine

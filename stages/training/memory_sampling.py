@@ -23,6 +23,8 @@ from stages.training.memory_training import Setup
 _FLOAT = 4
 _LOGITS_AT_ONCE = 3
 """Those of a step, less their maximum, and their exponentials."""
+_FORM_BYTES = 6
+"""A token of the vocabulary, where a form allows some: the logits that are left, and flags, twice."""
 _SORTED_BYTES = 48
 """A token of the vocabulary, where the likeliest are sorted out: values, order, and integers of their sums."""
 
@@ -39,6 +41,8 @@ class Sampled:
     per_prompt: int = 1
     sorts: bool = False
     """top_p below 1."""
+    of_form: bool = False
+    """`structured`."""
     beside: ModelShape | None = None
     """A second model whose logits are mixed in; both share the tokens that may be held."""
 
@@ -55,7 +59,8 @@ def sampling(shape: ModelShape, setup: Setup, asked: Sampled, *, number: int, re
     )
     cache = sum(room.tokens * one.layers * 2 * one.keys * number for one in models)
     rows, at_once = padded_rows(room.rows), _LOGITS_AT_ONCE + len(models) - 1
-    logits = rows * shape.vocabulary * (_FLOAT * at_once + (_SORTED_BYTES if asked.sorts else 0))
+    besides = (_SORTED_BYTES if asked.sorts else 0) + (_FORM_BYTES if asked.of_form else 0)
+    logits = rows * shape.vocabulary * (_FLOAT * at_once + besides)
     together = min(room.prompts * room.prompt_tokens, max(room.prompt_tokens, PROMPT_TOKENS_AT_ONCE))
     passing = passing_bytes(Layers(shape, number, setup.device), max(rows, together))
     slack = 1 + ALLOCATOR_SHARE[setup.device]
@@ -67,6 +72,7 @@ def sampling(shape: ModelShape, setup: Setup, asked: Sampled, *, number: int, re
 def sampling_at_most(request: Request, asked: Sampled, *, number: int, resident: Mapping[str, float]) -> Phase:
     """As `sampling`, by the policy of a stage that may sample held-out prompts too: as many completions at once, of
     more prompts or of fewer."""
+    asked = replace(asked, of_form=request.config.structured is not None)
     several = [asked]
     if "eval_dataset" in request.wired:
         several.append(replace(asked, per_prompt=request.config.eval_num_generations, beside=None))

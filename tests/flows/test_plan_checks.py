@@ -18,6 +18,7 @@ from tests.stages.small_models import save_dataset, save_model
 
 PAIRS = [{"prompt": "ab", "chosen": "c", "rejected": "d"}]
 ROWS = [{"prompt": "ab", "completion": "c"}]
+HELD = {"structured": {"regex": "a"}}
 
 
 def problems(folder: Path, stages: dict[str, Any], store: Path | None = None) -> dict[str, str]:
@@ -169,10 +170,18 @@ def test_packages_that_are_not_there(folder: Path, monkeypatch: pytest.MonkeyPat
     stages = {
         "sft": {"uses": "sft", "inputs": inputs, "with": asked},
         "small": {"uses": "sft", "inputs": inputs, "with": {"optim": "adamw_8bit"}},
+        "held": {"uses": "sample", "inputs": inputs, "with": {"outputs": ["completions"], **HELD}},
+        "contest": {"uses": "nash_md", "inputs": inputs, "with": {"rewards": ["math"], **HELD}},
+        "taught": {"uses": "distill", "inputs": inputs | {"teacher": "./model"}, "with": HELD},
+        "apart": {"uses": "evaluate", "inputs": inputs, "with": {"rollouts": {"engine": "vllm_server"}, **HELD}},
     }
-    missing = "which is not installed: pip install"
+    missing, structured = "which is not installed: pip install", "'posttrain[structured]'"
     assert problems(folder, stages) == {
         "sft.with.report_to": f"needs the package tensorboard, {missing} 'posttrain[trackers]', or leave it out",
+        **{
+            f"{name}.with.structured": f"needs the package llguidance, {missing} {structured}, or leave it out"
+            for name in ("held", "contest", "taught")  # vLLM brings it
+        },
         "small.with.optim": f"needs the package bitsandbytes, {missing} 'posttrain[bitsandbytes]', or leave it out",
     }
 

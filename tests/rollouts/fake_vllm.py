@@ -89,6 +89,7 @@ class Model:
         self.name, self.weights, self.version, self.answered = name, "initial", "default", 0
         self.adapter, self.paused = "an adapter", False
         self.settings = {"logprobs_mode": "processed_logprobs", "dtype": "torch.float32", **settings}
+        self.form_reader = "auto"
 
     def __call__(self, path: str, body: dict[str, Any]) -> Any:
         if path == "/collective_rpc":
@@ -115,7 +116,12 @@ class Model:
             "/resume": {"status": "resumed"},
             "/is_paused": {"is_paused": self.paused},
             "/weight_info": {"weight_version": self.version},
-            "/server_info?config_format=json": {"vllm_config": {"model_config": self.settings}},
+            "/server_info?config_format=json": {
+                "vllm_config": {
+                    "model_config": self.settings,
+                    "structured_outputs_config": {"backend": self.form_reader},
+                }
+            },
         }.get(path, 404)
 
     def _complete(self, body: dict[str, Any]) -> Any:

@@ -80,6 +80,25 @@ def test_an_engine_apart_is_corrected_for_unless_told_otherwise() -> None:
     assert mode(rollouts=VLLM, importance_sampling_mode="sequence_mask") == "sequence_mask"
 
 
+def test_of_a_form_vllm_knows_nothing_to_correct_by() -> None:
+    """The embedded sampler does, and is held to the trainer's numbers."""
+    held: dict[str, Any] = {"structured": {"regex": "a"}, "rewards": ["math"]}
+    assert rl.Config(rollouts=VLLM, **held).importance_sampling_mode is None
+    assert sampler_tolerance(rl.Config(rollouts=VLLM, **held)) is None
+    assert sampler_tolerance(ppo.Config(rollouts=VLLM, **held)) is None
+    assert sampler_tolerance(rl.Config(**held)) == sampler_tolerance(ppo.Config(**held)) == 1e-2
+    for fields in (
+        {"importance_sampling_mode": "token_mask"},
+        {"replay_buffer_size": 4},
+        {"rollouts": {**SERVERS, "max_staleness": 1}},
+        {"off_policy_mask_threshold": 0.1, "num_iterations": 2},
+    ):
+        wrong = rl.Config.model_validate({"rollouts": VLLM, **held, **fields})
+        assert len([one for one in rl.check(wrong, WIRED) if "together with structured" in one]) == 1, fields
+        alone = {name: value for name, value in fields.items() if name != "rollouts"}
+        assert not [one for one in rl.check(rl.Config.model_validate({**held, **alone}), WIRED) if "structured" in one]
+
+
 def test_only_what_changes_the_result_is_part_of_what_it_is() -> None:
     config = rl.Config(rollouts={"engine": "vllm_server", "devices": "1", "gpu_memory_utilization": 0.8})
     ahead = {"max_staleness": 0, "in_flight_updates": False}

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,22 @@ def test_a_model_of_another_form_is_refused_before_it_is_sent_weights(given: Ope
     given(Model("m", model="somebody/theirs"))
     (tmp_path / "config.json").write_text('{"hidden_size": 32, "model_type": "llama", "rope_theta": 7}')
     given(Model("m", model=str(theirs)))
+
+
+def test_forms_are_read_by_what_reads_them_here(tmp_path: Path) -> None:
+    """Other readers take grammars too, and make something else of them."""
+    theirs = Model("theirs")
+    held = replace(model(tmp_path), structured=True)
+    with serving(theirs) as url:
+        config = EngineConfig(engine="vllm_server", urls=(url,), weights_folder=str(tmp_path / "weights"))
+
+        def opened() -> GivenServers:
+            return GivenServers(config, held, WeightFiles(tmp_path / "weights"), "run", lambda text: None)
+
+        with pytest.raises(StageError, match=r"reads forms \(structured\) with auto; start it with --structured-out"):
+            opened()
+        theirs.form_reader = "guidance"
+        opened()
 
 
 def test_without_any_weights_sent_nothing_is_asked(given: Open) -> None:

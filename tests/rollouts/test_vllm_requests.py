@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,22 @@ import pytest
 
 from artifacts.errors import StageError
 from stages.rollouts.engine import ServedModel
+from stages.rollouts.engine_settings import EngineConfig
 from stages.rollouts.requests import SampleRequest, SamplingConfig
-from stages.rollouts.vllm_requests import Answer, Asked, Reading, bundles, filled, parameters, stop_tokens, wanted
+from stages.rollouts.vllm_requests import (
+    Answer,
+    Asked,
+    Reading,
+    bundles,
+    filled,
+    parameters,
+    require_bytes,
+    stop_tokens,
+    wanted,
+)
+from stages.rollouts.vllm_server import _arguments
+from tests.data.characters import build_tokenizer
+from tests.rollouts.forms import every_byte, pieces
 
 MODEL = ServedModel(Path("m"), Path("m"), "float32", vocabulary=10, end_token_ids=(2,), seed=1)
 ASKED = Asked(0, 0, [4, 5], 7, 3, "row r3")
@@ -80,6 +95,40 @@ def test_completions_of_a_prompt_are_asked_for_together_where_they_have_one_limi
     ]
     with pytest.raises(StageError, match="row d has no tokens"):
         wanted([SampleRequest([], (1,), "d")], 3)
+
+
+def test_a_form_is_asked_for_with_all_ends() -> None:
+    """vLLM would allow the tokenizer's own alone; and it does not say how likely tokens are among all."""
+    settings = SamplingConfig.model_validate({"max_completion_length": 3, "structured": {"choices": ["a", 'say "b"']}})
+    ends = replace(MODEL, end_token_ids=(2, 4))
+    asked = parameters(ASKED, settings, stop_tokens(ends, settings))
+    grammar = 'start: whole_form (<[2]> | <[4]>)?\nwhole_form: "a" | "say \\"b\\""\n'
+    assert asked["structured_outputs"] == {"grammar": grammar}
+    assert {name: value for name, value in asked.items() if name != "structured_outputs"} == parameters(
+        ASKED, SamplingConfig(max_completion_length=3), [2, 4]
+    )
+    made = Reading(ends, settings, [2, 4], "vLLM").completion(ASKED, Answer([3, 4], [-1.0, -1.0], "stop"))
+    assert len(made.free_logprobs) == 2 and all(value != value for value in made.free_logprobs)
+    assert made.model_logprobs == []
+
+
+@pytest.mark.parametrize("build", [every_byte, pieces])
+def test_a_form_takes_tokens_of_bytes(build: Any, tmp_path: Path) -> None:
+    build().save_pretrained(tmp_path)
+    require_bytes(tmp_path)
+    build_tokenizer().save_pretrained(tmp_path / "characters")
+    with pytest.raises(StageError, match="whose tokenizer works on bytes; this one's decoder is Fuse; leave rollouts"):
+        require_bytes(tmp_path / "characters")
+
+
+def test_a_server_is_told_what_to_read_forms_with(tmp_path: Path) -> None:
+    settings = EngineConfig(engine="vllm_server")
+    plain, held = (
+        _arguments(one, settings, "m", tmp_path / "socket", "") for one in (MODEL, replace(MODEL, structured=True))
+    )
+    place = held.index("--structured-outputs-config")
+    assert held[place + 1] == '{"backend": "guidance"}'
+    assert held[:place] + held[place + 2 :] == plain
 
 
 def test_what_is_asked_for() -> None:

@@ -340,6 +340,14 @@ def test_keys_and_values_of_the_sampler_by_hand() -> None:
     assert found.parts["sampler"] == pytest.approx(expected * (1 + ALLOCATOR_SHARE["cpu"]))
 
 
+def test_what_a_form_needs_by_hand() -> None:
+    """Of 100 tokens in each of 16 rows the logits that are left, and a flag twice."""
+    asked = Sampled(completions=16, prompt=10, completion=6, per_prompt=8)
+    plain, held = (sampling(HAND, Setup(), one, number=4, resident={}) for one in (asked, replace(asked, of_form=True)))
+    more = held.parts["sampler"] - plain.parts["sampler"]
+    assert more == pytest.approx(16 * 100 * 6 * (1 + ALLOCATOR_SHARE["cpu"]))
+
+
 @pytest.mark.parametrize(("completion", "number", "copies"), [(16, 4, True), (15, 4, False), (16, 2, False)])
 def test_packed_weights_of_the_sampler_by_hand(completion: int, number: int, copies: bool) -> None:
     """Of each of 2 layers q and o with 8 x 8, k and v with 8 x 4, three of 8 x 16: 576 numbers; and the head's 800."""
