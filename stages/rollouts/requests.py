@@ -97,6 +97,11 @@ class Completion:
     episode: Episode | None = None
     """Of a completion of several turns (`multi_turn`)."""
 
+    @property
+    def compared_logprobs(self) -> list[float]:
+        """What a trainer's own are held to: a trainer knows no forms."""
+        return self.free_logprobs or self.logprobs
+
 
 class Sampler(Protocol):
     """The embedded engine, vLLM in process, a vLLM server."""

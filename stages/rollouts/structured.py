@@ -97,6 +97,7 @@ def apart_problems(config: Any, engine: str) -> list[str]:
     if config.structured is None:
         return []
     given = {
+        f"loss_type {getattr(config, 'loss_type', '')}": getattr(config, "sampled_loss", None) is not None,
         "importance_sampling_mode": getattr(config, "importance_sampling_mode", None) is not None,
         "off_policy_mask_threshold": getattr(config, "off_policy_mask_threshold", None) is not None,
         "replay_buffer_size": getattr(config, "replay_buffer_size", 0) > 0,

@@ -76,7 +76,7 @@ class SharedRows:
 
 
 def _branch(completion: Completion) -> SampledBranch:
-    return SampledBranch(completion.token_ids, completion.loss_mask, completion.logprobs)
+    return SampledBranch(completion.token_ids, completion.loss_mask, completion.compared_logprobs)
 
 
 class DistillWindows:

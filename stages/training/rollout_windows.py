@@ -125,13 +125,7 @@ class RolloutWindows:
             Branch(completion.token_ids, self._loss_mask(completion)) for completion in sampled.completions
         )
         logprobs = tuple(
-            # a trainer knows nothing of forms: it compares what the sampler would have drawn from without one
-            list(
-                compress(
-                    completion.free_logprobs or completion.logprobs,
-                    repeat(True) if branch.loss_mask is None else branch.loss_mask,
-                )
-            )
+            list(compress(completion.compared_logprobs, repeat(True) if branch.loss_mask is None else branch.loss_mask))
             for completion, branch in zip(sampled.completions, branches, strict=True)
         )
         data = Rollouts(tuple(advantages), logprobs)

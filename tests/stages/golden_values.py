@@ -25,7 +25,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     "chatty": (1, "b80fe647d58df876", "634ffa72eb1dd367", {"model/weights: norm": 12.903}),
     "drawn": (
         2,
-        "5dc58e3457568b34",
+        "5f3db1a75d68303f",
         "6e2c6ff2bf94e853",
         {
             "completions/data: reward": 1.3386,
@@ -177,7 +177,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "ppo": (
         5,
-        "976f21d02a3bccf5",
+        "02556f192add0291",
         "5561237511ce33c7",
         {
             "model/metrics: loss": 0.070016,
@@ -226,7 +226,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "online": (
         6,
-        "fdc0b18129478297",
+        "45d97d6aa3a18f78",
         "f377b3216609cbf7",
         {
             "model/metrics: loss": 0.8673,
@@ -274,7 +274,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "explored": (
         6,
-        "e370d94428eeda74",
+        "906a711d2f665b2f",
         "cdf7f9f2bd7a5ff5",
         {
             "model/metrics: loss": -1.2926,
@@ -325,7 +325,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "contest": (
         5,
-        "d41c072ec844f4d6",
+        "df3c7aa81ab794f8",
         "be8f75d663f40b72",
         {
             "model/metrics: loss": -0.4374,
@@ -375,7 +375,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "regressed": (
         5,
-        "71ff577eb75d0a7c",
+        "99e23046ae6447b0",
         "47b5945285034d2f",
         {
             "model/metrics: loss": 0.17432,
@@ -408,7 +408,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "grpo": (
         8,
-        "73f1fb9dda92c03b",
+        "732c7e781cfc9891",
         "7d6ca38bd18cf71a",
         {
             "model/metrics: loss": -0.068777,
@@ -513,7 +513,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "small": (
         6,
-        "c65863769f1a5d25",
+        "86fbbdac27890580",
         "06cbbe8ba1b07f8c",
         {
             "model/metrics: loss": 0.0043144,
@@ -540,7 +540,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "small_by_sampling": (
         6,
-        "c5b54dde96a70aa5",
+        "dc0f8003f6368020",
         "bd2f3fbee3fc6ec4",
         {
             "model/metrics: loss": 0.084157,
@@ -559,7 +559,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "small_of_bytes": (
         6,
-        "90e6617e740feca9",
+        "07dd570e3e5ca753",
         "eed2d56991ca3110",
         {
             "model/metrics: loss": 2.3509,
@@ -579,7 +579,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "small_of_taught": (
         6,
-        "2eb6c82d493ba285",
+        "a2fbfef3efb8f62b",
         "3a3bb7225f1895e4",
         {
             "model/metrics: loss": 0.016415,
@@ -593,7 +593,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "scores": (
         5,
-        "bf6f4bf6a21d079c",
+        "ac9fba5cdf27eade",
         "fcc112bc3e262758",
         {
             "evaluation/results: accuracy: value": 0.0,

@@ -90,6 +90,16 @@ def test_ratios_are_of_the_policy_without_the_form(made: dict[str, Any], tmp_pat
     assert any(held > free + 1 for held, free in pairs)
 
 
+@pytest.mark.parametrize("loss_type", ["iw_opd", "minillm"])
+def test_a_teacher_judges_tokens_among_all(loss_type: str, made: dict[str, Any], tmp_path: Path) -> None:
+    """As it does without a form: its probability against the student's own."""
+    settings = {**SHORT, **FORM, "loss_type": loss_type, "importance_sampling_mode": "token_truncate"}
+    context = run_stage("distill", tmp_path / "run", inputs_of("distill", made), **settings)
+    for row in read_lines(output(context, "model") / "metrics.jsonl"):
+        assert row["sampling/importance_sampling_ratio/mean"] == pytest.approx(1, abs=1e-4)
+        assert row["sampling/sampling_logp_difference/max"] < 1e-4
+
+
 def test_recorded_rollouts_of_a_form_are_trained_on_as_they_were(made: dict[str, Any], tmp_path: Path) -> None:
     """By the same weights the ratio to the recorded policy is 1 again, so a step is the same step."""
     settings = {**SAMPLING["rl"], "max_steps": 1, "train_batch_size": 16, "lr_scheduler_type": "constant"}
