@@ -464,7 +464,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "self_taught": (
         1,
-        "54e3a2eeeb253cc0",
+        "a014881c2344208d",
         "e457788e3ecf27ef",
         {
             "model/metrics: loss": -0.034114,

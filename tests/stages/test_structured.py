@@ -29,6 +29,7 @@ SAMPLING: dict[str, dict[str, Any]] = {
     "ppo": {**REWARDS, **SHORT},
     "online_dpo": {**REWARDS, **SHORT, "xpo_alpha": 0.1},
     "nash_md": {**REWARDS, **SHORT},
+    "sdpo": {**REWARDS, **SHORT, "num_generations": 2},
     "a2po": {**REWARDS, **SHORT},
     "distill": SHORT,
 }
