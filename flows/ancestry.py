@@ -176,21 +176,22 @@ class Ancestry:
 
     @cached_property
     def _made(self) -> dict[str, list[Record]]:
-        """Digest -> records that wrote it, the first before others."""
-        found: dict[str, list[Record]] = {}
+        """Digest -> records that wrote it, those last that had read it too: a `gate` hands on what others made."""
+        made: dict[str, list[Record]] = {}
+        handed_on: dict[str, list[Record]] = {}
         for record in reversed(self._records):
+            read = {digest for _, digest in _read(record)}
             for output in record.outputs.values():
-                found.setdefault(output.digest, []).append(record)
-        return found
+                (handed_on if output.digest in read else made).setdefault(output.digest, []).append(record)
+        return {digest: [*made.get(digest, ()), *handed_on.get(digest, ())] for digest in {**made, **handed_on}}
 
     @cached_property
     def _used(self) -> dict[str, list[tuple[Record, str]]]:
         """Digest -> records that read it, each with the name of the input."""
         found: dict[str, list[tuple[Record, str]]] = {}
         for record in reversed(self._records):
-            for name, digests in record.identity.get("inputs", {}).items():
-                for digest in digests if isinstance(digests, list) else [digests]:
-                    found.setdefault(str(digest), []).append((record, name))
+            for name, digest in _read(record):
+                found.setdefault(digest, []).append((record, name))
         return found
 
     @cached_property
@@ -201,3 +202,10 @@ class Ancestry:
             if artifact not in found or len(name) < len(found[artifact]):
                 found[artifact] = name
         return found
+
+
+def _read(record: Record) -> Iterator[tuple[str, str]]:
+    """(input, digest) of all that a stage read."""
+    for name, digests in record.identity.get("inputs", {}).items():
+        for digest in digests if isinstance(digests, list) else [digests]:
+            yield name, str(digest)

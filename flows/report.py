@@ -22,7 +22,7 @@ from flows.reporting.lineage import read_lineage
 from flows.reporting.reading import Reader
 from flows.reporting.samples import read_samples
 from flows.reporting.sections import read_sections
-from flows.reporting.wiring import in_order, read_wiring
+from flows.reporting.wiring import in_order, read_wiring, without_handed_on
 
 
 def place_of(given: str | None, name: str) -> Path | None:
@@ -53,7 +53,8 @@ def render_report(store: Store, run_payload: Mapping[str, Any]) -> str:
     run = in_order(run_payload)
     wiring = read_wiring(run)
     anchors = {name: f"stage-{index}" for index, name in enumerate(run["stages"], start=1)}
-    headline = read_headline(run, wiring, Reader(store))
+    made = without_handed_on(run, wiring)
+    headline = read_headline(made, wiring, Reader(store))
     comparisons, comparison_notes = read_contamination(run, Reader(store))
     return page.render(
         "page.html.j2",
@@ -64,12 +65,12 @@ def render_report(store: Store, run_payload: Mapping[str, Any]) -> str:
         headline=headline,
         drawing=draw(run, wiring, anchors),
         sections=read_sections(run, wiring, anchors, Reader(store)),
-        curves=read_curves(run, Reader(store)),
-        ledgers=read_ledgers(run, Reader(store)),
+        curves=read_curves(made, Reader(store)),
+        ledgers=read_ledgers(made, Reader(store)),
         costs=cost_rows(run_bill(run)),
         comparisons=comparisons,
         comparison_notes=comparison_notes,
-        samples=read_samples(run, wiring, Reader(store)),
+        samples=read_samples(made, wiring, Reader(store)),
         lineage=read_lineage(run, wiring, headline.measurements, Reader(store)),
         box=BOX,
         plot=PLOT,

@@ -32,7 +32,7 @@ class Wiring:
     settings: Mapping[str, Mapping[str, Any]]
     wires: Mapping[str, tuple[Wire, ...]]
     producers: Mapping[str, str]
-    """Artifact id -> the first stage of this run that wrote it."""
+    """Artifact id -> the first stage of this run that wrote it, where there is one without having read it."""
     problem: str | None = None
 
     @property
@@ -61,14 +61,36 @@ def in_order(run: Mapping[str, Any]) -> dict[str, Any]:
     return {**run, "stages": {name: run["stages"][name] for name in stages}}
 
 
+def without_handed_on(run: Mapping[str, Any], wiring: Wiring) -> dict[str, Any]:
+    """The run without the outputs that a stage had as inputs too and another one made: what a `gate` hands on is shown
+    once, where it comes from."""
+    stages = {}
+    for stage, entry in run["stages"].items():
+        read, outputs = _read(entry), entry.get("outputs") or {}
+        own = {
+            name: output
+            for name, output in outputs.items()
+            if output["id"] not in read or wiring.producers[str(output["id"])] == stage
+        }
+        stages[stage] = {**entry, "outputs": own}
+    return {**run, "stages": stages}
+
+
+def _read(entry: Mapping[str, Any]) -> set[str]:
+    """The ids of what a stage read."""
+    return {str(identifier) for value in (entry.get("inputs") or {}).values() for identifier in _as_list(value)}
+
+
 def read_wiring(run: Mapping[str, Any]) -> Wiring:
     """From a run's payload: the recipe's text first, ids for what it does not name."""
     stages: Mapping[str, Any] = run["stages"]
     settings, problem = _settings(run)
     producers: dict[str, str] = {}
-    for stage, entry in stages.items():
-        for output in (entry.get("outputs") or {}).values():
-            producers.setdefault(str(output["id"]), stage)
+    for handed_on in (False, True):
+        for stage, entry in stages.items():
+            for output in (entry.get("outputs") or {}).values():
+                if (output["id"] in _read(entry)) == handed_on:
+                    producers.setdefault(str(output["id"]), stage)
     wires = {
         stage: tuple(_wires(entry.get("inputs") or {}, settings.get(stage, {}), set(stages), producers))
         for stage, entry in stages.items()

@@ -124,6 +124,14 @@ class SmallRun:
         identity = {"stage": uses, "version": 1, "config": dict(config or {}), "inputs": identifiers}
         self.store.append_record(Record(uses, fingerprint, identity, made, provenance={"versions": {"torch": "2"}}))
 
+    def gate(self, name: str, model: str, candidate: str) -> None:
+        """A stage that hands on a model and its evaluation."""
+        inputs = {"model": model, "candidate": candidate}
+        self.stage(name, "gate", inputs, {"verdict": ("verdict", {"verdict.json": "{}"})})
+        handed_on = (("model", model), ("evaluation", candidate))
+        outputs = {output: {"id": self.output(stage), "kind": output} for output, stage in handed_on}
+        self.stages[name]["outputs"] = {**outputs, **self.stages[name]["outputs"]}
+
     def output(self, name: str) -> str:
         """The id of a stage's first output."""
         outputs: dict[str, dict[str, str]] = self.stages[name]["outputs"]

@@ -394,3 +394,17 @@ def test_reasons_are_listed_once(run: SmallRun) -> None:
     html = render_report(run.store, run.payload())
     for reason, times in (("<li>learning_rate: 1 -&gt; 2</li>", 1), ("<li>base failed</li>", 1), ("never ran<", 0)):
         assert html.count(reason) == times
+
+
+def test_what_a_gate_hands_on_is_shown_where_it_was_made(run: SmallRun) -> None:
+    """The page with a gate has its box and its section, and no chart, ledger or sample more than without."""
+    without = page_of(run)
+    run.gate("passed", model="sft", candidate="sft_eval")
+    run.stages = {"passed": run.stages.pop("passed"), **run.stages}  # as the recipe may list it first
+    run.recipe = {"passed": run.recipe.pop("passed"), **run.recipe}
+    page = page_of(run)
+    assert series_of(page, "loss") == series_of(without, "loss") != {}
+    for tag in ("svg", "article"):
+        assert [found for found, _ in page.elements].count(tag) == [found for found, _ in without.elements].count(tag)
+    assert page.text.count("r-1") == without.text.count("r-1") > 0
+    assert "no dataset" not in page.text and "passed" in page.text

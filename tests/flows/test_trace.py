@@ -237,6 +237,24 @@ def test_lineage_of_what_loops_back_many_ways_is_short(tmp_path: Path):
     assert len(list(ancestry.up(first).walk())) == 1 + 2 * 29
 
 
+def test_what_a_gate_hands_on_was_made_by_the_stage_before_it(tmp_path: Path):
+    """The gate's kind of stage comes after `preference` in every listing, and its record is the newer one too."""
+    from artifacts import Record
+    from flows.ancestry import Ancestry
+
+    store = open_store(str(tmp_path / "store"))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "x").write_text("weights")
+    identity = {"stage": "preference", "version": 1, "config": {}, "inputs": {}}
+    model = store.put("model", tmp_path / "model", producer=identity)
+    gated = {"stage": "gate", "version": 1, "config": {}, "inputs": {"model": [model.digest]}}
+    for uses, its in (("gate", gated), ("preference", identity)):
+        provenance = {"stage_name": uses}
+        store.append_record(Record(uses, f"{len(uses):064x}", its, {"model": model}, provenance=provenance))
+        ancestry = Ancestry(store)
+        assert ancestry.down(model).uses == uses, "whoever is known; of both, the one that made it"
+
+
 def test_the_ledger_sums_what_ran_and_what_the_cache_saved(asked: Asked, capsys):
     """The second run made sft, more and judge, and had rows and base from the first."""
     first, second = asked.runs[0], asked.runs[1]
