@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
+from artifacts.errors import Problem, RequestError
 from flows.request import open_named, plan_named, print_json
 
 
@@ -14,6 +15,12 @@ def why(options: Namespace) -> int:
     from flows.which_run import newest_with, read_run
     from flows.why import why_in_plan, why_in_run
 
+    if options.set and options.recipe is None:
+        what = "changes a recipe, and none is named: give --recipe too"
+        raise RequestError([Problem(f"--set {options.set[0]}", what)])
+    if options.run is not None and options.recipe is not None:
+        what = "asks what a run did, and --recipe what one would do: leave one out"
+        raise RequestError([Problem(f"--run {options.run}", what)])
     if options.recipe is not None:
         found = why_in_plan(plan_named(options), options.stage)
     else:

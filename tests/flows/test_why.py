@@ -185,6 +185,23 @@ def test_what_is_missing_is_said(arguments, capsys):
     assert f"posttrain {arguments[0]}" in capsys.readouterr().err or arguments == ("why", "a", "b")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--set", "sft.seed=2"), "--set sft.seed=2: changes a recipe, and none is named: give --recipe too"),
+        (
+            ("--recipe", "quickstart", "--run", "latest"),
+            "--run latest: asks what a run did, and --recipe what one would do: leave one out",
+        ),
+    ],
+)
+def test_an_option_that_would_not_count_is_refused(arguments, said, tmp_path: Path, capsys):
+    from flows import cli
+
+    assert cli.main(["why", "sft", "--store", str(tmp_path / "store"), *arguments]) == 2
+    assert capsys.readouterr().err == f"posttrain: {said}\n"
+
+
 def test_many_runs_are_a_table_of_what_they_differ_in(asked: Asked, capsys):
     """The seed of sft is the only setting; numbers and intervals are those that the evaluations hold."""
     runs = [run["run"] for run in asked.runs]
