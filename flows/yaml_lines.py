@@ -79,7 +79,9 @@ def _read(text: str, origin: str) -> Document:
 
 
 def parse_value(text: str, origin: str) -> Any:
-    """One value in YAML, as `--set` gives it."""
+    """One value in YAML, as `--set` gives it; a name that begins with @ needs no quotes, which a shell would eat."""
+    if text.lstrip().startswith("@"):
+        return text.strip()
     return parse_document(text, origin).data
 
 

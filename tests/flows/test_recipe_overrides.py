@@ -40,6 +40,8 @@ stages:
         ("dpo.launch.processes=2", lambda recipe: recipe.stages["dpo"].launch.processes == 2),
         ("launch.threads=3", lambda recipe: recipe.stages["data"].launch.threads == 3),
         ("dpo.inputs.model=owner/other", lambda recipe: str(recipe.stages["dpo"].inputs["model"][0]) == "owner/other"),
+        ("dpo.inputs.model=@mine/sft", lambda recipe: str(recipe.stages["dpo"].inputs["model"][0]) == "@mine/sft"),
+        ("dpo.inputs.model='@mine/sft'", lambda recipe: str(recipe.stages["dpo"].inputs["model"][0]) == "@mine/sft"),
         ("parallel=2", lambda recipe: recipe.parallel == 2),
         ("name=mine", lambda recipe: recipe.name == "mine"),
     ],
