@@ -27,6 +27,7 @@ _OF_ROWS = frozenset({"reference_logprobs", "eval_reference_logprobs", "teacher_
 """Inputs that are made of the very rows that a stage reads besides."""
 _LIMITS = ("max_length", "truncation_mode")
 _COMPLETION = "max_completion_length"
+_ROLLOUTS = "rollouts"
 
 
 def plan_problems(plan: Plan, broken: Collection[str], open_: Collection[str]) -> list[Problem]:
@@ -39,6 +40,7 @@ def plan_problems(plan: Plan, broken: Collection[str], open_: Collection[str]) -
         types.add_outputs(stage, found)
         if plan.decisions[name].state in _RUNS:
             problems += [*_type_problems(plan, stage, found), *_made_otherwise(plan, stage)]
+            problems += _not_recorded(plan, stage)
             if name in broken or name not in open_:
                 problems += stage.asked(_package_problems, plan, stage)
     return [*problems, *_model_problems(plan, broken)]
@@ -133,6 +135,21 @@ def _made_otherwise(plan: Plan, stage: RecipeStage) -> Iterator[Problem]:
                         f"is {now}, but {maker.stage} made input {name} with {limit} {before}, which cuts rows "
                         "elsewhere: give both the same",
                     )
+
+
+def _not_recorded(plan: Plan, stage: RecipeStage) -> Iterator[Problem]:
+    """Of input `rollouts`: stages that complete prompts keep tokens and log-probabilities in their output of that name
+    alone, and to say so when it is read would be after all the training before it."""
+    for maker in stage.inputs.get(_ROLLOUTS, ()):
+        if not isinstance(maker, StageOutput) or maker.output == _ROLLOUTS:
+            continue
+        uses = plan.recipe.stages[maker.stage].uses
+        if "model" in uses.inputs or _ROLLOUTS in uses.outputs:
+            yield plan.recipe.problem(
+                ("stages", stage.name, "inputs", _ROLLOUTS),
+                f"{maker} ({uses.name}) has no tokens with the log-probabilities that they were drawn with; wire in "
+                "output `rollouts` of a stage rl or rescore",
+            )
 
 
 def _model_problems(plan: Plan, broken: Collection[str]) -> Iterator[Problem]:

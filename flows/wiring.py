@@ -29,6 +29,8 @@ from stages.names import nearest
 from stages.stage import Config, Input, Stage
 
 _FIRST_PART = re.compile(r"[^.\s]+")
+_ASKED_BY = {"test": "test_size", "adapter": "merge_adapters: false", "train": "remove: true"}
+"""Output -> the setting without which stages that have both write none."""
 _ANYTHING = Input((), required=False, many=True)
 """What an input of a stage takes that is of no known kind: whether what is named exists can be said all the same."""
 
@@ -56,6 +58,12 @@ class Declared:
         if self.uses is None:
             return None
         return dict(self.uses.outputs) if self.config is None else self.uses.outputs_of(self.config)
+
+    def with_also(self, output: str, what: str) -> str:
+        """Which setting would make it write an output that it does not; empty: no such setting is known."""
+        fields = self.uses.config.model_fields if self.uses and output in self.uses.outputs else {}
+        setting = _ASKED_BY.get(output, "")
+        return f"; with {setting} also {what}" if setting.partition(":")[0] in fields else ""
 
 
 class Wiring:
@@ -177,19 +185,20 @@ class Wiring:
         if not dot:
             output = next(iter(outputs))
         if output not in outputs:
-            hint = nearest(output, outputs)
-            self._fail(place, f"stage {name!r} has no output {output!r}{hint}; it writes: {', '.join(outputs)}")
+            way = nearest(output, outputs), self.stages[name].with_also(output, output)
+            self._fail(
+                place, f"stage {name!r} has no output {output!r}{way[0]}; it writes: {', '.join(outputs)}{way[1]}"
+            )
             return StageOutput(name, output)
         if not _fits((outputs[output],), declared):
-            fitting = [f"{name}.{other}" for other, kind in outputs.items() if kind in declared.kinds]
-            hint = f"; did you mean {fitting[0]!r}?" if fitting else ""
+            fitting = [f"; did you mean '{name}.{other}'?" for other, kind in outputs.items() if kind in declared.kinds]
+            hint = next(iter(fitting), "")
             if outputs[output] == "adapter" and "model" in declared.kinds:
                 hint = "; make it a model with a stage `merge_adapter`, or with merge_adapters: true"
-            self._fail(
-                place,
-                f"takes {kinds_in_words(declared.kinds)}, but {name}.{output} is "
-                f"{kinds_in_words((outputs[output],))}{hint}",
-            )
+            elif "adapter" in declared.kinds and not fitting:
+                hint = self.stages[name].with_also("adapter", "an adapter")
+            takes, found_here = kinds_in_words(declared.kinds), kinds_in_words((outputs[output],))
+            self._fail(place, f"takes {takes}, but {name}.{output} is {found_here}{hint}")
         return StageOutput(name, output)
 
     def _order(self) -> list[str]:

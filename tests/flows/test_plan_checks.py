@@ -104,6 +104,51 @@ def test_what_a_stage_says_of_its_datasets_is_about_what_it_has(uses: str) -> No
         assert said and said.keys() <= {name for name, kind in stage.outputs.items() if kind == "dataset"}
 
 
+def test_what_kept_no_tokens_is_no_rollouts(folder: Path) -> None:
+    """Said before the training that comes first; what `normalize` reads may be rollouts, so nothing is said of it."""
+    rewards = ["exact_match"]
+    inputs = {"model": "./model", "dataset": "./rows"}
+    policy = {"uses": "rl", "inputs": inputs, "with": {"rewards": rewards, "train_batch_size": 8, "max_steps": 1}}
+    drawn = {"uses": "sample", "inputs": inputs, "with": {"rewards": rewards}}
+
+    def again(rollouts: str, **settings: Any) -> dict[str, Any]:
+        return {"uses": "rescore", "inputs": {"rollouts": rollouts, "dataset": "./rows"}, "with": settings}
+
+    stages = {
+        "drawn": drawn,
+        "wrong": again("drawn"),
+        "policy": policy,
+        "right": again("policy.rollouts", outputs=["rollouts", "pairs"], threshold=1),
+        "twice": again("right"),
+        "pairs": again("right.pairs"),
+        "read": {"uses": "normalize", "with": {"source": {"path": "rows.jsonl"}, "type": "prompt_completion"}},
+        "perhaps": again("read"),
+    }
+    what = "has no tokens with the log-probabilities that they were drawn with; wire in output `rollouts` of a stage "
+    assert problems(folder, stages) == {
+        "wrong.inputs.rollouts": f"drawn.completions (sample) {what}rl or rescore",
+        "pairs.inputs.rollouts": f"right.pairs (rescore) {what}rl or rescore",
+    }
+
+
+def test_an_output_that_a_setting_asks_for_is_named_with_it(folder: Path) -> None:
+    inputs = {"model": "./model", "dataset": "rows"}
+    stages = {
+        "rows": normalize("prompt_completion"),
+        "sft": {"uses": "sft", "inputs": {**inputs, "eval_dataset": "rows.test"}, "with": {"lora_r": 2}},
+        "one": {"uses": "merge_adapter", "inputs": {"adapter": "sft"}},
+        "two": {"uses": "merge_adapter", "inputs": {"adapter": "sft.adapter"}},
+    }
+    with pytest.raises(RequestError) as error:
+        problems(folder, stages)
+    assert {found.where.removeprefix("recipe: stages."): found.what for found in error.value.problems} == {
+        "sft.inputs.eval_dataset": "stage 'rows' has no output 'test'; it writes: train; with test_size also test",
+        "one.inputs.adapter": "takes an adapter, but sft.model is a model; with merge_adapters: false also an adapter",
+        "two.inputs.adapter": "stage 'sft' has no output 'adapter'; it writes: model; with merge_adapters: false also "
+        "adapter",
+    }
+
+
 def test_states_and_references_of_other_limits(folder: Path) -> None:
     inputs = {"model": "./model", "dataset": "./rows"}
     stages = {
