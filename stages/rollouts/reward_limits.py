@@ -41,10 +41,11 @@ def limited(compute: Callable[[], Any], seconds: float | None) -> Any:
         raise _Alarm
 
     started = time.monotonic()
+    others_seconds, others_interval = signal.setitimer(signal.ITIMER_REAL, 0)
     handler = signal.signal(signal.SIGALRM, ring)
-    others_seconds, others_interval = signal.setitimer(signal.ITIMER_REAL, seconds, _RINGS_AGAIN_SECONDS)
     try:
         try:
+            signal.setitimer(signal.ITIMER_REAL, seconds, _RINGS_AGAIN_SECONDS)  # a short limit is over in here
             result = compute()
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)

@@ -180,3 +180,19 @@ def test_what_waits_outside_python_is_left_behind(monkeypatch):
     assert isinstance(in_a_thread(waits, 0.05), OvertimeError)
     assert not go.is_set()
     lock.release()
+
+
+def test_a_limit_that_is_over_before_the_function_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The alarm rings inside of the call that sets it."""
+    before = signal.getsignal(signal.SIGALRM)
+
+    def rings(which: int, seconds: float, interval: float = 0.0) -> tuple[float, float]:
+        if seconds == 1e-6:  # pytest has a timer of its own, which goes on afterwards
+            signal.raise_signal(signal.SIGALRM)
+        return signal.setitimer(which, seconds, interval)
+
+    names = {"SIGALRM": signal.SIGALRM, "ITIMER_REAL": signal.ITIMER_REAL, "signal": signal.signal}
+    monkeypatch.setattr(reward_limits, "signal", SimpleNamespace(**names, setitimer=rings))
+    with pytest.raises(OvertimeError, match="took longer than its limit"):
+        limited(lambda: 1.0, 1e-6)
+    assert signal.getsignal(signal.SIGALRM) == before
