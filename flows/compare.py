@@ -142,10 +142,13 @@ def _own_causes(name: str, old: _Side, new: _Side, wiring: Wiring) -> Iterator[D
 
 
 def _of_recipe(old: Mapping[str, Any], new: Mapping[str, Any], explained: set[str]) -> Iterator[Difference]:
-    """Lines of the recipes that differ and that no stage's identity shows: hardware, wiring, names, new stages."""
+    """Lines of the recipes that differ and that no stage's identity shows: hardware, wiring, names, and of a stage that
+    one of them lacks what it `uses`."""
     before, after = (dict(leaves(yaml.safe_load(run["recipe_yaml"]))) for run in (old, new))
+    whole = {f"stages.{name}" for name in set(old["stages"]) ^ set(new["stages"])}
     for place in dict.fromkeys([*before, *after]):
-        if before.get(place) != after.get(place) and place not in explained:
+        alone = any(place.startswith(f"{stage}.") and place != f"{stage}.uses" for stage in whole)
+        if before.get(place) != after.get(place) and place not in explained and not alone:
             yield Difference("recipe", (), place, before.get(place), after.get(place))
 
 

@@ -89,7 +89,10 @@ def diff_tables(found: RunDifferences) -> list[RenderableType]:
 
 
 def _add_results(results: Table, stage: StageResults) -> None:
-    words = "other" if stage.outputs else "same" if stage.same_fingerprint else "same bytes"
+    if {*stage.states} <= {"skipped", None}:
+        words = "not run"
+    else:
+        words = "other" if stage.outputs else "same" if stage.same_fingerprint else "same bytes"
     files = ", ".join(dict.fromkeys(path for paths in stage.files.values() for path in paths))
     rows = list(stage.metrics.items())[:MOST_METRICS] or [("", ("", ""))]
     for index, (name, values) in enumerate(rows):
