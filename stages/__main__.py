@@ -43,6 +43,8 @@ def main(arguments: list[str]) -> int:
 def _main(path: Path) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it would say a line a request
+    # of peft's imports: it wants a package for quantization on a CPU, which no stage does
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         spec = Spec.read(path)
     except StageError as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import logging
+from pathlib import Path
 
 import pytest
 
@@ -96,3 +98,13 @@ def test_people_are_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     assert [scrub(value) for value in shown.values()] == list(shown.values())
     assert [scrub(value) for value in hidden.values()] == ["***"] * len(hidden)
+
+
+def test_a_package_that_no_stage_needs_is_not_asked_for(tmp_path: Path) -> None:
+    """peft imports bitsandbytes, which then wants `kernels` installed for 4 bits on a CPU."""
+    from stages.__main__ import _main
+
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    logger.setLevel(logging.NOTSET)
+    assert _main(tmp_path / "absent.json") == 2
+    assert not logger.isEnabledFor(logging.WARNING) and logger.isEnabledFor(logging.ERROR)
