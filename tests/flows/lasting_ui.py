@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
+import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun
@@ -188,3 +190,16 @@ class Ui:
             except psutil.Error:
                 continue
         return found
+
+
+@pytest.fixture(scope="module", name="ui")
+def running_ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
+    """One server and worker for all tests of a file; at the end SIGTERM ends it, and leaves nothing."""
+    running = Ui(tmp_path_factory.mktemp("lasting"))
+    try:
+        yield running
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(60) == 0, (running.folder / "ui.log").read_text()
+        assert running.processes() == []
+    finally:
+        running.process.kill()

@@ -6,12 +6,10 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -31,7 +29,7 @@ from flows.prefect_alerts import MOST_TRIES, Alerts
 from flows.prefect_deploy import find
 from flows.prefect_flow import posttrain
 from flows.prefect_upkeep import AUTOMATION, SILENCE, crashed_when_silent, prepare
-from tests.flows.lasting_ui import ALERT_PATH, Told, Ui, until
+from tests.flows.lasting_ui import ALERT_PATH, Told, Ui, running_ui, until  # noqa: F401
 from tests.tiny_recipe import TASK
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -41,19 +39,6 @@ MANY = 1_000_000
 """Steps of a training that does not end during the tests."""
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
-    """One server and worker for all tests of this file; at the end SIGTERM ends it, and leaves nothing."""
-    running = Ui(tmp_path_factory.mktemp("lasting"))
-    try:
-        yield running
-        running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(60) == 0, (running.folder / "ui.log").read_text()
-        assert running.processes() == []
-    finally:
-        running.process.kill()
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,13 @@ paused means paused, and runs are cancelled from the command line."""
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from flows.cli import main
-from tests.flows.lasting_ui import Ui, until
+from tests.flows.lasting_ui import Ui, running_ui, until  # noqa: F401
 
 MANY = 1_000_000
 """Steps of a training that does not end during the tests."""
@@ -19,18 +18,6 @@ pytestmark = pytest.mark.slow
 
 Ask = Callable[..., str]
 """A command in this process, which has imported Prefect already; gives what it printed."""
-
-
-@pytest.fixture(scope="module")
-def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
-    running = Ui(tmp_path_factory.mktemp("lasting"))
-    try:
-        yield running
-        running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(60) == 0, (running.folder / "ui.log").read_text()
-        assert running.processes() == []
-    finally:
-        running.process.kill()
 
 
 def test_deployed_runs_from_day_to_day(
