@@ -41,7 +41,8 @@ class TokenBytes:
         steps = _steps(tokenizer.backend_tokenizer.decoder)
         added = {token: entry.content for token, entry in tokenizer.added_tokens_decoder.items()}
         self.added = frozenset(added)
-        names: list[str | None] = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+        count = max(tokenizer.get_vocab().values(), default=-1) + 1  # more than it has tokens, where ids are left out
+        names: list[str | None] = tokenizer.convert_ids_to_tokens(list(range(count)))
         self.pieces = [
             added[token].encode() if token in added else _piece_bytes(name, steps) for token, name in enumerate(names)
         ]

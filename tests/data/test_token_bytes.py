@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from typing import Any
 
@@ -61,6 +62,19 @@ def test_tokens_that_a_padded_head_has_beyond_the_tokenizers_have_no_bytes() -> 
     tokenizer = byte_level(["h e"])
     (token,) = tokenizer("he")["input_ids"]
     assert TokenBytes(tokenizer).joined([token, len(tokenizer), token, len(tokenizer) + 7]) == b"hehe"
+
+
+def test_tokens_behind_ids_that_are_left_out() -> None:
+    """Their ids are beyond the number of tokens; those between are of no token, and have no bytes."""
+    told = json.loads(byte_level(["h e"]).backend_tokenizer.to_str())
+    told["model"]["vocab"]["he"] += 90
+    told["added_tokens"] = []
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(told)))
+    token_ids = tokenizer("hey")["input_ids"]
+    assert token_ids[0] == 346 and len(tokenizer) == 257
+    known = TokenBytes(tokenizer)
+    assert known.spans(token_ids, b"hey") == ([(0, 2), (2, 3)], None)
+    assert known.joined([300, *token_ids, 347]) == b"hey"
 
 
 def test_a_text_that_the_tokenizer_changes() -> None:
