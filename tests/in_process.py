@@ -1,7 +1,7 @@
 """Whole recipes in this process: planned, leased, run and recorded as by `posttrain run`, without a start per stage.
 
 Starting a process and importing torch takes ten times as long as the work of a tiny stage. Stages of several processes
-are started as ever.
+are started as ever, unless two ranks are there for them (`tests.two_ranks`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,6 +25,7 @@ from flows.plan import Plan, plan
 from flows.recipe import Recipe
 from flows.run import Run
 from stages.stage import STAGES
+from tests.two_ranks import Ranks
 
 Payload = dict[str, Any]
 
@@ -36,17 +38,18 @@ def run_here(
     only: Sequence[str] = (),
     until: Sequence[str] = (),
     force: Sequence[str] = (),
+    ranks: Ranks | None = None,
 ) -> Payload:
     """The payload of the run, of all stages or of some; stages that fail are entered as such, and what follows from
-    them as skipped."""
+    them as skipped. `ranks`: they run the stages of two processes."""
     loaded = Recipe.load(str(recipe), list(settings))
-    return run_planned(plan(loaded, open_store(str(store)), only=only, until=until, force=force))
+    return run_planned(plan(loaded, open_store(str(store)), only=only, until=until, force=force), ranks)
 
 
-def run_planned(planned: Plan) -> Payload:
+def run_planned(planned: Plan, ranks: Ranks | None = None) -> Payload:
     """As `run_here`, of what was planned before."""
     run = Run(planned)
-    with mock.patch.object(flows.run, "run_stage_process", _run_stage), run.supervisors:
+    with mock.patch.object(flows.run, "run_stage_process", partial(_run_stage, ranks)), run.supervisors:
         for name in run.pending():
             if (cause := run.blocked(name)) is not None:
                 run.skip(name, cause)
@@ -57,23 +60,27 @@ def run_planned(planned: Plan) -> Payload:
 
 
 def _run_stage(
-    spec: dict[str, Any], launch: LaunchSettings, on_event: Callable[[Any], None], **rest: Any
+    ranks: Ranks | None, spec: dict[str, Any], launch: LaunchSettings, on_event: Callable[[Any], None], **rest: Any
 ) -> StageResult:
     """`python -m stages spec.json`, with what it leaves read as the launcher reads it."""
-    if launch.processes > 1:
+    if launch.processes > 1 and ranks is None:
         return run_stage_process(spec, launch, on_event, **rest)
     job = Path(spec["job"])
     job.mkdir(parents=True)
     (job / "spec.json").write_text(json.dumps(spec))
-    # the end of whoever started the tests is not the end of a flow
-    with mock.patch.object(stages.__main__, "die_with_parent"):
-        status = stages.__main__.main([str(job / "spec.json")])
+    status = _run_alone(job / "spec.json") if launch.processes == 1 or ranks is None else ranks(job / "spec.json")
     (job / "exit.json").write_text(json.dumps({"returncode": status}))
     if status != 0:
         message, expected = explain(job, status)
         raise StageFailed(message, expected=expected)
     result = json.loads((job / "result.json").read_text())
     return StageResult(**result, seconds=0.0, command=[])
+
+
+def _run_alone(spec: Path) -> int:
+    # the end of whoever started the tests is not the end of a flow
+    with mock.patch.object(stages.__main__, "die_with_parent"):
+        return stages.__main__.main([str(spec)])
 
 
 def failures(payload: Payload) -> dict[str, str]:

@@ -1,7 +1,8 @@
-"""Two processes over gloo through the launcher give the steps of one process."""
+"""Two processes over gloo give the steps of one process."""
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from tests.in_process import failures, run_here
 from tests.tiny_recipe import BASE, metrics_of, write_recipe
+from tests.two_ranks import two_ranks
 
 TRAINING = {"learning_rate": 1e-2, "max_steps": 6, "train_batch_size": 8, "max_length": 64}
 STAGES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -99,7 +101,8 @@ def test_two_processes_and_other_micro_batches_equal_one(tmp_path: Path) -> None
         } | {"taught": taught(budget, processes), **BYTES}
         store = tmp_path / name
         shutil.copytree(tmp_path / "prepared", store)
-        payload = run_here(write_recipe(tmp_path / "recipe", stages), store)
+        with two_ranks(tmp_path / "ranks") if processes > 1 else contextlib.nullcontext() as ranks:
+            payload = run_here(write_recipe(tmp_path / "recipe", stages), store, ranks=ranks)
         assert payload["state"] == "ok", failures(payload)
         entries = payload["stages"]
         assert entries["base"]["state"] == "cached"
