@@ -17,7 +17,7 @@ from stages.data.ledger import RowLedger, say_dropped
 from stages.data.types import Dataset
 from stages.training.batch import Group
 from stages.training.metrics import Mean, MetricSums, pairs
-from stages.training.objective import Bounding, Completing, Concluding, Windows
+from stages.training.objective import Bounding, Completing, Concluding, Objective, Windows
 from stages.training.turns import turns_of
 
 if TYPE_CHECKING:
@@ -92,6 +92,17 @@ class HeldOut(Measured):
         return measure(trainer, groups)
 
 
+def require_items(rows: Measured | None, objective: Objective) -> None:
+    """Given rows stay as they are, so this is known before the first step. Raises StageError where all of their items
+    are masked."""
+    if isinstance(rows, HeldOut) and rows.groups and not any(map(objective.count, rows.groups)):
+        raise StageError(
+            f"input {INPUT} has nothing to measure: every item of its {len(rows.groups)} rows is masked, row "
+            f"{rows.groups[0].row_id} the first of them. They may be cut before what is asked for, by max_length or by "
+            "what a model reads at most; give rows of which something is left, or leave the input out"
+        )
+
+
 def when(config: Any) -> dict[str, Any]:
     """The fields of `Measured`, of a stage's configuration (a `MeasuredConfig`)."""
     patience = config.early_stopping_patience
@@ -142,11 +153,10 @@ def together(
 @torch.no_grad()
 def measure(trainer: Trainer, groups: Sequence[Group]) -> dict[str, float]:
     """`eval/loss`, divided as the loss of a step is, and the objective's other metrics of these groups, by the weights
-    as they are and without dropout. Collective. Raises StageError for a loss that is not finite, or of nothing."""
+    as they are and without dropout; at least one item is asked for. Collective. Raises StageError for a loss that is
+    not finite."""
     processes, objective = trainer.processes, trainer.objective
     items = sum(objective.count(group) for group in groups)
-    if items <= 0:
-        raise StageError(f"input {INPUT} has nothing to measure: every item of its rows is masked")
     trainer.scorer.eval()
     sums = trainer.budget.fit(lambda tokens: _passes(trainer, groups, tokens), alone=processes.size == 1)
     names = ["loss", *trainer.metric_names]

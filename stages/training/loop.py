@@ -115,6 +115,7 @@ class Trainer:
         """Train to the end, from the newest saved state where there is one. `states`: the row ledger's; `measured`:
         rows that are not trained on."""
         context, total = self.context, windows.total_steps
+        held_out.require_items(measured, self.objective)
         progress = checkpoint.restore(context, self.parallel, self.processes, self.numerics)
         keeping = Keeping(context, measured, self.parallel)
         windows.load(progress.windows, keeping.load(progress.metrics, progress.tensors))
@@ -123,10 +124,7 @@ class Trainer:
             self.objective.load(progress.objective)
         watch, log = Watch(progress.metrics), MetricsLog(context, progress.metrics)
         say_dropped(context, states)
-        if Schedule.of(self.config).warmup(total) == total:
-            context.log(
-                f"the learning rate rises over all {total} steps and does not reach {self.config.learning_rate}"
-            )
+        self._say_unreached_rate(total)
         if progress.step == 0:
             self._give_notice(notices_of_rows(states))
         with Trackers(context, self.config) as trackers, self.saver.background:
@@ -188,6 +186,11 @@ class Trainer:
         if window.num_tokens is not None:
             tokens = window.num_tokens
         return {**known, "num_tokens": tokens, **window.metrics, **means}, [group.row_id for group in window.groups]
+
+    def _say_unreached_rate(self, total: int) -> None:
+        if Schedule.of(self.config).warmup(total) == total:
+            rate = self.config.learning_rate
+            self.context.log(f"the learning rate rises over all {total} steps and does not reach {rate}")
 
     def _tell(self, row: dict[str, float], log: MetricsLog, trackers: Trackers, watch: Watch) -> None:
         log.add(row)

@@ -376,6 +376,17 @@ def test_held_out_completions_that_the_teacher_changes(
     assert rows[-1]["loss"] > 0 and not any("eval/loss" in row for row in rows)
 
 
+def test_held_out_rows_of_which_the_teacher_reads_no_completion(tmp_path: Path, inputs: dict[str, Path]) -> None:
+    """Its template alone takes 18 tokens. No step is taken for a measurement that can never be made."""
+    rows = [{"prompt": talk("b"), "completion": [talk("", "de")[1]]}]
+    inputs["eval_dataset"] = save_dataset(tmp_path / "apart", "prompt_completion", rows, conversational=True)
+    with pytest.raises(
+        StageError, match=r"input eval_dataset has nothing to measure: every item of its 1 rows is masked, row r0 the"
+    ):
+        metrics(tmp_path / "run", inputs, {}, max_length=12)
+    assert not list((tmp_path / "run").rglob("metrics.jsonl"))
+
+
 def test_rows_that_say_no_text(tmp_path: Path, inputs: dict[str, Path]) -> None:
     rows = [{"input_ids": ids("abc")}]
     inputs["dataset"] = save_dataset(tmp_path / "tokens", "pretokenized", rows)
