@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions, FlowRun
 from prefect.states import Cancelled, Completed, Pending, Running, Scheduled
 from rich.console import Console
 
@@ -25,6 +26,7 @@ from artifacts import open_store
 from artifacts.errors import RequestError
 from flows.cli import main
 from flows.prefect_api import api
+from flows.prefect_cancel import ask
 from flows.prefect_deploy import Deployable, When, deploy, find
 from flows.prefect_flow import posttrain
 from flows.prefect_schedule import pause, remove, resume, rows
@@ -86,6 +88,28 @@ def test_what_is_paused_starts_nothing(client: SyncPrefectClient, tmp_path: Path
     ]
     assert [row["last"]["run"] for row in rows(client, ["queue"])] == [going.name]  # no other one began
     client.set_flow_run_state(going.id, Completed())
+
+
+def test_a_run_that_stays_scheduled_all_the_same_is_told_once(
+    client: SyncPrefectClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a pause would look for it again and again. Here the server never hears of one of two."""
+    what = Deployable.read(str(write_recipe(tmp_path, {})), [])
+    made = deploy(client, what, "stubborn", When(), pool=POOL, store="a store")
+    stays, goes = (client.create_flow_run_from_deployment(made.id) for _ in range(2))
+    told: list[UUID] = []
+
+    def tell(client: SyncPrefectClient, run: FlowRun) -> None:
+        assert run.id not in told
+        told.append(run.id)
+        if run.id != stays.id:
+            ask(client, run)
+
+    monkeypatch.setattr("flows.prefect_schedule.ask", tell)
+    pause(client, ["stubborn"])
+    assert set(told) == {stays.id, goes.id}
+    assert client.read_flow_run(stays.id).state.is_scheduled()
+    assert client.read_flow_run(goes.id).state_name == "Cancelled"
 
 
 def test_a_run_that_no_worker_ends_keeps_its_deployment(client: SyncPrefectClient, tmp_path: Path) -> None:
