@@ -6,6 +6,7 @@ Not among the tests that always run are all eight of them (minutes, on two cores
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -19,9 +20,9 @@ RECIPE = Path(flows.__file__).parent / "recipes" / "online.yaml"
 LEAST_GAIN = 0.10
 
 
-def accuracies(store: Path, *names: str) -> dict[str, float]:
+def accuracies(store: Path, *names: str, settings: Sequence[str] = ()) -> dict[str, float]:
     """Algorithm -> accuracy on problems that none has seen; `sft` is where all start."""
-    payload = run_here(RECIPE, store, until=[f"eval_{name}" for name in names])
+    payload = run_here(RECIPE, store, settings, until=[f"eval_{name}" for name in names])
     assert payload["state"] == "ok", failures(payload)
     stages = payload["stages"]
     return {name: stages[f"eval_{name}"]["metrics"]["accuracy"] for name in names}
@@ -29,7 +30,8 @@ def accuracies(store: Path, *names: str) -> dict[str, float]:
 
 @pytest.mark.slow
 def test_one_algorithm_learns(tmp_path: Path) -> None:
-    found = accuracies(tmp_path, "sft", "online_dpo")
+    """In half of the recipe's steps: it gains twice as much as is asked for in six of ten."""
+    found = accuracies(tmp_path, "sft", "online_dpo", settings=["online_dpo.max_steps=50"])
     assert found["online_dpo"] >= found["sft"] + LEAST_GAIN, found
 
 
