@@ -19,9 +19,11 @@ os.environ.pop("COLUMNS", None)  # a worker has one of 80, and what goes into a 
 TOGETHER = {
     # one user's processes are counted together
     "tests/rollouts/sandbox/": "sandbox",
-    # both look at the run of `local_run`
+    # all look at the run of `local_run`, which each worker would make for itself
     "tests/stages/test_golden.py": "every stage",
+    "tests/stages/test_gate.py": "every stage",
     "tests/flows/test_stores_agree.py": "every stage",
+    "tests/flows/test_tokens.py": "every stage",
 }
 """Path or its beginning -> the name under which one worker takes all tests of that name. Other files go one by one."""
 
