@@ -98,14 +98,17 @@ def short(value: Any) -> str:
 
 
 def observed(run: Done, name: str) -> tuple[int, str, str, dict[str, float]]:
-    """What the run made of a stage, as GOLDEN has it."""
+    """What the run made of a stage, as GOLDEN has it; what it hands on stands there already, as another one's."""
     store, entry = open_store(str(run.store)), run.payload["stages"][name]
+    stage = Recipe.load(str(run.recipe)).stages[name]
+    given = {found["id"] for other in stage.needs for found in run.payload["stages"][other]["outputs"].values()}
     made = {
         f"{output}/{file}": content
         for output, found in entry["outputs"].items()
+        if found["id"] not in given
         for file, content in contents(store.materialize(store.find(found["id"]))).items()
     }
-    config = semantic_config(Recipe.load(str(run.recipe)).stages[name].config)
+    config = semantic_config(stage.config)
     means = {field: float(f"{mean:.5g}") for field, mean in weighted_means(made).items()}
     return load_stage(entry["uses"]).version, short(config), short(without_floats(made)), means
 
