@@ -14,7 +14,7 @@ from stages.held import planned_outside
 
 
 def spec_of(plan: Plan, stage: RecipeStage, decision: Decision, run_id: str, *, beside: int) -> dict[str, Any]:
-    """The values of `stages.context.Spec`, for a stage whose inputs are all there; as many as `beside` run at once."""
+    """The values of `stages.spec.Spec`, for a stage whose inputs are all there; as many as `beside` run at once."""
     assert decision.identity is not None
     many = {name: declared.many for name, declared in stage.uses.inputs.items()}
     inputs = input_specs(decision.inputs, many)

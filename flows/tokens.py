@@ -9,8 +9,9 @@ from artifacts.errors import RequestError
 from flows.inputs import ResolvedInput, StageOutput
 from flows.plan import Plan
 from flows.recipe import RecipeStage
-from stages.context import Context, Spec
+from stages.context import Context
 from stages.names import nearest
+from stages.spec import Spec
 
 if TYPE_CHECKING:
     from stages.training.seeing import Reading

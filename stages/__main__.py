@@ -20,11 +20,12 @@ from typing import Any
 
 from artifacts import Artifact, Record, open_store, scrub
 from artifacts.errors import OutOfMemory, PosttrainError, StageError
-from stages.context import FAILED_LINE, Context, Spec
+from stages.context import FAILED_LINE, Context
 from stages.fails_again import fails_again
 from stages.identity import operational_config
 from stages.leaving import leave
 from stages.scrubbing import scrubbed_output
+from stages.spec import Spec
 from stages.usage import Meter, machine_facts
 
 _PR_SET_PDEATHSIG = 1

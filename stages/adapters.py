@@ -17,7 +17,8 @@ from artifacts import Artifact
 from artifacts.digest import digest_of, is_sha256
 from artifacts.errors import DamagedError, MissingError, StageError
 from artifacts.folder import hash_folder
-from stages.context import Context, require_disk
+from stages.context import Context
+from stages.disk import require_disk
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

@@ -5,14 +5,12 @@ Nothing here knows Prefect: progress goes to `events.jsonl` in the job folder, w
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,48 +20,13 @@ from artifacts.errors import StageError
 from stages.held import Held, planned_outside
 from stages.hub import hub_folder
 from stages.identity import fingerprint, identity
+from stages.spec import Spec
 from stages.stage import Config, Stage, load_stage
 
 FAILED_LINE = "the stage failed, and this is where:"
 """In its output, before the traceback: whoever started us has the error from `error.json`, and shows it once."""
 
 _SECONDS_BETWEEN_EVENTS = 0.5
-
-
-@dataclass(frozen=True)
-class Spec:
-    """One stage run, as written in `spec.json`: all that `python -m stages` needs."""
-
-    stage: str
-    name: str
-    config: dict[str, Any]
-    inputs: dict[str, Any]
-    fingerprint: str
-    identity: dict[str, Any]
-    store: str
-    job: str
-    run: str = "manual"
-    recipe: str = "manual"
-    processes: int = 1
-    threads: int | None = None
-    launcher: str | None = None
-    """The accelerate configuration by name; None: plain."""
-    inputs_store: str | None = None
-    """Where input artifacts lie; None: in `store`."""
-    command: list[str] = field(default_factory=list)
-    source: str = ""
-    """What the recipe calls the file or function that rows come from: for people, no part of a result."""
-    outside: list[dict[str, Any]] = field(default_factory=list)
-    """What the plan saw of that which the stage reads from outside the store (`Outside.known`)."""
-
-    @classmethod
-    def read(cls, path: Path) -> Spec:
-        """Raises StageError when the file is not a spec."""
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**values)
-        except (OSError, ValueError, TypeError) as error:
-            raise StageError(f"{path} is not a stage's spec.json: {error}") from error
 
 
 class Context:
@@ -232,20 +195,6 @@ class Context:
 
 def _artifact(wired: Mapping[str, Any]) -> Artifact:
     return Artifact(wired["kind"], str(wired["artifact"]).removeprefix("sha256:"))
-
-
-def require_disk(folder: Path, needed_bytes: int, what: str) -> None:
-    """Raises StageError before work is begun whose result would not fit on the disk of `folder`."""
-    free_bytes = shutil.disk_usage(folder).free
-    if free_bytes < needed_bytes:
-        raise StageError(
-            f"not enough disk for {what}: {_megabytes(needed_bytes)} needed, {_megabytes(free_bytes)} free at "
-            f"{folder}; free some space or give another --store"
-        ) from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB"
 
 
 def local_context(

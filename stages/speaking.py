@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from artifacts.errors import DataError, StageError
-from stages.context import Context, require_disk
+from stages.context import Context
 from stages.data.chat import Encoder
+from stages.disk import require_disk
 from stages.set_chat_template import CHATML, CHATML_TOKENS, END_OF_TURN, Config
 from stages.training.export import copy_settings, forget_paths
 from stages.training.model import load_causal_lm, load_tokenizer

@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stages.context import require_disk
+from stages.disk import require_disk
 from stages.rollouts.engine import ServedAdapter
 from stages.rollouts.vllm_adapter import write_adapter_folder
 

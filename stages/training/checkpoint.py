@@ -23,7 +23,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from artifacts.errors import StageError
-from stages.context import Context, require_disk
+from stages.context import Context
+from stages.disk import require_disk
 from stages.losses import products
 from stages.training.background import Background
 from stages.training.parallel import Parallel

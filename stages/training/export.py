@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from stages.adapters import CONFIG, ModelSource, model_source, name_for_good
-from stages.context import Context, require_disk
+from stages.context import Context
+from stages.disk import require_disk
 from stages.training.adapters import is_adapted, write_adapter
 from stages.training.config import PolicyConfig
 from stages.training.dropout import restore_settings

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from artifacts.errors import StageError
 from artifacts.shards import LARGEST_BYTES
-from stages.context import Context, require_disk
+from stages.context import Context
+from stages.disk import require_disk
 from stages.losses.head import Head
 from stages.losses.top_divergence import TopTokens
 from stages.shards import save_pieces

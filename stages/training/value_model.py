@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from artifacts.errors import StageError
 from stages.adapters import ModelSource
-from stages.context import Context, require_disk
+from stages.context import Context
 from stages.data.tokenize import TokenizedPrompt
+from stages.disk import require_disk
 from stages.losses.logprobs import TokenScores
 from stages.losses.token_loss import TokenLossFunction, linear_token_loss
 from stages.training.batch import TokenBatch

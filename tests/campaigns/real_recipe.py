@@ -14,7 +14,7 @@ from unittest import mock
 
 import stages.__main__
 from flows.recipe import Recipe
-from stages.context import Spec
+from stages.spec import Spec
 
 ROWS = [
     {"prompt": "abc", "completion": "de"},

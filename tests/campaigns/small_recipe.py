@@ -24,7 +24,8 @@ from flows.launch import StageResult
 from flows.plan import plan
 from flows.recipe import Recipe
 from flows.run import Run
-from stages.context import Context, Spec
+from stages.context import Context
+from stages.spec import Spec
 from stages.stage import Config, Input, Stage
 
 STEPS, CHECKPOINT_STEPS, PIECES = 6, 2, 3

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from artifacts import open_store
-from stages.context import Context, Spec
+from stages.context import Context
 from stages.leaving import leave
+from stages.spec import Spec
 from stages.training.export import export
 from stages.training.language_modeling import TokenLoss
 from stages.training.loop import Trainer
