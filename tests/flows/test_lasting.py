@@ -54,7 +54,7 @@ def scheduled(ui: Ui) -> Any:
             return found[0] if found else None
 
         run = until(started)
-        assert ui.command("schedule", "pause", "tiny").returncode == 0
+        assert ui.here("schedule", "pause", "tiny").returncode == 0
         return ui.ended(run, client)
 
 
@@ -96,7 +96,7 @@ def test_a_sweep_shows_its_page(ui: Ui, scheduled: Any) -> None:
 
 
 def test_what_is_deployed_is_listed(ui: Ui, scheduled: Any) -> None:
-    listed = json.loads(ui.command("schedule", "--json").stdout)["deployments"]
+    listed = json.loads(ui.here("schedule", "--json").stdout)["deployments"]
     assert [(row["name"], row["state"], row["schedule"]) for row in listed] == [("tiny", "paused", ["every 0:00:10"])]
     other = ui.folder / "tiny.yaml"
     other.write_text(ui.recipe.read_text())
@@ -109,17 +109,17 @@ def test_what_is_deployed_is_listed(ui: Ui, scheduled: Any) -> None:
         (("deploy", str(ui.recipe), "--pool", "postrain"), "no work pool 'postrain'; did you mean 'posttrain'?"),
         (("deploy", str(ui.recipe), "--set", "stps=3"), "nothing named 'stps' can be set; did you mean 'steps'?"),
     ):
-        refused = ui.command(*arguments)
+        refused = ui.here(*arguments)
         assert refused.returncode == 2 and words in refused.stderr, refused.stderr
 
 
 def test_what_is_removed_is_said_to_be_gone(ui: Ui, scheduled: Any) -> None:
-    assert ui.command("deploy", str(ui.recipe), "--name", "other").returncode == 0
-    removed = ui.command("schedule", "remove", "other")
+    assert ui.here("deploy", str(ui.recipe), "--name", "other").returncode == 0
+    removed = ui.here("schedule", "remove", "other")
     assert removed.stdout == (
         f"removed: other, which was on request and ran {ui.recipe}\nits runs, their results and reports stay\n"
     )
-    left = json.loads(ui.command("schedule", "--json").stdout)["deployments"]
+    left = json.loads(ui.here("schedule", "--json").stdout)["deployments"]
     assert [row["name"] for row in left] == ["tiny"]
 
 
@@ -269,7 +269,7 @@ def test_what_was_told_is_not_told_again(ui: Ui, scheduled: Any, tmp_path: Path)
         f"{other.name} failed, and 127.0.0.1 could not be told: HTTP 404; it is tried again",
         f"{other.name} failed, and 127.0.0.1 was not told in {MOST_TRIES} tries: HTTP 404",
     ]
-    refused = ui.command("ui", POSTTRAIN_ALERT_URL="hooks.example.com/abc")
+    refused = ui.here("ui", POSTTRAIN_ALERT_URL="hooks.example.com/abc")
     assert refused.returncode == 2 and "POSTTRAIN_ALERT_URL is no address to post to" in refused.stderr
     assert "hooks.example.com" not in refused.stderr
 
