@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", stage_variables(1)["GOMP_SPINCOUNT"])
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("COLUMNS", None)  # a worker has one of 80, and what goes into a pipe is as wide as it says
+
+gc.disable()  # until all modules are there: see pytest_collection_finish
 
 TOGETHER = {
     # one user's processes are counted together
@@ -47,6 +50,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if hasattr(config, "workerinput"):
         slow = {item.path for item in items if item.get_closest_marker("slow")}
         items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays. To look through its 800000 objects for garbage took a quarter of the collection,
+    and later half a second each time."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
