@@ -187,7 +187,7 @@ def engine_problems(config: EngineChoice, sampling: SamplingConfig | None) -> li
     problems += apart_problems(config, name)
     if getattr(config, "quantization", None) is not None:
         problems.append(
-            f"quantization with rollouts.engine {name}: weights of 4 bits are not sent; use the embedded engine"
+            f"quantization with rollouts.engine {name}: weights of few bits are not sent; use the embedded engine"
         )
     return problems
 

@@ -19,6 +19,7 @@ from stages.training.adapted_head import check_head_adapter
 from stages.training.config import TrainingConfig
 from stages.training.model_check import check_regular_files, check_weight_file
 from stages.training.multimodal import freeze_beside_text
+from stages.training.quantization import check_dora, is_quantized
 from stages.training.trunk import is_multimodal, paths_of_text, text_parameters
 
 _READ = {
@@ -148,6 +149,8 @@ def _adapted(model: Any, config: Any) -> Any:
             "embedding and head of this model are one weight, which an adapter on one of them, or a copy that is "
             "trained, would take apart; leave both out of lora_target_modules and modules_to_save"
         )
+    if config.use_dora:
+        check_dora(one.get_base_layer() for one in adapted.modules() if hasattr(one, "lora_magnitude_vector"))
     freeze_beside_text(model)  # an adapter that was trained on images reaches further
     if output is not None:
         check_head_adapter(model.get_output_embeddings())
@@ -165,6 +168,8 @@ def _require_modules(model: Any, field: str, names: Sequence[str], *, whole: boo
             raise StageError(f"{field}: {type(model).__name__} has no module {name!r}{nearest(name, last)}")
         if whole and any(any(module.children()) for module in found):
             raise StageError(f"{field}: {name!r} is made of other modules; name those ({', '.join(last)})")
+        if whole and any(map(is_quantized, found)):
+            raise StageError(f"{field}: {name!r} is quantized, so it cannot be trained whole; give it an adapter")
 
 
 def _strange(values: dict[str, Any], defaults: dict[str, Any]) -> str | None:

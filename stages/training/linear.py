@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -36,6 +36,31 @@ class _Linear(torch.autograd.Function):
         )
 
 
+class _Frozen(torch.autograd.Function):
+    """y = x W^T + b of a frozen weight that nothing keeps: it is made for a product, and again for its way back."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight_of: Callable[[torch.dtype], Tensor], bias_O: Tensor | None) -> Tensor:
+        ctx.weight_of = weight_of
+        weight_OI = weight_of(hidden.dtype)
+        multiply = linear if _goes_to_onednn(hidden, weight_OI) else nn.functional.linear
+        return multiply(hidden, weight_OI, bias_O)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight_OI = ctx.weight_of(grad.dtype)
+        grad_RO = grad.reshape(-1, grad.shape[-1])
+        return product(grad_RO, weight_OI, grad.dtype).view(*grad.shape[:-1], weight_OI.shape[1]), None, None
+
+
+def frozen(hidden: Tensor, weight_of: Callable[[torch.dtype], Tensor], bias_O: Tensor | None) -> Tensor:
+    """[..., O] hidden [..., I] W^T + bias, where `weight_of` makes the weight W [O, I] in a type. Neither it nor the
+    bias is trained."""
+    result: Tensor = _Frozen.apply(hidden, weight_of, bias_O)
+    return result
+
+
 _rows: ContextVar[int | None] = ContextVar("rows", default=None)
 
 
@@ -50,6 +75,12 @@ def chosen_for(rows: int) -> Iterator[None]:
         _rows.reset(token)
 
 
+def _goes_to_onednn(hidden: Tensor, weight_OI: Tensor) -> bool:
+    rows = _rows.get()
+    work = hidden.numel() * weight_OI.shape[0] if rows is None else rows * weight_OI.numel()
+    return prefers_onednn(hidden, weight_OI, work) and not torch.is_autocast_enabled("cpu")
+
+
 class _Forward:
     """Stands for the `forward` of a linear layer."""
 
@@ -60,9 +91,7 @@ class _Forward:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         weight_OI, bias_O = self.layer.weight, self.layer.bias
-        rows = _rows.get()
-        work = hidden.numel() * weight_OI.shape[0] if rows is None else rows * weight_OI.numel()
-        if not prefers_onednn(hidden, weight_OI, work) or torch.is_autocast_enabled("cpu"):
+        if not _goes_to_onednn(hidden, weight_OI):
             return self.plain_forward(hidden)
         if not torch.is_grad_enabled():
             return linear(hidden, weight_OI if self.packed_OI is None else self.packed_OI, bias_O)

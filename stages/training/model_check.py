@@ -58,6 +58,7 @@ def check_model_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise StageError(f"model folder {folder}: no config.json; is this a Hugging Face model folder?")
     check_no_code(folder)
+    _require_full_precision(folder)
     shards = weight_files(folder)
     if not shards:
         raise StageError(
@@ -73,6 +74,16 @@ def check_no_code(folder: Path) -> None:
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
         if (folder / name).is_file() and "auto_map" in _read_json(folder / name):
             raise StageError(f"model folder {folder.name}: {name} asks to run code of its own (auto_map); refused")
+
+
+def _require_full_precision(folder: Path) -> None:
+    found = _read_json(folder / "config.json").get("quantization_config")
+    if isinstance(found, dict) and found.get("quant_method") == "bitsandbytes":
+        raise StageError(
+            f"model folder {folder.name}: its weights are quantized already (config.json: quantization_config), and "
+            "what is trained is merged into full ones; take the model that it was made of, with quantization nf4, fp4 "
+            "or int8 here"
+        )
 
 
 def check_regular_files(folder: Path, what: str) -> None:
@@ -186,8 +197,19 @@ def check_loaded(
             shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
             raise StageError(f"model folder {folder.name} {what} weights for {type(model).__name__}: {shown}")
     for name, parameter in model.named_parameters():
-        if not bool(parameter.isfinite().all()):
-            bad = int((~parameter.isfinite()).sum())
-            raise StageError(
-                f"model folder {folder.name}: {bad} of {parameter.numel()} values of {name} are not finite"
-            )
+        _require_finite(folder, name, parameter)
+
+
+def check_finite(folder: Path) -> None:
+    """Raises StageError for a weight in a model folder's files that is not finite; one tensor at a time is read."""
+    from safetensors import safe_open
+
+    for path in weight_files(folder):
+        with safe_open(path, "pt") as shard:
+            for name in shard.keys():  # noqa: SIM118, which is no mapping
+                _require_finite(folder, name, shard.get_tensor(name).float())
+
+
+def _require_finite(folder: Path, name: str, values: Any) -> None:
+    if bad := int((~values.isfinite()).sum()):
+        raise StageError(f"model folder {folder.name}: {bad} of {values.numel()} values of {name} are not finite")

@@ -20,7 +20,8 @@ from stages.training.objective import Objective
 from stages.training.parallel import use_bfloat16
 from stages.training.probes import check_head, settle_layout
 from stages.training.processes import launched_sharding, prepare_process
-from stages.training.quantization import quantized, require_quantization
+from stages.training.quantization import quantized
+from stages.training.reference import LOGPROBS
 from stages.training.router_balance import balance_of
 from stages.training.trunk import is_multimodal, text_parameters
 
@@ -38,7 +39,6 @@ def start(
     `own_dropout`: the model trains with the dropout of its configuration.
     """
     _check_machine(config)
-    require_quantization(config.quantization)
     source = model_source(context, "model")
     _check_adapters(source, config)
     accelerator = prepare_process(context)
@@ -56,7 +56,8 @@ def start(
             return scorer_of(add_adapters(model, config))
         return scorer_of(load_adapter(model, source.adapter, config.lora_dropout))
 
-    scorer = build(quantized(config.quantization))
+    scorer = build(quantized(config.quantization, accelerator.device))
+    _say_quantized(context, config, scorer)
     say_parts(context, scorer)
     _say_dropout(context, off)
     check_head(scorer)
@@ -151,6 +152,20 @@ def say_parts(context: Context, scorer: Scorer) -> None:
             f"{type(model).__name__} is multimodal: its language model is trained on text alone, the {frozen:,} other "
             "parameters stay as they are"
         )
+
+
+def _say_quantized(context: Context, config: PolicyConfig, scorer: Scorer) -> None:
+    """Log what stays in full precision, where that may be a surprise."""
+    if config.quantization is None:
+        return
+    if stacks := sum(one.numel() for one in text_parameters(scorer.transformers_model) if one.ndim == 3):
+        context.log(f"quantization {config.quantization} is of linear layers: {stacks:,} weights of experts stay as they are")
+    for name in ("reference", *LOGPROBS):
+        if context.has(name):
+            context.log(
+                f"input {name} is of weights in full precision, and the policy starts from those of {config.quantization}, "
+                "so they differ from the first step on; without the input, the reference is what the policy starts from"
+            )
 
 
 def _say_dropout(context: Context, off: Mapping[str, float]) -> None:

@@ -43,7 +43,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         r"rollouts.urls needs rollouts.weights_folder, the absolute path",
     ),
     ({"rollouts": VLLM, "min_p": 0.1, "top_p": 0.9}, r"min_p together with top_p: rollouts.engine vllm leaves out"),
-    ({"rollouts": VLLM, "lora_r": 4, "quantization": "nf4"}, r"weights of 4 bits are not sent"),
+    ({"rollouts": VLLM, "lora_r": 4, "quantization": "nf4"}, r"weights of few bits are not sent"),
 ]
 
 

@@ -86,14 +86,13 @@ class Quantized(nn.Linear):
         return product.to(states.dtype)
 
 
-def test_quantized_layers_use_bfloat16_once_the_model_has_been_probed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantized_layers_use_bfloat16_once_the_model_has_been_probed() -> None:
     """Before, its rounding would look as if shared prefixes changed the model, and every row would have its own."""
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     scorer = Scorer(tiny_model())
     layers: list[Any] = [one for one in scorer.transformers_model.model.modules() if type(one) is nn.Linear]
     for layer in layers:
         layer.__class__ = Quantized
-        layer.compute_dtype = quantized("nf4")["quantization_config"].bnb_4bit_compute_dtype
+        layer.compute_dtype = quantized("nf4", torch.device("cpu"))["quantization_config"].bnb_4bit_compute_dtype
     assert {layer.compute_dtype for layer in layers} == {torch.float32}
     assert settle_layout(scorer) is None
     spread(scorer, config_for(bf16=True), ALONE, Whole())
