@@ -80,15 +80,26 @@ CONCEPTS = (
         note="models are of text alone, and trained whole or through adapters (`lora_r`)",
     ),
     Concept(
-        {"load_in_4bit": "TRL, Axolotl", "bnb_4bit_quant_type": "transformers", "use_bnb_nested_quant": TRL}
-        | {"quantization_bit": FACTORY, "quantization_config": "transformers", "bnb_4bit_quant_storage": TRL}
-        | {"bnb_4bit_compute_dtype": "transformers", "bnb_4bit_use_double_quant": "transformers"}
-        | called(FACTORY, "double_quantization", "quantization_type", "quantization_method"),
+        {"load_in_4bit": "TRL, Axolotl", "bnb_4bit_quant_type": "transformers", "quantization_bit": FACTORY}
+        | {"quantization_config": "transformers"}
+        | called(FACTORY, "quantization_type", "quantization_method"),
         ("quantization",),
         "quantization: nf4",
-        "with lora_r",
+        "or fp4, or int8; with lora_r",
+    ),
+    Concept({"load_in_8bit": "TRL, Axolotl"}, ("quantization",), "quantization: int8", "with lora_r"),
+    Concept(
+        {"use_bnb_nested_quant": TRL, "bnb_4bit_use_double_quant": "transformers", "double_quantization": FACTORY},
+        ("quantization",),
+        note="its 4 bits always have their scales in 8 bits, as in QLoRA's paper",
+    ),
+    Concept({"bnb_4bit_compute_dtype": "transformers"}, ("bf16",), note="products are in the type of the passes"),
+    Concept(
+        {"bnb_4bit_quant_storage": TRL},
+        note="weights of few bits are kept as bytes: another type is for slicing them, which `quantization` excludes",
     ),
     Concept(
-        {"load_in_8bit": "TRL, Axolotl"}, ("quantization",), "quantization: nf4", "4 bits, with lora_r; there are no 8"
+        {"llm_int8_threshold": "transformers", "llm_int8_skip_modules": "transformers"},
+        note="with `quantization: int8` no state is rounded, so none is an outlier, and the head stays as it is",
     ),
 )

@@ -181,10 +181,10 @@ class PolicyConfig(TrainingConfig):
     merge_adapters: bool = True
     """Output `model` has the adapters in its weights; false: output `adapter`, in peft's format, names its base."""
     quantization: Literal["nf4", "fp4", "int8"] | None = None
-    """Keep the frozen linear layers under the adapters in few bits (needs bitsandbytes): nf4 or fp4, 4 bits whose values
-    are quantiles of a normal distribution or small floats, with a scale for 64 weights (QLoRA, arXiv:2305.14314), or
-    int8, with a scale for a row (of arXiv:2208.07339, whose rounding of states is left out). Adapters are merged into,
-    and written for, the weights in full precision."""
+    """Keep the frozen linear layers under the adapters in few bits (needs bitsandbytes): nf4 or fp4, 4 bits that stand
+    for quantiles of a normal distribution or small floats, with a scale for 64 weights (QLoRA, arXiv:2305.14314); int8,
+    with a scale for a row (arXiv:2208.07339, without its rounding of states). What is written is of the weights in full
+    precision."""
     router_aux_loss_coef: float | None = Field(None, ge=0)
     """Weight of the load-balancing loss of a mixture of experts, a mean over sequences (arXiv:2101.03961); null: that
     of the model's configuration, where its `output_router_logits` asks for it; 0: none."""

@@ -144,9 +144,10 @@ def passes(budget: int, *, row: int, rows: int, processes: int = 1, read: int | 
 def training_step(training: Training, work: Passes, use: HeadUse, *, reference: float = 0) -> Phase:
     """A step, once the optimizer has its state. `reference`: other models that stay.
 
-    The worst moment is one of four: in the head, with the activations of all layers; in the backward pass of the last
-    attention; at the end of it, with all gradients; in the update. A model that is whole adds the head's gradient to
-    its own in place; with slices there is a second one in every later pass of a step, until its end.
+    The worst moment is one of five: in the head, with the activations of all layers; in the backward pass of the last
+    attention; at the end of it, with all gradients; in the update; on a CPU, where a quantized model is written. What
+    is whole adds the head's gradient to its own in place; with slices there is a second one in every later pass of a
+    step, until its end.
     """
     shape, setup, layers = training.shape, training.setup, training.layers
     state = training.state()
@@ -164,22 +165,26 @@ def training_step(training: Training, work: Passes, use: HeadUse, *, reference: 
     saved = saved_bytes(layers, work.tokens, work.read, work.longest)
     inside = _activation_slack(shape, setup.device, work.tokens)
     streams = stream_bytes(layers, work.tokens)
+    unpacked = training.dequantized
     before = state["gradients"] if several else 0.0
     embedding = shape.embedding_parameters * _FLOAT if layers.all_trained else 0
     apart = 0 if shape.classifier or (whole and several) else slack(embedding, setup.device) * embedding
     moments = [
-        {"gradients": before, "activations": inside * (saved + streams), "head": head},
+        {"gradients": before, "activations": inside * (saved + streams) + unpacked, "head": head},
         {
             "gradients": before,
-            "activations": inside * (saved + streams + attention_gradient_bytes(layers, work.tokens, work.read)),
+            "activations": inside * (saved + streams + attention_gradient_bytes(layers, work.tokens, work.read))
+            + unpacked,
             "head": apart,
         },
         {
             "gradients": state["gradients"] + (embedding if several and not whole else 0),
-            "activations": inside * streams,
+            "activations": inside * streams + unpacked,
         },
         {"gradients": state["gradients"], "optimizer": state["optimizer"] + training.optimizer.update},
     ]
+    if setup.device == "cpu" and training.exported:
+        moments.append({"gradients": 0.0, "weights": state["weights"] + training.exported})
     worst = max(moments, key=lambda parts: sum({**state, **parts}.values()))
     # what is whole is written as it is
     gathers = setup.device == "cpu" and not whole

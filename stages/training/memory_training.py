@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +13,14 @@ from stages.training.memory_optimizer import OPTIMIZERS, Held, Trained, rounded
 from stages.training.memory_shape import Adapters, ModelShape
 
 _FLOAT = 4
-_NF4 = 4.127 / 8
+_4BIT = 4.127 / 8
 """Bytes of a weight in 4 bits with quantized constants (arXiv:2305.14314, section 3)."""
+_QUANTIZED: Mapping[str, Callable[[int, int], float]] = {
+    "nf4": lambda inside, outside: _4BIT * inside * outside,
+    "fp4": lambda inside, outside: _4BIT * inside * outside,
+    "int8": lambda inside, outside: (inside + _FLOAT) * outside,
+}
+"""`quantization` -> bytes of a linear part with so many inputs and outputs."""
 _ZERO_BUCKET = 500_000_000
 """Elements of DeepSpeed's buffer for gradients on their way, where its configuration does not say."""
 
@@ -39,7 +46,8 @@ class Training:
     adapters: Adapters | None = None
     """None: all weights are trained."""
     gradient_checkpointing: bool = False
-    quantized: bool = False
+    quantization: str | None = None
+    """Of the linear parts under adapters."""
     keeps_best: bool = False
     """The weights that were best so far are held besides, in the memory of the host."""
     optim: str = "adamw"
@@ -51,7 +59,6 @@ class Training:
     def of(cls, config: Any, shape: ModelShape, setup: Setup) -> Training:
         """By a TrainingConfig."""
         adapters = Adapters.of(config) or shape.adapters
-        quantized = getattr(config, "quantization", None) is not None
         keeps_best = getattr(config, "keep", "last") == "best"
         coefficient = getattr(config, "router_aux_loss_coef", 0.0)
         return cls(
@@ -60,7 +67,7 @@ class Training:
             config.bf16,
             adapters,
             config.gradient_checkpointing,
-            quantized,
+            getattr(config, "quantization", None),
             keeps_best,
             config.optim,
             config.pure_bf16,
@@ -113,14 +120,35 @@ class Training:
             return 0
         return self.weight * self.shape.vocabulary * (self.shape.hidden + self.adapters.rank)
 
+    @property
+    def _quantized_shapes(self) -> list[tuple[int, int]]:
+        """(in, out) of the linear parts of a layer; experts are stacks, which stay as they are."""
+        shapes = [(inside, outside) for inside, outside, _ in self.shape.linear_shapes]
+        return shapes[:4] if self.shape.experts else shapes
+
+    @property
+    def dequantized(self) -> float:
+        """Bytes of the one weight that is had in full for a product: in float32, and in the type of the passes."""
+        if self.quantization is None:
+            return 0.0
+        largest = max(inside * outside for inside, outside in self._quantized_shapes)
+        return float(largest * (_FLOAT + (self.weight if self.weight != _FLOAT else 0)))
+
+    @property
+    def exported(self) -> float:
+        """Bytes of the model in float32 that the adapters of a quantized one are put on in the end, in the memory of
+        the host."""
+        return 0.0 if self.quantization is None else float(self.parameters * _FLOAT)
+
     def state(self) -> dict[str, float]:
         """Weights, gradients and optimizer, as the way of sharding spreads them."""
         n, sharding = self.setup.processes, self.setup.sharding
         master = _FLOAT if self.bf16 and not self.pure_bf16 else 0
         whole = float(self.parameters * self.weight)
-        if self.quantized:
-            linear = self.shape.layers * sum(inside * outside for inside, outside, _ in self.shape.linear_shapes)
-            whole -= linear * (self.weight - _NF4)
+        if self.quantization is not None:
+            size = _QUANTIZED[self.quantization]
+            saved = sum(self.weight * i * o - size(i, o) for i, o in self._quantized_shapes)
+            whole -= self.shape.layers * saved
         if isinstance(sharding, Fsdp):
             # float32 slices; what is gathered is in the type of the passes
             weights = self.parameters * _FLOAT / n + self._gathered()

@@ -102,6 +102,7 @@ def check_dora(layers: Iterable[Any]) -> None:
         state = getattr(layer.weight, "quant_state", None) if is_quantized(layer) else None
         if state is not None and layer.weight.device.type == "cpu" and state.shape[1] % state.blocksize:
             raise StageError(
-                f"use_dora with quantization {state.quant_type} on a CPU: rows of {state.shape[1]} weights are no whole "
-                f"blocks of {state.blocksize}, which bitsandbytes takes them for; take int8, or leave one of the two out"
+                f"use_dora with quantization {state.quant_type} on a CPU: rows of {state.shape[1]} weights are no "
+                f"whole blocks of {state.blocksize}, for which bitsandbytes takes them; take int8, or leave one of the "
+                "two out"
             )

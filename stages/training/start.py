@@ -156,15 +156,16 @@ def say_parts(context: Context, scorer: Scorer) -> None:
 
 def _say_quantized(context: Context, config: PolicyConfig, scorer: Scorer) -> None:
     """Log what stays in full precision, where that may be a surprise."""
-    if config.quantization is None:
+    kind = config.quantization
+    if kind is None:
         return
     if stacks := sum(one.numel() for one in text_parameters(scorer.transformers_model) if one.ndim == 3):
-        context.log(f"quantization {config.quantization} is of linear layers: {stacks:,} weights of experts stay as they are")
+        context.log(f"quantization {kind} is of linear layers: {stacks:,} weights of experts stay as they are")
     for name in ("reference", *LOGPROBS):
         if context.has(name):
             context.log(
-                f"input {name} is of weights in full precision, and the policy starts from those of {config.quantization}, "
-                "so they differ from the first step on; without the input, the reference is what the policy starts from"
+                f"input {name} is of weights in full precision, and the policy starts from those of {kind}, so they "
+                "differ from the first step on; without the input, the reference is what the policy starts from"
             )
 
 

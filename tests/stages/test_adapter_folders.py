@@ -18,7 +18,6 @@ from artifacts.keeping import Policy
 from artifacts.survey import survey
 from stages.__main__ import publish
 from stages.context import local_context
-from stages.training import quantization
 from tests.stages.adapter_chain import APART, CHAIN, LORA, TRAINING, Chain, on
 from tests.tiny_recipe import BASE, write_recipe
 
@@ -99,13 +98,6 @@ def test_what_does_not_go_together(
     dataset = chain.folder("pairs" if uses == "preference" else "rows")
     with pytest.raises(StageError, match=message):
         run_on_chain(uses, {"model": chain.folder(model), "dataset": dataset}, **TRAINING, **config)
-
-
-def test_quantization_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantization.torch.cuda, "is_available", lambda: False)
-    with pytest.raises(StageError, match="quantization nf4 needs a CUDA GPU, and this process sees none"):
-        quantization.require_quantization("nf4")
-    quantization.require_quantization(None)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,142 @@
+"""Whole stages on a quantized base, on a CPU: taken up where they were killed, and written in full precision."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from artifacts.errors import StageError
+from stages.context import Context
+from stages.training.loop import Trainer
+from stages.training.model import load_causal_lm
+from stages.training.quantization import dequantized, is_quantized, quantized
+from tests.stages.small_models import logged, output, read_lines, run_stage, save_dataset, save_model
+from tests.stages.test_resume import ROWS, files_of, killed_in
+
+LORA: dict[str, Any] = {"lora_r": 2, "lora_alpha": 4, "learning_rate": 1e-2, "train_batch_size": 2, "max_steps": 4}
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "nf4": ("sft", "prompt_completion", {"quantization": "nf4", "lora_dropout": 0.2}),
+    "fp4": ("preference", "triple_preference", {"quantization": "fp4", "bf16": True}),
+    "int8": (
+        "rl",
+        "prompt_completion",
+        {
+            "quantization": "int8",
+            "rewards": ["tests.stages.small_models:letters"],
+            "num_generations": 2,
+            "max_completion_length": 4,
+            "beta": 0.1,
+        },
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_process() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("made")
+    save_model(folder / "model", seed=1)
+    kinds = ("prompt_completion", "triple_preference")
+    return {"model": folder / "model", **{kind: save_dataset(folder / kind, kind, ROWS[kind]) for kind in kinds}}
+
+
+def train(case: str, folder: Path, made: dict[str, Path], **more: Any) -> Context:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    stage, rows, settings = CASES[case]
+    inputs = {"model": more.pop("model", made["model"]), "dataset": made[rows]}
+    return run_stage(stage, folder, inputs, **{**LORA, **settings, **more})
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_interrupted_training_ends_with_the_same_bits(case: str, made: dict[str, Path], tmp_path: Path) -> None:
+    whole = train(case, tmp_path / "whole", made, checkpoint_steps=2)
+    with killed_in(Trainer, "step", calls=4):
+        train(case, tmp_path / "again", made, checkpoint_steps=2)
+    again = train(case, tmp_path / "again", made, checkpoint_steps=2)
+    events = read_lines(tmp_path / "again" / "job" / "events.jsonl")
+    assert [event["step"] for event in events if event["kind"] == "resumed"][-1] == 2
+    assert files_of(output(again, "model")) == files_of(output(whole, "model"))
+    # beside the adapters' layers nothing of the input is changed, and nothing is of few bits
+    base, trained = (load_file(one / "model.safetensors") for one in (made["model"], output(whole, "model")))
+    changed = {name for name, tensor in trained.items() if not tensor.equal(base[name])}
+    assert len(changed) == 14 and all("_proj" in name for name in changed)
+    assert {tensor.dtype for tensor in trained.values()} == {torch.float32}
+
+
+def test_the_adapter_is_written_and_goes_on(made: dict[str, Path], tmp_path: Path) -> None:
+    """Merged it is the full base with what it learnt on the quantized one, and it is trained on where it stopped."""
+    merged = output(train("nf4", tmp_path / "merged", made, lora_dropout=0.0), "model")
+    apart = output(train("nf4", tmp_path / "apart", made, lora_dropout=0.0, merge_adapters=False), "adapter")
+    tensors, base, found = (
+        load_file(path)
+        for path in (
+            apart / "adapter_model.safetensors",
+            made["model"] / "model.safetensors",
+            merged / "model.safetensors",
+        )
+    )
+    for name in (name for name in base if "_proj" in name):
+        low, high = (
+            tensors[f"base_model.model.{name.removesuffix('.weight')}.lora_{part}.weight"] for part in ("A", "B")
+        )
+        torch.testing.assert_close(found[name], base[name] + 2 * high @ low, atol=1e-6, rtol=1e-6)
+        assert high.abs().max() > 1e-3
+
+
+def quantized_loss(folder: Path, kind: str, rows: list[tuple[list[int], list[int]]]) -> float:
+    """A mean over tokens by transformers, of the full model with the weights that those of few bits stand for."""
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    low = load_causal_lm(folder, **quantized(kind, torch.device("cpu")))
+    total, tokens = 0.0, 0
+    with torch.no_grad():
+        for name, layer in low.named_modules():
+            if is_quantized(layer):
+                model.get_submodule(name).weight.copy_(dequantized(layer))
+        for prompt, completion in rows:
+            logits_TV = model(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+            total -= float(logits_TV.log_softmax(-1)[range(len(completion)), completion].sum())
+            tokens += len(completion)
+    return total / tokens
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4", "int8"])
+def test_the_first_loss_is_that_of_the_weights_of_few_bits(kind: str, made: dict[str, Path], tmp_path: Path) -> None:
+    from tests.data.characters import ids
+
+    rows = [(ids(row["prompt"]), ids(f"{row['completion']}$")) for row in ROWS["prompt_completion"]]
+    settings = {"train_batch_size": 4, "max_steps": 1, "lora_dropout": 0.0}
+    context = train("nf4", tmp_path / "run", made, quantization=kind, **settings)
+    (first,) = read_lines(output(context, "model") / "metrics.jsonl")
+    assert first["loss"] == pytest.approx(quantized_loss(made["model"], kind, rows), rel=1e-5)
+    plain = train("nf4", tmp_path / "plain", made, quantization=None, **settings)
+    assert abs(read_lines(output(plain, "model") / "metrics.jsonl")[0]["loss"] - first["loss"]) > 1e-3
+
+
+def test_the_reference_is_the_quantized_base(made: dict[str, Path], tmp_path: Path) -> None:
+    """The policy begins at it; one that is wired in is not of few bits, and that is said."""
+    first, *_, last = read_lines(output(train("fp4", tmp_path / "run", made, bf16=False), "model") / "metrics.jsonl")
+    assert (first["rewards/margins"], first["loss"]) == (0, pytest.approx(math.log(2)))
+    assert abs(last["rewards/margins"]) > 1e-4
+    stage, rows, settings = CASES["fp4"]
+    inputs = {"model": made["model"], "dataset": made[rows], "reference": made["model"]}
+    wired = run_stage(stage, tmp_path / "wired", inputs, **{**LORA, **settings, "bf16": False})
+    assert read_lines(output(wired, "model") / "metrics.jsonl")[0]["rewards/margins"] != 0
+    assert any(
+        line.startswith("input reference is of weights in full precision") for line in logged(tmp_path / "wired" / "job")
+    )
+
+
+def test_quantization_is_of_frozen_weights(made: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="quantization is nf4, but there are no adapters"):
+        train("nf4", tmp_path / "run", made, lora_r=None, lora_alpha=32, lora_dropout=0.0)
