@@ -23,8 +23,9 @@ from flows.recipe import RecipeStage
 from stages.adapters import CONFIG, Base, read_adapter_config
 from stages.training.memory import PARTS, Phase, Request
 from stages.training.memory import worst as worst_of
+from stages.training.memory_adapters import Adapters
 from stages.training.memory_allocator import Device
-from stages.training.memory_shape import Adapters, ModelShape, UnknownShapeError, read_shape
+from stages.training.memory_shape import ModelShape, UnknownShapeError, read_shape
 from stages.training.memory_training import Setup
 
 _MODEL_KINDS = (*HUB_KINDS, "adapter", "teacher_states")

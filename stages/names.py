@@ -115,7 +115,7 @@ FOREIGN_STAGES = {
 
 
 NEAR_STAGES = {
-    "quantize": "a stage that trains with `quantization` (nf4, fp4 or int8) and `lora_r`; weights are stored as they are trained",
+    "quantize": "a stage that trains with `quantization` and `lora_r`; weights are stored as they are trained",
     "chat": "`uses: sample`, which completes the prompts of a dataset",
     "async_distillation": "`uses: distill` with `teacher_engine: {engine: vllm_server}` and `loss_top_k`, which "
     "samples and trains in turns",

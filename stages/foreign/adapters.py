@@ -30,13 +30,11 @@ CONCEPTS = (
         "modules_to_save: [embed_tokens]",
         "all rows of the embedding, not some",
     ),
+    Concept({"lora_rank_pattern": COMMON}, ("rank_pattern",)),
+    Concept({"lora_alpha_pattern": COMMON}, ("alpha_pattern",)),
+    Concept({"peft_layers_to_transform": AXOLOTL}, ("layers_to_transform",)),
     Concept(
-        called(PEFT, "rank_pattern", "alpha_pattern"),
-        note="all adapters have one rank and one scale: lora_r and lora_alpha",
-    ),
-    Concept(
-        called(PEFT, "layers_to_transform", "layers_pattern", "exclude_modules")
-        | called(AXOLOTL, "peft_layers_to_transform", "peft_layers_pattern"),
+        {"exclude_modules": PEFT, "layers_pattern": PEFT, "peft_layers_pattern": AXOLOTL},
         ("lora_target_modules",),
         note="names that may hold the layer, such as layers.3.self_attn.q_proj",
     ),
@@ -48,11 +46,17 @@ CONCEPTS = (
         called(PEFT, "bias", "lora_bias"),
         note="beside adapters no bias is trained; `modules_to_save` names modules that are trained whole",
     ),
+    Concept({"peft_init_lora_weights": AXOLOTL}, ("init_lora_weights",)),
+    Concept(called(FACTORY, "pissa_init"), ("init_lora_weights",), "init_lora_weights: pissa"),
+    Concept(called(FACTORY, "pissa_iter"), ("init_lora_weights",), "init_lora_weights: pissa_niter_16"),
     Concept(
-        called(PEFT, "init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config")
-        | {"peft_init_lora_weights": AXOLOTL}
-        | called(FACTORY, "pissa_init", "pissa_iter", "pissa_convert"),
-        note="adapters begin as in LoRA's paper, one factor random and the other 0; there is no other start",
+        called(FACTORY, "pissa_convert"),
+        note="an adapter that started as a part of the weights is always written for the weights as they came",
+    ),
+    Concept(
+        called(PEFT, "loftq_config", "eva_config", "corda_config", "lora_ga_config", "mica_config") | {"loftq": COMMON},
+        ("init_lora_weights",),
+        note="starts that take no pass over data and no quantized weight: gaussian, orthogonal, olora, pissa",
     ),
     Concept(
         called(PEFT, "use_qalora", "use_bdlora", "alora_invocation_tokens", "layer_replication", "arrow_config")
@@ -61,10 +65,21 @@ CONCEPTS = (
         note="there is LoRA, with `use_rslora` and `use_dora`, and no other kind of adapter",
     ),
     Concept(
-        called("Axolotl, LLaMA-Factory", "loraplus_lr_ratio")
-        | {"loraplus_lr_embedding": FACTORY, "loraplus_embedding_lr": COMMON},
-        note="both factors of an adapter have one learning_rate; there is no LoRA+",
+        called(PEFT, "num_virtual_tokens", "prompt_tuning_init", "prompt_tuning_init_text", "prefix_projection")
+        | called(PEFT, "encoder_hidden_size", "encoder_reparameterization_type", "num_layers_prompt")
+        | {"prompt_tuning": COMMON, "prefix_tuning": COMMON},
+        note="virtual tokens are no tokens of a row, so rows that share a prompt's pass cannot have them; there is LoRA",
     ),
+    Concept(
+        called(PEFT, "feedforward_modules") | {"ia3": COMMON},
+        note="there is no IA3, whose vectors scale the outputs of layers; `use_dora` learns such scales beside LoRA",
+    ),
+    Concept(
+        {"loraplus_lr_embedding": "Axolotl, LLaMA-Factory", "loraplus_embedding_lr": COMMON},
+        ("loraplus_lr_ratio",),
+        note="an embedding's factors have learning_rate",
+    ),
+    Concept({"lora_plus_ratio": COMMON, "lora_lr_ratio": COMMON}, ("loraplus_lr_ratio",)),
     Concept(
         {"adapter_name_or_path": FACTORY, "lora_model_dir": AXOLOTL},
         ("model",),

@@ -10,6 +10,7 @@ from torch import Tensor
 from artifacts.errors import StageError
 from stages.rollouts.adapter_settings import MOST_RANK
 from stages.rollouts.engine import ServedAdapter
+from stages.training.adapter_start import has_moved_base
 
 _MERGED = "set rollouts.lora_sync to merged"
 
@@ -29,6 +30,10 @@ def served_adapter(model: Any) -> ServedAdapter:
     if not hasattr(model, "peft_config"):
         raise StageError(f"rollouts.lora_sync is adapter, but all of the model is trained; give lora_r, or {_MERGED}")
     (settings,) = model.peft_config.values()
+    if has_moved_base(model):
+        raise StageError(
+            f"rollouts.lora_sync is adapter, but init_lora_weights has changed the weights below it; {_MERGED}"
+        )
     modules = sorted({name.partition(".lora_")[0].rpartition(".")[2] for name, _ in adapter_weights(model)})
     ranks = [settings.r, *(settings.rank_pattern or {}).values()]
     unknown = {

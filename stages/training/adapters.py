@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +11,23 @@ from safetensors.torch import load_file
 
 from artifacts.errors import StageError
 from stages.adapters import CONFIG, WEIGHTS, Base, read_adapter_config
-from stages.names import nearest
 from stages.seeds import derive
 from stages.training.adapted_head import check_head_adapter
+from stages.training.adapter_settings import MOVING
+from stages.training.adapter_start import has_moved_base, keep_start, restated
+from stages.training.adapter_targets import (
+    beside_text,
+    check_experts,
+    linear_names,
+    paths_to_save,
+    require_layers,
+    require_modules,
+    require_patterns,
+)
 from stages.training.config import TrainingConfig
 from stages.training.model_check import check_regular_files, check_weight_file
 from stages.training.multimodal import freeze_beside_text
-from stages.training.quantization import check_dora, is_quantized
-from stages.training.trunk import is_multimodal, paths_of_text, text_parameters
+from stages.training.quantization import check_dora
 
 _READ = {
     "peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "target_modules",
@@ -33,6 +40,8 @@ _INDIFFERENT = {
     "qalora_group_size", "runtime_config",
 }  # fmt: skip
 """Settings without a part in it; all others must have their default."""
+_LEAVE_THE_BASE = ("gaussian", "orthogonal", "eva")
+"""Starts after which an adapter is of the weights as they came; after others it is of weights that are nowhere."""
 
 
 def add_adapters(model: Any, config: TrainingConfig) -> Any:
@@ -44,17 +53,19 @@ def add_adapters(model: Any, config: TrainingConfig) -> Any:
         return model
     from peft import LoraConfig
 
-    if config.use_dora and any(parameter.ndim == 3 for parameter in text_parameters(model)):
-        raise StageError("use_dora: this model's experts are stacked weights, which DoRA does not take; use LoRA alone")
+    check_experts(model, config)
     targets = config.lora_target_modules
+    if config.layers_to_transform is not None:
+        require_layers(model, config.layers_to_transform)
+        targets = linear_names(model) if isinstance(targets, str) else targets
     if not isinstance(targets, str):
-        _require_modules(model, "lora_target_modules", targets)
-    _require_modules(model, "modules_to_save", config.modules_to_save, whole=True)
+        require_modules(model, "lora_target_modules", targets)
+    require_modules(model, "modules_to_save", config.modules_to_save, whole=True)
     if not isinstance(targets, str) and (both := set(targets) & set(config.modules_to_save)):
         raise StageError(f"{min(both)} is in lora_target_modules and in modules_to_save; name it in one of them")
     classifier = hasattr(model, "score")
     torch.manual_seed(derive(config.seed, "lora"))
-    return _adapted(
+    adapted = _adapted(
         model,
         LoraConfig(
             r=config.lora_r,
@@ -63,32 +74,20 @@ def add_adapters(model: Any, config: TrainingConfig) -> Any:
             use_rslora=config.use_rslora,
             use_dora=config.use_dora,
             target_modules=targets if isinstance(targets, str) else list(targets),
-            modules_to_save=_paths_to_save(model, config.modules_to_save),
-            exclude_modules=_beside_text(model),
+            modules_to_save=paths_to_save(model, config.modules_to_save),
+            exclude_modules=beside_text(model),
+            layers_to_transform=None if config.layers_to_transform is None else list(config.layers_to_transform),
+            rank_pattern=dict(config.rank_pattern),
+            alpha_pattern=dict(config.alpha_pattern),
+            init_lora_weights=True if config.init_lora_weights == "default" else config.init_lora_weights,  # type: ignore[arg-type]
             task_type="SEQ_CLS" if classifier else "CAUSAL_LM",
         ),
     )
-
-
-def _beside_text(model: Any) -> str | None:
-    """peft's pattern of the modules that get no adapter, which other parts of a multimodal model may name alike."""
-    if not is_multimodal(model.config):
-        return None
-    inside = "|".join(rf"{re.escape(path)}(?:\..*)?" for path in paths_of_text(model))
-    return rf"(?!(?:{inside})$).*"
-
-
-def _modules_of_text(model: Any) -> dict[str, Any]:
-    """The modules that may be trained, by their paths."""
-    beside = _beside_text(model)
-    return {path: one for path, one in model.named_modules() if beside is None or not re.fullmatch(beside, path)}
-
-
-def _paths_to_save(model: Any, names: Sequence[str]) -> list[str] | None:
-    """Of a multimodal model the paths in its language model: peft would take all that end so."""
-    if is_multimodal(model.config):
-        return [path for path in _modules_of_text(model) if path.endswith(tuple(names))] if names else None
-    return list(names) or None
+    for field in ("rank_pattern", "alpha_pattern"):
+        require_patterns(adapted, field, getattr(config, field))
+    if config.init_lora_weights in MOVING:
+        keep_start(adapted)
+    return adapted
 
 
 def load_adapter(model: Any, folder: Path, dropout: float = 0.0) -> Any:
@@ -126,9 +125,12 @@ def write_adapter(model: Any, folder: Path, base: Base | None) -> None:
     """In peft's format, the same bytes for the same adapter; with the name of its base instead of a path."""
     model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
+    if has_moved_base(model):
+        restated(model, folder)
     values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     values["base_model_name_or_path"] = None if base is None else base.name
     values["revision"] = None if base is None else base.revision
+    values["init_lora_weights"] = True  # from here on, where it started is no part of what it is
     for name in ("target_modules", "modules_to_save", "exclude_modules"):
         if isinstance(values.get(name), list):  # sets, in an order of chance
             values[name] = sorted(values[name])
@@ -157,25 +159,12 @@ def _adapted(model: Any, config: Any) -> Any:
     return adapted
 
 
-def _require_modules(model: Any, field: str, names: Sequence[str], *, whole: bool = False) -> None:
-    """peft looks for a module of every name, and is content with those that it finds."""
-    modules = _modules_of_text(model)
-    last = sorted({path.rpartition(".")[2] for path, module in modules.items() if not any(module.children())})
-    for name in names:
-        # peft's own rules, which differ
-        found = [one for path, one in modules.items() if path.endswith(name if whole else f".{name}") or path == name]
-        if not found:
-            raise StageError(f"{field}: {type(model).__name__} has no module {name!r}{nearest(name, last)}")
-        if whole and any(any(module.children()) for module in found):
-            raise StageError(f"{field}: {name!r} is made of other modules; name those ({', '.join(last)})")
-        if whole and any(map(is_quantized, found)):
-            raise StageError(f"{field}: {name!r} is quantized, so it cannot be trained whole; give it an adapter")
-
-
 def _strange(values: dict[str, Any], defaults: dict[str, Any]) -> str | None:
     """The first setting that is neither understood nor as if it were not there."""
     for name, value in sorted(values.items()):
         if name in _READ | _INDIFFERENT or value == defaults.get(name) or not value:
+            continue
+        if name == "init_lora_weights" and value in _LEAVE_THE_BASE:
             continue
         return name
     return None

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from stages.monitors import MONITORS, ROW_MONITORS
 from stages.sharding import Fsdp, Sharding, Whole, Zero
 from stages.stage import Config, operational
+from stages.training.adapter_settings import MOVING, AdapterConfig
 from stages.training.schedule import DECAYS, ENDLESS, FALLS, SETTINGS
 
 TRACKERS = {
@@ -31,8 +32,8 @@ else:  # the tables are what may be chosen
     FallName, DecayName = Literal[tuple(FALLS)], Literal[tuple(DECAYS)]
 
 
-class TrainingConfig(Config):
-    """How a model is optimized. Fields marked operational do not change the result."""
+class OptimizationConfig(Config):
+    """The optimizer, its learning rate, and what it computes in."""
 
     learning_rate: float = Field(2e-5, gt=0)
     """Peak learning rate."""
@@ -84,21 +85,11 @@ class TrainingConfig(Config):
     """With bf16, nothing is kept in float32: weights, gradients and adamw's moments are bfloat16, rounded at random so
     that small updates count on average (arXiv:2010.06192). 8 bytes a weight in place of 18, and a noise that bf16 alone
     has not."""
-    lora_r: int | None = Field(None, gt=0)
-    """Rank of LoRA adapters; null: all weights are trained."""
-    lora_alpha: float = Field(32, gt=0)
-    """LoRA's scale is lora_alpha / lora_r, with use_rslora lora_alpha / sqrt(lora_r)."""
-    use_rslora: bool = False
-    """rsLoRA (arXiv:2312.03732): a scale that keeps large ranks learning."""
-    use_dora: bool = False
-    """DoRA (arXiv:2402.09353): also trains the length of every output's weight vector."""
-    lora_dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout on the input of the adapters, of those of the input model too. The model's own, by its configuration, is
-    used by `sft` alone."""
-    lora_target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
-    """Names of the modules that get adapters; all-linear: every linear layer but the head."""
-    modules_to_save: tuple[str, ...] = ()
-    """Modules that are trained whole beside the adapters, such as embed_tokens and lm_head; all whose name ends so."""
+
+
+class TrainingConfig(AdapterConfig, OptimizationConfig):
+    """How a model is optimized. Fields marked operational do not change the result."""
+
     gradient_checkpointing: bool = operational(False)
     """Compute activations again in the backward pass: less memory, about a third more time."""
     micro_batch_tokens: int = operational(8192, gt=0)
@@ -109,10 +100,6 @@ class TrainingConfig(Config):
     """Monitors that end the run with an error, the last checkpoint kept; all of them give notice in any case."""
     report_to: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = operational(())
     """Trackers that get the metrics as they come, besides metrics.jsonl."""
-
-    def rate_scale(self, name: str) -> float:
-        """What learning_rate is multiplied by for the trained tensor of that name."""
-        return 1.0
 
     def packages(self) -> dict[str, dict[str, str]]:
         """Of trackers and optimizers."""
@@ -165,15 +152,6 @@ class TrainingConfig(Config):
             raise ValueError(f"pure_bf16 is given, but optim is {self.optim}: only adamw rounds at random")
         return self
 
-    @model_validator(mode="after")
-    def _adapters_have_a_rank(self) -> Self:
-        fields = type(self).model_fields
-        of_adapters = ("lora_alpha", "use_rslora", "use_dora", "lora_target_modules", "modules_to_save")
-        given = [name for name in of_adapters if getattr(self, name) != fields[name].default]
-        if given and self.lora_r is None:
-            raise ValueError(f"{given[0]} is of LoRA adapters; give lora_r too")
-        return self
-
 
 class PolicyConfig(TrainingConfig):
     """Of stages that train a language model, which may leave its adapters as they are."""
@@ -200,6 +178,15 @@ class PolicyConfig(TrainingConfig):
             both = f"{self.quantization} and sharding ({sharding.name})"
             found["quantization"] = f"{both} exclude each other: launch with ddp, or leave it out"
         return found
+
+    @model_validator(mode="after")
+    def _weights_of_few_bits_stay(self) -> Self:
+        if self.quantization is not None and self.init_lora_weights in MOVING:
+            raise ValueError(
+                f"quantization is given, but init_lora_weights is {self.init_lora_weights}: the frozen weights change "
+                "at the start, and would be rounded anew; take another start, or leave quantization out"
+            )
+        return self
 
 
 def policy_outputs(config: PolicyConfig, *others: str) -> tuple[str, ...]:

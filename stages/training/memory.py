@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from stages.sharding import Whole
+from stages.training.adapter_settings import MOVING
 from stages.training.memory_activations import (
     Layers,
     attention_gradient_bytes,
@@ -18,9 +19,10 @@ from stages.training.memory_activations import (
     saved_bytes,
     stream_bytes,
 )
+from stages.training.memory_adapters import Adapters
 from stages.training.memory_allocator import ALLOCATOR_SHARE, Device, room_for, slack
 from stages.training.memory_head import HeadUse, held_tensors, scoring_bytes
-from stages.training.memory_shape import Adapters, ModelShape
+from stages.training.memory_shape import ModelShape
 from stages.training.memory_training import Setup, Training
 
 PARTS = (
@@ -85,8 +87,9 @@ class Request:
 
     @property
     def kept_adapters(self) -> float:
-        """Bytes of the copy of an input adapter that is the reference's: the policy moves away from it."""
-        goes_on = self.reference_is_policy and self.model.adapters is not None
+        """Bytes of the copy of an adapter as it came that is the reference's: the policy moves away from it."""
+        moved = getattr(self.config, "init_lora_weights", "default") in MOVING
+        goes_on = self.reference_is_policy and (moved or self.model.adapters is not None)
         return float(self.training.trained * self.training.weight) if goes_on else 0.0
 
     def frozen(self, *shapes: ModelShape | None) -> float:

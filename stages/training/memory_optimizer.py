@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from stages.training.memory_adapters import Adapters
 from stages.training.memory_allocator import Device
-from stages.training.memory_shape import Adapters, ModelShape
+from stages.training.memory_shape import ModelShape
 
 _FLOAT = 4
 _CHUNK = 2**22

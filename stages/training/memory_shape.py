@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from stages.names import nearest
+from stages.training.memory_adapters import Adapters
 
 
 class UnknownShapeError(Exception):
@@ -49,37 +50,8 @@ ROUTER_AUX_LOSS_COEF = 0.001
 """Of these families with experts, where a config.json does not say."""
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Names of a layer's linear parts, in the order of `linear_shapes`."""
-
-
-@dataclass(frozen=True)
-class Adapters:
-    """LoRA on a model."""
-
-    rank: int
-    targets: tuple[str, ...] | None = None
-    """Names of the modules that have one; None: every linear part of every layer but the head."""
-    saved: tuple[str, ...] = ()
-    """Names of the modules that are trained whole."""
-    lengths: bool = False
-    """With DoRA's lengths of all outputs."""
-
-    @classmethod
-    def of(cls, config: Any) -> Adapters | None:
-        """By a TrainingConfig; None: it asks for none."""
-        if config.lora_r is None:
-            return None
-        targets = config.lora_target_modules
-        return cls(
-            config.lora_r, None if isinstance(targets, str) else tuple(targets), config.modules_to_save, config.use_dora
-        )
-
-    @classmethod
-    def read(cls, values: Mapping[str, Any]) -> Adapters:
-        """By the values of an adapter_config.json."""
-        targets, saved = values.get("target_modules"), values.get("modules_to_save") or ()
-        # all-linear is written as the paths of all modules
-        named = tuple(path.rpartition(".")[2] for path in targets) if isinstance(targets, list) else None
-        return cls(int(values["r"]), named, tuple(saved), bool(values.get("use_dora")))
+_PARENT = dict.fromkeys(LINEAR[:4], "self_attn")
+"""What of a layer they are in, where it is not the feed-forward part."""
 
 
 @dataclass(frozen=True)
@@ -175,18 +147,30 @@ class ModelShape:
         Not for DoRA on experts, which it does not take."""
         named = dict(zip(LINEAR, self.linear_shapes, strict=True))
         chosen = [shape for name, shape in named.items() if adapters.targets is None or name in adapters.targets]
-        outputs = self.layers * sum(outside for _, outside, _ in chosen) if adapters.lengths else 0
-        widths = [inside + outside for inside, outside, _ in chosen]
+        numbers = range(self.layers) if adapters.layers is None else adapters.layers
+        outputs = len(numbers) * sum(outside for _, outside, _ in chosen) if adapters.lengths else 0
         if self.experts:  # gate and up are one matrix there, of twice the rank; the router is a linear part too
             widths = [inside + outside for inside, outside, _ in self.linear_shapes]
             both, down = self.hidden + 2 * self.intermediate, widths[-1]
             widths = [*widths[:4], self.hidden + self.experts, self.experts * (2 * both + down)]
-        for name, lengths in (("embed_tokens", self.hidden), ("lm_head", self.vocabulary)):
-            if name in (adapters.targets or ()):
-                outputs += adapters.rank * (self.vocabulary + self.hidden) + (lengths if adapters.lengths else 0)
+            inside_layers = self.layers * adapters.rank * sum(widths)
+        else:
+            inside_layers = sum(
+                adapters.rank_at(f"model.layers.{number}.{_PARENT.get(name, 'mlp')}.{name}") * (inside + outside)
+                for number in numbers
+                for name, (inside, outside, _) in named.items()
+                if adapters.targets is None or name in adapters.targets
+            )
+        for name, path, lengths in (
+            ("embed_tokens", "model.embed_tokens", self.hidden),
+            ("lm_head", "lm_head", self.vocabulary),
+        ):
+            if name in (adapters.targets or ()) and adapters.layers is None:
+                rank = adapters.rank_at(path)
+                outputs += rank * (self.vocabulary + self.hidden) + (lengths if adapters.lengths else 0)
         whole = sum(self._whole(name, named) for name in adapters.saved)
         score = self.hidden if self.classifier else 0
-        return self.layers * adapters.rank * sum(widths) + outputs + whole + score
+        return inside_layers + outputs + whole + score
 
     def _whole(self, name: str, named: Mapping[str, tuple[int, int, bool]]) -> int:
         if name in ("embed_tokens", "lm_head"):

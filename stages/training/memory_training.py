@@ -8,9 +8,10 @@ from typing import Any
 
 from stages.sharding import Fsdp, Sharding, Whole, Zero
 from stages.training.memory_activations import Layers
+from stages.training.memory_adapters import Adapters
 from stages.training.memory_allocator import Device
 from stages.training.memory_optimizer import OPTIMIZERS, Held, Trained, rounded
-from stages.training.memory_shape import Adapters, ModelShape
+from stages.training.memory_shape import ModelShape
 
 _FLOAT = 4
 _4BIT = 4.127 / 8

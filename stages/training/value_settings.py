@@ -44,7 +44,7 @@ class ValueConfig(Config):
     def rate_scale(self, name: str) -> float:
         """What says values learns at a rate of its own."""
         if self.value_learning_rate is None or not name.startswith(VALUE_PARTS):
-            return 1.0
+            return super().rate_scale(name)  # type: ignore[misc, no-any-return]
         rate: float = self.learning_rate  # type: ignore[attr-defined]
         return self.value_learning_rate / rate
 

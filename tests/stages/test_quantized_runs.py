@@ -133,7 +133,8 @@ def test_the_reference_is_the_quantized_base(made: dict[str, Path], tmp_path: Pa
     wired = run_stage(stage, tmp_path / "wired", inputs, **{**LORA, **settings, "bf16": False})
     assert read_lines(output(wired, "model") / "metrics.jsonl")[0]["rewards/margins"] != 0
     assert any(
-        line.startswith("input reference is of weights in full precision") for line in logged(tmp_path / "wired" / "job")
+        line.startswith("input reference is of weights in full precision")
+        for line in logged(tmp_path / "wired" / "job")
     )
 
 

@@ -16,7 +16,8 @@ from stages.sharding import Sharding, Whole
 from stages.training.adapters import add_adapters, load_adapter, write_adapter
 from stages.training.batch import Group, layout
 from stages.training.initial import Reference, put_back, switched_off
-from stages.training.memory_shape import Adapters, read_shape
+from stages.training.memory_adapters import Adapters
+from stages.training.memory_shape import read_shape
 from stages.training.model import Scorer, token_logprobs
 from stages.training.parallel import spread
 from tests.training.conftest import packing_scorer, random_groups, tiny_model
@@ -73,6 +74,7 @@ CHOSEN: list[dict[str, Any]] = [
     {"lora_target_modules": ["down_proj", "lm_head", "embed_tokens"], "use_dora": True},
     {"modules_to_save": ["lm_head", "embed_tokens"]},
     {"lora_target_modules": ["o_proj", "lm_head"], "modules_to_save": ["input_layernorm", "v_proj"]},
+    {"layers_to_transform": [1], "rank_pattern": {"q_proj": 5}, "alpha_pattern": {"layers.1.mlp.*": 3}},
 ]
 
 
@@ -116,6 +118,15 @@ def test_dropout_of_the_heads_adapter_is_on_its_input_alone() -> None:
         ({"modules_to_save": ["embed"]}, "modules_to_save: LlamaForCausalLM has no module 'embed'"),
         ({"modules_to_save": ["mlp"]}, "'mlp' is made of other modules; name those"),
         ({"lora_target_modules": ["v_proj"], "modules_to_save": ["v_proj"]}, "v_proj is in lora_target_modules and in"),
+        ({"layers_to_transform": [0, 2]}, "layers_to_transform: LlamaForCausalLM has layers 0 to 1, found 2"),
+        (
+            {"rank_pattern": {"q_prj": 2}},
+            "rank_pattern: no module that has an adapter fits 'q_prj'; did you mean 'q_proj'",
+        ),
+        (
+            {"lora_target_modules": ["q_proj"], "alpha_pattern": {"up_proj": 2}},
+            "alpha_pattern: no module that has an adapter fits 'up_proj'",
+        ),
         ({"lora_target_modules": ["norm"]}, "adapters cannot be put on LlamaForCausalLM"),
         (
             {"lora_target_modules": ["lm_head"], "use_dora": True, "lora_dropout": 0.1},

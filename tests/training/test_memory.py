@@ -24,10 +24,11 @@ from stages.training.memory_activations import (
     norm_bytes,
     saved_bytes,
 )
+from stages.training.memory_adapters import Adapters
 from stages.training.memory_allocator import ALLOCATOR_SHARE, HEAP_BYTES, room_for, slack
 from stages.training.memory_head import HeadUse, held_tensors
 from stages.training.memory_sampling import Sampled, sampling
-from stages.training.memory_shape import Adapters, ModelShape, UnknownShapeError, read_shape
+from stages.training.memory_shape import ModelShape, UnknownShapeError, read_shape
 from stages.training.memory_training import Setup, Training
 from stages.training.model import Scorer
 from stages.training.objective import Readout

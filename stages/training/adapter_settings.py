@@ -1,0 +1,99 @@
+"""Settings of adapters. Names are peft's, with `lora_` where the bare name would say too little."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, Self
+
+from pydantic import Field, PositiveInt, field_validator, model_validator
+
+from stages.stage import Config
+
+Start = Literal["default", "gaussian", "orthogonal", "olora", "pissa", "pissa_niter_4", "pissa_niter_16"]
+MOVING = ("olora", "pissa", "pissa_niter_4", "pissa_niter_16")
+"""Starts that take what they put into the adapters out of the weights below."""
+
+
+class AdapterConfig(Config):
+    """What of a model is trained where not all of it is, and from where."""
+
+    lora_r: int | None = Field(None, gt=0)
+    """Rank of LoRA adapters; null: all weights are trained."""
+    lora_alpha: float = Field(32, gt=0)
+    """LoRA's scale is lora_alpha / lora_r, with use_rslora lora_alpha / sqrt(lora_r)."""
+    use_rslora: bool = False
+    """rsLoRA (arXiv:2312.03732): a scale that keeps large ranks learning."""
+    use_dora: bool = False
+    """DoRA (arXiv:2402.09353): also trains the length of every output's weight vector."""
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the input of the adapters, of those of the input model too. The model's own, by its configuration, is
+    used by `sft` alone."""
+    lora_target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Names of the modules that get adapters; all-linear: every linear layer but the head."""
+    modules_to_save: tuple[str, ...] = ()
+    """Modules that are trained whole beside the adapters, such as embed_tokens and lm_head; all whose name ends so."""
+    layers_to_transform: tuple[int, ...] | None = None
+    """Numbers of the layers, from 0, whose modules get adapters; null: all."""
+    rank_pattern: dict[str, PositiveInt] = Field(default_factory=dict)
+    """Ranks of modules in place of lora_r, by name (q_proj), by the end of a path (layers.3.self_attn.q_proj), or by a
+    regular expression for such an end; the first that fits counts."""
+    alpha_pattern: dict[str, float] = Field(default_factory=dict)
+    """In the same way what stands for lora_alpha in their scales."""
+    init_lora_weights: Start = "default"
+    """Where adapters start: default, as in LoRA's paper, or gaussian: one factor random, the other 0; orthogonal: both
+    random, with product 0; olora (arXiv:2406.01775) and pissa (arXiv:2404.02948): parts of the weight, by QR or of its
+    largest singular values, which the frozen weight is then without. Of large weights pissa_niter_16 or 4 find these
+    sooner, in so many iterations, and less exactly."""
+    loraplus_lr_ratio: float | None = Field(None, gt=0)
+    """LoRA+ (arXiv:2402.12354): learning rate of the factors B of linear layers over that of A, which is learning_rate;
+    the paper has 16."""
+
+    def rate_scale(self, name: str) -> float:
+        """What learning_rate is multiplied by for the trained tensor of that name."""
+        return self.loraplus_lr_ratio if self.loraplus_lr_ratio is not None and ".lora_B." in name else 1.0
+
+    @field_validator("rank_pattern", "alpha_pattern")
+    @classmethod
+    def _patterns_are_some(cls, given: dict[str, float]) -> dict[str, float]:
+        for pattern, value in given.items():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+            if value <= 0:
+                raise ValueError(f"{pattern!r} is given {value}; it is a number above 0")
+        return given
+
+    @field_validator("layers_to_transform")
+    @classmethod
+    def _layers_are_counted_from_0(cls, given: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if given is not None and (not given or min(given) < 0 or len(set(given)) < len(given)):
+            raise ValueError(f"numbers of layers from 0, each once, found {list(given)}; null is all of them")
+        return given
+
+    @model_validator(mode="after")
+    def _adapters_have_a_rank(self) -> Self:
+        own = [name for name in AdapterConfig.model_fields if name not in ("lora_r", "lora_dropout")]
+        given = [
+            name
+            for name in own
+            if getattr(self, name) != AdapterConfig.model_fields[name].get_default(call_default_factory=True)
+        ]
+        if given and self.lora_r is None:
+            raise ValueError(f"{given[0]} is of LoRA adapters; give lora_r too")
+        return self
+
+    @model_validator(mode="after")
+    def _the_start_is_one_of_the_adapters(self) -> Self:
+        start, ranks = self.init_lora_weights, (self.lora_r or 0, *self.rank_pattern.values())
+        if start == "orthogonal" and (odd := [rank for rank in ranks if rank % 2]):
+            raise ValueError(f"init_lora_weights is orthogonal, which takes even ranks, found {odd[0]}")
+        if start not in MOVING:
+            return self
+        for name, is_given in (("use_dora", self.use_dora), ("lora_dropout", self.lora_dropout > 0)):
+            if is_given:
+                raise ValueError(
+                    f"{name} is given, but init_lora_weights is {start}: the adapters hold a part of the weights, "
+                    f"which {name} would change from the start; leave one of the two out"
+                )
+        return self

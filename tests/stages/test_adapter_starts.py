@@ -1,0 +1,114 @@
+"""Stages whose adapters start as a part of the weights: their reference, how they are taken up, what they leave."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from stages.context import Context
+from stages.training.loop import Trainer
+from tests.stages.small_models import output, read_lines, run_stage, save_dataset, save_model
+from tests.stages.test_resume import ROWS, files_of, killed_in
+
+LORA: dict[str, Any] = {"lora_r": 2, "lora_alpha": 4, "learning_rate": 5e-3, "train_batch_size": 2, "max_steps": 4}
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "sft": ("sft", "prompt_completion", {"init_lora_weights": "olora", "bf16": True, "loraplus_lr_ratio": 4}),
+    "preference": ("preference", "triple_preference", {"init_lora_weights": "pissa", "layers_to_transform": [1]}),
+    "rl": (
+        "rl",
+        "prompt_completion",
+        {
+            "init_lora_weights": "pissa_niter_4",
+            "rank_pattern": {"q_proj": 4},
+            "rewards": ["tests.stages.small_models:letters"],
+            "num_generations": 2,
+            "max_completion_length": 4,
+            "beta": 0.1,
+        },
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_process() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("made")
+    save_model(folder / "model", seed=1)
+    kinds = ("prompt_completion", "triple_preference")
+    return {"model": folder / "model", **{kind: save_dataset(folder / kind, kind, ROWS[kind]) for kind in kinds}}
+
+
+def train(case: str, folder: Path, made: dict[str, Path], *inputs: str, **more: Any) -> Context:
+    """`inputs`: those that are the model as it came."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    stage, rows, settings = CASES[case]
+    wired = dict.fromkeys(("model", *inputs), made["model"])
+    return run_stage(stage, folder, {**wired, "dataset": made[rows]}, **{**LORA, **settings, **more})
+
+
+def metrics(context: Context, name: str = "model") -> list[dict[str, float]]:
+    return read_lines(output(context, name) / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_interrupted_training_ends_with_the_same_bits(case: str, made: dict[str, Path], tmp_path: Path) -> None:
+    whole = train(case, tmp_path / "whole", made, checkpoint_steps=2)
+    with killed_in(Trainer, "step", calls=4):
+        train(case, tmp_path / "again", made, checkpoint_steps=2)
+    again = train(case, tmp_path / "again", made, checkpoint_steps=2)
+    assert files_of(output(again, "model")) == files_of(output(whole, "model"))
+
+
+@pytest.mark.parametrize("case", ["preference", "rl"])
+def test_the_reference_is_the_model_as_it_came(case: str, made: dict[str, Path], tmp_path: Path) -> None:
+    """All metrics of all steps as with that model wired in, and at the first step the policy is it."""
+    implicit, wired = (
+        metrics(train(case, tmp_path / name, made, *inputs)) for name, inputs in (("a", ()), ("b", ("reference",)))
+    )
+    for one, other in zip(implicit, wired, strict=True):
+        if one["step"] == 1 and case == "preference":  # the sign of a margin that is 0 but for rounding
+            one["rewards/accuracies"] = other["rewards/accuracies"]
+        assert one == pytest.approx(other, abs=5e-5, rel=5e-4)
+    if case == "preference":
+        assert implicit[0]["rewards/margins"] == 0 and implicit[0]["loss"] == pytest.approx(math.log(2))
+        assert abs(implicit[-1]["rewards/margins"]) > 1e-4
+    else:
+        assert implicit[0]["kl"] == pytest.approx(0, abs=1e-7)
+        assert implicit[-1]["kl"] > 1e-6
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(input_ids=torch.arange(3, 13)[None]).logits
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_it_leaves_is_of_the_model_as_it_came(case: str, made: dict[str, Path], tmp_path: Path) -> None:
+    """Merged, beside the merged weights, and alone: peft puts either adapter on the input model. Nothing else moves."""
+    whole = output(train(case, tmp_path / "whole", made), "model")
+    apart = output(train(case, tmp_path / "apart", made, merge_adapters=False), "adapter")
+    expected = logits(AutoModelForCausalLM.from_pretrained(whole))
+    for folder in (whole / "adapter", apart):
+        assert json.loads((folder / "adapter_config.json").read_text())["r"] == 4
+        base = AutoModelForCausalLM.from_pretrained(made["model"])
+        torch.testing.assert_close(logits(PeftModel.from_pretrained(base, folder)), expected, atol=1e-4, rtol=1e-4)
+    assert (expected - logits(AutoModelForCausalLM.from_pretrained(made["model"]))).abs().max() > 1e-3
+    base, trained = (load_file(folder / "model.safetensors") for folder in (made["model"], whole))
+    changed = {name for name, tensor in trained.items() if not tensor.equal(base[name])}
+    assert len(changed) == (7 if case == "preference" else 14) and all("_proj" in name for name in changed)
+    if case == "preference":
+        assert all(".layers.1." in name for name in changed)
