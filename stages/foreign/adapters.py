@@ -68,7 +68,7 @@ CONCEPTS = (
         called(PEFT, "num_virtual_tokens", "prompt_tuning_init", "prompt_tuning_init_text", "prefix_projection")
         | called(PEFT, "encoder_hidden_size", "encoder_reparameterization_type", "num_layers_prompt")
         | {"prompt_tuning": COMMON, "prefix_tuning": COMMON},
-        note="virtual tokens are no tokens of a row, so rows that share a prompt's pass cannot have them; there is LoRA",
+        note="virtual tokens are no tokens of a row, so rows that share a prompt cannot have them; there is LoRA",
     ),
     Concept(
         called(PEFT, "feedforward_modules") | {"ia3": COMMON},

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
+from stages.sharding import Sharding, Whole
 from stages.stage import Config
 
+BITSANDBYTES = {"bitsandbytes": "'posttrain[bitsandbytes]'"}
 Start = Literal["default", "gaussian", "orthogonal", "olora", "pissa", "pissa_niter_4", "pissa_niter_16"]
 MOVING = ("olora", "pissa", "pissa_niter_4", "pissa_niter_16")
 """Starts that take what they put into the adapters out of the weights below."""
@@ -16,6 +18,9 @@ MOVING = ("olora", "pissa", "pissa_niter_4", "pissa_niter_16")
 
 class AdapterConfig(Config):
     """What of a model is trained where not all of it is, and from where."""
+
+    goes_on: ClassVar[bool] = False
+    """Whether the stage also trains an adapter that it is given."""
 
     lora_r: int | None = Field(None, gt=0)
     """Rank of LoRA adapters; null: all weights are trained."""
@@ -48,9 +53,27 @@ class AdapterConfig(Config):
     """LoRA+ (arXiv:2402.12354): learning rate of the factors B of linear layers over that of A, which is learning_rate;
     the paper has 16."""
 
+    quantization: Literal["nf4", "fp4", "int8"] | None = None
+    """Keep the frozen linear layers under the adapters in few bits (needs bitsandbytes): nf4 or fp4, 4 bits that stand
+    for quantiles of a normal distribution or small floats, with a scale for 64 weights (QLoRA, arXiv:2305.14314); int8,
+    with a scale for a row (arXiv:2208.07339, without its rounding of states). What is written is of the weights in full
+    precision."""
+
     def rate_scale(self, name: str) -> float:
         """What learning_rate is multiplied by for the trained tensor of that name."""
         return self.loraplus_lr_ratio if self.loraplus_lr_ratio is not None and ".lora_B." in name else 1.0
+
+    def packages(self) -> dict[str, dict[str, str]]:
+        """Of weights of few bits."""
+        return super().packages() | ({} if self.quantization is None else {"quantization": BITSANDBYTES})
+
+    def against(self, sharding: Sharding) -> dict[str, str]:
+        """Weights of few bits are not sliced."""
+        found = super().against(sharding)
+        if self.quantization is not None and not isinstance(sharding, Whole):
+            both = f"{self.quantization} and sharding ({sharding.name})"
+            found["quantization"] = f"{both} exclude each other: launch with ddp, or leave it out"
+        return found
 
     @field_validator("rank_pattern", "alpha_pattern")
     @classmethod
@@ -73,7 +96,8 @@ class AdapterConfig(Config):
 
     @model_validator(mode="after")
     def _adapters_have_a_rank(self) -> Self:
-        own = [name for name in AdapterConfig.model_fields if name not in ("lora_r", "lora_dropout")]
+        of_input_ones = ("lora_dropout", "quantization")  # which a stage may be given, and trains on
+        own = [name for name in AdapterConfig.model_fields if name not in ("lora_r", *of_input_ones)]
         given = [
             name
             for name in own
@@ -81,6 +105,8 @@ class AdapterConfig(Config):
         ]
         if given and self.lora_r is None:
             raise ValueError(f"{given[0]} is of LoRA adapters; give lora_r too")
+        if self.quantization is not None and self.lora_r is None and not self.goes_on:
+            raise ValueError("quantization is of the frozen weights under LoRA adapters; give lora_r too")
         return self
 
     @model_validator(mode="after")
@@ -90,6 +116,11 @@ class AdapterConfig(Config):
             raise ValueError(f"init_lora_weights is orthogonal, which takes even ranks, found {odd[0]}")
         if start not in MOVING:
             return self
+        if self.quantization is not None:
+            raise ValueError(
+                f"quantization is given, but init_lora_weights is {start}: the frozen weights change at the start, and "
+                "would be rounded anew; take another start, or leave quantization out"
+            )
         for name, is_given in (("use_dora", self.use_dora), ("lora_dropout", self.lora_dropout > 0)):
             if is_given:
                 raise ValueError(

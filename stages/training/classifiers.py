@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +11,25 @@ import torch
 from artifacts.errors import StageError
 from stages.averaging import kind_of
 from stages.seeds import derive
+from stages.training import quantization
 from stages.training.model import keep_softcapping, quietly
 from stages.training.model_check import check_loaded, check_model_folder, load_checked
 from stages.training.multimodal import Classifiers, freeze_beside_text
 
 
-def load_reward_model(folder: Path, *, new_head_seed: int | None = None) -> Any:
-    """A sequence classifier with one output. With `new_head_seed`, a causal model's folder gets a fresh head."""
+def load_reward_model(folder: Path, *, new_head_seed: int | None = None, **quantized: Any) -> Any:
+    """A sequence classifier with one output. With `new_head_seed`, a causal model's folder gets a fresh head.
+    `quantized`: as of `model.load_causal_lm`; the head stays as it is."""
     from transformers import AutoModelForSequenceClassification
 
-    return _load(AutoModelForSequenceClassification, folder, 1, new_head_seed)
+    return _load(AutoModelForSequenceClassification, folder, 1, new_head_seed, quantized)
 
 
-def load_step_judge(folder: Path, *, new_head_seed: int | None = None) -> Any:
+def load_step_judge(folder: Path, *, new_head_seed: int | None = None, **quantized: Any) -> Any:
     """A token classifier with the outputs wrong and right; a fresh head as above."""
     from transformers import AutoModelForTokenClassification
 
-    return _load(AutoModelForTokenClassification, folder, 2, new_head_seed)
+    return _load(AutoModelForTokenClassification, folder, 2, new_head_seed, quantized)
 
 
 def load_value_model(folder: Path) -> Any:
@@ -48,9 +51,11 @@ def padding_of(tokenizer: Any) -> int | None:
     return None if pad == tokenizer.eos_token_id else pad
 
 
-def _load(library: Any, folder: Path, outputs: int, new_head_seed: int | None) -> Any:
+def _load(library: Any, folder: Path, outputs: int, new_head_seed: int | None, quantized: Mapping[str, Any]) -> Any:
     quietly()
-    model, info = load_checked(Classifiers(library), folder, num_labels=outputs)
+    model, info = load_checked(Classifiers(library), folder, num_labels=outputs, **quantized)
+    if quantized:
+        quantization.settle(folder, model)
     keep_softcapping(model)
     if not hasattr(model, "score"):
         raise StageError(

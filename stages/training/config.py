@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from stages.monitors import MONITORS, ROW_MONITORS
 from stages.sharding import Fsdp, Sharding, Whole, Zero
 from stages.stage import Config, operational
-from stages.training.adapter_settings import MOVING, AdapterConfig
+from stages.training.adapter_settings import BITSANDBYTES, AdapterConfig
 from stages.training.schedule import DECAYS, ENDLESS, FALLS, SETTINGS
 
 TRACKERS = {
@@ -19,7 +19,6 @@ TRACKERS = {
     "mlflow": "mlflow",
 }
 """`report_to`, which are packages of that name -> what pip installs them by."""
-BITSANDBYTES = {"bitsandbytes": "'posttrain[bitsandbytes]'"}
 
 OptimizerName = Literal["adamw", "adamw_8bit", "adafactor", "muon"]
 
@@ -109,14 +108,15 @@ class TrainingConfig(AdapterConfig, OptimizationConfig):
 
     def against(self, sharding: Sharding) -> dict[str, str]:
         """Optimizers that need more than slices of the tensors they update."""
+        found = super().against(sharding)
         if self.pure_bf16 and not isinstance(sharding, Whole):
             both = f"pure_bf16 and sharding ({sharding.name}) exclude each other"
-            return {"pure_bf16": f"{both}: launch with ddp, or leave it out"}
+            return found | {"pure_bf16": f"{both}: launch with ddp, or leave it out"}
         able = {"adamw": (Whole, Fsdp, Zero), "muon": (Whole, Fsdp)}.get(self.optim, (Whole,))
         if isinstance(sharding, able):
-            return {}
+            return found
         ways = "ddp or fsdp2" if self.optim == "muon" else "ddp"
-        return {
+        return found | {
             "optim": f"{self.optim} and sharding ({sharding.name}) exclude each other: launch with {ways}, or take "
             f"adamw"
         }
@@ -156,37 +156,12 @@ class TrainingConfig(AdapterConfig, OptimizationConfig):
 class PolicyConfig(TrainingConfig):
     """Of stages that train a language model, which may leave its adapters as they are."""
 
+    goes_on: ClassVar[bool] = True
     merge_adapters: bool = True
     """Output `model` has the adapters in its weights; false: output `adapter`, in peft's format, names its base."""
-    quantization: Literal["nf4", "fp4", "int8"] | None = None
-    """Keep the frozen linear layers under the adapters in few bits (needs bitsandbytes): nf4 or fp4, 4 bits that stand
-    for quantiles of a normal distribution or small floats, with a scale for 64 weights (QLoRA, arXiv:2305.14314); int8,
-    with a scale for a row (arXiv:2208.07339, without its rounding of states). What is written is of the weights in full
-    precision."""
     router_aux_loss_coef: float | None = Field(None, ge=0)
     """Weight of the load-balancing loss of a mixture of experts, a mean over sequences (arXiv:2101.03961); null: that
     of the model's configuration, where its `output_router_logits` asks for it; 0: none."""
-
-    def packages(self) -> dict[str, dict[str, str]]:
-        """And of weights of few bits."""
-        return super().packages() | ({} if self.quantization is None else {"quantization": BITSANDBYTES})
-
-    def against(self, sharding: Sharding) -> dict[str, str]:
-        """Weights of few bits are not sliced either."""
-        found = super().against(sharding)
-        if self.quantization is not None and not isinstance(sharding, Whole):
-            both = f"{self.quantization} and sharding ({sharding.name})"
-            found["quantization"] = f"{both} exclude each other: launch with ddp, or leave it out"
-        return found
-
-    @model_validator(mode="after")
-    def _weights_of_few_bits_stay(self) -> Self:
-        if self.quantization is not None and self.init_lora_weights in MOVING:
-            raise ValueError(
-                f"quantization is given, but init_lora_weights is {self.init_lora_weights}: the frozen weights change "
-                "at the start, and would be rounded anew; take another start, or leave quantization out"
-            )
-        return self
 
 
 def policy_outputs(config: PolicyConfig, *others: str) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from stages.seeds import derive
 from stages.sharding import Whole
 from stages.training import checkpoint, held_out
 from stages.training.batch import Branch, Group, TokenBatch
-from stages.training.config import PolicyConfig, TrainingConfig
+from stages.training.config import TrainingConfig
 from stages.training.held_out import Measured
 from stages.training.keeping import Keeping
 from stages.training.metrics import Mean, MetricSums
@@ -265,7 +265,7 @@ class Trainer:
 
     def _whole(self, keeping: Keeping) -> Scorer | None:
         """The weights that are left, in float32, on the first process."""
-        quantized = isinstance(self.config, PolicyConfig) and self.config.quantization is not None
+        quantized = self.config.quantization is not None
         if self.rebuild is None or (self.is_whole and not self.config.bf16 and not quantized):
             target: Scorer | None = self.scorer
         else:

@@ -20,7 +20,7 @@ from stages.training import quantization
 from stages.training.adapted_head import head_weight, widened
 from stages.training.attention import packed_pass
 from stages.training.batch import Group, TokenBatch, layout
-from stages.training.model_check import check_finite, check_loaded, check_no_code, load_checked
+from stages.training.model_check import check_loaded, check_no_code, load_checked
 from stages.training.multimodal import LanguageModels, freeze_beside_text, template_of_processor
 from stages.training.objective import Readout
 from stages.training.tied import TiedEmbedding
@@ -71,8 +71,7 @@ def load_causal_lm(folder: Path, **quantized: Any) -> Any:
     quietly()
     model, info = load_checked(LanguageModels, folder, **quantized)
     if quantized:
-        check_finite(folder)  # of few bits all values are
-        quantization.install(model)
+        quantization.settle(folder, model)
     keep_softcapping(model)
     check_loaded(folder, model, info)
     freeze_beside_text(model)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.nn.functional import pad
 
 from artifacts.errors import StageError
 from stages.training.linear import frozen
+from stages.training.model_check import check_finite
 
 
 def _four_bits(kind: str) -> dict[str, Any]:
@@ -36,20 +38,28 @@ _KINDS: Mapping[str, Callable[[str], dict[str, Any]]] = {
 """`quantization` -> the settings of the library that has it, which quantizes what it loads."""
 
 
-def quantized(quantization: str | None, device: torch.device) -> dict[str, Any]:
-    """What `from_pretrained` takes for it, with the device that the model is on from then on; nothing without."""
+def quantized(quantization: str | None, device: torch.device, head: str | None = None) -> dict[str, Any]:
+    """What `from_pretrained` takes for it, with the device that the model is on from then on; nothing without.
+
+    `head`: the name of what stays as it is, where that is not the head of a language model.
+    """
     if quantization is None:
         return {}
     from transformers import BitsAndBytesConfig
 
     # at its import it asks for a package that would fetch kernels from the Hub
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    settings = BitsAndBytesConfig(**_KINDS[quantization](quantization))
+    left = {} if head is None else {"llm_int8_skip_modules": [head]}
+    settings = BitsAndBytesConfig(**_KINDS[quantization](quantization), **left)
     return {"quantization_config": settings, "device_map": {"": device}}
 
 
-def install(model: Any) -> None:
-    """Products as above, for all layers of a model that `quantized` says how to load."""
+def settle(folder: Path, model: Any) -> None:
+    """Products as above, for all layers of a model that was loaded as `quantized` says.
+
+    Raises StageError for a weight of the folder that is not finite; of few bits all are.
+    """
+    check_finite(folder)
     for layer in model.modules():
         kind = type(getattr(layer, "weight", None)).__name__
         if kind == "Int8Params" or (kind == "Params4bit" and layer.weight.device.type == "cpu"):

@@ -99,17 +99,18 @@ def start_classifier(
 
     off: dict[str, float] = {}
 
-    def build() -> Scorer:
-        model = load(folder, new_head_seed=config.seed)
+    def build(settings: dict[str, Any]) -> Scorer:
+        model = load(folder, new_head_seed=config.seed, **settings)
         model.config.get_text_config().pad_token_id = padding_of(tokenizer)
         off.update(without_dropout(model))
         return Scorer(add_adapters(model, config))
 
-    scorer = build()
+    scorer = build(quantized(config.quantization, accelerator.device, "score"))
+    _say_quantized(context, config, scorer)
     say_parts(context, scorer)
     _say_dropout(context, off)
     settle_packing(context, scorer)
-    return Trainer(context, config, accelerator, scorer, objective, build), tokenizer
+    return Trainer(context, config, accelerator, scorer, objective, partial(build, {})), tokenizer
 
 
 def frozen_scorer(context: Context, name: str, like: Scorer | None = None, *, bf16: bool = False) -> Scorer:
@@ -154,7 +155,7 @@ def say_parts(context: Context, scorer: Scorer) -> None:
         )
 
 
-def _say_quantized(context: Context, config: PolicyConfig, scorer: Scorer) -> None:
+def _say_quantized(context: Context, config: TrainingConfig, scorer: Scorer) -> None:
     """Log what stays in full precision, where that may be a surprise."""
     kind = config.quantization
     if kind is None:
