@@ -17,6 +17,9 @@ from artifacts.errors import StageError
 from stages.sft import Config
 from stages.training.adapter_settings import MOVING
 from stages.training.adapters import add_adapters, load_adapter, write_adapter
+from stages.training.memory import Request
+from stages.training.memory_shape import read_shape
+from stages.training.memory_training import Setup
 from stages.training.optimization import Optimization
 from tests.training.conftest import packing_scorer, tiny_model
 from tests.training.experts import EXPERTS
@@ -222,3 +225,14 @@ def test_lora_plus_learns_b_at_a_rate_of_its_own() -> None:
         torch.testing.assert_close(parameter.detach().double(), expected, atol=1e-6, rtol=1e-5)
         kinds[next(kind for kind in kinds if kind in name)] += 1
     assert kinds == {"lora_B.": 3, "lora_A.": 3, "lora_embedding": 2, "norm": 5}
+
+
+@pytest.mark.parametrize("start", ["default", "pissa"])
+def test_the_reference_of_a_start_takes_memory(start: str) -> None:
+    """The adapters as they came, in float32, where the weights below are without them."""
+    model = started(start)
+    shape = read_shape(model.get_base_model().config.to_dict())
+    config = Config(lora_r=RANK, init_lora_weights=start)
+    trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    request = Request(config, {"model": shape}, frozenset(), Setup())
+    assert request.kept_adapters == (4 * trained if start == "pissa" else 0)

@@ -161,6 +161,8 @@ def test_steps_are_those_of_the_model_of_these_weights(folder: Path, kind: str) 
     """And the reference, adapters switched off, stays the quantized base."""
     scorers = [packing_scorer(adapted(model)) for model in (load(folder, kind), stand_in(folder, kind))]
     base = packing_scorer(stand_in(folder, kind))
+    if kind == "nf4":  # layers computed again give the same
+        scorers[0].transformers_model.gradient_checkpointing_enable({"use_reentrant": False})
     ours, theirs = (spread(scorer, Config(**LORA), ALONE, Whole()) for scorer in scorers)
     for _ in range(3):
         for (loss, norm), (same_loss, same_norm) in zip(
