@@ -36,7 +36,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "sft": (
         4,
-        "e98035789fc9695e",
+        "bbf8d71f0b090945",
         "e53a1d30aa11fed5",
         {
             "model/metrics: loss": 3.8009,
@@ -50,7 +50,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "adapter": (
         4,
-        "0a44145909e40aa9",
+        "b1f75ffd6f32eb79",
         "a4d743f2281e18f3",
         {
             "adapter/weights: norm": 4.3771,
@@ -64,7 +64,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "adapter_dpo": (
         7,
-        "6a88fe2d6a0eac4f",
+        "df2eb0bf719bb258",
         "20165d69215aaff6",
         {
             "adapter/weights: norm": 4.3809,
@@ -98,7 +98,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "judge_of_steps": (
         4,
-        "3a79f714a4963f0e",
+        "d690df1d0833ff94",
         "fc8827e0775ac245",
         {
             "model/metrics: loss": 1.523,
@@ -117,7 +117,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "kto": (
         6,
-        "022633f1ac807a4e",
+        "f3ea6018caab5b06",
         "ee945ab9b573ffe3",
         {
             "model/metrics: loss": 0.66728,
@@ -142,7 +142,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "dpo": (
         7,
-        "97a49694a5da8f08",
+        "ba5b42498c7f21f1",
         "f740cad78ac245e1",
         {
             "model/metrics: loss": 0.92373,
@@ -162,7 +162,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "judge": (
         4,
-        "667a4477354bd326",
+        "7d6c7cb30f80f799",
         "d05b5e3460d6cabb",
         {
             "model/metrics: loss": 0.91934,
@@ -177,7 +177,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "ppo": (
         5,
-        "02556f192add0291",
+        "5a47d99ab4dc99e1",
         "5561237511ce33c7",
         {
             "model/metrics: loss": 0.070016,
@@ -226,7 +226,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "online": (
         6,
-        "45d97d6aa3a18f78",
+        "38685d83adde93d4",
         "f377b3216609cbf7",
         {
             "model/metrics: loss": 0.8673,
@@ -274,7 +274,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "explored": (
         6,
-        "906a711d2f665b2f",
+        "d9e42321627dc7ab",
         "cdf7f9f2bd7a5ff5",
         {
             "model/metrics: loss": -1.2926,
@@ -325,7 +325,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "contest": (
         5,
-        "df3c7aa81ab794f8",
+        "e061ae8ed84eee49",
         "be8f75d663f40b72",
         {
             "model/metrics: loss": -0.4374,
@@ -375,7 +375,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "regressed": (
         5,
-        "99e23046ae6447b0",
+        "4f8521f8ad2a5b5f",
         "47b5945285034d2f",
         {
             "model/metrics: loss": 0.17432,
@@ -408,7 +408,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "grpo": (
         8,
-        "732c7e781cfc9891",
+        "232590c4bb64b945",
         "7d6ca38bd18cf71a",
         {
             "model/metrics: loss": -0.068777,
@@ -513,7 +513,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "small": (
         6,
-        "86fbbdac27890580",
+        "7298bc5f3d0b40ab",
         "06cbbe8ba1b07f8c",
         {
             "model/metrics: loss": 0.0043144,
@@ -540,7 +540,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "small_by_sampling": (
         6,
-        "dc0f8003f6368020",
+        "2c6b8ebefd7d605d",
         "bd2f3fbee3fc6ec4",
         {
             "model/metrics: loss": 0.084157,
@@ -559,7 +559,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "small_of_bytes": (
         6,
-        "07dd570e3e5ca753",
+        "a9c895e2b269b691",
         "eed2d56991ca3110",
         {
             "model/metrics: loss": 2.3509,
@@ -579,7 +579,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "small_of_taught": (
         6,
-        "a2fbfef3efb8f62b",
+        "73e7b3886e9e25cf",
         "3a3bb7225f1895e4",
         {
             "model/metrics: loss": 0.016415,
