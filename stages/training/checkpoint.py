@@ -68,6 +68,9 @@ class Progress:
     numerics: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     """What the windows keep of their own; beside the weights, not in the JSON."""
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    """What this process alone keeps, as every one does; all of them are among the `tensors` of a state that is taken
+    up."""
 
 
 class Saver:
@@ -101,7 +104,8 @@ class Saver:
         if self.context.is_main:
             self.context.held.require_unchanged()
         started = time.monotonic() - waited_seconds
-        tensors = self._share(progress.tensors)
+        of_windows = progress.tensors if self.processes.rank == 0 else {}
+        tensors = self._share({**of_windows, **progress.parts})
         checkpoints = self.context.checkpoints
         name = self.processes.share(checkpoints.new_name(progress.step) if self.processes.rank == 0 else "")
         folder = self.context.scratch / f"checkpoint-{progress.step}"
@@ -110,16 +114,16 @@ class Saver:
         needed = sum(tensor.nbytes for tensor in tensors.values())
         require_disk(folder, int(needed * 1.05) + 1_000_000, f"a checkpoint of step {progress.step}")
         # lists grow while the thread writes; their entries never change
-        frozen = replace(progress, metrics=list(progress.metrics), rows=list(progress.rows), tensors={})
+        frozen = replace(progress, metrics=list(progress.metrics), rows=list(progress.rows), tensors={}, parts={})
         if self.processes.device.type == "cpu":
             # a file takes them as fast as memory would, where weights and moments would be there twice
             _write_tensors(folder, tensors)
         self._copying_seconds = time.monotonic() - started
         self.background.start(partial(self._write, name, folder, tensors, frozen))
 
-    def _share(self, of_windows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """This process's share: `name` -> weight, `name|moment` -> state; with the first one's what windows keep. On a
-        CPU the tensors themselves, else copies."""
+    def _share(self, kept_beside: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """This process's share: `name` -> weight, `name|moment` -> state; with what is kept beside them. On a CPU the
+        tensors themselves, else copies."""
         kept = Tensor.detach if self.processes.device.type == "cpu" else _on_host
         tensors: dict[str, Tensor] = {}
         for name in self.parallel.shapes():
@@ -127,8 +131,7 @@ class Saver:
             if self._owners[name] == self.processes.rank:
                 tensors[name] = kept(weight)
                 tensors |= {f"{name}|{key}": kept(value) for key, value in moments.items()}
-        if self.processes.rank == 0:
-            tensors |= {f"{_OF_WINDOWS}|{name}": kept(value) for name, value in of_windows.items()}
+        tensors |= {f"{_OF_WINDOWS}|{name}": kept(value) for name, value in kept_beside.items()}
         if self.processes.device.type == "cuda":
             torch.cuda.synchronize(self.processes.device)
         return tensors
@@ -158,7 +161,7 @@ def _write_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _json(progress: Progress) -> dict[str, Any]:
-    return {name: value for name, value in vars(progress).items() if name != "tensors"}
+    return {name: value for name, value in vars(progress).items() if name not in ("tensors", "parts")}
 
 
 def owners(shapes: Mapping[str, torch.Size], processes: int) -> dict[str, int]:
@@ -207,7 +210,7 @@ def restore(context: Context, parallel: Parallel, processes: Processes, expected
 
 
 def _load(folder: Path, parallel: Parallel, step: int) -> dict[str, Tensor]:
-    """Gives back what the windows kept."""
+    """Gives back what was kept beside weights and moments."""
     files = [safe_open(path, framework="pt") for path in sorted(folder.rglob("*.safetensors"))]
     where = {key: file for file in files for key in file.keys()}  # noqa: SIM118 - no mapping
     state: dict[str, dict[str, str]] = defaultdict(dict)

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from stages.monitors import MONITORS, ROW_MONITORS
 from stages.sharding import Fsdp, Sharding, Whole, Zero
 from stages.stage import Config, operational
-from stages.training.adapter_settings import BITSANDBYTES, AdapterConfig
+from stages.training.averaging_settings import WeightAveraging
 from stages.training.schedule import DECAYS, ENDLESS, FALLS, SETTINGS
 
 TRACKERS = {
@@ -76,6 +76,8 @@ class OptimizationConfig(Config):
     """Decay rate of muon's mean of gradients."""
     max_grad_norm: float | None = Field(1.0, gt=0)
     """Gradients are scaled down to this global norm; null: never."""
+    weight_averaging: WeightAveraging | None = None
+    """Average the weights over the steps; the output, and what measures input eval_dataset, are the averaged ones."""
     seed: int = Field(42, ge=0)
     """Every random number of the stage follows from it."""
     bf16: bool = False

@@ -197,7 +197,7 @@ def engine_of(trainer: Trainer, end_token_ids: Sequence[int], config: Any) -> Sa
             proof,
             partial(sent, adapter=adapter is not None),
             policy=trainer.policy,
-            version=lambda: trainer.steps_done,
+            version=lambda: trainer.weights_version,
             interval=settings.proof_interval,
         )
     return SyncedEngine(
@@ -205,7 +205,7 @@ def engine_of(trainer: Trainer, end_token_ids: Sequence[int], config: Any) -> Sa
         proof,
         lambda engine, scorer: send_weights(engine, trainer.processes, scorer, settings, adapter=adapter is not None),
         policy=trainer.policy,
-        version=lambda: trainer.steps_done,
+        version=lambda: trainer.weights_version,
         interval=settings.proof_interval,
     )
 

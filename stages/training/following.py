@@ -23,6 +23,8 @@ class Following:
     """follower <- alpha policy + (1 - alpha) follower; 1 is the paper's hard update."""
     sync_steps: int
     """Steps between two updates; 1 with a small alpha is a moving average."""
+    averaged: bool = False
+    """It follows the policy's averaged weights (with BEMA and alpha 1: arXiv:2508.00180)."""
 
 
 class Follower:
@@ -43,8 +45,9 @@ class Follower:
         if step == 0 or step % self.following.sync_steps:
             return
         parallel, own = self.trainer.parallel, dict(self.scorer.named_parameters())
+        weight_of = self.trainer.averaging.weight if self.following.averaged else parallel.weight
         for name in parallel.shapes():
-            weight = parallel.weight(name)
+            weight = weight_of(name)
             own[name].lerp_(weight.to(own[name].device), self.following.mixup_alpha)
 
     def tensors(self) -> dict[str, Tensor]:

@@ -80,10 +80,16 @@ class FullySharded:
         return {key: _whole(value) for key, value in self.optimization.moments(name).items()}
 
     @torch.no_grad()
-    def load(self, name: str, weight: Tensor, moments: Mapping[str, Tensor], steps: int) -> None:
-        """Keep this process's slices."""
+    def put(self, name: str, weight: Tensor) -> None:
+        """Keep this process's slice."""
         parameter = self.optimization.trained[name]
         parameter.copy_(_sliced_like(parameter, weight))
+
+    @torch.no_grad()
+    def load(self, name: str, weight: Tensor, moments: Mapping[str, Tensor], steps: int) -> None:
+        """Keep this process's slices."""
+        self.put(name, weight)
+        parameter = self.optimization.trained[name]
         own = {key: _sliced_like(parameter, value) for key, value in moments.items()}
         self.optimization.set_moments(name, own, steps)
 

@@ -56,7 +56,15 @@ class Measured:
 
     def is_due(self, step: int, total: int) -> bool:
         """After step number `step` of `total`; always after the last one."""
-        return step == total or step % (self.every_steps or -(-total // _USUAL_TIMES)) == 0
+        return step == total or step % self.steps_between(total) == 0
+
+    def steps_between(self, total: int) -> int:
+        """Steps between two measurements of a run of `total`."""
+        return self.every_steps or -(-total // _USUAL_TIMES)
+
+    def stops_every(self, total: int) -> int | None:
+        """The same where the run may end by them; None where it does not."""
+        return None if self.patience is None else self.steps_between(total)
 
     def measure(self, trainer: Trainer, windows: Windows) -> dict[str, float]:
         """Metrics of the rows under the weights as they are, by names that begin with PREFIX. Collective; changes

@@ -24,6 +24,7 @@ from stages.monitors import Notice, Watch, notices_of_rows
 from stages.seeds import derive
 from stages.sharding import Whole
 from stages.training import checkpoint, held_out
+from stages.training.averaging import Averaging
 from stages.training.batch import Branch, Group, TokenBatch
 from stages.training.config import TrainingConfig
 from stages.training.held_out import Measured
@@ -93,9 +94,15 @@ class Trainer:
         self.numerics = checkpoint.numerics(self.processes, sharding.name, config.micro_batch_tokens)
         self.parallel = spread(scorer, config, self.processes, sharding)
         self.saver = checkpoint.Saver(context, self.parallel, self.processes, config.checkpoint_steps)
+        self.averaging = Averaging(config.weight_averaging, context, self.parallel, self.processes)
         self._copy: PolicyCopy | None = None
         self.steps_done = 0
         """Optimizer steps behind the present weights."""
+
+    @property
+    def weights_version(self) -> int:
+        """A number for each weights that there are: the steps behind them; of averaged ones in their place below -1."""
+        return -2 - self.steps_done if self.averaging.is_in_place else self.steps_done
 
     def policy(self) -> Scorer:
         """The whole model in this process, as it was at the beginning of the present window. Collective at first."""
@@ -115,13 +122,7 @@ class Trainer:
         """Train to the end, from the newest saved state where there is one. `states`: the row ledger's; `measured`:
         rows that are not trained on."""
         context, total = self.context, windows.total_steps
-        held_out.require_items(measured, self.objective)
-        progress = checkpoint.restore(context, self.parallel, self.processes, self.numerics)
-        keeping = Keeping(context, measured, self.parallel)
-        windows.load(progress.windows, keeping.load(progress.metrics, progress.tensors))
-        progress.tensors = {}
-        if isinstance(self.objective, Remembering):
-            self.objective.load(progress.objective)
+        progress, keeping = self._take_up(windows, measured)
         watch, log = Watch(progress.metrics), MetricsLog(context, progress.metrics)
         say_dropped(context, states)
         self._say_unreached_rate(total)
@@ -140,6 +141,7 @@ class Trainer:
                 if self._copy is not None:
                     self._copy.refresh()
                 row, ids = self.step(step, total, windows.window(step))
+                self.averaging.after(step + 1)
                 seconds, step_tokens = time.monotonic() - started, int(row["num_tokens"])
                 if measured is not None and measured.is_due(step + 1, total):
                     self._measure_apart(measured, windows, keeping, row)
@@ -157,9 +159,23 @@ class Trainer:
                     if isinstance(self.objective, Remembering):
                         progress.objective = self.objective.state()
                     tensors = {**windows.tensors(), **keeping.tensors()}
-                    self.saver.save(replace(progress, tensors=tensors), waited_seconds)
+                    parts = self.averaging.tensors()
+                    self.saver.save(replace(progress, tensors=tensors, parts=parts), waited_seconds)
         report_end(context, keeping.row(progress.metrics), self.utilization)
         return Trained(self._whole(keeping), progress.metrics, keeping.trained(progress.rows))
+
+    def _take_up(self, windows: Windows, measured: Measured | None) -> tuple[checkpoint.Progress, Keeping]:
+        """The newest saved state, or the beginning."""
+        progress = checkpoint.restore(self.context, self.parallel, self.processes, self.numerics)
+        keeping = Keeping(self.context, measured, self.parallel)
+        tensors = self.averaging.load(progress.tensors, progress.step)
+        windows.load(progress.windows, keeping.load(progress.metrics, tensors))
+        progress.tensors = {}
+        if isinstance(self.objective, Remembering):
+            self.objective.load(progress.objective)
+        total = windows.total_steps
+        self.averaging.begin(progress.step, total, None if measured is None else measured.stops_every(total))
+        return progress, keeping
 
     def step(self, step: int, total: int, window: Window) -> tuple[dict[str, float], list[str]]:
         """One optimizer step. Returns its row of metrics (num_tokens of this step alone) and its row ids."""
@@ -201,13 +217,14 @@ class Trainer:
         """Into the metrics of the step that is done, or of step 0, before the first."""
         self.steps_done = int(row["step"])
         with clocked(self.context.timings, held_out.SECONDS):
-            if self._copy is not None:
-                self._copy.refresh()
-            found = rows.measure(self, windows)
+            with self.averaging.in_place():
+                if self._copy is not None:
+                    self._copy.refresh()
+                found = rows.measure(self, windows)
+                keeping.look({**row, **found})
         said = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
         self.context.log(f"step {self.steps_done}: {said}")
         row |= found
-        keeping.look(row)
 
     def _give_notice(self, notices: Sequence[Notice]) -> None:
         """Say what the monitors noticed, and stop where the recipe wants it."""
@@ -271,5 +288,6 @@ class Trainer:
         else:
             target = self.rebuild() if self.context.is_main else None
             copy_weights(self.parallel, target)
+        self.averaging.put_into(target)
         keeping.put_into(target)
         return target

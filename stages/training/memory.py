@@ -32,14 +32,15 @@ PARTS = (
     "activations",
     "head",
     "reference",
+    "averages",
     "sampler",
     "engine",
     "checkpoint",
     "process",
 )
 """What memory is for. `weights`: with float32 masters and gathered shards; `reference`: reference, teacher and
-reward models; `engine`: vLLM, in the process or as the stage's servers; `checkpoint`: what is gathered of slices to be
-written; `process`: Python and its libraries."""
+reward models; `averages`: what weight_averaging keeps, on a CPU; `engine`: vLLM, in the process or as the stage's
+servers; `checkpoint`: what is gathered of slices to be written; `process`: Python and its libraries."""
 
 _FLOAT = 4
 PROCESS_BYTES: Mapping[Device, int] = {"cpu": 500_000_000, "cuda": 600_000_000}

@@ -43,8 +43,7 @@ def distill_phases(request: Request) -> list[Phase]:
 def _student_phases(request: Request, step: Phase, asked: Sampled, *, reference: float) -> list[Phase]:
     """The `step`, and sampling what is `asked`. `reference`: other models that stay."""
     training, setup = request.training, request.setup
-    state = training.state()
-    resident = {"weights": state["weights"], "optimizer": state["optimizer"], "reference": reference}
+    resident = {**training.resident(), "reference": reference}
     engine = rollout_engine(request, asked, sent=sent_bytes(request))
     if engine is None:
         return [step, sampling_at_most(request, asked, number=training.weight, resident=resident)]

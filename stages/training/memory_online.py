@@ -36,8 +36,7 @@ def online_phases(
     apart = [judge] if request.reference_is_policy else [reference, judge]
     others = training.policy_copy() + request.frozen(*apart) + teacher
     others += request.kept_adapters if reference is not None else 0
-    state = training.state()
-    resident = {"weights": state["weights"], "optimizer": state["optimizer"], "reference": others}
+    resident = {**training.resident(), "reference": others}
     engine = rollout_engine(request, asked, sent=sent_bytes(request))
     phases = [
         sampling_at_most(request, asked, number=training.weight, resident=resident)

@@ -51,6 +51,8 @@ class Training:
     """Of the linear parts under adapters."""
     keeps_best: bool = False
     """The weights that were best so far are held besides, in the memory of the host."""
+    averages: int = 0
+    """float32 numbers of every trained weight that weight_averaging keeps, in the memory of the host."""
     optim: str = "adamw"
     pure_bf16: bool = False
     balanced: bool = False
@@ -61,6 +63,7 @@ class Training:
         """By a TrainingConfig."""
         adapters = Adapters.of(config) or shape.adapters
         keeps_best = getattr(config, "keep", "last") == "best"
+        averages = 0 if config.weight_averaging is None else config.weight_averaging.numbers
         coefficient = getattr(config, "router_aux_loss_coef", 0.0)
         return cls(
             shape,
@@ -70,6 +73,7 @@ class Training:
             config.gradient_checkpointing,
             getattr(config, "quantization", None),
             keeps_best,
+            averages,
             config.optim,
             config.pure_bf16,
             balanced=bool(shape.router_aux_loss_coef if coefficient is None else coefficient) and shape.experts > 0,
@@ -142,8 +146,10 @@ class Training:
         return 0.0 if self.quantization is None else float(self.parameters * _FLOAT)
 
     def state(self) -> dict[str, float]:
-        """Weights, gradients and optimizer, as the way of sharding spreads them."""
+        """Weights, gradients and optimizer, as the way of sharding spreads them; and averages of weights."""
         n, sharding = self.setup.processes, self.setup.sharding
+        # each process has some of them; beside a GPU they are in the host's memory
+        averages = self.averages * self.trained * _FLOAT / n if self.setup.device == "cpu" else 0.0
         master = _FLOAT if self.bf16 and not self.pure_bf16 else 0
         whole = float(self.parameters * self.weight)
         if self.quantization is not None:
@@ -164,7 +170,16 @@ class Training:
         else:
             weights, gradients = whole + self.trained * master, self.trained * self.updated
             n = 1
-        return {"weights": weights, "gradients": gradients, "optimizer": self.optimizer.state / n}
+        return {
+            "weights": weights,
+            "gradients": gradients,
+            "optimizer": self.optimizer.state / n,
+            "averages": averages,
+        }
+
+    def resident(self) -> dict[str, float]:
+        """What stays between steps."""
+        return {part: size for part, size in self.state().items() if part != "gradients"}
 
     def policy_copy(self) -> float:
         """The whole model that a sharded one keeps beside itself, to sample from."""

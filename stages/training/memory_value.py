@@ -24,9 +24,10 @@ def beside_value_model(phases: Sequence[Phase], request: Request, shape: ModelSh
         gradient_checkpointing=config.gradient_checkpointing,
         optim=config.optim,
         pure_bf16=config.pure_bf16,
+        averages=0 if config.weight_averaging is None else config.weight_averaging.numbers,
     )
-    state, copy = training.state(), training.policy_copy()
-    resident = {"weights": state["weights"], "optimizer": state["optimizer"], "reference": copy}
+    copy = training.policy_copy()
+    resident = {**training.resident(), "reference": copy}
     step = training_step(training, work, HeadUse(), reference=copy)
     return [_sum(phase, step.parts if phase.name == step.name else resident) for phase in phases]
 

@@ -44,12 +44,14 @@ def pair_settings(config: PairLossConfig) -> PairSettings:
 
 
 def following_reference(context: Context, trainer: Trainer, windows: Windows, settings: PairSettings) -> Windows:
-    """Windows whose reference moves towards the policy (TR-DPO). Raises StageError where only adapters are trained."""
+    """Windows whose reference moves towards the policy (TR-DPO), or towards its averaged weights. Raises StageError
+    where only adapters are trained."""
     config = context.config
     assert isinstance(config, PairLossConfig)
     if is_adapted(trainer.scorer.model):
         raise StageError("sync_ref_model needs the whole model trained, and input model is an adapter; merge it first")
     # in float32 whatever the policy computes in: small moves would be rounded away
     scorer = frozen_scorer(context, "reference" if context.has("reference") else "model", trainer.scorer)
-    following = Following(config.ref_model_mixup_alpha, config.ref_model_sync_steps)
+    averaged = config.ref_model_follows == "average"
+    following = Following(config.ref_model_mixup_alpha, config.ref_model_sync_steps, averaged)
     return FollowingReference(windows, trainer, settings, scorer.to(trainer.accelerator.device), following)

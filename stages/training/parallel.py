@@ -60,12 +60,16 @@ class Parallel(Protocol):
         """Its whole optimizer state; empty before the first step. Collective."""
         ...
 
+    def put(self, name: str, weight: Tensor) -> None:
+        """Take a whole tensor, given on every process, in the place of one; `loaded` once all are there."""
+        ...
+
     def load(self, name: str, weight: Tensor, moments: Mapping[str, Tensor], steps: int) -> None:
         """Take up a whole tensor and its state after `steps` steps, given on every process."""
         ...
 
     def loaded(self) -> None:
-        """All tensors have been loaded. Collective."""
+        """All tensors have been loaded or put. Collective."""
         ...
 
 

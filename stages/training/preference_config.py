@@ -56,8 +56,10 @@ class PairLossConfig(PolicyConfig):
     """WPO: weigh each pair by how likely the model is to write it."""
     sync_ref_model: bool = False
     """TR-DPO: the reference follows the model."""
+    ref_model_follows: Literal["model", "average"] = "model"
+    """What the reference is moved towards: the model as it is, or its averaged weights (weight_averaging)."""
     ref_model_mixup_alpha: float = Field(0.6, gt=0, le=1)
-    """The model's share when the reference is moved; the rest is the old reference."""
+    """Their share when the reference is moved; the rest is the old reference."""
     ref_model_sync_steps: int = Field(512, gt=0)
     """Steps between two moves of the reference; 1 with a small share is a moving average."""
     discopop_tau: float = Field(0.05, gt=0)
@@ -148,9 +150,11 @@ def _parameter_problems(config: PairLossConfig) -> list[str]:
         problems.append(f"{name} is of loss_type {names_of(takers)}; {names_of(config.losses)} has none")
     if "f_alpha_divergence_coef" in given and config.f_divergence_type != "alpha_divergence":
         problems.append(f"f_alpha_divergence_coef is of alpha_divergence, not of {config.f_divergence_type}")
-    for name in sorted({"ref_model_mixup_alpha", "ref_model_sync_steps"} & given):
+    for name in sorted({"ref_model_follows", "ref_model_mixup_alpha", "ref_model_sync_steps"} & given):
         if not config.sync_ref_model:
             problems.append(f"{name} is given, but sync_ref_model is false, so it would not be used")
+    if config.ref_model_follows == "average" and config.weight_averaging is None:
+        problems.append("ref_model_follows is average, but no weights are averaged; give weight_averaging too")
     for loss in config.losses:
         problems += [f"loss_type {loss.name} needs {name} above 0" for name in loss.needs if not getattr(config, name)]
     return problems

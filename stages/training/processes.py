@@ -38,6 +38,12 @@ class Processes:
             dist.all_reduce(values)
         return values
 
+    def give(self, values: Tensor, owner: int) -> Tensor:
+        """The values of process `owner`, on all of them, in place."""
+        if self.size > 1:
+            dist.broadcast(values, src=owner)
+        return values
+
     def share(self, value: T) -> T:
         """The first process's value, on all of them. Small objects only."""
         if self.size == 1:

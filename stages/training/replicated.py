@@ -77,11 +77,15 @@ class Replicated:
         return self.optimization.moments(name)
 
     @torch.no_grad()
+    def put(self, name: str, weight: Tensor) -> None:
+        """Copy into place."""
+        self.optimization.trained[name].copy_(weight)
+
     def load(self, name: str, weight: Tensor, moments: Mapping[str, Tensor], steps: int) -> None:
         """Copy into place."""
-        parameter = self.optimization.trained[name]
-        parameter.copy_(weight)
-        self.optimization.set_moments(name, {key: value.to(parameter.device) for key, value in moments.items()}, steps)
+        self.put(name, weight)
+        device = self.optimization.trained[name].device
+        self.optimization.set_moments(name, {key: value.to(device) for key, value in moments.items()}, steps)
 
     def loaded(self) -> None:
         """The bfloat16 weights anew."""

@@ -111,11 +111,15 @@ class ZeroSharded:
 
         return {key: safe_get_full_optimizer_state(self.trained[name], key) for key in _MOMENTS}
 
+    def put(self, name: str, weight: Tensor) -> None:
+        """Keep this process's part."""
+        self._keep(name, weight, None)
+
     def load(self, name: str, weight: Tensor, moments: Mapping[str, Tensor], steps: int) -> None:
         """Keep this process's part."""
         for state in self.adamw.state.values() if moments else ():
             state["step"].fill_(steps)
-        self._keep(name, weight, None)
+        self.put(name, weight)
         for key, value in moments.items():
             self._keep(name, value, key)
 

@@ -1,0 +1,200 @@
+"""Averaged weights of a run: what it leaves, and what its held-out rows are measured with, in place of the last ones.
+
+An exponential moving average (EMA), and BEMA (Block and Zhang, arXiv:2508.00180, algorithm 1): with theta_0 the weights
+at the beginning, an update after step t is
+
+    EMA <- (1 - beta_t) EMA + beta_t theta_t        BEMA = EMA + alpha_t (theta_t - theta_0)
+
+Kept in float32 are theta_0 and what the others are away from it: post-training moves weights by a thousandth of their
+size or less, of which a sum in float32 of whole weights would round most away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from artifacts.errors import StageError
+from stages.context import Context
+from stages.training.averaging_settings import WeightAveraging
+from stages.training.checkpoint import owners
+from stages.training.model import Scorer
+from stages.training.parallel import Parallel
+from stages.training.processes import Processes
+
+_KEY = "average|"
+
+
+@dataclass
+class _Average:
+    """Of one tensor, in float32 on the host."""
+
+    start: Tensor
+    """theta_0."""
+    ema: Tensor
+    """EMA - theta_0."""
+    shift: Tensor | None = None
+    """BEMA - theta_0; None: the correction is zero."""
+
+    def update(self, weight: Tensor, beta: float, alpha: float) -> None:
+        """With the weights of the moment."""
+        moved = weight - self.start
+        self.ema.lerp_(moved, beta)
+        if alpha:
+            self.shift = self.ema.add(moved, alpha=alpha)
+
+    def value(self) -> Tensor:
+        """The averaged weights."""
+        return self.start + (self.ema if self.shift is None else self.shift)
+
+
+class Averaging:
+    """The averages of all trained tensors, each in the memory of one process; without settings it does nothing.
+
+    Whole tensors are averaged, one at a time, so sharded models are as those of one process.
+    """
+
+    def __init__(
+        self, settings: WeightAveraging | None, context: Context, parallel: Parallel, processes: Processes
+    ) -> None:
+        self.settings, self.context, self.parallel, self.processes = settings, context, parallel, processes
+        self._owners = {} if settings is None else owners(parallel.shapes(), processes.size)
+        self._averages: dict[str, _Average] = {}
+        self._begun = False
+        self._now = 0
+        """Steps behind the present weights."""
+        self.is_in_place = False
+        """Whether the model has the averaged weights at the moment."""
+
+    def load(self, tensors: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
+        """Take up what the state saved after `step` steps has; gives back what else is among the tensors."""
+        if self.settings is None:
+            return dict(tensors)
+        kept: dict[str, dict[str, Tensor]] = {name: {} for name in self._own()}
+        rest: dict[str, Tensor] = {}
+        for key, tensor in tensors.items():
+            if not key.startswith(_KEY):
+                rest[key] = tensor
+            elif (place := key.split("|", 2))[2] in kept:
+                kept[place[2]][place[1]] = tensor.clone()
+        self._begun = step > 0 and step >= self.settings.update_after
+        self._averages = {name: _Average(**parts) for name, parts in kept.items() if parts}
+        self._now = step
+        return rest
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint needs of this process."""
+        return {
+            f"{_KEY}{part}|{name}": tensor
+            for name, one in self._averages.items()
+            for part, tensor in vars(one).items()
+            if tensor is not None
+        }
+
+    def begin(self, step: int, total: int, measured_every: int | None) -> None:
+        """Before the first step that is taken. `measured_every`: steps between measurements by which the run may end.
+
+        Raises StageError where the run would end before the average differs from the weights that it began with.
+        """
+        if (settings := self.settings) is None:
+            return
+        if settings.first_update > total:
+            raise StageError(
+                f"weight_averaging: the first update is after step {settings.first_update} (update_after + "
+                f"update_freq), and the run has {total}: lower them, or leave it out"
+            )
+        if measured_every is not None and measured_every < settings.steps_between:
+            raise StageError(
+                f"weight_averaging: the average is updated every {settings.steps_between} steps and measured every "
+                f"{measured_every}, so early_stopping_patience would count measurements of the same weights: lower "
+                "update_freq, or raise eval_steps"
+            )
+        updates, share = settings.updates(total), settings.share_of_first(total)
+        self.context.log(
+            f"the output has averaged weights ({settings.kind}, {len(updates)} updates); the moving average has "
+            f"{share:.3g} of the weights that it begins with"
+        )
+        if step == 0:
+            self.after(0)
+
+    @torch.no_grad()
+    def after(self, step: int) -> None:
+        """So many steps are done. Collective."""
+        settings = self.settings
+        if settings is None:
+            return
+        if step == settings.update_after:
+            self._take(lambda name, weight: self._averages.update({name: _Average(weight, torch.zeros_like(weight))}))
+            self._begun = True
+        elif step in settings.updates(step):
+            beta, alpha = settings.beta(step), settings.alpha(step)
+            self._take(lambda name, weight: self._averages[name].update(weight, beta, alpha))
+        self._now = step
+
+    def weight(self, name: str) -> Tensor:
+        """A whole tensor of the averaged weights; of the present ones before there are such. Collective."""
+        if not self._begun:
+            return self.parallel.weight(name)
+        own = self._averages[name].value() if name in self._averages else None
+        return self._given(name, own, torch.float32)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The model has the averaged weights; afterwards it has its own again, bit for bit. Collective.
+
+        After an error it stays as it is: other processes may not be there to give it back.
+        """
+        if self.settings is None or self._now <= self.settings.update_after:
+            yield  # they are the same
+            return
+        present: dict[str, Tensor] = {}
+        types: dict[str, torch.dtype] = {}
+        for name in self.parallel.shapes():
+            weight = self.parallel.weight(name).detach()
+            types[name] = weight.dtype
+            if self._owners[name] == self.processes.rank:
+                present[name] = weight.to("cpu", copy=True)
+        self._put(self.weight)
+        self.is_in_place = True
+        yield
+        self._put(lambda name: self._given(name, present.get(name), types[name]))
+        self.is_in_place = False
+
+    @torch.no_grad()
+    def put_into(self, scorer: Scorer | None) -> None:
+        """The averaged weights, where there are any, into a Scorer of the same model, if there is one. Collective."""
+        if self.settings is None or not self._begun:
+            return
+        since = (self._now - self.settings.update_after) % self.settings.steps_between
+        self.context.counts["averaged_step"] = self._now - since
+        parameters = {} if scorer is None else dict(scorer.named_parameters())
+        for name in self.parallel.shapes():
+            weight = self.weight(name)
+            if name in parameters:
+                parameters[name].copy_(weight)
+
+    def _own(self) -> list[str]:
+        return [name for name, owner in self._owners.items() if owner == self.processes.rank]
+
+    def _take(self, use: Callable[[str, Tensor], object]) -> None:
+        """Every present weight, to the process that has its average: a float32 copy on the host."""
+        for name in self.parallel.shapes():
+            weight = self.parallel.weight(name)
+            if self._owners[name] == self.processes.rank:
+                use(name, weight.detach().to("cpu", torch.float32, copy=True))
+
+    def _given(self, name: str, own: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """The tensor that one process has, on all of them and their devices."""
+        device = self.processes.device
+        shape = self.parallel.shapes()[name]
+        tensor = torch.empty(shape, dtype=dtype, device=device) if own is None else own.to(device)
+        return self.processes.give(tensor, self._owners[name])
+
+    def _put(self, weight_of: Callable[[str], Tensor]) -> None:
+        for name in self.parallel.shapes():
+            self.parallel.put(name, weight_of(name))
+        self.parallel.loaded()
