@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from artifacts.errors import StageError
@@ -94,7 +94,10 @@ class FullySharded:
         self.optimization.set_moments(name, own, steps)
 
     def loaded(self) -> None:
-        """Nothing is left to do."""
+        """Let go of what was gathered of the weights before: a pass that no backward pass followed left some."""
+        for module in self.scorer.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
 
 def _layers(scorer: Scorer, names: frozenset[str]) -> Iterator[nn.Module]:

@@ -72,7 +72,15 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "dft of weighted rows with adapters and dropout": (
         "sft",
         "prompt_completion",
-        {"loss_type": "dft", "weight_column": "w", "lora_r": 2, "lora_dropout": 0.2, "eval_steps": 1, "keep": "best"},
+        {
+            "loss_type": "dft",
+            "weight_column": "w",
+            "lora_r": 2,
+            "lora_dropout": 0.2,
+            "eval_steps": 1,
+            "keep": "best",
+            "weight_averaging": {"kind": "ema", "decay": 0.6},
+        },
     ),
     "dpo": (
         "preference",
@@ -87,7 +95,14 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "a moving average of the reference": (
         "preference",
         PAIRS,
-        {"sync_ref_model": True, "ref_model_sync_steps": 1, "ref_model_mixup_alpha": 0.1, "ld_alpha": 0.5},
+        {
+            "sync_ref_model": True,
+            "ref_model_sync_steps": 1,
+            "ref_model_mixup_alpha": 0.1,
+            "ref_model_follows": "average",
+            "weight_averaging": {"kind": "bema", "update_freq": 3, "update_after": 1},
+            "ld_alpha": 0.5,
+        },
     ),
     "pairs of a step against each other": ("preference", PAIRS, {"loss_type": "aot_unpaired"}),
     "weighted pairs under another divergence": (
@@ -251,6 +266,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "lora_r": 2,
             "eval_steps": 2,
             "keep": "best",
+            "weight_averaging": {"kind": "bema", "update_freq": 2, "update_after": 2},
         },
     ),
     "a*-po": (
