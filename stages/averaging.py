@@ -1,10 +1,11 @@
-"""Weighted means of model folders, one file of weights at a time."""
+"""Means and other merges of model folders, one file of weights at a time."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,35 +23,68 @@ _SPECIFIC = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 """Settings in which models of one architecture may differ."""
 
 
-def shares_of(weights: Sequence[float] | None, count: int) -> list[float]:
-    """The weights divided by their sum. Raises StageError for another number of them."""
-    if weights is None:
-        return [1 / count] * count
-    if len(weights) != count:
-        raise StageError(f"weights has {len(weights)} numbers for {count} models")
-    return [weight / sum(weights) for weight in weights]
-
-
 def kind_of(folder: Path) -> str:
     """`reward_model` for a sequence classifier, else `model`."""
     architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or ()
     return "reward_model" if any(name.endswith("ForSequenceClassification") for name in architectures) else "model"
 
 
-def average_folders(folders: Sequence[Path], shares: Sequence[float], target: Path) -> None:
-    """Write the mean's weights into `target`, in files as the first model has them, each tensor in the first's type.
+@dataclass(frozen=True)
+class Models:
+    """The weights of models of one form, by number and name, read when they are asked for; a base is the last one."""
 
-    Sums are float64. Raises StageError where a folder is no sound model, or tensors or tokenizers differ.
+    where: Sequence[Mapping[str, Path]]
+    """Of every model, name -> file."""
+
+    @classmethod
+    def of(cls, folders: Sequence[Path], base: Path | None = None) -> Models:
+        """Raises StageError where a folder is no sound model, or architectures, tensors or tokenizers differ."""
+        every = [*folders, *([] if base is None else [base])]
+        for folder in every:
+            check_model_folder(folder)
+        others = [f"model {number}" for number in range(2, len(folders) + 1)]
+        others += [] if base is None else ["input base"]
+        _require_equal(every, others, _configuration, "configurations; a mean needs one architecture")
+        _require_equal(every, others, _vocabulary, "tokenizers; their tokens mean different text")
+        where = [_tensors(folder) for folder in every]
+        _require_equal_tensors(where, others)
+        return cls(where)
+
+    def tensor(self, number: int, name: str) -> Tensor:
+        """As it is kept. Raises StageError where it is not finite."""
+        path = self.where[number][name]
+        tensor: Tensor = _open(path).get_tensor(name)
+        if not bool(torch.isfinite(tensor).all()):
+            raise StageError(f"model folder {path.parent.name}: weight {name} is not finite")
+        return tensor
+
+    def difference(self, number: int, name: str) -> Tensor:
+        """Of a model from the base, in float64."""
+        return self.tensor(number, name).double() - self.tensor(-1, name).double()
+
+
+Merge = Callable[[str], Tensor]
+"""The name of a tensor of real numbers -> the merged tensor, in float64."""
+
+
+def merge_folders(models: Models, merge: Merge, target: Path) -> None:
+    """Write the merged weights into `target`, in files as the first model has them, each tensor in the first's type.
+
+    Whole numbers (a table of positions or the like) must be equal. Raises StageError where a weight has no merge.
     """
-    for folder in folders:
-        check_model_folder(folder)
-    _require_equal(folders, _configuration, "configurations; a mean needs one architecture")
-    _require_equal(folders, _vocabulary, "tokenizers; their tokens mean different text")
-    where = [_tensors(folder) for folder in folders]
-    _require_equal_tensors(where)
-    for path in weight_files(folders[0]):
-        mean = {name: _mean(name, where, shares) for name, held in where[0].items() if held == path}
-        save_file(mean, target / path.name, metadata={"format": "pt"})
+    for path in sorted(set(models.where[0].values())):
+        names = [name for name, held in models.where[0].items() if held == path]
+        save_file({name: _merged(models, merge, name) for name in names}, target / path.name, metadata={"format": "pt"})
+
+
+def _merged(models: Models, merge: Merge, name: str) -> Tensor:
+    first = models.tensor(0, name)
+    if first.is_floating_point():
+        return merge(name).to(first.dtype).contiguous()
+    for number in range(1, len(models.where)):
+        if not torch.equal(models.tensor(number, name), first):
+            raise StageError(f"weight {name} holds whole numbers that differ between the models; they have no mean")
+    return first.contiguous()
 
 
 def copy_rest(folder: Path, target: Path) -> None:
@@ -69,47 +103,25 @@ def _open(path: Path) -> safe_open:
     return safe_open(path, framework="pt")
 
 
-def _mean(name: str, where: Sequence[Mapping[str, Path]], shares: Sequence[float]) -> Tensor:
-    total: Tensor | None = None
-    kind = torch.float32
-    for files, share in zip(where, shares, strict=True):
-        tensor = _open(files[name]).get_tensor(name)
-        if not bool(torch.isfinite(tensor).all()):
-            raise StageError(f"model folder {files[name].parent.name}: weight {name} is not finite")
-        if not tensor.is_floating_point():  # a table of positions or the like
-            _require_same(name, tensor, total)
-            total, kind = tensor, tensor.dtype
-        elif total is None:
-            total, kind = tensor.double() * share, tensor.dtype
-        else:
-            total += tensor.double() * share
-    assert total is not None
-    return total.to(kind).contiguous()
-
-
-def _require_same(name: str, tensor: Tensor, before: Tensor | None) -> None:
-    if before is not None and not torch.equal(tensor, before):
-        raise StageError(f"weight {name} holds whole numbers that differ between the models; they have no mean")
-
-
-def _require_equal_tensors(where: Sequence[Mapping[str, Path]]) -> None:
+def _require_equal_tensors(where: Sequence[Mapping[str, Path]], others: Sequence[str]) -> None:
+    """`others`: what to call them."""
     first = where[0]
-    for number, files in enumerate(where[1:], start=2):
+    for other, files in zip(others, where[1:], strict=True):
         if different := sorted(first.keys() ^ files.keys()):
-            raise StageError(f"models 1 and {number} have different weights; only one of them has {different[0]}")
+            raise StageError(f"model 1 and {other} have different weights; only one of them has {different[0]}")
         for name in first:
-            one, other = (_open(held[name]).get_slice(name).get_shape() for held in (first, files))
-            if one != other:
+            shapes = [_open(held[name]).get_slice(name).get_shape() for held in (first, files)]
+            if shapes[0] != shapes[1]:
                 raise StageError(
-                    f"weight {name} has shape {one} in model 1 and {other} in model {number}; a mean needs one shape"
+                    f"weight {name} has shape {shapes[0]} in model 1 and {shapes[1]} in {other}; a mean needs one shape"
                 )
 
 
-def _require_equal(folders: Sequence[Path], read: Callable[[Path], object], what: str) -> None:
+def _require_equal(folders: Sequence[Path], others: Sequence[str], read: Callable[[Path], object], what: str) -> None:
     first = read(folders[0])
-    for number, folder in enumerate(folders[1:], start=2):
+    for other, folder in zip(others, folders[1:], strict=True):
         if read(folder) != first:
-            raise StageError(f"models 1 and {number} have different {what}")
+            raise StageError(f"model 1 and {other} have different {what}")
 
 
 def _configuration(folder: Path) -> object:

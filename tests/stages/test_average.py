@@ -99,7 +99,9 @@ def test_models_that_have_no_mean(tmp_path: Path) -> None:
         average(tmp_path / "b", [one, other])
     del tensors["model.norm.weight"]
     save_file(tensors, other / WEIGHTS, metadata={"format": "pt"})
-    with pytest.raises(StageError, match=r"models 1 and 2 have different weights; only one of them has model\.norm"):
+    with pytest.raises(
+        StageError, match=r"model 1 and model 2 have different weights; only one of them has model\.norm"
+    ):
         average(tmp_path / "c", [one, other])
     broken = {**load_file(one / WEIGHTS)}
     broken["model.norm.weight"][3] = float("nan")
@@ -109,7 +111,7 @@ def test_models_that_have_no_mean(tmp_path: Path) -> None:
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     tokenizer["model"]["vocab"] = {name: -place for name, place in tokenizer["model"]["vocab"].items()}
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(StageError, match="models 1 and 2 have different tokenizers"):
+    with pytest.raises(StageError, match="model 1 and model 2 have different tokenizers"):
         average(tmp_path / "e", [one, other])
 
 

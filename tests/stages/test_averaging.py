@@ -201,5 +201,5 @@ def test_settings_of_a_reference_that_follows() -> None:
 
 
 def test_a_run_that_is_too_short(tmp_path: Path, inputs: dict[str, Path]) -> None:
-    with pytest.raises(StageError, match="the first update is after step 400 .* and the run has 5"):
+    with pytest.raises(StageError, match=r"the first update is after step 400 .* and the run has 5"):
         run_stage("sft", tmp_path, inputs, **SETTINGS, weight_averaging={"kind": "bema"})

@@ -131,8 +131,11 @@ def test_a_saved_state_goes_on() -> None:
 @pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize(
     ("way", "settings"),
-    [*((way, {}) for way in (Whole(), *WAYS)), *((way, {"bf16": True}) for way in (Whole(), WAYS[0], WAYS[2]))]
-    + [(WAYS[1], {"lora_r": 2})],
+    [
+        *((way, {}) for way in (Whole(), *WAYS)),
+        *((way, {"bf16": True}) for way in (Whole(), WAYS[0], WAYS[2])),
+        (WAYS[1], {"lora_r": 2}),
+    ],
     ids=lambda one: f"{one.name}{getattr(one, 'stage', '')}" if isinstance(one, Sharding) else " ".join(one),
 )
 def test_in_place_and_back(way: Sharding, settings: dict[str, Any]) -> None:
