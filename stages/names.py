@@ -101,7 +101,14 @@ FOREIGN_STAGES = {
         "`uses: init_model`, or a Hub name or a folder as the input `model` of the stage that trains",
     ),
     **dict.fromkeys(("export", "merge_lora", "lora_combiner", "merge_and_unload"), "`uses: merge_adapter`"),
-    **dict.fromkeys(("mergekit", "model_soup", "slerp", "ema"), "`uses: average`"),
+    "model_soup": "`uses: average`",
+    "mergekit": "`uses: average`, whose `method` is linear, slerp, task_arithmetic, ties, dare_linear or dare_ties",
+    "dare": "`uses: average` with `method: dare_ties` or `dare_linear`",
+    **{
+        name: f"`uses: average` with `method: {name}`"
+        for name in ("slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties")
+    },
+    **{name: f"a stage that trains, with `weight_averaging: {{kind: {name}}}`" for name in ("ema", "bema")},
     **dict.fromkeys(("upload", "push", "publish", "hub"), "`uses: push_to_hub`"),
     **dict.fromkeys(("decontaminate", "decontamination"), "`uses: contamination`"),
     **dict.fromkeys(("interleave", "mix", "concatenate_datasets"), "`uses: mixture`"),

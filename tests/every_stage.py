@@ -229,6 +229,21 @@ EVERY_STAGE: dict[str, Any] = {
         "with": {**TRAINING, "merge_adapters": False},
     },
     "merged": {"uses": "merge_adapter", "inputs": {"adapter": "adapter_dpo"}},
+    "averaged": {
+        "uses": "sft",
+        "inputs": {"model": "base", "dataset": "rows"},
+        "with": {**TRAINING, "weight_averaging": {"kind": "bema", "update_freq": 1}},
+    },
+    "merged_by_sign": {
+        "uses": "average",
+        "inputs": {"models": ["sft", "dpo", "kto"], "base": "base"},
+        "with": {"method": "ties", "density": 0.4, "weights": [2, 1, 1]},
+    },
+    "dropped": {
+        "uses": "average",
+        "inputs": {"models": ["sft", "kto"], "base": "base"},
+        "with": {"method": "dare_linear", "density": 0.5, "scale": 0.5},
+    },
     "soup": {"uses": "average", "inputs": {"models": ["sft", "dpo", "kto"]}, "with": {"weights": [2, 1, 1]}},
     "scores": {
         "uses": "evaluate",

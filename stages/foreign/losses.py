@@ -87,6 +87,14 @@ CONCEPTS = (
         note="a reference that follows the model is of `preference` and `online_dpo`; elsewhere it stays as it was",
     ),
     Concept(
+        called(TRL, "update_ref_model"),
+        ("ref_model_follows",),
+        "ref_model_follows: average",
+        "beside sync_ref_model and weight_averaging",
+        "preference",
+    ),
+    Concept(called(TRL, "ref_model_update_freq"), ("ref_model_sync_steps",), stage="preference"),
+    Concept(
         called(TRL, "precompute_ref_log_probs", "precompute_ref_batch_size"),
         ("reference_logprobs",),
         note="the input, from a stage of that name; without it they are computed at the start",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from stages.foreign.concept import AXOLOTL, FACTORY, TRL, Concept, called
 
 CONCEPTS = (
+    Concept({"merge_method": "mergekit"}, ("method",), stage="average"),
     Concept({"base_model": AXOLOTL, "model_name_or_path": "TRL, LLaMA-Factory"}, ("model",)),
     Concept(
         {"model_revision": "TRL, LLaMA-Factory", "revision_of_model": AXOLOTL},

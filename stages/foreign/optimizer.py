@@ -44,6 +44,13 @@ CONCEPTS = (
     ),
     Concept(called(TRL, "data_seed"), ("seed",)),
     Concept(
+        {"use_ema": "diffusers", "ema_decay": "diffusers", "bema": TRL, "bema_callback": TRL},
+        ("weight_averaging",),
+        "weight_averaging: {kind: ema, decay: 0.999}",
+        "or kind bema, with the names of TRL's callback; the output has the averaged weights",
+        "sft",
+    ),
+    Concept(
         called(TRANSFORMERS, "average_tokens_across_devices"),
         note="a step's loss is always divided once, by its items over all processes",
     ),
