@@ -170,12 +170,8 @@ class Training:
         else:
             weights, gradients = whole + self.trained * master, self.trained * self.updated
             n = 1
-        return {
-            "weights": weights,
-            "gradients": gradients,
-            "optimizer": self.optimizer.state / n,
-            "averages": averages,
-        }
+        state = {"weights": weights, "gradients": gradients, "optimizer": self.optimizer.state / n}
+        return state | ({"averages": averages} if averages else {})
 
     def resident(self) -> dict[str, float]:
         """What stays between steps."""

@@ -36,7 +36,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "sft": (
         4,
-        "bbf8d71f0b090945",
+        "7aac713c99e067fc",
         "e53a1d30aa11fed5",
         {
             "model/metrics: loss": 3.8009,
@@ -50,7 +50,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "adapter": (
         4,
-        "b1f75ffd6f32eb79",
+        "3c240bbdb6d3ce9d",
         "a4d743f2281e18f3",
         {
             "adapter/weights: norm": 4.3771,
@@ -64,7 +64,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "adapter_dpo": (
         7,
-        "df2eb0bf719bb258",
+        "6160e5ca46007f44",
         "20165d69215aaff6",
         {
             "adapter/weights: norm": 4.3809,
@@ -92,13 +92,13 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "soup": (
         1,
-        "1ec5c308a526717e",
+        "0e09b598f14749f9",
         "9c7df7a7d0529831",
         {"model/weights: norm": 12.906},
     ),
     "judge_of_steps": (
         4,
-        "d690df1d0833ff94",
+        "180ce10e6fafdaec",
         "fc8827e0775ac245",
         {
             "model/metrics: loss": 1.523,
@@ -117,7 +117,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "kto": (
         6,
-        "f3ea6018caab5b06",
+        "2b481b0916db2759",
         "ee945ab9b573ffe3",
         {
             "model/metrics: loss": 0.66728,
@@ -142,7 +142,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "dpo": (
         7,
-        "ba5b42498c7f21f1",
+        "596c47a0677d3625",
         "f740cad78ac245e1",
         {
             "model/metrics: loss": 0.92373,
@@ -162,7 +162,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "judge": (
         4,
-        "7d6c7cb30f80f799",
+        "4a2eb7fe90886c0c",
         "d05b5e3460d6cabb",
         {
             "model/metrics: loss": 0.91934,
@@ -177,7 +177,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "ppo": (
         5,
-        "5a47d99ab4dc99e1",
+        "b4888b953a8f379b",
         "5561237511ce33c7",
         {
             "model/metrics: loss": 0.070016,
@@ -226,7 +226,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "online": (
         6,
-        "38685d83adde93d4",
+        "2eacf0e4dd751d05",
         "f377b3216609cbf7",
         {
             "model/metrics: loss": 0.8673,
@@ -274,7 +274,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "explored": (
         6,
-        "d9e42321627dc7ab",
+        "1466066fb780232e",
         "cdf7f9f2bd7a5ff5",
         {
             "model/metrics: loss": -1.2926,
@@ -325,7 +325,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "contest": (
         5,
-        "e061ae8ed84eee49",
+        "db1ffa920ea7f644",
         "be8f75d663f40b72",
         {
             "model/metrics: loss": -0.4374,
@@ -375,7 +375,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "regressed": (
         5,
-        "4f8521f8ad2a5b5f",
+        "b6c7eed368e0de9c",
         "47b5945285034d2f",
         {
             "model/metrics: loss": 0.17432,
@@ -408,7 +408,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "grpo": (
         8,
-        "232590c4bb64b945",
+        "9ed5e4d6bd945acf",
         "7d6ca38bd18cf71a",
         {
             "model/metrics: loss": -0.068777,
@@ -640,4 +640,20 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
             "verdict/verdict: metrics: level": 0.05,
         },
     ),
+    "averaged": (
+        4,
+        "bbf2faa13c683a0a",
+        "e53a1d30aa11fed5",
+        {
+            "model/metrics: loss": 3.8009,
+            "model/metrics: grad_norm": 3.756,
+            "model/metrics: learning_rate": 0.00081481,
+            "model/metrics: epoch": 0.19259,
+            "model/metrics: entropy": 3.831,
+            "model/metrics: mean_token_accuracy": 0.082011,
+            "model/weights: norm": 12.91,
+        },
+    ),
+    "merged_by_sign": (1, "11c0e075151d42d1", "9c7df7a7d0529831", {"model/weights: norm": 12.908}),
+    "dropped": (1, "2167ece14bb74f53", "9c7df7a7d0529831", {"model/weights: norm": 12.905}),
 }

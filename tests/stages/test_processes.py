@@ -15,12 +15,19 @@ from tests.two_ranks import two_ranks
 
 TRAINING = {"learning_rate": 1e-2, "max_steps": 4, "train_batch_size": 8, "max_length": 64}
 STAGES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "sft": ("sft", "rows", {}),
+    "sft": ("sft", "rows", {"weight_averaging": {"kind": "ema", "decay": 0.5}}),
     # a loss over all pairs of a step, against a reference that follows: both measured by all processes together
     "aot": (
         "preference",
         "pairs",
-        {"loss_type": "aot", "sync_ref_model": True, "ref_model_sync_steps": 2, "learning_rate": 1e-3},
+        {
+            "loss_type": "aot",
+            "sync_ref_model": True,
+            "ref_model_sync_steps": 2,
+            "ref_model_follows": "average",
+            "weight_averaging": {"kind": "bema", "update_freq": 2},
+            "learning_rate": 1e-3,
+        },
     ),
     "kto": ("unpaired_preference", "pairs", {"loss_type": "kto", "learning_rate": 1e-3}),
     # completions of the policy and of its mixture with the reference, sampled by all processes together
@@ -33,7 +40,8 @@ STAGES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "learning_rate": 1e-3,
             "mixture_coef": 0.4,
             "eval_max_prompts": 5,
-            "eval_steps": 2,
+            "eval_steps": 3,
+            "weight_averaging": {"kind": "bema", "update_freq": 1, "update_after": 1},
         },
     ),
     # by a teacher that follows the policy, of completions that all processes have sampled together

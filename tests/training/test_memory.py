@@ -332,6 +332,25 @@ def test_what_is_whole_is_written_without_a_copy() -> None:
     assert sliced.parts["checkpoint"] == 12 * 1992 / 4
 
 
+def test_averaged_weights_by_hand() -> None:
+    """The weights at the beginning and the average's way from them; of bema the corrected one's too. Processes share
+    them; beside a GPU they are on the host; of adapters there is nothing else."""
+    work, adapters = passes(512, row=512, rows=8), 2 * 2 * 128
+    plain = training_step(Training(HAND, Setup()), work, HeadUse())
+    assert "averages" not in plain.parts
+    for settings, setup, more, expected in (
+        ({"kind": "ema"}, Setup(), {}, 8 * 1992),
+        ({"kind": "bema"}, Setup(4), {}, 12 * 1992 / 4),
+        ({"kind": "bema"}, Setup(), {"lora_r": 2}, 12 * adapters),
+        ({"kind": "bema"}, Setup(device="cuda"), {}, 0),
+    ):
+        training = Training.of(Config(weight_averaging=settings, **more), HAND, setup)
+        assert training_step(training, work, HeadUse()).parts.get("averages", 0) == expected
+        assert training.resident().get("averages", 0) == expected
+    whole = training_step(Training.of(Config(weight_averaging={"kind": "ema"}), HAND, Setup()), work, HeadUse())
+    assert whole.total == plain.total + 8 * 1992
+
+
 def test_keys_and_values_of_the_sampler_by_hand() -> None:
     """16 completions of 6 tokens and 2 prompts of 9, each padded to 16, 2 layers, keys and values of 4 floats:
     18 x 16 x 2 x 2 x 4 x 4 = 18,432 bytes, and three times the logits of 16 rows."""

@@ -28,8 +28,10 @@ STEPS, EVERY = 20, 2
 
 
 def context(folder: Path, store: Path | None = None, model_type: str = "llama", **changes: Any) -> Context:
-    """Unequal micro-batches, so that two processes have unequal numbers of them in most steps."""
+    """Unequal micro-batches, so that two processes have unequal numbers of them in most steps. What is left is the
+    average of the weights, which the processes share out."""
     settings: dict[str, Any] = {"max_steps": STEPS, "checkpoint_steps": EVERY, "learning_rate": 3e-3}
+    settings["weight_averaging"] = {"kind": "bema", "update_freq": 3, "update_after": 1}
     tiny_model(model_type, **EXPERTS.get(model_type, {})).save_pretrained(folder / "model")
     made = context_for(folder, micro_batch_tokens=13, weight_decay=0.1, **(settings | changes))
     spec = made.spec if store is None else replace(made.spec, store=str(store))

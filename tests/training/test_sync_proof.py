@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from stages.context import local_context
 from stages.rollouts.engine_settings import EngineConfig
 from stages.rollouts.requests import Completion, SampleRequest, SamplingConfig
 from stages.training.engine_sync import SyncedEngine, send_weights
+from stages.training.loop import Trainer
 from stages.training.model import Scorer
 from stages.training.out_of_memory import TokenBudget
 from stages.training.processes import Processes
@@ -128,7 +130,14 @@ def test_weights_are_sent_when_they_have_changed_and_proved_at_every_nth_sync(sc
         ]
         seen.append((engine.loads, proof.passed))
     assert seen == [(1, 1), (1, 1), (2, 1), (3, 1), (4, 2), (4, 2)]
+    trainer: Any = SimpleNamespace(steps_done=3, averaging=SimpleNamespace(is_in_place=True))
+    version[0] = Trainer.weights_version.__get__(trainer)  # held-out prompts are completed by averaged weights
+    synced.sample(REQUESTS, SETTINGS)
+    trainer.averaging.is_in_place = False
+    version[0] = Trainer.weights_version.__get__(trainer)
+    synced.sample(REQUESTS, SETTINGS)
+    assert engine.loads == 6
     engine.rests = True  # what sleeps has lost its weights
     synced.sample(REQUESTS, SETTINGS)
     synced.sample(REQUESTS, SETTINGS)
-    assert engine.loads == 5
+    assert engine.loads == 7
