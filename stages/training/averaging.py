@@ -95,24 +95,15 @@ class Averaging:
             if tensor is not None
         }
 
-    def begin(self, step: int, total: int, measured_every: int | None) -> None:
-        """Before the first step that is taken. `measured_every`: steps between measurements by which the run may end.
+    def begin(self, step: int, total: int, stops_every: int | None) -> None:
+        """Before the first step that is taken. `stops_every`: steps between measurements by which the run may end.
 
-        Raises StageError where the run would end before the average differs from the weights that it began with.
+        Raises StageError where the run could end with the weights that the average begins with.
         """
         if (settings := self.settings) is None:
             return
-        if settings.first_update > total:
-            raise StageError(
-                f"weight_averaging: the first update is after step {settings.first_update} (update_after + "
-                f"update_freq), and the run has {total}: lower them, or leave it out"
-            )
-        if measured_every is not None and measured_every < settings.steps_between:
-            raise StageError(
-                f"weight_averaging: the average is updated every {settings.steps_between} steps and measured every "
-                f"{measured_every}, so early_stopping_patience would count measurements of the same weights: lower "
-                "update_freq, or raise eval_steps"
-            )
+        if problem := settings.problem(total, stops_every):
+            raise StageError(problem)
         updates, share = settings.updates(total), settings.share_of_first(total)
         self.context.log(
             f"the output has averaged weights ({settings.kind}, {len(updates)} updates); the moving average has "

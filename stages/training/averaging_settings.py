@@ -71,6 +71,22 @@ class WeightAveraging(Config):
             share *= 1 - self.beta(step)
         return share
 
+    def problem(self, total: int | None, stops_every: int | None) -> str | None:
+        """Why a run of so many steps would not leave what is meant. `stops_every`: steps between measurements by which
+        it may end. None: not known, or there are none; nothing is wrong."""
+        if total is not None and self.first_update > total:
+            return (
+                f"weight_averaging: the first update is after step {self.first_update} (update_after + update_freq), "
+                f"and the run has {total}: lower them, or leave it out"
+            )
+        if stops_every is not None and stops_every < self.steps_between:
+            return (
+                f"weight_averaging: the average is updated every {self.steps_between} steps and measured every "
+                f"{stops_every}, so early_stopping_patience would count measurements of the same weights: lower "
+                "update_freq, or raise eval_steps"
+            )
+        return None
+
     @model_validator(mode="after")
     def _its_kind_uses_what_is_given(self) -> Self:
         fields = type(self).model_fields

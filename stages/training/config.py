@@ -102,6 +102,15 @@ class TrainingConfig(AdapterConfig, OptimizationConfig):
     report_to: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = operational(())
     """Trackers that get the metrics as they come, besides metrics.jsonl."""
 
+    def rate_scale(self, name: str) -> float:
+        """What learning_rate is multiplied by for the trained tensor of that name."""
+        return 1.0
+
+    @property
+    def stops_every(self) -> int | None:
+        """Steps between measurements by which the run may end, where they are given."""
+        return None
+
     def packages(self) -> dict[str, dict[str, str]]:
         """Of trackers and optimizers."""
         found: dict[str, dict[str, str]] = {"report_to": {str(name): TRACKERS[name] for name in self.report_to}}
@@ -144,6 +153,13 @@ class TrainingConfig(AdapterConfig, OptimizationConfig):
         for name, is_unused in unused.items():
             if is_unused and getattr(self, name) != fields[name].default:
                 raise ValueError(f"{name} is given, but optim is {self.optim}, which would not use it")
+        return self
+
+    @model_validator(mode="after")
+    def _averages_are_updated(self) -> Self:
+        averaging = self.weight_averaging
+        if averaging is not None and (problem := averaging.problem(self.max_steps, self.stops_every)):
+            raise ValueError(problem)
         return self
 
     @model_validator(mode="after")
@@ -194,6 +210,11 @@ class MeasuredConfig(TrainingConfig):
     completions are sampled and rewarded."""
     early_stopping_patience: int | None = Field(None, gt=0)
     """End the run once so many measurements in a row were no better; null: take all steps."""
+
+    @property
+    def stops_every(self) -> int | None:
+        """By input `eval_dataset`."""
+        return None if self.early_stopping_patience is None else self.eval_steps
 
     def measures(self) -> list[str]:
         """What is given of measuring; of no use without input `eval_dataset`."""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -201,5 +202,13 @@ def test_settings_of_a_reference_that_follows() -> None:
 
 
 def test_a_run_that_is_too_short(tmp_path: Path, inputs: dict[str, Path]) -> None:
-    with pytest.raises(StageError, match=r"the first update is after step 400 .* and the run has 5"):
-        run_stage("sft", tmp_path, inputs, **SETTINGS, weight_averaging={"kind": "bema"})
+    """Said before anything runs where its steps are given, else when the rows have been read."""
+    said = r"the first update is after step 400 .* and the run has 5"
+    with pytest.raises(ValidationError, match=said):
+        Config(weight_averaging={"kind": "bema"}, max_steps=5)
+    more: dict[str, Any] = {"max_steps": None, "num_train_epochs": 2.5, "weight_averaging": {"kind": "bema"}}
+    with pytest.raises(StageError, match=said):
+        run_stage("sft", tmp_path, inputs, **SETTINGS | more)
+    with pytest.raises(ValidationError, match="updated every 20 steps and measured every 10"):
+        Config(weight_averaging={"kind": "ema", "update_freq": 20}, eval_steps=10, early_stopping_patience=2)
+    Config(weight_averaging={"kind": "ema", "update_freq": 20}, eval_steps=10)
