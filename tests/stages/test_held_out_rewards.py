@@ -45,6 +45,7 @@ SETTINGS: dict[str, Any] = {
     "max_steps": 5,
     "eval_steps": 2,
 }
+EMA = {"kind": "ema", "decay": 0.4}
 OF_STAGE: dict[str, dict[str, Any]] = {
     "rl": {"train_batch_size": 6, "num_generations": 3, "steps_per_generation": 2},
     "ppo": {"train_batch_size": 2, "num_ppo_epochs": 2, "missing_eos_penalty": 0.5},
@@ -132,10 +133,12 @@ def earned(folder: Path, prompts: Sequence[str] = APART, *, penalty: float = 0.0
     }
 
 
-@pytest.mark.parametrize("stage", OF_STAGE)
-def test_rewards_are_those_of_greedy_completions(tmp_path: Path, made: dict[str, Path], stage: str) -> None:
-    """Of the model as it came, before the first step, and of the one that the stage leaves."""
-    context = train(stage, tmp_path, made)
+@pytest.mark.parametrize(("stage", "averaging"), [*((stage, None) for stage in OF_STAGE), ("rl", EMA)])
+def test_rewards_are_those_of_greedy_completions(
+    tmp_path: Path, made: dict[str, Path], stage: str, averaging: dict[str, Any] | None
+) -> None:
+    """Of the model as it came, before the first step, and of the one that the stage leaves, averaged or not."""
+    context = train(stage, tmp_path, made, weight_averaging=averaging)
     rows = metrics_of(context)
     assert [row["step"] for row in rows if "eval/reward" in row] == [0, 2, 4, 5]
     penalty = OF_STAGE[stage].get("missing_eos_penalty", 0.0)
@@ -178,15 +181,19 @@ def test_measuring_changes_no_bit_of_what_is_trained(tmp_path: Path, made: dict[
     assert kept == [{"step": 0}, *metrics_of(alone)]
 
 
-@pytest.mark.parametrize("staleness", [0, 1, 2])
-def test_an_engine_apart_has_the_weights_of_the_moment(tmp_path: Path, made: dict[str, Path], staleness: int) -> None:
-    """Also where it samples later generations ahead with older ones, whose bits stay."""
+@pytest.mark.parametrize(("staleness", "averaging"), [(0, None), (1, None), (2, None), (0, EMA), (2, EMA)])
+def test_an_engine_apart_has_the_weights_of_the_moment(
+    tmp_path: Path, made: dict[str, Path], staleness: int, averaging: dict[str, Any] | None
+) -> None:
+    """Also where it samples later generations ahead with older ones, whose bits stay; or averaged ones, which training
+    does not sample from."""
     found = []
     with model_server(made["teacher"]) as (server, rollouts):
         rollouts = {**rollouts, "proof_interval": 1} | ({"max_staleness": staleness} if staleness else {})
         for measured in (False, True):
             folder = tmp_path / str(measured)
-            found.append(train("rl", folder, made, measured=measured, max_steps=6, rollouts=rollouts))
+            more = {"max_steps": 6, "rollouts": rollouts, "weight_averaging": averaging}
+            found.append(train("rl", folder, made, measured=measured, **more))
     assert server.asked > 0
     alone, context = found
     rows = metrics_of(context)
