@@ -76,11 +76,11 @@ class Averaging:
             return dict(tensors)
         kept: dict[str, dict[str, Tensor]] = {name: {} for name in self._own()}
         rest: dict[str, Tensor] = {}
-        for key, tensor in tensors.items():
+        for key in tensors:  # those of other processes are not even read
             if not key.startswith(_KEY):
-                rest[key] = tensor
+                rest[key] = tensors[key]
             elif (place := key.split("|", 2))[2] in kept:
-                kept[place[2]][place[1]] = tensor.clone()
+                kept[place[2]][place[1]] = tensors[key].clone()
         self._begun = step > 0 and step >= self.settings.update_after
         self._averages = {name: _Average(**parts) for name, parts in kept.items() if parts}
         self._now = step

@@ -66,7 +66,7 @@ class Progress:
     rows: list[dict[str, Any]] = field(default_factory=list)
     """The ledger of steps: which rows each optimizer step trained on."""
     numerics: dict[str, Any] = field(default_factory=dict)
-    tensors: dict[str, Tensor] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
     """What the windows keep of their own; beside the weights, not in the JSON."""
     parts: dict[str, Tensor] = field(default_factory=dict)
     """What this process alone keeps, as every one does; all of them are among the `tensors` of a state that is taken
@@ -209,7 +209,25 @@ def restore(context: Context, parallel: Parallel, processes: Processes, expected
     return progress
 
 
-def _load(folder: Path, parallel: Parallel, step: int) -> dict[str, Tensor]:
+class _Saved(Mapping[str, Tensor]):
+    """Tensors that are read when they are asked for: what all processes keep together may not fit into each."""
+
+    def __init__(self, files: Mapping[str, safe_open], names: Mapping[str, str]) -> None:
+        """`names`: key -> the name in its file."""
+        self._files, self._names = files, names
+
+    def __getitem__(self, key: str) -> Tensor:
+        tensor: Tensor = self._files[self._names[key]].get_tensor(self._names[key])
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _load(folder: Path, parallel: Parallel, step: int) -> Mapping[str, Tensor]:
     """Gives back what was kept beside weights and moments."""
     files = [safe_open(path, framework="pt") for path in sorted(folder.rglob("*.safetensors"))]
     where = {key: file for file in files for key in file.keys()}  # noqa: SIM118 - no mapping
@@ -224,4 +242,4 @@ def _load(folder: Path, parallel: Parallel, step: int) -> dict[str, Tensor]:
         moments = {key: where[full].get_tensor(full) for key, full in state[name].items()}
         parallel.load(name, where[name].get_tensor(name), moments, step)
     parallel.loaded()
-    return {key: where[full].get_tensor(full) for key, full in state[_OF_WINDOWS].items()}
+    return _Saved(where, state[_OF_WINDOWS])
