@@ -513,7 +513,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "small": (
         6,
-        "7298bc5f3d0b40ab",
+        "cca72fbfc0944b7d",
         "06cbbe8ba1b07f8c",
         {
             "model/metrics: loss": 0.0043144,
@@ -540,7 +540,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "small_by_sampling": (
         6,
-        "2c6b8ebefd7d605d",
+        "20d0d4752a5d8f27",
         "bd2f3fbee3fc6ec4",
         {
             "model/metrics: loss": 0.084157,
@@ -559,7 +559,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "small_of_bytes": (
         6,
-        "a9c895e2b269b691",
+        "b59aaac0ace53791",
         "eed2d56991ca3110",
         {
             "model/metrics: loss": 2.3509,
@@ -579,7 +579,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "small_of_taught": (
         6,
-        "73e7b3886e9e25cf",
+        "cd9858523c235bf0",
         "3a3bb7225f1895e4",
         {
             "model/metrics: loss": 0.016415,
