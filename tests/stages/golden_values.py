@@ -464,7 +464,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "self_taught": (
         1,
-        "0b5c09ae9a0a7697",
+        "232251814705de45",
         "e457788e3ecf27ef",
         {
             "model/metrics: loss": -0.034114,
