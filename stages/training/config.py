@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from stages.monitors import MONITORS, ROW_MONITORS
 from stages.sharding import Fsdp, Sharding, Whole, Zero
 from stages.stage import Config, operational
+from stages.training.adapter_settings import BITSANDBYTES, AdapterConfig
 from stages.training.averaging_settings import WeightAveraging
 from stages.training.schedule import DECAYS, ENDLESS, FALLS, SETTINGS
 
@@ -101,10 +102,6 @@ class TrainingConfig(AdapterConfig, OptimizationConfig):
     """Monitors that end the run with an error, the last checkpoint kept; all of them give notice in any case."""
     report_to: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = operational(())
     """Trackers that get the metrics as they come, besides metrics.jsonl."""
-
-    def rate_scale(self, name: str) -> float:
-        """What learning_rate is multiplied by for the trained tensor of that name."""
-        return 1.0
 
     @property
     def stops_every(self) -> int | None:

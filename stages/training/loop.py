@@ -166,6 +166,7 @@ class Trainer:
 
     def _take_up(self, windows: Windows, measured: Measured | None) -> tuple[checkpoint.Progress, Keeping]:
         """The newest saved state, or the beginning."""
+        held_out.require_items(measured, self.objective)
         progress = checkpoint.restore(self.context, self.parallel, self.processes, self.numerics)
         keeping = Keeping(self.context, measured, self.parallel)
         tensors = self.averaging.load(progress.tensors, progress.step)

@@ -40,7 +40,7 @@ STAGES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "learning_rate": 1e-3,
             "mixture_coef": 0.4,
             "eval_max_prompts": 5,
-            "eval_steps": 3,
+            "eval_steps": 2,
             "weight_averaging": {"kind": "bema", "update_freq": 1, "update_after": 1},
         },
     ),
