@@ -36,7 +36,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "sft": (
         4,
-        "7aac713c99e067fc",
+        "caa7c5599837198c",
         "e53a1d30aa11fed5",
         {
             "model/metrics: loss": 3.8009,
@@ -50,7 +50,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "adapter": (
         4,
-        "3c240bbdb6d3ce9d",
+        "d358b5037775d4a3",
         "a4d743f2281e18f3",
         {
             "adapter/weights: norm": 4.3771,
@@ -64,7 +64,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "adapter_dpo": (
         7,
-        "6160e5ca46007f44",
+        "3b111acdf94b4b49",
         "20165d69215aaff6",
         {
             "adapter/weights: norm": 4.3809,
@@ -75,7 +75,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
             "adapter/metrics: rewards/chosen": -0.002448,
             "adapter/metrics: rewards/rejected": -0.00173,
             "adapter/metrics: rewards/accuracies": 0.40278,
-            "adapter/metrics: rewards/margins": -0.00071806,
+            "adapter/metrics: rewards/margins": -0.00071805,
             "adapter/metrics: logps/chosen": -10.294,
             "adapter/metrics: logps/rejected": -10.473,
             "adapter/metrics: mean_token_accuracy": 0.082011,
@@ -98,7 +98,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "judge_of_steps": (
         4,
-        "180ce10e6fafdaec",
+        "600ce1c13547849e",
         "fc8827e0775ac245",
         {
             "model/metrics: loss": 1.523,
@@ -117,7 +117,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "kto": (
         6,
-        "2b481b0916db2759",
+        "1a5540996bbc90ba",
         "ee945ab9b573ffe3",
         {
             "model/metrics: loss": 0.66728,
@@ -142,7 +142,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "dpo": (
         7,
-        "596c47a0677d3625",
+        "0ccb5a38c6922c87",
         "f740cad78ac245e1",
         {
             "model/metrics: loss": 0.92373,
@@ -152,7 +152,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
             "model/metrics: rewards/chosen": -0.0075668,
             "model/metrics: rewards/rejected": -0.0085227,
             "model/metrics: rewards/accuracies": 0.58333,
-            "model/metrics: rewards/margins": 0.00095587,
+            "model/metrics: rewards/margins": 0.00095588,
             "model/metrics: logps/chosen": -10.066,
             "model/metrics: logps/rejected": -10.282,
             "model/metrics: mean_token_accuracy": 0.082011,
@@ -162,7 +162,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "judge": (
         4,
-        "4a2eb7fe90886c0c",
+        "9c70e93b93aec95c",
         "d05b5e3460d6cabb",
         {
             "model/metrics: loss": 0.91934,
@@ -177,7 +177,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "ppo": (
         5,
-        "b4888b953a8f379b",
+        "5e613940b95f3f5a",
         "5561237511ce33c7",
         {
             "model/metrics: loss": 0.070016,
@@ -202,7 +202,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
             "model/metrics: objective/entropy": 20.54,
             "model/metrics: objective/non_score_reward": -0.0042737,
             "model/metrics: objective/rlhf_reward": 0.36957,
-            "model/metrics: sampling/sampling_logp_difference/mean": 1.2405e-07,
+            "model/metrics: sampling/sampling_logp_difference/mean": 1.3861e-07,
             "model/metrics: policy/approxkl_avg": 0.00072642,
             "model/metrics: policy/clipfrac_avg": 0.0,
             "model/metrics: policy/entropy_avg": 3.919,
@@ -226,7 +226,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "online": (
         6,
-        "2eacf0e4dd751d05",
+        "45a2e71b0bb43f88",
         "f377b3216609cbf7",
         {
             "model/metrics: loss": 0.8673,
@@ -274,7 +274,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "explored": (
         6,
-        "1466066fb780232e",
+        "b5c68aa8ee940bde",
         "cdf7f9f2bd7a5ff5",
         {
             "model/metrics: loss": -1.2926,
@@ -325,7 +325,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "contest": (
         5,
-        "db1ffa920ea7f644",
+        "b52b64cf7d4e2c0a",
         "be8f75d663f40b72",
         {
             "model/metrics: loss": -0.4374,
@@ -375,7 +375,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "regressed": (
         5,
-        "b6c7eed368e0de9c",
+        "c4986afd4b89f22e",
         "47b5945285034d2f",
         {
             "model/metrics: loss": 0.17432,
@@ -408,7 +408,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "grpo": (
         8,
-        "9ed5e4d6bd945acf",
+        "f3906e803d6afdff",
         "7d6ca38bd18cf71a",
         {
             "model/metrics: loss": -0.068777,
@@ -430,7 +430,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
             "model/metrics: clip_ratio/low_mean": 0.0,
             "model/metrics: clip_ratio/high_mean": 0.0,
             "model/metrics: clip_ratio/region_mean": 0.0,
-            "model/metrics: sampling/sampling_logp_difference/mean": 1.1153e-07,
+            "model/metrics: sampling/sampling_logp_difference/mean": 9.8438e-08,
             "model/metrics: sampling/sampling_logp_difference/max": 4.1723e-07,
             "model/metrics: completions/mean_terminated_length": 4.6667,
             "model/weights: norm": 12.908,
@@ -464,7 +464,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "self_taught": (
         1,
-        "232251814705de45",
+        "809842c35a82d17f",
         "e457788e3ecf27ef",
         {
             "model/metrics: loss": -0.034114,
@@ -513,7 +513,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "small": (
         6,
-        "cca72fbfc0944b7d",
+        "b0e2cc11924ef3ad",
         "06cbbe8ba1b07f8c",
         {
             "model/metrics: loss": 0.0043144,
@@ -540,7 +540,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "small_by_sampling": (
         6,
-        "20d0d4752a5d8f27",
+        "14635559a0e2d43e",
         "bd2f3fbee3fc6ec4",
         {
             "model/metrics: loss": 0.084157,
@@ -559,7 +559,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "small_of_bytes": (
         6,
-        "b59aaac0ace53791",
+        "305b69cc0426ddd7",
         "eed2d56991ca3110",
         {
             "model/metrics: loss": 2.3509,
@@ -579,7 +579,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "small_of_taught": (
         6,
-        "cd9858523c235bf0",
+        "991f42ae18726f59",
         "3a3bb7225f1895e4",
         {
             "model/metrics: loss": 0.016415,
@@ -642,7 +642,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "averaged": (
         4,
-        "bbf2faa13c683a0a",
+        "3bbaced112ce05a8",
         "e53a1d30aa11fed5",
         {
             "model/metrics: loss": 3.8009,
