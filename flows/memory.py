@@ -15,7 +15,7 @@ from artifacts import Artifact, Store
 from artifacts.errors import StageError, StoreError
 from artifacts.store import PAYLOAD
 from flows.command import launched_sharding
-from flows.inputs import HUB_KINDS, ResolvedInput, StageOutput
+from flows.inputs import HUB_KINDS, Reference, ResolvedInput, StageOutput
 from flows.machine import Machine
 from flows.memory_advice import Change, smallest_change
 from flows.plan import Plan
@@ -116,20 +116,20 @@ class Shapes:
     """(stage, output) -> the model in it."""
 
     def of_inputs(self, name: str) -> dict[str, ModelShape | str]:
-        """Input -> the model behind it, for inputs that take one."""
+        """Input -> the model behind it, for inputs that take some; of a list `name.1` is the second one's."""
         stage = self.plan.recipe.stages[name]
-        found = {}
-        for input_name, references in stage.inputs.items():
-            if not set(stage.uses.inputs[input_name].kinds) & set(_MODEL_KINDS):
-                continue
-            reference = references[0]
-            if isinstance(reference, StageOutput):
-                found[input_name] = self.made.get((reference.stage, reference.output), f"{reference} is not known")
-            else:
-                resolved = self.plan.externals.get(reference)  # None: of a stage that is not selected
-                unknown = f"{reference} was not looked up"
-                found[input_name] = unknown if resolved is None else _outside(resolved, self.plan.store)
-        return found
+        return {
+            f"{input_name}.{number}" if number else input_name: self._of(reference)
+            for input_name, references in stage.inputs.items()
+            if set(stage.uses.inputs[input_name].kinds) & set(_MODEL_KINDS)
+            for number, reference in enumerate(references)
+        }
+
+    def _of(self, reference: Reference) -> ModelShape | str:
+        if isinstance(reference, StageOutput):
+            return self.made.get((reference.stage, reference.output), f"{reference} is not known")
+        resolved = self.plan.externals.get(reference)  # None: of a stage that is not selected
+        return f"{reference} was not looked up" if resolved is None else _outside(resolved, self.plan.store)
 
     def add_outputs(self, name: str, models: Mapping[str, ModelShape | str]) -> None:
         """The models that a stage writes: as they are in the store, or as its inputs and settings say."""

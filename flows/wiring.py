@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,15 +107,19 @@ class Wiring:
         for name, declared in accepted.items():
             if declared.required and name not in written and name not in meant(written, accepted):
                 self._fail(place, f"input {name!r} is missing; it takes {_what_fits(declared)}")
-        self._check_together(stage, frozenset(written) & frozenset(accepted))
+        if stage.uses is not None:
+            self._check_together(stage, stage.uses.check, frozenset(written) & frozenset(accepted))
+            lists = {name: written[name] for name, declared in accepted.items() if declared.many and name in written}
+            counts = {name: len(value) if isinstance(value, list) else 1 for name, value in lists.items()}
+            self._check_together(stage, stage.uses.check_lists, counts)
 
-    def _check_together(self, stage: Declared, wired: frozenset[str]) -> None:
-        if stage.uses is None or stage.uses.check is None:
+    def _check_together(self, stage: Declared, check: Callable[[Any, Any], list[str]] | None, wired: Any) -> None:
+        if check is None:
             return
         if stage.config is not None:
-            messages = stage.uses.check(stage.config, wired)
+            messages = check(stage.config, wired)
         else:
-            messages = as_far_as_known(stage.uses.check, stage.known, wired)
+            messages = as_far_as_known(check, stage.known, wired)
         for message in messages:
             self._fail(stage.place, message)
 

@@ -99,6 +99,14 @@ def _base_problems(method: str, is_used: bool, is_there: bool) -> list[str]:
     return []
 
 
+def check_lists(config: Config, counts: Mapping[str, int]) -> list[str]:
+    """What is wrong with the number of weights."""
+    models = counts.get("models", 0)
+    if config.weights is None or not models or len(config.weights) == models:
+        return []
+    return [f"weights has {len(config.weights)} numbers for {models} models"]
+
+
 def shapes(config: Config, models: Mapping[str, ModelShape]) -> dict[str, ModelShape]:
     """That of the inputs."""
     return {config.kind: models["models"]} if "models" in models else {}
@@ -118,5 +126,6 @@ STAGE = Stage(
     summary="one model of several: soups, slerp, task arithmetic, TIES, DARE; ensembles of reward models",
     active_outputs=lambda config: (config.kind,),
     check=check,
+    check_lists=check_lists,
     shapes=shapes,
 )

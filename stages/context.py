@@ -103,8 +103,12 @@ class Context:
         return name in self.spec.inputs
 
     def input(self, name: str) -> Path:
-        """The folder with the files of one input, checked against its digest."""
+        """The folder with the files of one input, checked against its digest; of one that is a list, `name.2` is the
+        third entry."""
+        name, _, number = name.partition(".")
         folders = self.inputs_of(name)
+        if number:
+            return folders[int(number)]
         if len(folders) != 1:
             raise StageError(f"{self.spec.name}: input {name!r} is a list of {len(folders)}; this stage takes one")
         return folders[0]

@@ -16,6 +16,7 @@ from stages.training.config import policy_outputs
 from stages.training.distill_config import Config, check
 from stages.training.memory import same_shape
 from stages.training.memory_distill import distill_phases
+from stages.training.teacher_settings import number_problems
 
 if TYPE_CHECKING:
     from stages.context import Context
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 def run(context: Context) -> None:
     """Train input `model` (the student) towards input `teacher` on input `dataset`, or towards `teacher_states` of it.
+
+    Several teachers teach rows of their own.
 
     Without a teacher it is the input model itself, a copy of it, which sees the dataset's privileged context; frozen,
     or (`teacher_update_rate`) following the student.
@@ -80,14 +83,35 @@ def _teaching(context: Context, dataset_type: str) -> tuple[Objective, Teacher, 
         from stages.training.cross_teaching import cross_teaching
 
         return cross_teaching(context)
+    listed = context.has("teacher") and len(context.inputs_of("teacher")) > 1
+    if context.config.teacher_column is not None or listed:
+        return _several(context)
     kept = context.has("teacher_states")
-    objective, teacher, vocabulary = _kept(context) if kept else _present(context, dataset_type)
+    objective, teacher, vocabulary = (
+        _kept(context) if kept else _present(context, _teacher_input(context, dataset_type))
+    )
 
     def rows_of(trainer: Trainer, tokenizer: Any) -> Rows:
         require_same_vocabulary(tokenizer, vocabulary, {trainer.scorer.vocabulary, teacher.vocabulary or 0} - {0})
         return SharedRows(context.config, trainer, tokenizer)
 
     return objective, teacher, rows_of
+
+
+def _several(context: Context) -> tuple[Objective, Teacher, RowsOf]:
+    """The same of several teachers, each of rows of its own."""
+    from stages.training.distill_windows import SharedRows, require_same_vocabulary
+    from stages.training.row_teachers import RowsOfTeachers
+    from stages.training.several_teachers import several_teachers
+
+    objective, teachers, known, choice = several_teachers(context, "teacher", _present)
+
+    def rows_of(trainer: Trainer, tokenizer: Any) -> Rows:
+        for theirs, size in known:
+            require_same_vocabulary(tokenizer, theirs, {trainer.scorer.vocabulary, size or 0} - {0})
+        return RowsOfTeachers(SharedRows(context.config, trainer, tokenizer), choice)
+
+    return objective, teachers, rows_of
 
 
 def _teacher_input(context: Context, dataset_type: str) -> str:
@@ -104,8 +128,11 @@ def _teacher_input(context: Context, dataset_type: str) -> str:
     return "model"
 
 
-def _present(context: Context, dataset_type: str) -> tuple[Objective, Teacher, Any]:
-    """Under a teacher that reads the batches: (objective, teacher, its tokenizer)."""
+def _present(
+    context: Context, name: str, number: int | None = None, seen: Callable[[Any], Any] = lambda teacher: teacher
+) -> tuple[Objective, Teacher, Any]:
+    """Under a teacher that reads the batches: (objective, teacher, its tokenizer). `number`: of several; `seen`: the
+    teacher as the objective sees it."""
     from stages.losses.distillation import divergence_of
     from stages.training.sampled_distillation import SampledDistillationLoss
     from stages.training.start import frozen_scorer, tokenizer_of
@@ -113,17 +140,17 @@ def _present(context: Context, dataset_type: str) -> tuple[Objective, Teacher, A
     from stages.training.top_distillation import TopDistillationLoss
 
     config: Config = context.config
-    name, most = _teacher_input(context, dataset_type), config.loss_top_k
+    most = config.loss_top_k
     tokenizer = tokenizer_of(context, name)
-    if config.teacher_engine.is_apart:
-        served = ServedTeacher(most)
+    if config.engine_of(number or 0).is_apart:
+        served = ServedTeacher(most, name, number)
         if config.sampled_loss is not None:
             return SampledDistillationLoss(served.tell, config.sampled_settings(config.temperature)), served, tokenizer
-        return TopDistillationLoss(served, divergence_of(config.beta), config.temperature), served, tokenizer
+        return TopDistillationLoss(seen(served), divergence_of(config.beta), config.temperature), served, tokenizer
     # one that follows the student stays in float32: small moves would be rounded away
     bf16 = config.bf16 and config.teacher_update_rate is None
     local = LocalTeacher(frozen_scorer(context, name, bf16=bf16), most, config.temperature)
-    return _by_whole(local, config), local, tokenizer
+    return _by_whole(seen(local), config), local, tokenizer
 
 
 def _kept(context: Context) -> tuple[Objective, KeptTeacher, Any]:
@@ -180,7 +207,7 @@ STAGE = Stage(
     config=Config,
     inputs={
         "model": Input(MODELS),
-        "teacher": Input(MODELS, required=False),
+        "teacher": Input(MODELS, required=False, many=True),
         "teacher_states": Input(("teacher_states",), required=False),
         "dataset": Input(("dataset",)),
         "eval_dataset": Input(("dataset",), required=False),
@@ -190,6 +217,7 @@ STAGE = Stage(
     active_outputs=policy_outputs,
     run=run,
     check=check,
+    check_lists=lambda config, counts: number_problems(config, counts.get("teacher", 0)),
     summary="a student learns a teacher's distributions, or its own given privileged context, on-policy or off-policy",
     main_metric="divergence",
     memory=distill_phases,

@@ -138,6 +138,8 @@ class Stage:
     """Config -> the outputs it writes; None: all of them."""
     check: Callable[[Any, frozenset[str]], list[str]] | None = None
     """(Config, names of the wired inputs) -> what is wrong with the two together, before anything runs."""
+    check_lists: Callable[[Any, Mapping[str, int]], list[str]] | None = None
+    """(Config, wired inputs that take lists -> the entries of each) -> what is wrong with their numbers."""
     main_metric: str | None = field(default=None)
     """The metric that the closing table shows; see `headline`."""
     memory: Callable[[Request], Sequence[Phase]] | None = None

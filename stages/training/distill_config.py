@@ -6,14 +6,15 @@ from pydantic import Field, field_validator
 
 from stages.data.columns import template_fields
 from stages.data.types import TEXT_COLUMNS
-from stages.rollouts.engine_settings import EngineChoice, EngineConfig, engine_problems
+from stages.rollouts.engine_settings import EngineChoice, engine_problems
 from stages.training.config import PolicyConfig, check_measured
 from stages.training.cross_settings import CrossTokenizer, cross_problems
 from stages.training.eval_settings import SampledMeasuringConfig, eval_sampling_problems
 from stages.training.sampled_settings import SampledLossConfig, sampled_problems
+from stages.training.teacher_settings import TeachersConfig, teacher_problems
 
 
-class Config(SampledLossConfig, EngineChoice, PolicyConfig, SampledMeasuringConfig):
+class Config(SampledLossConfig, EngineChoice, TeachersConfig, PolicyConfig, SampledMeasuringConfig):
     """Settings of distillation. An item of train_batch_size is a prompt with one completion."""
 
     learning_rate: float = Field(1e-6, gt=0)
@@ -34,9 +35,6 @@ class Config(SampledLossConfig, EngineChoice, PolicyConfig, SampledMeasuringConf
     cross_tokenizer: CrossTokenizer | None = None
     """For a teacher with another tokenizer: how the two are compared, over tokens that end at the same byte of a text;
     `{}`: probabilities by their rank. null: they have one tokenizer."""
-    teacher_engine: EngineConfig = EngineConfig()
-    """What computes input teacher, in the terms of `rollouts`: by default the stage itself; `{engine: vllm_server}`:
-    servers of vLLM, which send the `loss_top_k` likeliest tokens, or what `loss_type` asks of the sampled one."""
     teacher_prompt_template: str = "{prompt}\n\n{privileged_context}"
     """What the teacher sees of privileged_context rows in place of the prompt, or of its last user message."""
     teacher_update_rate: float | None = Field(None, gt=0, le=1)
@@ -60,7 +58,7 @@ def check(config: Config, wired: frozenset[str]) -> list[str]:
         problems.append(f"rollouts.engine is {config.rollouts.engine}, but lmbda is 0, so nothing is sampled")
     if config.structured is not None and config.lmbda == 0:
         problems.append("structured is given, but lmbda is 0, so nothing is sampled")
-    problems += _teacher_problems(config, wired) + _kept_problems(config, wired) + cross_problems(config, wired)
+    problems += teacher_problems(config, wired) + _kept_problems(config, wired) + cross_problems(config, wired)
     problems += sampled_problems(config, wired)
     moves = config.teacher_update_rate is not None
     if not {"teacher", "teacher_states"} & wired and config.lmbda != 1:
@@ -75,31 +73,6 @@ def check(config: Config, wired: frozenset[str]) -> list[str]:
     if config.teacher_sync_steps != 1 and not moves:
         problems.append("teacher_sync_steps is given, but teacher_update_rate is null, so it would not be used")
     return problems + check_measured(config, wired, "teacher_states") + eval_sampling_problems(config)
-
-
-def _teacher_problems(config: Config, wired: frozenset[str]) -> list[str]:
-    """Of a teacher elsewhere."""
-    engine = config.teacher_engine
-    if not engine.is_apart:
-        return []
-    if engine.engine != "vllm_server":
-        return [f"teacher_engine.engine is {engine.engine}; what computes a teacher elsewhere is vllm_server"]
-    found = engine_problems(EngineChoice(rollouts=engine), None)
-    problems = [problem.replace("rollouts.", "teacher_engine.") for problem in found]
-    problems += [
-        f"teacher_engine.{name} is of what is trained; a teacher stays as it is, leave it out"
-        for name in ("lora_sync", "proof_interval")
-        if getattr(engine, name) != EngineConfig.model_fields[name].default
-    ]
-    if "teacher" not in wired:
-        problems.append("teacher_engine computes input teacher, which is not wired in")
-    if config.loss_top_k is None and config.sampled_loss is None:
-        problems.append("teacher_engine is a server, which sends likely tokens and not all: give loss_top_k")
-    if config.temperature != 1:
-        problems.append(
-            f"temperature is {config.temperature}, but a server sends a teacher's distributions as they are; use 1"
-        )
-    return problems
 
 
 def _kept_problems(config: Config, wired: frozenset[str]) -> list[str]:

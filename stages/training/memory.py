@@ -53,7 +53,7 @@ class Request:
 
     config: Any
     models: Mapping[str, ModelShape]
-    """The model behind every wired input that takes one."""
+    """The model behind every wired input that takes some; of a list `name.1` is the second one's."""
     wired: frozenset[str]
     """Names of all wired inputs."""
     setup: Setup
@@ -62,6 +62,10 @@ class Request:
     def model(self) -> ModelShape:
         """Of input `model`."""
         return self.models["model"]
+
+    def several(self, name: str) -> list[ModelShape]:
+        """Of an input that takes a list."""
+        return [shape for key, shape in self.models.items() if key.partition(".")[0] == name]
 
     @property
     def longest(self) -> int:

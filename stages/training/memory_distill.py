@@ -16,19 +16,20 @@ def distill_phases(request: Request) -> list[Phase]:
     """Sampling, where the student's completions are used, and the steps with the teacher beside them."""
     config, training = request.config, request.training
     kept = request.models.get("teacher_states")
-    teacher = kept or request.models.get("teacher", request.model)
+    teachers = [kept] if kept is not None else request.several("teacher") or [request.model]
+    elsewhere = [number for number in range(len(teachers)) if kept is None and config.engine_of(number).is_apart]
+    here = [teacher for number, teacher in enumerate(teachers) if number not in elsewhere]
     own = config.max_completion_length if config.lmbda > 0 else 0
     row = min(request.longest + own, request.model.context)
     followed = config.teacher_update_rate is not None
-    apart = config.teacher_engine.is_apart
     others = training.policy_copy() if own else 0.0
     if kept is not None:
         others += 4.0 * kept.vocabulary * kept.hidden
-    elif not apart:
-        others += 4.0 * teacher.parameters if followed else request.frozen(teacher)
+    else:
+        others += 4.0 * here[0].parameters if followed else request.frozen(*here)
     work = request.passes(row=row, rows=config.train_batch_size)
     use = HeadUse(
-        teacher=teacher if config.compares_all and not apart else None,
+        teacher=max(here, key=lambda one: one.hidden, default=None) if config.compares_all else None,
         groups=config.cross_tokenizer is not None,
         together=config.couples_tokens,
         entropy=config.decomposes,
@@ -37,7 +38,9 @@ def distill_phases(request: Request) -> list[Phase]:
     if own:
         asked = Sampled(-(-config.train_batch_size // request.setup.processes), max(1, row - own), own)
         phases = _student_phases(request, phases[0], asked, reference=others)
-    return _with_teacher_servers(request, teacher, phases, row=row) if apart else phases
+    for number in elsewhere:
+        phases = _with_teacher_servers(request, teachers[number], number, phases, row=row)
+    return phases
 
 
 def _student_phases(request: Request, step: Phase, asked: Sampled, *, reference: float) -> list[Phase]:
@@ -50,11 +53,13 @@ def _student_phases(request: Request, step: Phase, asked: Sampled, *, reference:
     return [beside(engine, step), sampling_apart(engine, setup, resident), *engine.own]
 
 
-def _with_teacher_servers(request: Request, teacher: ModelShape, phases: Sequence[Phase], *, row: int) -> list[Phase]:
-    """The phases of a stage whose teacher reads rows of at most `row` tokens elsewhere."""
+def _with_teacher_servers(
+    request: Request, teacher: ModelShape, number: int, phases: Sequence[Phase], *, row: int
+) -> list[Phase]:
+    """The phases of a stage of whose teachers the one with this number reads rows of at most `row` tokens elsewhere."""
     completions = -(-request.config.train_batch_size // request.setup.processes)
     sampled = Sampled(completions, row, 1)
-    servers = engine_memory(request, Asked(teacher, request.config.teacher_engine, sampled, reads=row))
+    servers = engine_memory(request, Asked(teacher, request.config.engine_of(number), sampled, reads=row))
     working = servers.sampling - servers.resting
     found = [one if one.room is not None else beside(servers, one) for one in phases]
     step = found[0]

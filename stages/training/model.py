@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -131,8 +131,7 @@ class Scorer(nn.Module):
 
     def layout(self, groups: list[Group]) -> TokenBatch:
         """The groups as tensors on the model's device."""
-        batch = layout(groups, share_prefixes=self.share_prefixes, multiple=self._multiple)
-        return batch.to(self.device)
+        return laid_out(groups, share_prefixes=self.share_prefixes, device=self.device)
 
     @property
     def _multiple(self) -> int:
@@ -180,6 +179,12 @@ class Scorer(nn.Module):
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.parameters()).device
+
+
+def laid_out(groups: Sequence[Group], *, share_prefixes: bool, device: torch.device) -> TokenBatch:
+    """The groups as tensors on a device, of the shapes that are fast there."""
+    multiple = _SHAPES_MULTIPLE.get(device.type, 1)
+    return layout(groups, share_prefixes=share_prefixes, multiple=multiple).to(device)
 
 
 def token_logprobs(

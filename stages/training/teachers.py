@@ -14,6 +14,7 @@ from stages.adapters import model_source
 from stages.losses.head import Head, chunk_length, parts_of
 from stages.losses.top_divergence import TopTokens, top_tokens
 from stages.rollouts.engine import ServedModel
+from stages.rollouts.engine_settings import EngineConfig
 from stages.rollouts.requests import Completion, SampleRequest, SamplingConfig
 from stages.rollouts.vllm_client import ServerEngine
 from stages.training.batch import Group, TokenBatch
@@ -92,13 +93,14 @@ def likeliest(hidden_NH: Tensor, head: Head, most: int) -> TopTokens:
 
 
 class ServedTeacher:
-    """Servers of vLLM with input `teacher`."""
+    """Servers of vLLM with a model of input `teacher`."""
 
     scorer, vocabulary = None, None
 
-    def __init__(self, most: int | None) -> None:
-        """`most`: how many likely tokens they tell; None: nobody asks them for these."""
-        self.most = most
+    def __init__(self, most: int | None, name: str, number: int | None = None) -> None:
+        """`most`: how many likely tokens they tell; None: nobody asks them for these. `name`: the input, of several
+        teachers (`number`) an entry of it."""
+        self.most, self.name, self.number = most, name, number
         self._engine: ServerEngine | None = None
         self._vocabulary = 0
 
@@ -106,14 +108,15 @@ class ServedTeacher:
         """Start or reach them, and have them take the teacher's weights."""
         context = trainer.context
         config: Any = context.config
-        settings = config.teacher_engine
-        source, dtype = model_source(context, "teacher"), settings.computes_in(config.bf16)
+        settings: EngineConfig = config.engine_of(self.number or 0)
+        role = TEACHER if self.number is None else f"{TEACHER}-{self.number}"
+        source, dtype = model_source(context, self.name), settings.computes_in(config.bf16)
         self._vocabulary = trainer.scorer.vocabulary
         served = ServedModel(source.folder, source.tokenizer, dtype, self._vocabulary, (), config.seed)
-        engine = open_engine(context, trainer.processes, settings, served, TEACHER)
+        engine = open_engine(context, trainer.processes, settings, served, role)
         assert isinstance(engine, ServerEngine), "the stage's check lets no other be a teacher"
         if source.adapter is not None or not reads_the_folder(settings):
-            scorer = frozen_scorer(context, "teacher", bf16=config.bf16).to(trainer.accelerator.device)
+            scorer = frozen_scorer(context, self.name, bf16=config.bf16).to(trainer.accelerator.device)
             send_weights(engine, trainer.processes, scorer, settings)
             budget = TokenBudget(context, config.micro_batch_tokens)
             dtypes = (dtype, "bfloat16" if config.bf16 else "float32")
