@@ -236,6 +236,36 @@ def test_a_teacher_that_is_asked_for_the_sampled_token_alone(tmp_path: Path) -> 
     assert teacher > exponentials > 2**25
 
 
+def test_every_one_of_several_teachers_counts(tmp_path: Path) -> None:
+    """Of two here, both weights stay; on servers, each has its weights and a cache of its own."""
+    folder(tmp_path / "base")
+    folder(tmp_path / "student", num_hidden_layers=2)
+    both = {"teacher": ["./base", "./base"]}
+    served = {"loss_top_k": 8, "teacher_engine": {"engine": "vllm_server", "kv_cache_gib": 12}}
+    named = {"lmbda": 0.0, "teacher_column": "subject"}
+    chain = {
+        "one": stage("distill", "./student", inputs={"teacher": "./base"}, lmbda=0.0),
+        "two": stage("distill", "./student", inputs=both, **named),
+        "one_apart": stage("distill", "./student", inputs={"teacher": "./base"}, lmbda=0.0, **served),
+        "apart": stage("distill", "./student", inputs=both, **named, **served),
+        "mixed": stage(
+            "distill",
+            "./student",
+            inputs=both,
+            **named,
+            loss_top_k=8,
+            teacher_engines=[{}, served["teacher_engine"]],
+        ),
+    }
+    found = {name: one.worst.parts for name, one in predicted(tmp_path, chain).items()}
+    assert found["one"]["reference"] == found["mixed"]["reference"] == 4 * PARAMETERS
+    assert found["two"]["reference"] == 2 * found["one"]["reference"]
+    assert found["two"]["head"] == found["one"]["head"]
+    assert "reference" not in found["apart"]
+    assert found["apart"]["engine"] == 2 * found["one_apart"]["engine"] == 2 * found["mixed"]["engine"]
+    assert found["one_apart"]["engine"] > 4 * PARAMETERS + 12 * 2**30
+
+
 def test_held_out_prompts_take_as_many_completions_at_once(tmp_path: Path) -> None:
     """Of 64 prompts in the place of 8, with the keys and values of 112 tokens each (padded from 99): 36 layers of 2
     times 8 heads of 128 numbers, with what a CPU's allocator holds besides. In groups as in training it is the same."""
