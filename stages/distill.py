@@ -68,7 +68,7 @@ def run(context: Context) -> None:
             lambda dataset, ledger: teacher.taught("eval_dataset", rows.given(dataset, ledger)),
             given,
         )
-    windows = distill_windows(trainer, tokenizer, dataset, rows, given, ledger)
+    windows = distill_windows(trainer, tokenizer, dataset, rows, given, ledger, teacher)
     if own:
         held_out = own_completions(context, trainer, windows)
     trained = trainer.run(_followed(trainer, windows, teacher.scorer, config), ledger.states, held_out)

@@ -148,11 +148,15 @@ class EngineChoice(StructuredConfig):
     """What samples the completions: `{engine: vllm}` and what it is given; by default the model in training itself."""
 
 
-class CorrectedEngineChoice(EngineChoice):
-    """Of stages that can correct for an engine that computes a little differently, or with older weights."""
+class OverlappedEngineChoice(EngineChoice):
+    """Of stages that can learn from completions of older weights."""
 
     rollouts: OverlappedEngineConfig = OverlappedEngineConfig()
     """What samples the completions: `{engine: vllm}` and what it is given; by default the model in training itself."""
+
+
+class CorrectedEngineChoice(OverlappedEngineChoice):
+    """Of stages that can correct for an engine that computes a little differently, or with older weights."""
 
     @model_validator(mode="after")
     def _correct_where_apart(self) -> Self:

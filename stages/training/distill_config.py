@@ -6,15 +6,16 @@ from pydantic import Field, field_validator
 
 from stages.data.columns import template_fields
 from stages.data.types import TEXT_COLUMNS
-from stages.rollouts.engine_settings import EngineChoice, engine_problems
+from stages.rollouts.engine_settings import OverlappedEngineChoice, engine_problems
 from stages.training.config import PolicyConfig, check_measured
 from stages.training.cross_settings import CrossTokenizer, cross_problems
 from stages.training.eval_settings import SampledMeasuringConfig, eval_sampling_problems
+from stages.training.overlap_settings import correction_needed, sampling_problems
 from stages.training.sampled_settings import SampledLossConfig, sampled_problems
 from stages.training.teacher_settings import TeachersConfig, teacher_problems
 
 
-class Config(SampledLossConfig, EngineChoice, TeachersConfig, PolicyConfig, SampledMeasuringConfig):
+class Config(SampledLossConfig, OverlappedEngineChoice, TeachersConfig, PolicyConfig, SampledMeasuringConfig):
     """Settings of distillation. An item of train_batch_size is a prompt with one completion."""
 
     learning_rate: float = Field(1e-6, gt=0)
@@ -53,13 +54,15 @@ class Config(SampledLossConfig, EngineChoice, TeachersConfig, PolicyConfig, Samp
 
 def check(config: Config, wired: frozenset[str]) -> list[str]:
     """What is wrong with configuration and inputs together."""
-    problems = engine_problems(config, None)
+    problems = engine_problems(config, None) + sampling_problems(config)
     if config.rollouts.is_apart and config.lmbda == 0:
         problems.append(f"rollouts.engine is {config.rollouts.engine}, but lmbda is 0, so nothing is sampled")
     if config.structured is not None and config.lmbda == 0:
         problems.append("structured is given, but lmbda is 0, so nothing is sampled")
     problems += teacher_problems(config, wired) + _kept_problems(config, wired) + cross_problems(config, wired)
     problems += sampled_problems(config, wired)
+    if config.sampled_loss is not None:
+        problems += correction_needed(config)
     moves = config.teacher_update_rate is not None
     if not {"teacher", "teacher_states"} & wired and config.lmbda != 1:
         problems.append(

@@ -16,13 +16,14 @@ from stages.data.tokenize import TokenizedPrompt, tokenize_sequences
 from stages.data.truncation import RowLimit
 from stages.data.types import Dataset
 from stages.rollouts.requests import Completion
-from stages.seeds import derive, generator
+from stages.seeds import generator
 from stages.training.batch import Group
 from stages.training.generation import Sampling
 from stages.training.language_modeling import asked_tokens, sequence_group
 from stages.training.loop import Trainer
 from stages.training.objective import Window
 from stages.training.sampled_distillation import SampledBranch
+from stages.training.student_drawing import StudentDrawing, StudentGenerations
 from stages.training.windows import row_order
 
 
@@ -82,60 +83,68 @@ def _branch(completion: Completion) -> SampledBranch:
 class DistillWindows:
     """A step takes sampled completions with probability `lmbda` (GKD, arXiv:2306.13649), else given ones."""
 
-    def __init__(
-        self,
-        config: Any,
-        rows: Rows,
-        given: list[Group],
-        prompts: list[TokenizedPrompt],
-        sampling: Sampling | None,
-    ) -> None:
-        """`sampling`: None where nothing is sampled."""
-        self.config, self.rows, self.given, self.prompts, self.sampling = config, rows, given, prompts, sampling
+    def __init__(self, config: Any, rows: Rows, given: list[Group], prompts: list[TokenizedPrompt]) -> None:
+        self.config, self.rows, self.given, self.prompts = config, rows, given, prompts
         self.order = row_order(max(len(given), len(prompts)), config)
         self.total_steps = self.order.total_steps
         self.samples: list[dict[str, Any]] = []
+        self.own: StudentGenerations | None = None
+        """What the student says; None where nothing is sampled."""
+
+    def sample(self, trainer: Trainer, sampling: Sampling, teacher: Any) -> None:
+        """Have own completions sampled so; ahead, where that is asked for, and put before a `teacher` elsewhere."""
+        drawing = StudentDrawing(self.prompts, self.order, self.own_steps(), sampling, self.config.seed)
+        self.own = StudentGenerations(trainer.context, drawing, self.rows.sampled, sampling, teacher)
+
+    def own_steps(self) -> Sequence[int]:
+        """Those on own completions."""
+        steps = range(self.total_steps)
+        if self.config.lmbda == 1:
+            return steps
+        return [step for step in steps if generator(self.config.seed, "on-policy", step).random() < self.config.lmbda]
 
     def window(self, step: int) -> Window:
         """The groups of a step."""
-        config = self.config
-        on_policy = generator(config.seed, "on-policy", step).random() < config.lmbda
-        rows = self.order.rows(step)
         epoch = self.order.epoch_after(step)
-        if not on_policy:
-            given = [self.given[row % len(self.given)] for row in rows]
-            return Window(given, metrics={"epoch": epoch, "on_policy": 0.0})
-        chosen = [self.prompts[row % len(self.prompts)] for row in rows]
-        seeds = [(derive(config.seed, "sample", step, place, prompt.row_id),) for place, prompt in enumerate(chosen)]
-        assert self.sampling is not None, "the stage opens it where a step may sample"
-        completions = [group[0] for group in self.sampling(chosen, seeds)]
+        if self.own is not None:
+            if (generation := self.own.drawing.generation_of(step)) is not None:
+                return self._own_window(self.own, generation, step, epoch)
+            self.own.draws.moved_on()
+        given = [self.given[row % len(self.given)] for row in self.order.rows(step)]
+        return Window(given, metrics={"epoch": epoch, "on_policy": 0.0})
+
+    def _own_window(self, own: StudentGenerations, generation: int, step: int, epoch: float) -> Window:
+        completions, groups, found = own(generation)
+        first = own.drawing.chosen(generation)[0]
         self.samples.append(
             {
                 "step": step + 1,
-                "row_id": chosen[0].row_id,
-                "prompt": chosen[0].row["prompt"],
-                "completion": self.sampling.text(completions[0]),
+                "row_id": first.row_id,
+                "prompt": first.row["prompt"],
+                "completion": own.sampling.text(completions[0]),
             }
         )
-        groups = self.rows.sampled(chosen, completions)
         return Window(
             groups,
             # completions of which nothing can be learnt are no reason to end a run
             uncounted_items=float(not any(map(asked_tokens, groups))),
-            metrics={"epoch": epoch, "on_policy": 1.0, **completion_metrics(completions)},
+            metrics={"epoch": epoch, "on_policy": 1.0, **completion_metrics(completions), **found},
         )
 
     def state(self) -> dict[str, Any]:
-        """The samples kept so far."""
-        return {"samples": list(self.samples)}  # it grows while a checkpoint is written
+        """The samples kept so far, and what is in flight."""
+        state: dict[str, Any] = {"samples": list(self.samples)}  # it grows while a checkpoint is written
+        return state if self.own is None else {**state, "drawing": self.own.draws.state()}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Nothing to save."""
-        return {}
+        """What teachers elsewhere said of completions that are in flight."""
+        return {} if self.own is None else self.own.tensors()
 
     def load(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Take up what `state` gave."""
+        """Take up what `state` and `tensors` gave."""
         self.samples = state.get("samples", [])
+        if self.own is not None and state.get("drawing"):
+            self.own.load(state["drawing"], tensors)
 
 
 def completion_metrics(completions: Sequence[Completion]) -> dict[str, float]:
@@ -149,16 +158,24 @@ def completion_metrics(completions: Sequence[Completion]) -> dict[str, float]:
 
 
 def distill_windows(
-    trainer: Trainer, tokenizer: Any, dataset: Dataset, rows: Rows, given: list[Group], ledger: RowLedger
+    trainer: Trainer,
+    tokenizer: Any,
+    dataset: Dataset,
+    rows: Rows,
+    given: list[Group],
+    ledger: RowLedger,
+    teacher: Any = None,
 ) -> DistillWindows:
-    """Tokenize the prompts where completions are sampled; `given`: rows with theirs, where these are used."""
+    """Tokenize the prompts where completions are sampled; `given`: rows with theirs, where these are used. `teacher`:
+    who may be asked ahead."""
     config: Any = trainer.context.config
     require_vocabulary(dataset, trainer.scorer.vocabulary)
     prompts = rows.prompts(dataset, ledger) if config.lmbda > 0 else []
     trainer.context.counts["rows"] = max(len(given), len(prompts))
-    # it would keep a whole copy of a sharded student in every process
-    sampling = Sampling.with_engine(trainer, tokenizer, config) if config.lmbda > 0 else None
-    return DistillWindows(config, rows, given, prompts, sampling)
+    windows = DistillWindows(config, rows, given, prompts)
+    if config.lmbda > 0:  # it would keep a whole copy of a sharded student in every process
+        windows.sample(trainer, Sampling.with_engine(trainer, tokenizer, config), teacher)
+    return windows
 
 
 def require_same_vocabulary(student: Any, teacher: Any, sizes: set[int]) -> None:

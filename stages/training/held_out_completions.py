@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from artifacts.errors import DataError
 from stages.context import Context
 from stages.data.dataset import read_dataset
 from stages.data.tokenize import TokenizedPrompt
+from stages.rollouts.requests import Completion
 from stages.training.distill_windows import DistillWindows, NothingComparedError, Rows, completion_metrics
 from stages.training.global_random import kept_random_numbers
 from stages.training.held_out import INPUT, LOSS, PREFIX, Measured, measure, named, read_apart, say_known, when
 from stages.training.held_out_sampling import Pieces, held_out_sampling, held_out_seeds
 from stages.training.loop import Trainer
 from stages.training.objective import Windows
+from stages.training.rollouts_ahead import Ahead
 
 _WITHOUT_COMPLETIONS = ("prompt", "privileged_context")
 """Types of rows that the student is to complete."""
@@ -29,6 +31,8 @@ class OwnCompletions(Measured):
     prompts: Sequence[TokenizedPrompt]
     seeds: Sequence[tuple[int, ...]]
     sampling: Pieces
+    in_turn: Callable[[Callable[[], list[list[Completion]]]], list[list[Completion]]] = lambda job: job()
+    """Has it done when the engine has time and the present weights."""
 
     at_start: ClassVar[bool] = True
 
@@ -36,7 +40,7 @@ class OwnCompletions(Measured):
         """`eval/loss`, the objective's other metrics, and the lengths of the completions. As in a step, completions of
         which nothing is compared are no reason to end a run: these have lengths alone."""
         with kept_random_numbers():
-            sampled = self.sampling(self.prompts, self.seeds)
+            sampled = self.in_turn(lambda: self.sampling(self.prompts, self.seeds))
         prompts = [prompt for prompt, made in zip(self.prompts, sampled, strict=True) for _ in made]
         completions = [completion for made in sampled for completion in made]
         lengths = named(completion_metrics(completions))
@@ -75,6 +79,12 @@ def are_own(context: Context) -> bool:
         raise DataError(
             f"input {INPUT} is of type {found}, but with lmbda 0 nothing is sampled: give rows with completions"
         )
+    if config.rollouts.in_flight_updates:
+        raise DataError(
+            f"input {INPUT} is of type {found}, and to complete its prompts would change what is trained: with "
+            "rollouts.in_flight_updates what is in flight must end first, with older weights; give rows with "
+            "completions, or leave one of the two out"
+        )
     return True
 
 
@@ -84,9 +94,12 @@ def own_completions(context: Context, trainer: Trainer, windows: DistillWindows)
     prompts = read_apart(context, trainer.scorer.vocabulary, windows.rows.prompts)[: config.eval_max_prompts]
     context.counts["eval_rows"] = len(prompts)
     say_known(context, map(_tokens, prompts), map(_tokens, windows.prompts), metric="loss")
-    assert windows.sampling is not None, "with lmbda above 0 the stage opens it"
-    sampling = held_out_sampling(windows.sampling, config, completions=config.train_batch_size)
-    return OwnCompletions(windows.rows, prompts, held_out_seeds(config, prompts), sampling, **when(config))
+    assert windows.own is not None, "with lmbda above 0 the stage opens it"
+    sampling = held_out_sampling(windows.own.sampling.policy, config, completions=config.train_batch_size)
+    more: dict[str, Any] = when(config)
+    if isinstance(windows.own.draws, Ahead):
+        more["in_turn"] = windows.own.draws.between
+    return OwnCompletions(windows.rows, prompts, held_out_seeds(config, prompts), sampling, **more)
 
 
 def _tokens(prompt: TokenizedPrompt) -> tuple[int, ...]:

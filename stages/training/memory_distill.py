@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from stages.training.memory import Phase, Request, training_step
 from stages.training.memory_engine import Asked, beside, engine_memory, rollout_engine, sampling_apart
 from stages.training.memory_head import HeadUse
-from stages.training.memory_online import sent_bytes
+from stages.training.memory_online import held_bytes, sent_bytes
 from stages.training.memory_sampling import Sampled, sampling_at_most
 from stages.training.memory_shape import ModelShape
 
@@ -50,6 +50,8 @@ def _student_phases(request: Request, step: Phase, asked: Sampled, *, reference:
     engine = rollout_engine(request, asked, sent=sent_bytes(request))
     if engine is None:
         return [step, sampling_at_most(request, asked, number=training.weight, resident=resident)]
+    resident["sampler"] = held_bytes(request)
+    step = step.with_parts({"sampler": held_bytes(request)})
     return [beside(engine, step), sampling_apart(engine, setup, resident), *engine.own]
 
 

@@ -12,6 +12,27 @@ _NOTHING_IN_FLIGHT = (
 
 def overlap_problems(config: Any) -> list[str]:
     """Of a stage that can train on them, and of its policy's loss."""
+    problems = sampling_problems(config) + correction_needed(config)
+    if config.rollouts.max_staleness and config.penalizes_reward:
+        problems.append(
+            "kl_placement reward with rollouts.max_staleness: the penalty would be of other weights than those that "
+            "sampled; use kl_placement loss"
+        )
+    return problems
+
+
+def correction_needed(config: Any) -> list[str]:
+    """By a policy gradient."""
+    if not config.rollouts.max_staleness or config.importance_sampling_mode is not None:
+        return []
+    return [
+        "importance_sampling_mode is null, but rollouts.max_staleness has completions sampled by older weights, which "
+        "nothing else corrects for; give one (token_truncate, say)"
+    ]
+
+
+def sampling_problems(config: Any) -> list[str]:
+    """Of how they are sampled, whatever the loss makes of them."""
     if not config.rollouts.max_staleness:
         return [_NOTHING_IN_FLIGHT] if config.rollouts.in_flight_updates else []
     problems = []
@@ -20,19 +41,9 @@ def overlap_problems(config: Any) -> list[str]:
             "rollouts.lora_sync adapter with rollouts.in_flight_updates: vLLM ends a completion with the adapter that "
             "it began with; use merged, or leave in_flight_updates out"
         )
-    if config.importance_sampling_mode is None:
-        problems.append(
-            "importance_sampling_mode is null, but rollouts.max_staleness has completions sampled by older weights, "
-            "which nothing else corrects for; leave it out (token_truncate), or give another one"
-        )
     if config.rollouts.weight_transfer == "nccl" and not config.rollouts.in_flight_updates:
         problems.append(
             "rollouts.weight_transfer nccl sends weights that are still the trainer's; with rollouts.max_staleness use "
             "folder, or in_flight_updates, which send none that have waited"
-        )
-    if config.penalizes_reward:
-        problems.append(
-            "kl_placement reward with rollouts.max_staleness: the penalty would be of other weights than those that "
-            "sampled; use kl_placement loss"
         )
     return problems

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from stages.rollouts.engine_settings import CorrectedEngineChoice, EngineChoice
+from stages.rollouts.engine_settings import EngineChoice, OverlappedEngineChoice
 from stages.rollouts.requests import SamplingConfig
 from stages.rollouts.reward_spec import Reward, unknown_rewards
 from stages.stage import operational
@@ -67,7 +67,7 @@ def sampler_tolerance(config: Any) -> float | None:
     """
     if isinstance(config, SamplingConfig) and config.filters():
         return None
-    if isinstance(config, CorrectedEngineChoice) and config.rollouts.max_staleness:
+    if isinstance(config, OverlappedEngineChoice) and config.rollouts.max_staleness:
         return None
     bf16 = bool(config.bf16)
     if isinstance(config, EngineChoice) and config.rollouts.is_apart:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from stages.context import Context
 from stages.data.ledger import RowLedger
@@ -27,13 +27,25 @@ from stages.training.lagging_engine import Held, LaggingEngine
 from stages.training.line import Line
 from stages.training.rollout_drawing import Draws
 from stages.training.rollout_metrics import mixture_metrics, staleness_metrics
-from stages.training.rollout_plan import Plan
 from stages.training.rollout_records import Sampled
 
 T = TypeVar("T")
 
 Measure = Callable[[Sequence[Sampled], int], dict[str, float]]
 """(a generation, the optimizer steps before its first one) -> how old the weights behind it are then."""
+
+
+class Pace(Protocol):
+    """How generations become optimizer steps."""
+
+    @property
+    def steps_per_batch(self) -> int:
+        """Optimizer steps between two generations."""
+        ...
+
+    def total_steps(self, num_prompts: int) -> int:
+        """Of all generations together."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -67,7 +79,7 @@ class Ahead:
     def __init__(
         self,
         drawing: Draws,
-        plan: Plan,
+        plan: Pace,
         engine: LaggingEngine,
         line: Line,
         *,
@@ -165,13 +177,21 @@ class Ahead:
         self._ahead = deque(_arrived(Drawn.of(one)) for one in state["ahead"])
 
 
-def ahead_of(context: Context, drawing: Draws, plan: Plan, sampling: Completing) -> Draws:
-    """The drawing, made ahead where the engine's weights may be older than the trainer's."""
+def ahead_of(
+    context: Context,
+    drawing: Draws,
+    plan: Pace,
+    sampling: Completing,
+    step_of: Callable[[int], int] = lambda step: step,
+) -> Draws:
+    """The drawing, made ahead where the engine's weights may be older than the trainer's. `step_of`: a step of the plan
+    -> the optimizer step that it is, where the run has others between them."""
     if not isinstance(sampling, Sampling) or not isinstance(sampling.engine, LaggingEngine):
         return drawing
     line = Line()
     context.resources.callback(line.close)  # before the engine's: nobody asks a server that is being stopped
     rollouts = context.config.rollouts
+    measure = mixture_metrics if rollouts.changes_in_flight else staleness_metrics
     return Ahead(
         drawing,
         plan,
@@ -179,7 +199,7 @@ def ahead_of(context: Context, drawing: Draws, plan: Plan, sampling: Completing)
         line,
         staleness=rollouts.max_staleness,
         settings=sampling.settings,
-        measure=mixture_metrics if rollouts.changes_in_flight else staleness_metrics,
+        measure=lambda sampled, step: measure(sampled, step_of(step)),
     )
 
 

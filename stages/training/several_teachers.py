@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from artifacts.errors import StageError
 from stages.context import Context
 from stages.losses.head import Head
+from stages.losses.top_divergence import TopTokens
+from stages.training.answers_ahead import Foretelling
 from stages.training.batch import Group, TokenBatch
 from stages.training.loop import Trainer
 from stages.training.metrics import Mean
@@ -133,6 +136,27 @@ class Teachers:
     def taught(self, dataset: str, groups: list[Group]) -> list[Group]:
         """They need nothing more."""
         return groups
+
+    def foretell(self, groups: Sequence[Group]) -> list[TopTokens | None]:
+        """Of those whose teachers are elsewhere; all of these are asked at once."""
+        found: list[TopTokens | None] = [None] * len(groups)
+
+        def ask(number: int) -> None:
+            teacher = self.teachers[number]
+            own = [place for place, group in enumerate(groups) if group.data.teacher == number]
+            if isinstance(teacher, Foretelling):
+                for place, said in zip(own, teacher.foretell([_plain(groups[one]) for one in own]), strict=True):
+                    found[place] = said
+
+        with ThreadPoolExecutor(len(self.teachers)) as pool:
+            list(pool.map(ask, range(len(self.teachers))))
+        return found
+
+    def answered(self, group: Group, said: TopTokens) -> Group:
+        """The group with what its teacher said of it."""
+        teacher = self.teachers[group.data.teacher]
+        assert isinstance(teacher, Foretelling)
+        return replace(group, data=replace(group.data, data=teacher.answered(_plain(group), said).data))
 
 
 def several_teachers(

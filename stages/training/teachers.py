@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import compress
+from threading import Lock
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +18,8 @@ from stages.losses.top_divergence import TopTokens, top_tokens
 from stages.rollouts.engine import ServedModel
 from stages.rollouts.engine_settings import EngineConfig
 from stages.rollouts.requests import Completion, SampleRequest, SamplingConfig
-from stages.rollouts.vllm_client import ServerEngine
+from stages.rollouts.vllm_client import Likely, ServerEngine
+from stages.training.answers_ahead import Answered
 from stages.training.batch import Group, TokenBatch
 from stages.training.distillation import teacher_hidden
 from stages.training.engine_sync import TEACHER, open_engine, send_weights
@@ -103,6 +106,7 @@ class ServedTeacher:
         self.most, self.name, self.number = most, name, number
         self._engine: ServerEngine | None = None
         self._vocabulary = 0
+        self._turn = Lock()
 
     def join(self, trainer: Trainer) -> None:
         """Start or reach them, and have them take the teacher's weights."""
@@ -129,43 +133,65 @@ class ServedTeacher:
 
     def __call__(self, batch: TokenBatch) -> TopTokens:
         """Of a batch. Raises StageError for tokens that the student does not know."""
+        told = iter(self._tell([group for group in batch.groups if not isinstance(group.data, Answered)]))
+        said = [group.data.said if isinstance(group.data, Answered) else next(told) for group in batch.groups]
+        device = batch.source_N.device
+        ids_NK, logs_NK = torch.cat([one.ids_NK for one in said]), torch.cat([one.logs_NK for one in said])
+        return TopTokens(ids_NK.to(device), logs_NK.to(device))
+
+    def foretell(self, groups: Sequence[Group]) -> list[TopTokens | None]:
+        """Of groups, on the host, by any thread; another one that asks waits for its turn."""
+        return list(self._tell(groups))
+
+    def answered(self, group: Group, said: TopTokens) -> Group:
+        """The group with what it said of it."""
+        return replace(group, data=Answered(group.data, said))
+
+    def _tell(self, groups: Sequence[Group]) -> list[TopTokens]:
+        """Of each group."""
         assert self._engine is not None and self.most is not None
-        asked = list(_asked(batch))
-        answers = self._engine.top_logprobs([(before, after) for before, after, _ in asked], self.most)
-        places = [
-            place for answer, (_, _, mask) in zip(answers, asked, strict=True) for place in compress(answer, mask)
+        asked = [list(_asked(group)) for group in groups]
+        pairs = [(before, after) for branches in asked for before, after, _ in branches]
+        with self._turn:
+            answers = iter(self._engine.top_logprobs(pairs, self.most) if pairs else ())
+        return [
+            self._tokens([place for _, _, mask in branches for place in compress(next(answers), mask)])
+            for branches in asked
         ]
+
+    def _tokens(self, places: Sequence[Likely]) -> TopTokens:
+        assert self.most is not None
         ids_NK = torch.tensor([[token for token, _ in place] for place in places], dtype=torch.long)
         logs_NK = torch.tensor([[value for _, value in place] for place in places])
-        if not (0 <= int(ids_NK.min()) <= int(ids_NK.max()) < self._vocabulary):
+        ids_NK, logs_NK = ids_NK.reshape(len(places), self.most), logs_NK.reshape(len(places), self.most)
+        if places and not (0 <= int(ids_NK.min()) <= int(ids_NK.max()) < self._vocabulary):
             raise StageError(
                 f"the teacher's servers name token {int(ids_NK.max())}, the student knows {self._vocabulary}: their "
                 "vocabularies differ"
             )
-        device = batch.source_N.device
-        return TopTokens(ids_NK.to(device), logs_NK.to(device))
+        return TopTokens(ids_NK, logs_NK)
 
     def tell(self, batch: TokenBatch) -> Told:
         """Of a batch's tokens themselves, one number each."""
         assert self._engine is not None
-        asked = list(_asked(batch))
-        answers = self._engine.plain_logprobs([(before, after) for before, after, _ in asked])
+        asked = [branch for group in batch.groups for branch in _asked(group)]
+        with self._turn:
+            answers = self._engine.plain_logprobs([(before, after) for before, after, _ in asked])
         values = [
             value for answer, (_, _, mask) in zip(answers, asked, strict=True) for value in compress(answer, mask)
         ]
         return Told(torch.tensor(values).to(batch.source_N.device))
 
 
-def _asked(batch: TokenBatch) -> Iterator[tuple[list[int], list[int], list[bool]]]:
+def _asked(group: Group) -> Iterator[tuple[list[int], list[int], list[bool]]]:
     """(what comes before the first asked-for token, what follows, which of that is asked for), branch by branch."""
-    for group in batch.groups:
-        prefix = list(group.prefix_ids if group.data is None else group.data)
-        for branch in group.branches:
-            tokens = list(branch.token_ids)
-            mask = [True] * len(tokens) if branch.loss_mask is None else [bool(one) for one in branch.loss_mask]
-            first = mask.index(True) if any(mask) else len(mask)
-            if first < len(tokens):
-                yield prefix + tokens[:first], tokens[first:], mask[first:]
+    prefix = list(group.prefix_ids if group.data is None else group.data)
+    for branch in group.branches:
+        tokens = list(branch.token_ids)
+        mask = [True] * len(tokens) if branch.loss_mask is None else [bool(one) for one in branch.loss_mask]
+        first = mask.index(True) if any(mask) else len(mask)
+        if first < len(tokens):
+            yield prefix + tokens[:first], tokens[first:], mask[first:]
 
 
 def _prove(proof: SyncProof, scorer: Scorer) -> None:

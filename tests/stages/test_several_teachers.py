@@ -171,7 +171,7 @@ def test_a_column_that_is_not_there(tmp_path: Path, inputs: dict[str, Any]) -> N
     inputs["eval_dataset"] = save_dataset(
         tmp_path / "unseen", "prompt_completion", [{"prompt": "a", "completion": "b"}]
     )
-    with pytest.raises(DataError, match="input eval_dataset: there is no column 'subject'.*found columns: row_id"):
+    with pytest.raises(DataError, match=r"input eval_dataset: there is no column 'subject'.*found columns: row_id"):
         run(tmp_path / "run", inputs, eval_steps=1)
 
 
