@@ -8,6 +8,7 @@ is asked for the probability of what the student sampled alone.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,7 @@ def run(context: Context) -> None:
     from stages.training.export import export
     from stages.training.held_out import HeldOut
     from stages.training.held_out_completions import are_own, own_completions
+    from stages.training.occupancy import utilization
     from stages.training.start import start
 
     config: Config = context.config
@@ -71,7 +73,10 @@ def run(context: Context) -> None:
     windows = distill_windows(trainer, tokenizer, dataset, rows, given, ledger, teacher)
     if own:
         held_out = own_completions(context, trainer, windows)
+    started = time.monotonic()
     trained = trainer.run(_followed(trainer, windows, teacher.scorer, config), ledger.states, held_out)
+    if windows.own is not None:
+        context.timings |= utilization(context.timings, time.monotonic() - started)
     export(context, trained, ledger.to_json(), samples=windows.samples)
 
 

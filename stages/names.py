@@ -65,6 +65,9 @@ FOREIGN_STAGES = {
     "gold": "`uses: distill` with `cross_tokenizer: {}`",
     "server_distillation": "`uses: distill` with `teacher_engine: {engine: vllm_server}` and `loss_top_k`",
     **{name: f"`uses: distill` with `loss_type: {name}`" for name in ("iw_opd", "minillm")},
+    "async_distillation": "`uses: distill` with `rollouts: {engine: vllm_server, max_staleness: 4}`, `teacher_engine: "
+    "{engine: vllm_server}` and `loss_top_k`",
+    "mopd": "`uses: distill` with several models as `teacher` and `teacher_column`",
     "sdft": "`uses: distill` without a teacher, on rows of type `privileged_context`",
     "ssd": "`uses: sft` on the completions of a stage `sample` of the same model",
     "reward": "`uses: reward_model`",
@@ -124,8 +127,6 @@ FOREIGN_STAGES = {
 NEAR_STAGES = {
     "quantize": "a stage that trains with `quantization` and `lora_r`; weights are stored as they are trained",
     "chat": "`uses: sample`, which completes the prompts of a dataset",
-    "async_distillation": "`uses: distill` with `teacher_engine: {engine: vllm_server}` and `loss_top_k`, which "
-    "samples and trains in turns",
 }
 """Names of algorithms elsewhere that no stage has: the nearest one, and in what it differs."""
 

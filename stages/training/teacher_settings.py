@@ -91,7 +91,7 @@ def _several_problems(config: Any, wired: frozenset[str]) -> list[str]:
         problems.append("teacher_column says which of several teachers teaches a row, and input teacher is not wired")
     if config.sampled_loss is not None:
         problems.append(
-            f"loss_type {config.loss_type} learns from one teacher: leave teacher_column out, or take loss_type divergence"
+            f"loss_type {config.loss_type} learns from one teacher: leave teacher_column out, or take divergence"
         )
     if config.cross_tokenizer is not None:
         problems.append("cross_tokenizer is of one teacher with another tokenizer: leave teacher_column out")

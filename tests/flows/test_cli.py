@@ -137,6 +137,11 @@ def test_the_recipe_that_lies_there_is_meant(store, tmp_path, monkeypatch, capsy
         ("IWOPDTrainer", "`uses: distill` with `loss_type: iw_opd`"),
         ("MiniLLM", "`uses: distill` with `loss_type: minillm`"),
         ("async_grpo", "`uses: rl` with `rollouts: {engine: vllm_server, max_staleness: 4}`"),
+        (
+            "AsyncDistillationTrainer",
+            "`uses: distill` with `rollouts: {engine: vllm_server, max_staleness: 4}`, `teacher_engine: "
+            "{engine: vllm_server}` and `loss_top_k`",
+        ),
         ("ssd", "`uses: sft` on the completions of a stage `sample` of the same model"),
         (
             "RLOOTrainer",

@@ -138,3 +138,26 @@ def test_evaluation_and_a_teachers_servers(tmp_path: Path) -> None:
     step, local = (phase(found[name], "training step").parts for name in ("apart", "here"))
     assert local["reference"] == 4 * PARAMETERS and "reference" not in step
     assert step["engine"] > 4 * PARAMETERS + 12 * 2**30
+
+
+def test_weights_that_wait_to_sample_a_student(tmp_path: Path) -> None:
+    """Two copies of them in float32, in both phases."""
+    folder(tmp_path / "base")
+    settings = {"micro_batch_tokens": 128, "train_batch_size": 8}
+    found = predicted(
+        tmp_path,
+        {
+            name: stage(
+                "distill",
+                "./base",
+                inputs={"teacher": "./base"},
+                rollouts={"engine": "vllm_server", "max_staleness": staleness},
+                **settings,
+            )
+            for name, staleness in (("now", 0), ("ahead", 2))
+        },
+    )
+    for one in ("training step", "sampling"):
+        now, ahead = (phase(found[name], one).parts for name in ("now", "ahead"))
+        assert "sampler" not in now and ahead["sampler"] == 2 * 4 * PARAMETERS
+        assert {**now, "sampler": ahead["sampler"]} == ahead
