@@ -100,3 +100,28 @@ def test_a_server_tells_the_teachers_likeliest_tokens(
     rows = [read_lines(output(context, "model") / "metrics.jsonl") for context in (there, here)]
     for one, other in zip(*rows, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+def test_a_student_sampled_ahead_learns_from_two_teachers(
+    tmp_path: Path, inputs: dict[str, Path], servers: tuple[dict[str, str], Path]
+) -> None:
+    """One of them on a server of its own, asked ahead; the student's is somebody else's. The first two steps are on
+    what the first weights say, and so the same as with both teachers beside the student; each sync is proved."""
+    for seed, name in enumerate(("here", "there"), start=2):
+        save_model(tmp_path / name, seed, tied=True)
+    rows = [{"prompt": prompt, "completion": "", "teacher": place % 2} for place, (prompt, _) in enumerate(ROWS)]
+    inputs["dataset"] = save_dataset(tmp_path / "taught", "prompt_completion", rows)
+    wired: Any = {**inputs, "teacher": [tmp_path / "here", tmp_path / "there"]}
+    server = {"engine": "vllm_server", "kv_cache_gib": 0.05}
+    settings: dict[str, Any] = {"train_batch_size": 4, "max_steps": 3, "learning_rate": 1e-2, "loss_top_k": 6}
+    settings |= {"max_completion_length": 6, "teacher_column": "teacher"}
+    given = {"engine": "vllm_server", "urls": [servers[0]["tied"]], "weights_folder": str(tmp_path)}
+    settings |= {"rollouts": {**given, "max_staleness": 1, "proof_interval": 1}}
+    found = []
+    for name, more in (("apart", {"teacher_engines": [{}, server]}), ("beside", {})):
+        context = done("distill", tmp_path / name, wired, **settings, **more)
+        found.append(read_lines(output(context, "model") / "metrics.jsonl"))
+    assert [row["sample/staleness_mean"] for row in found[0]] == [0, 1, 1]
+    for one, other in zip(found[0][:2], found[1][:2], strict=True):
+        for name in ("loss", "divergence/0", "divergence/1", "teacher/rest_probability"):
+            assert one[name] == pytest.approx(other[name], rel=1e-3)
