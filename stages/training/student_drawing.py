@@ -98,8 +98,10 @@ class StudentGenerations:
         self.drawing, self.sampling = drawing, sampling
         self._context, self._make = context, groups_of
         self._answers: AnswersAhead | None = None
+        config: Any = context.config
         draws: Draws = drawing
-        if context.config.rollouts.max_staleness and isinstance(teacher, Foretelling):
+        asks = config.loss_top_k is not None and isinstance(teacher, Foretelling)
+        if config.rollouts.max_staleness and asks:
             line = Line()
             context.resources.callback(line.close)  # before the engine's: nobody asks a server that is being stopped
             self._answers = draws = AnswersAhead(drawing, teacher, self._groups_of, line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -67,13 +68,17 @@ STAGES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "rows",
         {"lmbda": 0.5, "max_completion_length": 6, "cross_tokenizer": {"loss_type": "hybrid"}, "learning_rate": 1e-4},
     ),
+    # of every third row the teacher is the student's start
+    "several": ("distill", "thirds", {"lmbda": 0.5, "max_completion_length": 6, "teacher_column": "third"}),
 }
 HELD_OUT = ("sft", "aot", "kto")
 MORE_INPUTS = {name: {"eval_dataset": STAGES[name][1]} for name in (*HELD_OUT, "nash_md")} | {
     "distilled": {"teacher_states": "taught"},
     "by_sampling": {"teacher": "sft"},
     "crossed": {"teacher": "bytes"},
+    "several": {"teacher": ["sft", "base"]},
 }
+THIRDS = {"thirds": {"uses": "normalize", "with": {"source": {"path": "thirds.jsonl"}, "type": "prompt_completion"}}}
 
 
 BYTES = {"bytes": {**BASE["base"], "with": {**BASE["base"]["with"], "tokenizer": "byte_bpe", "vocab_size": 270}}}
@@ -95,7 +100,10 @@ def rewarded(rows: list[dict[str, float]]) -> dict[int, dict[str, float]]:
 @pytest.mark.slow
 def test_two_processes_and_other_micro_batches_equal_one(tmp_path: Path) -> None:
     """Only operational settings differ, so each variant starts from a copy of one prepared store."""
-    run_here(write_recipe(tmp_path / "recipe", BYTES), tmp_path / "prepared")
+    (tmp_path / "recipe").mkdir()
+    thirds = [{"prompt": f"{row}+1=", "completion": str(row + 1), "third": int(row % 3 == 0)} for row in range(50)]
+    (tmp_path / "recipe" / "thirds.jsonl").write_text("\n".join(map(json.dumps, thirds)))
+    run_here(write_recipe(tmp_path / "recipe", BYTES | THIRDS), tmp_path / "prepared")
     found: dict[str, dict[str, list[dict[str, float]]]] = {}
     for name, processes, budget in (("8x1", 1, 4096), ("1x8", 1, 1), ("two processes", 2, 16)):
         stages = {
@@ -106,7 +114,7 @@ def test_two_processes_and_other_micro_batches_equal_one(tmp_path: Path) -> None
                 "launch": {"processes": processes},
             }
             for stage, (uses, dataset, settings) in STAGES.items()
-        } | {"taught": taught(budget, processes), **BYTES}
+        } | {"taught": taught(budget, processes), **BYTES, **THIRDS}
         store = tmp_path / name
         shutil.copytree(tmp_path / "prepared", store)
         with two_ranks(tmp_path / "ranks") if processes > 1 else contextlib.nullcontext() as ranks:
