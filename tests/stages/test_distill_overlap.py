@@ -29,7 +29,7 @@ from stages.training.planner import RowOrder
 from tests.rollouts.model_server import ModelServer, model_server
 from tests.stages.small_models import output, read_lines, save_dataset, save_model
 from tests.stages.test_other_engines import divergence
-from tests.stages.test_overlap import PROGRAM, ROOT, Weights, before_steps, copied, done, name_of
+from tests.stages.test_overlap import PROGRAM, ROOT, Weights, before_steps, copied, done, logprobs, name_of
 
 ROWS = [("abc", "de", 0), ("da", "b", 1), ("hgf", "cc", 1), ("cab", "a", 0), ("e", "ha", 1), ("bad", "fg", 0)]
 A_STEP = 2
@@ -224,6 +224,30 @@ def test_what_is_asked_ahead_is_what_is_asked_with_the_batch(
         assert other == pytest.approx(one, rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.parametrize("loss", [{"loss_type": "iw_opd"}, {"loss_type": "minillm"}])
+def test_a_policy_gradient_corrects_for_older_weights(
+    loss: dict[str, Any], tmp_path: Path, inputs: dict[str, Any], student: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its ratios are those of the student of the step to the one that sampled, by transformers."""
+    model, rollouts = student
+    weights, said = weights_of_steps(monkeypatch), noted(model, monkeypatch)
+    settings = {**loss, "loss_top_k": None, "importance_sampling_mode": "token_truncate"}
+    metrics, _, _ = results(done(context_of(tmp_path, inputs, {**rollouts, "max_staleness": 1}, **settings)))
+    names = {name_of(one): step for step, one in weights.items()}
+    now, then = (AutoModelForCausalLM.from_pretrained(inputs["model"]).eval() for _ in range(2))
+    for step, row in enumerate(metrics):
+        ratios = []
+        for prompt, made, name in said[step * A_STEP : (step + 1) * A_STEP]:
+            now.load_state_dict(weights[step])
+            then.load_state_dict(weights[names[name]])
+            record = {"prompt_ids": prompt, "token_ids": made}
+            ratios.append((logprobs(now, record, 1.0) - logprobs(then, record, 1.0)).exp().clamp(max=3.0))
+        found = row["sampling/importance_sampling_ratio/mean"]
+        assert found == pytest.approx(float(torch.cat(ratios).mean()), abs=1e-4)
+        assert row["sample/staleness_mean"] == min(step, 1)
+    assert abs(metrics[-1]["sampling/importance_sampling_ratio/mean"] - 1) > 1e-3
+
+
 # --- killed and resumed
 
 
@@ -328,3 +352,9 @@ def test_a_teacher_that_fails_ahead(
 def test_refused(engine: dict[str, Any], said: str) -> None:
     config = Config(rollouts={"engine": "vllm_server", **engine})
     assert any(said in problem for problem in check(config, frozenset({"teacher", "dataset"})))
+
+
+def test_a_policy_gradient_without_a_correction_is_refused() -> None:
+    config = Config(rollouts={"engine": "vllm_server", "max_staleness": 1}, loss_type="iw_opd")
+    (said,) = check(config, frozenset({"teacher", "dataset"}))
+    assert "importance_sampling_mode is null, but rollouts.max_staleness has completions sampled by older" in said

@@ -211,6 +211,7 @@ SERVER = {"engine": "vllm_server"}
         ({**NAMED}, WIRED - {"teacher"}, "input teacher is not wired"),
         ({**NAMED, "lmbda": 0}, {"teacher_states"}, "teacher_states are of one"),
         ({**NAMED, "cross_tokenizer": {}}, WIRED, "cross_tokenizer is of one teacher"),
+        ({**NAMED, "loss_type": "iw_opd"}, WIRED, "loss_type iw_opd learns from one teacher"),
         ({**NAMED, "teacher_names": ["a", "a"]}, WIRED, "teacher_names has a name twice"),
         ({**NAMED, "teacher_engines": [SERVER, {}]}, WIRED, "teacher_engines is a server, which sends likely tokens"),
         (
