@@ -158,7 +158,7 @@ def test_what_others_call_a_stage(capsys, name, ours):
 @pytest.mark.parametrize(
     ("name", "difference"),
     [
-        ("quantize", "a stage that trains with `quantization: nf4` and `lora_r`"),
+        ("quantize", "a stage that trains with `quantization`"),
         ("chat", "`uses: sample`"),
     ],
 )
