@@ -513,7 +513,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "small": (
         6,
-        "b0e2cc11924ef3ad",
+        "dfc9f96fd0ffdfa6",
         "06cbbe8ba1b07f8c",
         {
             "model/metrics: loss": 0.0043144,
@@ -540,7 +540,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "small_by_sampling": (
         6,
-        "14635559a0e2d43e",
+        "4e2bfe7b54fbd9d6",
         "bd2f3fbee3fc6ec4",
         {
             "model/metrics: loss": 0.084157,
@@ -559,7 +559,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "small_of_bytes": (
         6,
-        "305b69cc0426ddd7",
+        "ebc7a72cdb11f973",
         "eed2d56991ca3110",
         {
             "model/metrics: loss": 2.3509,
@@ -579,7 +579,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "small_of_taught": (
         6,
-        "991f42ae18726f59",
+        "21906afff33ec140",
         "3a3bb7225f1895e4",
         {
             "model/metrics: loss": 0.016415,
