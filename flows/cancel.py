@@ -92,7 +92,7 @@ def cancel(
 ) -> Answer:
     """End the run that the reference means and wait for that.
 
-    Raises RequestError for an unknown run, one of another machine that no worker looks after, and one that does not
+    Raises RequestError for an unknown run, one of another machine that no Prefect at hand knows, and one that does not
     end in time.
     """
     run_id = _in_store(store, reference)
@@ -164,14 +164,17 @@ def _unknown(store: Store, reference: str, pages: Pages | None) -> str:
 
 
 def _tell(run_id: str, process: str, known: Known | None, pages: Pages | None) -> int | None:
-    """Gives the process of this machine that was told; None: its worker does that."""
+    """Gives the process of this machine that was told; None: Prefect tells it."""
     here = lives_here(process)
-    if known is not None and pages is not None and (here or known.worker):
+    if known is not None and pages is not None:
         pages.ask(known)
-    if known is not None and known.worker:
-        return None
+        if known.worker or not here:  # its worker ends it, or on another machine it looks for itself
+            return None
     if not here:
-        raise RequestError(_out_of_reach(run_id, known))
+        raise RequestError(
+            f"run {run_id} goes on on another machine, or in a container of its own, and no Prefect at hand knows it: "
+            "cancel it there, or set PREFECT_API_URL to the Prefect that it reports to"
+        )
     pid = int(process.split("-")[1])
     try:
         if psutil.Process(pid).status() == psutil.STATUS_STOPPED:  # Ctrl-Z: it would hear of nothing
@@ -184,25 +187,16 @@ def _tell(run_id: str, process: str, known: Known | None, pages: Pages | None) -
     return pid
 
 
-def _out_of_reach(run_id: str, known: Known | None) -> str:
-    where = f"run {run_id} goes on on another machine, or in a container of its own"
-    if known is None:
-        return (
-            f"{where}, and no Prefect at hand knows it: cancel it there, or set PREFECT_API_URL to the Prefect that "
-            "it reports to"
-        )
-    return f"{where}, started by hand ({known.name}): no worker can end it; cancel it there, or press Ctrl-C there"
-
-
 def _await(
     run_id: str, process: str, job: Path | None, known: Known | None, pages: Pages | None, wait_seconds: float
 ) -> None:
-    """Until nothing of the run is left on this machine, and its worker has said that it ended."""
+    """Until nothing of the run is left on this machine, and who was not told here has said that it ended."""
     deadline = time.monotonic() + wait_seconds
+    elsewhere = known is not None and (known.worker or not lives_here(process))
     while True:
         left = [int(process.split("-")[1])] if lives_here(process) else _processes(job)
-        if known is not None and pages is not None and known.worker and not pages.has_ended(known):
-            waits = f"the worker of {known.name} has not said that it ended; does `posttrain ui`, or its worker, run?"
+        if elsewhere and known is not None and pages is not None and not pages.has_ended(known):
+            waits = _unsaid(known)
         elif left:
             waits = f"still there: process {', '.join(map(str, left))}; `kill -9` ends what does not listen"
         else:
@@ -210,6 +204,12 @@ def _await(
         if time.monotonic() > deadline:
             raise RequestError(f"run {run_id} was told to end {wait_seconds:.0f} s ago and has not: {waits}")
         time.sleep(POLL_SECONDS)
+
+
+def _unsaid(known: Known) -> str:
+    if known.worker:
+        return f"the worker of {known.name} has not said that it ended; does `posttrain ui`, or its worker, run?"
+    return f"{known.name}, started by hand on another machine, has not said that it ended; is its process there?"
 
 
 def _processes(job: Path | None) -> list[int]:

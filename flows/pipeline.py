@@ -92,17 +92,17 @@ def prefect_at_hand() -> Iterator[Callable[[Run], None]]:
 
 def run_flow(run: Run) -> dict[str, Any]:
     """The run as a Prefect flow, where Prefect is at hand; gives its payload."""
+    from prefect.exceptions import CancelledRun
+
     from flows.prefect_flow import PipelineFailed, posttrain, using
-    from flows.prefect_told import ends_when_told
 
     recipe = str(run.recipe.path or run.recipe.name)
     try:
         with using(run), said_of_prefect():
             _end_dead_runs()
-            with ends_when_told(run):
-                # shown in the pages; the flow takes the run itself
-                posttrain(recipe, set=[scrub(text) for text in run.recipe.settings], store=run.store.url)
-    except PipelineFailed:
+            # shown in the pages; the flow takes the run itself
+            posttrain(recipe, set=[scrub(text) for text in run.recipe.settings], store=run.store.url)
+    except (PipelineFailed, CancelledRun):
         pass  # the payload says it
     finally:
         payload = run.finish()

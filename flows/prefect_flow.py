@@ -32,6 +32,7 @@ from flows.prefect_processes import FLOW, say_process
 from flows.prefect_report import Progress
 from flows.prefect_results import publish_plan, publish_report, publish_results, publish_stage
 from flows.prefect_slots import occupy, require_slots
+from flows.prefect_told import ends_when_told
 from flows.prefect_unrun import why_not_run
 from flows.prefect_upkeep import end_task_runs
 from flows.recipe import read_recipe
@@ -104,11 +105,12 @@ def posttrain(  # noqa: PLR0913  (each is a field of the run form)
     until: list[str] | None = None,
     force: list[str] | None = None,
     store: str | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any] | State[Any]:
     """Run a recipe (a path or a shipped one's name); gives the run's payload.
 
     `parameters` are the recipe's, `set` further `a.b=c` settings; `only`, `start` (`--from`), `until` and `force` name
-    stages. Can be served, deployed, or called from a flow of your own. Raises PipelineFailed when a stage failed.
+    stages. Can be served, deployed, or called from a flow of your own. Raises PipelineFailed when a stage failed, and
+    Prefect's CancelledRun when the run was cancelled in the pages.
     """
     run = current_run.get(None)
     if run is None:
@@ -125,7 +127,7 @@ def posttrain(  # noqa: PLR0913  (each is a field of the run form)
     run.flow_run_id = flow_run_context.id
     say_process(UUID(run.flow_run_id))
     require_slots(run)
-    with using(run), told_once():
+    with using(run), told_once(), ends_when_told(run.flow_run_id, run.stop, run.is_done) as told:
         publish_plan(run)
         try:
             with run.supervisors:
@@ -134,6 +136,8 @@ def posttrain(  # noqa: PLR0913  (each is a field of the run form)
             payload = run.finish()
             publish_results(run, payload)
         publish_report(run)  # a run that is cancelled has no time for it
+    if told.end is not None:
+        return told.end
     failed = {name: entry["error"] for name, entry in run.entries.items() if entry["state"] in BROKEN}
     if failed:
         raise PipelineFailed("; ".join(f"{name}: {error}" for name, error in failed.items()))

@@ -28,6 +28,7 @@ from flows.prefect_shown import only_shown
 from flows.prefect_upkeep import ALIVE, end_task_runs
 
 FLOW = "posttrain"
+SWEEP_FLOW = "posttrain sweep"
 _OF_A_WORKER = "PREFECT__FLOW_RUN_ID"
 """Environment variable of a process that a worker started for one run."""
 
@@ -57,7 +58,7 @@ def end_dead_runs(client: SyncPrefectClient) -> Iterator[str]:
 
 def _alive(client: SyncPrefectClient) -> list[FlowRun]:
     return client.read_flow_runs(
-        flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW])),
+        flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW, SWEEP_FLOW])),
         flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=ALIVE))),
         sort=FlowRunSort.START_TIME_DESC,
     )

@@ -5,19 +5,27 @@ from __future__ import annotations
 import contextvars
 import queue
 import threading
+from typing import Any
+from uuid import UUID
 
 from prefect import flow, tags
+from prefect.client.schemas.objects import State
+from prefect.exceptions import CancelledRun
+from prefect.runtime import flow_run as flow_run_context
 
 from artifacts.errors import StageError
 from flows.launch import STOP_SECONDS
 from flows.pipeline import run_flow, said_of_prefect
 from flows.prefect_flow import next_of
+from flows.prefect_processes import SWEEP_FLOW, say_process
 from flows.prefect_results import publish_sweep_report
 from flows.prefect_shown import show_table
 from flows.prefect_slots import require_slots
+from flows.prefect_told import ends_when_told
 from flows.run import Run
 from flows.standings_table import rows_of_text
 from flows.sweeping import Sweeping
+from flows.told import told_once
 from flows.trial import Trial
 
 current_sweep: contextvars.ContextVar[Sweeping] = contextvars.ContextVar("posttrain_sweep")
@@ -34,25 +42,31 @@ def run_trials(going: Sweeping) -> None:
     try:
         with tags(going.sweep.name), said_of_prefect():
             sweep(going.sweep.name)
-    except SweepFailed:
+    except (SweepFailed, CancelledRun):
         pass  # the payload says it
     finally:
         current_sweep.reset(token)
 
 
-@flow(name="posttrain sweep", flow_run_name="sweep {name}", persist_result=False, validate_parameters=False)
-def sweep(name: str) -> None:
+@flow(name=SWEEP_FLOW, flow_run_name="sweep {name}", persist_result=False, validate_parameters=False)
+def sweep(name: str) -> State[Any] | None:
     """The trials of the current sweep. Raises SweepFailed when one of them failed."""
     going = current_sweep.get()
     for trial in going.sweep.trials:
         require_slots(Run(trial.plan, trial=trial))
-    _run_all(going)
+    flow_run = flow_run_context.id
+    say_process(UUID(flow_run))
+    with told_once(), ends_when_told(flow_run, going.stop, going.is_done) as told:
+        _run_all(going)
     rows = going.standings().rows
     if (first := next((row.run for row in rows if row.run is not None), None)) is not None:
         publish_sweep_report(going.sweep.store, name, first)
     failed = [row for row in rows if row.state != "ok"]
+    if told.end is not None:
+        return told.end
     if failed:
         raise SweepFailed("; ".join(f"trial {row.trial}: {row.error or row.state}" for row in failed))
+    return None
 
 
 def _run_all(going: Sweeping) -> None:
@@ -60,8 +74,8 @@ def _run_all(going: Sweeping) -> None:
     running: dict[int, threading.Thread] = {}
     ended: queue.SimpleQueue[Trial] = queue.SimpleQueue()
     try:
-        while waiting or running:
-            while waiting and len(running) < going.sweep.parallel:
+        while (waiting and not going.stopped) or running:
+            while waiting and not going.stopped and len(running) < going.sweep.parallel:
                 trial = waiting.pop(0)
                 running[trial.number] = _start(going, trial, ended)
             trial = next_of(ended)

@@ -1,4 +1,4 @@
-"""A run that no worker looks after ends when the pages say so.
+"""Flow runs that no worker looks after end when the pages say so.
 
 Their Cancel notes in Prefect that a run is to end, and leaves the rest to its worker. Where there is none, the run
 looks for itself, and ends alone: the sweep or the program that it is a part of goes on.
@@ -8,60 +8,84 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import logging
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 from uuid import UUID
 
-import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.objects import StateType
-from prefect.states import Cancelled
+from prefect.client.schemas.objects import State, StateType
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelled, Completed
 
+from flows.prefect_processes import has_a_worker
 from flows.prefect_shown import only_shown
-from flows.run import Run
+from flows.prefect_upkeep import end_task_runs
+
+logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 2.0
 MESSAGE = "cancelled in the pages; run again to go on"
 _TOLD = (StateType.CANCELLING, StateType.CANCELLED)
 
 
+class Told:
+    """What the pages said of a flow run."""
+
+    def __init__(self) -> None:
+        self.heard = False
+        self.end: State[Any] | None = None
+        """What the flow is to give back then, where it was cut short."""
+
+
 @contextlib.contextmanager
-def ends_when_told(run: Run) -> Iterator[None]:
-    """Inside, Cancel in the pages stops the stages of the run; afterwards it is Cancelled there."""
-    over, told = threading.Event(), threading.Event()
-    watch = contextvars.copy_context().run  # Prefect's settings go with the context
-    watcher = threading.Thread(target=watch, args=(_watch, run, over, told), daemon=True)
+def ends_when_told(flow_run: str, stop: Callable[[], None], all_done: Callable[[], bool]) -> Iterator[Told]:
+    """Inside a flow: Cancel in the pages calls `stop`, in another thread, and the block is to end then.
+
+    Afterwards `end` is Cancelled, or where nothing was left to cancel the run is Completed: of one that was told to end
+    Prefect takes no other end. What a signal ends, its sender gives an end.
+    """
+    told = Told()
+    if has_a_worker():
+        yield told
+        return
+    over = threading.Event()
+    in_context = contextvars.copy_context().run  # Prefect's settings go with the context
+    watcher = threading.Thread(target=in_context, args=(_watch, UUID(flow_run), stop, told, over), daemon=True)
     watcher.start()
     try:
-        yield
+        yield told
     finally:
         over.set()
         watcher.join(POLL_SECONDS)  # a server that does not answer holds nobody up
-        if told.is_set():
+        why = sys.exception()
+        if why is None or isinstance(why, Exception):
             with only_shown(), get_client(sync_client=True) as client:
-                _close(client, run)
+                _close(client, UUID(flow_run), told, all_done())
 
 
-def _watch(run: Run, over: threading.Event, told: threading.Event) -> None:
+def _watch(flow_run: UUID, stop: Callable[[], None], told: Told, over: threading.Event) -> None:
     with get_client(sync_client=True) as client:
         while not over.wait(POLL_SECONDS):
-            if _is_told(client, run):
-                told.set()
-                run.stop()
+            try:
+                told.heard = client.read_flow_run(flow_run).state_type in _TOLD
+            except ObjectNotFound:  # somebody deleted it
+                return
+            except Exception as error:  # it is asked again; the run itself says what it misses
+                logger.debug("whether %s is to end was not answered: %s", flow_run, error)
+            if told.heard:
+                stop()
                 return
 
 
-def _is_told(client: SyncPrefectClient, run: Run) -> bool:
-    if run.flow_run_id is None:
-        return False
-    try:
-        return client.read_flow_run(UUID(run.flow_run_id)).state_type in _TOLD
-    except httpx.HTTPError:  # it is asked again; the run itself says what it misses
-        return False
-
-
-def _close(client: SyncPrefectClient, run: Run) -> None:
-    """Unless all its stages were done when it was told."""
-    assert run.flow_run_id is not None
-    if client.read_flow_run(UUID(run.flow_run_id)).state_type != StateType.COMPLETED:
-        client.set_flow_run_state(UUID(run.flow_run_id), Cancelled(message=MESSAGE), force=True)
+def _close(client: SyncPrefectClient, flow_run: UUID, told: Told, all_done: bool) -> None:
+    """It may have been told after the last look."""
+    if not told.heard and client.read_flow_run(flow_run).state_type not in _TOLD:
+        return
+    if all_done:
+        client.set_flow_run_state(flow_run, Completed(), force=True)
+    else:
+        told.end = Cancelled(message=MESSAGE)
+        end_task_runs(client, flow_run, Cancelled(message=MESSAGE))

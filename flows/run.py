@@ -140,19 +140,22 @@ class Run:
     def payload(self) -> dict[str, Any]:
         """The run so far, as `posttrain run --json` and the report have it."""
         stages = {name: self.entries[name] for name in self.recipe.stages if name in self.entries}
-        done = len(stages) == len(self.recipe.stages)
-        failed = any(entry["state"] in BROKEN for entry in stages.values())
-        ended = "ok" if done and not failed and not self._cut_short else "failed"
+        cut = "interrupted" if self._interrupted else "failed"
         return {
             "run": self.id,
             "recipe": self.recipe.name,
             **({"sweep": self.trial.to_json()} if self.trial else {}),
-            "state": "interrupted" if self._interrupted else ended,
+            "state": "ok" if self.is_done() else cut,
             "seconds": round(time.monotonic() - self._started, 3),
             "started_at": self.started_at,
             "recipe_yaml": self.recipe.text,
             "stages": stages,
         }
+
+    def is_done(self) -> bool:
+        """Whether every stage has ended well, even where the run was told to end then."""
+        missing = any(name not in self.entries for name in self.recipe.stages)
+        return not (missing or self._cut_short or any(entry["state"] in BROKEN for entry in self.entries.values()))
 
     def stop(self) -> None:
         """End what runs, from another thread than the run's own, which then enters how its stages ended."""

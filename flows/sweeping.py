@@ -60,7 +60,8 @@ class Sweeping:
             for trial in sweep.trials
         }
         """What each trial took when the sweep was started before."""
-        self._stopped = False
+        self.stopped = False
+        """No trial begins any more."""
         self._lock = threading.Lock()
 
     def begin(self, trial: Trial) -> Run:
@@ -68,7 +69,7 @@ class Sweeping:
         with self._lock:
             run = Run(trial.plan, self.listener.listener(trial), trial=trial, failures=self._failures)
             self.runs[trial.number] = run
-            if self._stopped:
+            if self.stopped:
                 run.stop()
         return run
 
@@ -85,9 +86,13 @@ class Sweeping:
     def stop(self) -> None:
         """End all runs, and let none begin any more."""
         with self._lock:
-            self._stopped = True
+            self.stopped = True
             for run in self.runs.values():
                 run.stop()
+
+    def is_done(self) -> bool:
+        """Whether all trials have ended well."""
+        return {row.state for row in self.standings().rows} == {"ok"}
 
     def standings(self) -> Standings:
         """All trials as they are now, those whose turn has not come as well."""
@@ -99,14 +104,12 @@ class Sweeping:
 
     def payload(self) -> dict[str, Any]:
         """The sweep as `posttrain sweep --json` has it."""
-        standings = self.standings()
-        states = {row.state for row in standings.rows}
-        ended = "ok" if states == {"ok"} else "failed"
+        cut = "interrupted" if self.stopped else "failed"
         return {
             "sweep": self.sweep.name,
             "recipe": self.sweep.recipe,
-            "state": "interrupted" if self._stopped else ended,
-            **standings.to_json(),
+            "state": "ok" if self.is_done() else cut,
+            **self.standings().to_json(),
         }
 
     def _row(self, trial: Trial, payload: Payload | None, metric: str | None) -> Row:

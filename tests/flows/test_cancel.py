@@ -10,18 +10,26 @@ import sys
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
-from prefect.states import Cancelling
+from prefect import flow
+from prefect.exceptions import CancelledRun
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelled, Cancelling
 
+import flows.prefect_flow
 from artifacts import Store
 from artifacts.errors import RequestError
-from artifacts.owner import machine, start_time
+from artifacts.owner import machine, owner_tag, start_time
 from flows.cancel import Answer, cancel, in_words
 from flows.cli import main
+from flows.listener import Silence
+from flows.pipeline import run_pipeline
 from flows.prefect_api import api as api_at
 from flows.prefect_cancel import PrefectPages
+from flows.prefect_flow import posttrain
 from flows.told import told_once
 from tests.flows.pipeline_command import Command
 from tests.flows.pipeline_stages import World
@@ -103,6 +111,33 @@ def test_cancel_in_the_pages_ends_a_run_of_a_terminal(world: World, api: Api, pr
     assert (payload["state"], payload["stages"]["two"]["state"]) == ("interrupted", "interrupted")
 
 
+def test_cancel_when_all_is_done_is_no_end_of_another_kind(
+    world: World, api: Api, prefect_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the run looks once more before its end or not, Prefect leaves what was told to end without one."""
+    for poll_seconds in (0.05, 60.0):
+        monkeypatch.setattr("flows.prefect_told.POLL_SECONDS", poll_seconds)
+        late = Late(api, "three")
+        payload = run_pipeline(world.plan(f"one.text=x{poll_seconds}"), late)
+        assert payload["state"] == "ok" and payload["stages"]["three"]["state"] == "ran"
+        assert api.read(late.told).name == "Completed"
+
+
+class Late(Silence):
+    """Whose run is cancelled in the pages as a stage ends."""
+
+    def __init__(self, api: Api, stage: str) -> None:
+        self.api, self.stage = api, stage
+
+    def ended(self, name: str, entry: Any) -> None:
+        if name == self.stage:
+            with api_at(self.api.url) as client:
+                running = [run for run in client.read_flow_runs() if run.infrastructure_pid == owner_tag()]
+                (self.told,) = [run.id for run in running if run.state_name == "Running"]
+                client.set_flow_run_state(self.told, Cancelling())
+            time.sleep(0.5)
+
+
 def test_who_is_told_again_ends_as_well_as_before(world: World, api: Api, prefect_home: Path) -> None:
     with Going(world, prefect_home, api.url) as going:
         while going.process.poll() is None:
@@ -182,9 +217,16 @@ def test_a_run_of_another_machine_needs_its_prefect(world: World, api: Api, monk
         assert "set PREFECT_API_URL" in str(refused.value)
     by_hand = api.running(OTHER)
     run = elsewhere(world.store, str(by_hand))
-    with api_at(api.url) as client, pytest.raises(RequestError, match=r"started by hand \(elsewhere\): no worker can"):
-        cancel(world.store, run, PrefectPages(client), lambda text: None)
-    assert api.read(by_hand).name == "Running"  # nothing was asked in vain
+    with api_at(api.url) as client:
+        with pytest.raises(RequestError, match=r"has not: elsewhere, started by hand on another machine, has not said"):
+            cancel(world.store, run, PrefectPages(client), lambda text: None, wait_seconds=0.5)
+        assert api.read(by_hand).name == "Cancelling"
+
+        def ends(text: str) -> None:  # as it does once it has looked
+            client.set_flow_run_state(by_hand, Cancelled(message="there"), force=True)
+
+        assert cancel(world.store, run, PrefectPages(client), ends).state == "cancelled"
+    assert api.read(by_hand).message == "there"
 
 
 def test_a_trial_ends_with_its_sweep(world: World, api: Api, prefect_home: Path) -> None:
@@ -204,3 +246,54 @@ def test_a_trial_ends_with_its_sweep(world: World, api: Api, prefect_home: Path)
     assert (answer.state, answer.stages, answer.process) == ("cancelled", ("two",), process.pid)
     assert answer.sweep is not None and world.store.runs() == [answer.run]  # the other one never began
     assert f"its sweep {answer.sweep} ended with it, for both are one process; the same" in in_words(answer)[1]
+
+
+def test_cancel_in_the_pages_ends_a_sweep(world: World, api: Api, prefect_home: Path) -> None:
+    """It ends what runs and begins no other trial; who is told by signals meanwhile enters its ends all the same."""
+    sweep = ["sweep", world.file(), "--over", "two.text=x,xx", "--set", "two.until=never", "--metric", "three"]
+    command = [sys.executable, str(HERE / "sweep_process.py"), *sweep, "--store", world.store.url]
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "PREFECT_API_URL": api.url}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            until(lambda: at_work(world), 60)
+            with api_at(api.url) as client:
+                (shown,) = [run for run in client.read_flow_runs() if run.name.startswith("sweep ") and alive(run)]
+                client.set_flow_run_state(shown.id, Cancelling())
+            process.communicate(timeout=60)
+        finally:
+            process.kill()
+    (run,) = world.store.runs()
+    assert world.store.read_run(run)["state"] == "interrupted"
+    assert api.read(shown.id).name == "Cancelled"
+
+
+def alive(run: Any) -> bool:
+    """Whether it has not ended."""
+    return not run.state.is_final()
+
+
+def test_cancel_in_the_pages_ends_the_run_in_a_program_of_ones_own(
+    world: World, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The flow as it is, or in another one, which goes on."""
+    monkeypatch.setattr("flows.prefect_told.POLL_SECONDS", 0.05)
+
+    late = Late(api, "one")
+
+    @flow
+    def mine() -> str:
+        return str(run_pipeline(world.plan("two.until=never"), late)["state"])
+
+    with temporary_settings({PREFECT_API_URL: api.url}):
+        assert mine() == "interrupted"
+    assert api.read(late.told).name == "Cancelled"
+    publish = flows.prefect_flow.publish_stage
+
+    def published(run: Any, name: str) -> None:
+        publish(run, name)
+        late.ended(name, None)
+
+    monkeypatch.setattr("flows.prefect_flow.publish_stage", published)
+    with temporary_settings({PREFECT_API_URL: api.url}), pytest.raises(CancelledRun):
+        posttrain(world.file(), set=["two.until=never", "one.text=other"], store=world.store.url)
+    assert api.read(late.told).name == "Cancelled"
