@@ -100,8 +100,10 @@ def _base_problems(method: str, is_used: bool, is_there: bool) -> list[str]:
 
 
 def check_lists(config: Config, counts: Mapping[str, int]) -> list[str]:
-    """What is wrong with the number of weights."""
+    """What is wrong with the number of models and weights."""
     models = counts.get("models", 0)
+    if config.method == "slerp" and models not in (0, 2):
+        return [f"method slerp is of two models, and input models has {models}"]
     if config.weights is None or not models or len(config.weights) == models:
         return []
     return [f"weights has {len(config.weights)} numbers for {models} models"]

@@ -80,7 +80,13 @@ def merge_folders(models: Models, merge: Merge, target: Path) -> None:
 def _merged(models: Models, merge: Merge, name: str) -> Tensor:
     first = models.tensor(0, name)
     if first.is_floating_point():
-        return merge(name).to(first.dtype).contiguous()
+        merged = merge(name).to(first.dtype).contiguous()
+        if not bool(torch.isfinite(merged).all()):
+            raise StageError(
+                f"weight {name}: the merge has numbers that {first.dtype} does not hold; give a smaller scale, or "
+                "smaller weights"
+            )
+        return merged
     for number in range(1, len(models.where)):
         if not torch.equal(models.tensor(number, name), first):
             raise StageError(f"weight {name} holds whole numbers that differ between the models; they have no mean")

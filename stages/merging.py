@@ -71,13 +71,29 @@ def untouched(number: int, name: str, tau: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Trimmed:
-    """A `Thin`: elements below their model's threshold become zero (TIES, step 1)."""
+class Threshold:
+    """Where the largest elements of a model end."""
 
-    thresholds: Sequence[float]
+    magnitude: float
+    """Larger ones are kept; a float32."""
+    share: float
+    """Of elements of just this size, how many are: in bfloat16 there are many."""
+
+
+@dataclass(frozen=True)
+class Trimmed:
+    """A `Thin`: all but the largest elements of a model become zero (TIES, step 1); among those of the threshold's own
+    size a draw decides, the same whatever file a tensor is in."""
+
+    thresholds: Sequence[Threshold]
 
     def __call__(self, number: int, name: str, tau: Tensor) -> Tensor:
-        return tau * (tau.abs().float() >= self.thresholds[number])
+        threshold, sizes = self.thresholds[number], tau.abs().float()
+        kept = sizes > threshold.magnitude
+        if bool((at := sizes == threshold.magnitude).any()):
+            drawn = torch.from_numpy(generator(0, "ties", number, name).random(tuple(tau.shape)))
+            kept |= at & (drawn < threshold.share)
+        return tau * kept
 
 
 @dataclass(frozen=True)
@@ -93,12 +109,12 @@ class Dropped:
         return tau * (drawn < self.density) / self.density
 
 
-def threshold(tensors: Callable[[], Iterator[Tensor]], density: float) -> float:
-    """The magnitude, as a float32, that this share of all elements of the tensors reaches or exceeds: TIES keeps the
-    largest of a model, not of each tensor. Exact: by counting the first half of the bits of magnitudes, then the second
-    half among those that share the first."""
+def threshold(tensors: Callable[[], Iterator[Tensor]], density: float) -> Threshold:
+    """Where this share of all elements of the tensors ends: TIES keeps the largest of a model, not of each tensor.
+    Exact: by counting the first half of the bits of magnitudes, then the second half among those that share the
+    first."""
     if density == 1:
-        return 0.0
+        return Threshold(0.0, 1.0)
     counts = torch.zeros(2**_HALF, dtype=torch.int64)
     for bits in _magnitudes(tensors()):
         counts += torch.bincount(bits >> _HALF, minlength=2**_HALF)
@@ -107,8 +123,9 @@ def threshold(tensors: Callable[[], Iterator[Tensor]], density: float) -> float:
     counts.zero_()
     for bits in _magnitudes(tensors()):
         counts += torch.bincount(bits[bits >> _HALF == first] & (2**_HALF - 1), minlength=2**_HALF)
-    second, _ = _largest(counts, rest)
-    return float(torch.tensor((first << _HALF) + second, dtype=torch.int32).view(torch.float32))
+    second, left = _largest(counts, rest)
+    magnitude = float(torch.tensor((first << _HALF) + second, dtype=torch.int32).view(torch.float32))
+    return Threshold(magnitude, left / int(counts[second]))
 
 
 def _magnitudes(tensors: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -44,8 +44,7 @@ class _Average:
         """With the weights of the moment."""
         moved = weight - self.start
         self.ema.lerp_(moved, beta)
-        if alpha:
-            self.shift = self.ema.add(moved, alpha=alpha)
+        self.shift = self.ema.add(moved, alpha=alpha) if alpha else None
 
     def value(self) -> Tensor:
         """The averaged weights."""
@@ -62,7 +61,8 @@ class Averaging:
         self, settings: WeightAveraging | None, context: Context, parallel: Parallel, processes: Processes
     ) -> None:
         self.settings, self.context, self.parallel, self.processes = settings, context, parallel, processes
-        self._owners = {} if settings is None else owners(parallel.shapes(), processes.size)
+        self._shapes = {} if settings is None else dict(parallel.shapes())
+        self._owners = owners(self._shapes, processes.size)
         self._averages: dict[str, _Average] = {}
         self._begun = False
         self._now = 0
@@ -144,7 +144,7 @@ class Averaging:
             return
         present: dict[str, Tensor] = {}
         types: dict[str, torch.dtype] = {}
-        for name in self.parallel.shapes():
+        for name in self._shapes:
             weight = self.parallel.weight(name).detach()
             types[name] = weight.dtype
             if self._owners[name] == self.processes.rank:
@@ -158,12 +158,19 @@ class Averaging:
     @torch.no_grad()
     def put_into(self, scorer: Scorer | None) -> None:
         """The averaged weights, where there are any, into a Scorer of the same model, if there is one. Collective."""
-        if self.settings is None or not self._begun:
+        if (settings := self.settings) is None:
             return
-        since = (self._now - self.settings.update_after) % self.settings.steps_between
+        if self._now < settings.first_update:
+            self.context.log(
+                f"the run ended after step {self._now}, before the first update of its averaged weights, after step "
+                f"{settings.first_update}: the output has the weights of step {min(self._now, settings.update_after)}"
+            )
+        if not self._begun:
+            return
+        since = (self._now - settings.update_after) % settings.steps_between
         self.context.counts["averaged_step"] = self._now - since
         parameters = {} if scorer is None else dict(scorer.named_parameters())
-        for name in self.parallel.shapes():
+        for name in self._shapes:
             weight = self.weight(name)
             if name in parameters:
                 parameters[name].copy_(weight)
@@ -173,7 +180,7 @@ class Averaging:
 
     def _take(self, use: Callable[[str, Tensor], object]) -> None:
         """Every present weight, to the process that has its average: a float32 copy on the host."""
-        for name in self.parallel.shapes():
+        for name in self._shapes:
             weight = self.parallel.weight(name)
             if self._owners[name] == self.processes.rank:
                 use(name, weight.detach().to("cpu", torch.float32, copy=True))
@@ -181,11 +188,12 @@ class Averaging:
     def _given(self, name: str, own: Tensor | None, dtype: torch.dtype) -> Tensor:
         """The tensor that one process has, on all of them and their devices."""
         device = self.processes.device
-        shape = self.parallel.shapes()[name]
-        tensor = torch.empty(shape, dtype=dtype, device=device) if own is None else own.to(device)
+        # what is handed over is memory as it lies
+        tensor = torch.empty(self._shapes[name], dtype=dtype, device=device) if own is None else own.to(device)
+        tensor = tensor.contiguous()
         return self.processes.give(tensor, self._owners[name])
 
     def _put(self, weight_of: Callable[[str], Tensor]) -> None:
-        for name in self.parallel.shapes():
+        for name in self._shapes:
             self.parallel.put(name, weight_of(name))
         self.parallel.loaded()

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from artifacts.errors import StageError
-from stages.average import _SETTINGS, Config, check
+from stages.average import _SETTINGS, Config, check, check_lists
 from stages.merge_methods import METHODS
-from stages.merging import Dropped, elected, slerp, threshold
+from stages.merging import Dropped, Trimmed, elected, slerp, threshold
 from tests.stages.small_models import output, run_stage, save_model
 
 WEIGHTS = "model.safetensors"
@@ -185,7 +185,8 @@ def test_equal_models_give_that_model(tmp_path: Path, folders: list[Path], setti
 
 @pytest.mark.parametrize("density", [0.01, 0.2, 0.5, 0.999, 1.0])
 def test_the_threshold_of_a_whole_model(density: float) -> None:
-    """The element that a sort finds, over tensors of unequal size, among them equal ones and zeros."""
+    """The element that a sort finds, over tensors of unequal size, among them equal ones and zeros; and of those of its
+    size how many the share of all is."""
     draws = torch.Generator().manual_seed(2)
     tensors = [
         torch.randn(size, generator=draws, dtype=torch.float64) * 10.0**power
@@ -195,12 +196,36 @@ def test_the_threshold_of_a_whole_model(density: float) -> None:
     found = threshold(lambda: iter(tensors), density)
     magnitudes = sorted(torch.cat([one.flatten() for one in tensors]).abs().float().tolist(), reverse=True)
     expected = magnitudes[round(density * len(magnitudes)) - 1] if density < 1 else 0.0
-    assert found == expected
+    assert found.magnitude == expected
+    wanted = round(density * len(magnitudes)) - sum(size > expected for size in magnitudes)
+    assert found.share == pytest.approx(wanted / magnitudes.count(expected) if density < 1 else 1.0)
+
+
+def test_ties_keeps_the_share_where_many_are_of_one_size() -> None:
+    """As of models in bfloat16, which differ by few steps of it: 1,000 of 0.5, 9,000 of 0.25; 3,000 are kept."""
+    sizes = torch.cat([torch.full((1000,), 0.5), torch.full((9000,), 0.25)]).double()
+    taus = dict(enumerate(sizes[torch.randperm(10_000, generator=torch.Generator().manual_seed(1))].split(2500)))
+    trimmed = Trimmed([threshold(lambda: iter(taus.values()), 0.3)])
+    kept = torch.cat([trimmed(0, str(name), tau) for name, tau in taus.items()])
+    assert int((kept == 0.5).sum()) == 1000
+    # a draw of 9,000 with chance 2 / 9, whose deviation is 39
+    assert abs(int((kept == 0.25).sum()) - 2000) < 4 * 39.5
+    assert torch.equal(trimmed(0, "1", taus[1]), trimmed(0, "1", taus[1]))
 
 
 def test_models_that_cannot_be_merged(tmp_path: Path, folders: list[Path]) -> None:
-    with pytest.raises(StageError, match="method slerp is of two models, and input models has 3"):
+    said = "method slerp is of two models, and input models has 3"
+    with pytest.raises(StageError, match=said):
         merge(tmp_path / "a", folders[:3], method="slerp")
+    assert [check_lists(Config(method="slerp"), {"models": count}) for count in (0, 2, 3)] == [[], [], [said]]
+    large = {**load_file(folders[0] / WEIGHTS)}
+    large["model.norm.weight"] = torch.full_like(large["model.norm.weight"], 3e38)
+    save_model(tmp_path / "large", seed=1)
+    save_file(large, tmp_path / "large" / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(
+        StageError, match=r"weight model\.norm\.weight: the merge has numbers that torch\.float32"
+    ):
+        merge(tmp_path / "e", [tmp_path / "large"] * 2, folders[1], method="task_arithmetic")
     with pytest.raises(StageError, match="weights has 1 numbers for 2 models"):
         merge(tmp_path / "b", folders[:2], folders[2], method="ties", density=0.5, weights=[1.0])
     other = tmp_path / "other"
