@@ -222,9 +222,7 @@ def test_models_that_cannot_be_merged(tmp_path: Path, folders: list[Path]) -> No
     large["model.norm.weight"] = torch.full_like(large["model.norm.weight"], 3e38)
     save_model(tmp_path / "large", seed=1)
     save_file(large, tmp_path / "large" / WEIGHTS, metadata={"format": "pt"})
-    with pytest.raises(
-        StageError, match=r"weight model\.norm\.weight: the merge has numbers that torch\.float32"
-    ):
+    with pytest.raises(StageError, match=r"weight model\.norm\.weight: the merge has numbers that torch\.float32"):
         merge(tmp_path / "e", [tmp_path / "large"] * 2, folders[1], method="task_arithmetic")
     with pytest.raises(StageError, match="weights has 1 numbers for 2 models"):
         merge(tmp_path / "b", folders[:2], folders[2], method="ties", density=0.5, weights=[1.0])
