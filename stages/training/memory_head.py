@@ -29,7 +29,8 @@ class HeadUse:
     """The teacher has a vocabulary of its own, and of the two chunks a block of groups is compared at a time."""
     entropy: bool = False
     """The loss has the entropy in it, or the divergence beside a loss of the token itself: every chunk of logits has
-    its exponentials beside it. Where gradients are formed together, the entropy's are formed before them."""
+    its exponentials beside it. Where gradients are formed together, the entropy's are formed before them, or the
+    divergence's, of the student's chunks and the teacher's."""
 
 
 def chunk_bytes(shape: ModelShape, read: int, device: Device) -> int:
@@ -63,7 +64,9 @@ def held_tensors(
         kept = _FLOAT * read * shape.vocabulary
         room = kept if kept <= _KEPT_BYTES and not frozen else chunk
         entropy = [*gradients, chunk, chunk, read * shape.hidden * compute] if use.entropy else []
-        return [*gradients, room, read * shape.hidden * _FLOAT, read * shape.hidden * compute, *entropy, *widened]
+        states = [] if use.teacher is None else [compute * read * use.teacher.hidden]
+        held = [room, read * shape.hidden * _FLOAT, read * shape.hidden * compute]
+        return [*gradients, *held, *entropy, *states, *widened]
     teacher = [] if use.teacher is None else [chunk, compute * read * use.teacher.hidden]
     if use.groups and use.teacher is not None:
         teacher[0] = chunk_bytes(use.teacher, read, device)

@@ -268,6 +268,11 @@ def test_head_by_hand() -> None:
     assert held_tensors(HAND, alone, 50, frozen=False, **common) == [3_200, 20_000, 1_600]
     assert held_tensors(HAND, pairs, 50, frozen=False, **common) == [3_200, 20_000, 1_600, 1_600]
     assert held_tensors(HAND.as_classifier(), alone, 50, frozen=False, **common) == []
+    # a divergence beside it has two chunks, a second gradient, and 50 states of its teacher, of 32 numbers
+    beside = held_tensors(
+        HAND, replace(pairs, teacher=replace(HAND, hidden=32), entropy=True), 50, frozen=False, **common
+    )
+    assert sorted(beside) == sorted([3_200, 20_000, 1_600, 1_600, 3_200, 20_000, 20_000, 1_600, 6_400])
     teacher = replace(HAND, vocabulary=300)  # a chunk of its own of 60 kB, and 11 tensors as large that compare the two
     found = held_tensors(HAND, HeadUse(teacher=teacher, groups=True), 50, frozen=False, **common)
     assert sorted(found) == [1_600, 1_600, 3_200, 20_000, *[60_000] * 12]
