@@ -53,6 +53,7 @@ def run(context: Context) -> None:
 
     config: Config = context.config
     dataset = read_dataset(context.input("dataset"))
+    own = context.has("eval_dataset") and are_own(context)
     objective, teacher, rows_of = _teaching(context, dataset.type)
     trainer, tokenizer = start(context, config, objective)
     rows = rows_of(trainer, tokenizer)
@@ -61,7 +62,6 @@ def run(context: Context) -> None:
     given: list[Group] = []
     if config.lmbda < 1:  # with both kinds of steps the ledger is that of the prompts
         given = teacher.taught("dataset", rows.given(dataset, ledger if config.lmbda == 0 else RowLedger()))
-    own = context.has("eval_dataset") and are_own(context)
     held_out: Measured | None = None
     if not own:
         held_out = HeldOut.of(

@@ -85,7 +85,7 @@ def _kept_problems(config: Config, wired: frozenset[str]) -> list[str]:
     problems = []
     if "teacher" in wired:
         problems.append("inputs teacher and teacher_states exclude each other; wire one of them")
-    if config.lmbda != 0:
+    if config.lmbda != 0 and config.sampled_loss is None:  # which says itself what it needs
         problems.append(
             f"lmbda is {config.lmbda:g}, but teacher_states are of the dataset's completions: use lmbda 0, or wire "
             "teacher in their place"

@@ -69,6 +69,11 @@ def are_own(context: Context) -> bool:
             "of type privileged_context, or wire a teacher"
         )
     if found not in _WITHOUT_COMPLETIONS:
+        if config.sampled_loss is not None:
+            raise DataError(
+                f"input {INPUT} is of type {found}, and loss_type {config.loss_type} measures what the student draws: "
+                "give rows of type prompt"
+            )
         if given := config.samples_apart():
             raise DataError(
                 f"{given[0]} is given, but the rows of input {INPUT} have completions, so it would not be used; to "
@@ -80,10 +85,11 @@ def are_own(context: Context) -> bool:
             f"input {INPUT} is of type {found}, but with lmbda 0 nothing is sampled: give rows with completions"
         )
     if config.rollouts.in_flight_updates:
+        instead = "" if config.sampled_loss is not None else "give rows with completions, or "
         raise DataError(
             f"input {INPUT} is of type {found}, and to complete its prompts would change what is trained: with "
-            "rollouts.in_flight_updates what is in flight must end first, with older weights; give rows with "
-            "completions, or leave one of the two out"
+            f"rollouts.in_flight_updates what is in flight must end first, with older weights; {instead}leave one of "
+            "the two out"
         )
     return True
 

@@ -35,7 +35,9 @@ class SampledLossConfig(CorrectionConfig):
     length_normalization: bool = True
     """In minillm what follows counts by its mean, not by its sum, which is larger early in a completion."""
     single_step_decomposition: bool = True
-    """In minillm the exact reverse KL divergence stands for a token itself, and its credit is what follows it."""
+    """In minillm the exact reverse KL divergence stands for a token itself, and its credit is what follows it. Ratios
+    of a sequence (`importance_sampling_mode`) count for the divergence too; a token's own do not, for the divergence
+    does not depend on the token."""
 
     @property
     def sampled_loss(self) -> SampledLoss | None:
@@ -102,7 +104,12 @@ def _taker(name: str) -> str:
 def _combined(config: Any, wired: frozenset[str]) -> list[str]:
     """Of a policy gradient with the other settings of a distillation."""
     name, problems = f"loss_type {config.loss_type}", []
-    if config.lmbda != 1:
+    if "teacher_states" in wired:
+        problems.append(
+            f"{name} asks a teacher of what the student samples, and teacher_states are of the dataset's completions: "
+            "wire teacher in their place, or take loss_type divergence with lmbda 0"
+        )
+    elif config.lmbda != 1:
         problems.append(
             f"lmbda is {config.lmbda:g}, but {name} learns from what the student samples, and nothing else: use lmbda 1"
         )

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from artifacts.errors import DataError
 from stages.distill import Config, check
+from stages.training import start
 from tests.rollouts.model_server import model_server
 from tests.stages.small_models import output, read_lines, record_samples, save_dataset, save_model
 from tests.stages.test_other_engines import done
@@ -144,6 +146,31 @@ def test_the_student_comes_nearer_to_its_teacher(
 def test_settings_that_do_not_go_together(settings: dict[str, Any], message: str) -> None:
     problems = check(Config(**{"loss_type": "iw_opd", **settings}), frozenset({"teacher"}))
     assert any(message in problem for problem in problems)
+
+
+def test_held_out_rows_with_completions(
+    tmp_path: Path, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose sampler nobody knows; it is said before a model is loaded, and whatever eval_temperature is."""
+    apart = save_dataset(tmp_path / "apart", "prompt_completion", [{"prompt": "ba", "completion": "c"}])
+
+    def loaded(*_: Any, **__: Any) -> None:
+        raise AssertionError("a model is loaded")
+
+    monkeypatch.setattr(start, "load_causal_lm", loaded)
+    for number, settings in enumerate(({}, {"eval_temperature": 1.0})):
+        with pytest.raises(DataError, match="loss_type iw_opd measures what the student draws: give rows of type pro"):
+            metrics(tmp_path / f"run{number}", {**inputs, "eval_dataset": apart}, **settings)
+
+
+@pytest.mark.parametrize("lmbda", [0.0, 1.0])
+def test_a_teacher_that_has_spoken_before_is_refused_once(lmbda: float) -> None:
+    """No advice leads from one refusal to the next."""
+    problems = check(Config(loss_type="iw_opd", lmbda=lmbda), frozenset({"teacher_states"}))
+    assert [one for one in problems if "teacher_states" in one or "use lmbda" in one] == [
+        "loss_type iw_opd asks a teacher of what the student samples, and teacher_states are of the dataset's "
+        "completions: wire teacher in their place, or take loss_type divergence with lmbda 0"
+    ]
 
 
 def test_inputs_that_do_not_go_with_them() -> None:
