@@ -72,6 +72,12 @@ class Correction:
         lowest = 0.0 if self.clip_min is None else self.clip_min
         return self.mode.bound(ratios_N, lowest, math.inf if self.clip_max is None else self.clip_max)
 
+    def measured(self, ratios_N: Tensor, sequences: Sequences) -> Tensor:
+        """Of its ratios, what metrics are of: one a token, or a sequence (1 for one without tokens), as in TRL."""
+        if self.mode.of_single_tokens:
+            return ratios_N
+        return sequences.means(ratios_N) + (sequences.lengths() == 0)
+
 
 def on_policy_enough(
     logprobs_N: Tensor, sampled_logprobs_N: Tensor, advantages_N: Tensor, sequences: Sequences, threshold: float

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from artifacts.errors import StageError
 from stages.losses.logprobs import TokenScores
-from stages.losses.policy_tokens import PolicyTokens
 from stages.training.batch import Group, TokenBatch
 from stages.training.entropy_bonus import EntropyBonus
 from stages.training.entropy_readouts import token_logprobs_with_entropy, token_losses_with_entropy
@@ -122,8 +121,9 @@ class PolicyLoss:
             found["entropy"] = entropy_N
         if known.reference_N is not None:
             found["kl"] = self.terms.divergences(known, tokens)
-        if tokens.corrections_N is not None:
-            found["sampling/importance_sampling_ratio/mean"] = self._corrections(tokens)
+        if (correction := self.settings.correction) is not None and tokens.corrections_N is not None:
+            ratios = correction.measured(tokens.corrections_N, tokens.sequences)
+            found["sampling/importance_sampling_ratio/mean"] = ratios
         if (differences_N := self._differences(batch, known, logprobs_N)) is not None:
             found["sampling/sampling_logp_difference/mean"] = differences_N
         metrics: dict[str, Mean] = {name: Mean(values.sum(), values.numel()) for name, values in found.items()}
@@ -134,13 +134,6 @@ class PolicyLoss:
         if entropy_N is not None and known.kept_N is not None:
             metrics["entropy/kept"] = Mean((entropy_N * known.kept_N).sum(), known.kept_N.sum())
         return metrics
-
-    def _corrections(self, tokens: PolicyTokens) -> Tensor:
-        """A ratio a token, or a sequence (1 for one without tokens), as TRL's metric has them."""
-        assert tokens.corrections_N is not None and self.settings.correction is not None
-        if self.settings.correction.mode.of_single_tokens:
-            return tokens.corrections_N
-        return tokens.sequences.means(tokens.corrections_N) + (tokens.sequences.lengths() == 0)
 
     def _differences(self, batch: TokenBatch, known: Known, logprobs_N: Tensor) -> Tensor | None:
         """[N] between sampler and trainer at sampling time, where they compare or are corrected for.

@@ -25,6 +25,7 @@ from stages.training.language_modeling import asked_tokens
 from stages.training.metrics import Extreme, Mean
 from stages.training.model import Scorer
 from stages.training.objective import Forward, Readout
+from stages.training.policy_known import group_of_branch
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ class SampledDistillationLoss:
     def __call__(self, forward: Forward, batch: TokenBatch) -> tuple[Tensor, dict[str, Mean]]:
         """(sum of the tokens' losses, the divergence, the loss's metrics and how far sampler and student differ)."""
         told, sampled_N = self.tell(batch), sampled_logprobs(batch)
+        self._require_possible(batch, told.logprobs_N)
         sequences = Sequences(batch.branch_N, batch.num_branches)
         tokens = SampledTokens(told.logprobs_N.double() - sampled_N, sequences)
         known = _Known(self.credits(tokens), sampled_N, sequences)
@@ -115,9 +117,9 @@ class SampledDistillationLoss:
             found = {name: metric(tokens) for name, metric in self.metrics.items()}
             found["divergence"] = -tokens.advantages_N if divergences_N is None else divergences_N
             found["sampling/sampling_logp_difference/mean"] = self._differences(batch, known, logprobs_N)
-            if self.settings.correction is not None:
-                ratios_N = self.settings.correction(logprobs_N.double(), sampled_N, sequences)
-                found["sampling/importance_sampling_ratio/mean"] = ratios_N
+            if (correction := self.settings.correction) is not None:
+                ratios_N = correction(logprobs_N.double(), sampled_N, sequences)
+                found["sampling/importance_sampling_ratio/mean"] = correction.measured(ratios_N, sequences)
             return loss, self._summed(found)
 
     def _readout(self, batch: TokenBatch, known: _Known, told: Told) -> Readout:
@@ -140,17 +142,37 @@ class SampledDistillationLoss:
             if by_token:
                 loss, scores = linear_token_loss(hidden_NH, head, targets_N, token_loss, with_entropy=False)
                 return loss, scores.logprobs_N, None
+            assert correction is not None
             scores = linear_logprobs(hidden_NH, head, targets_N, with_entropy=False)
             loss, logprobs_N = token_loss(scores.logprobs_N, slice(None)).sum(), scores.logprobs_N.detach()
             if exact is None:
                 return loss, logprobs_N, None
-            teacher_NH, taught = exact
-            common = min(head.vocabulary, taught.vocabulary)
-            heads = head.first(common), taught.first(common)
-            apart, divergences_N = linear_divergence(hidden_NH, heads[0], teacher_NH, heads[1], self.divergence)
+            ratios_N = correction(logprobs_N.double(), known.sampled_N, known.sequences).to(logprobs_N.dtype)
+            apart, divergences_N = self._apart(hidden_NH, head, exact, ratios_N)
             return loss + apart, logprobs_N, divergences_N
 
         return Readout(batch.source_N, read)
+
+    def _apart(
+        self, hidden_NH: Tensor, head: Head, teacher: tuple[Tensor, Head], ratios_N: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As `linear_divergence`, each completion's counted by its ratio: whether the student would have come there."""
+        teacher_NH, taught = teacher
+        common = min(head.vocabulary, taught.vocabulary)
+        heads = head.first(common), taught.first(common)
+        return linear_divergence(hidden_NH, heads[0], teacher_NH, heads[1], self.divergence, weights_N=ratios_N)
+
+    def _require_possible(self, batch: TokenBatch, logprobs_N: Tensor) -> None:
+        """Raises StageError for a token whose log-probability under the teacher is none: the divergence is infinite,
+        and any number in its place would be made up."""
+        if (impossible_N := ~logprobs_N.isfinite()).any():
+            at = int(impossible_N.nonzero()[0])
+            raise StageError(
+                f"the teacher gives token {int(batch.target_N[at])} of a completion of row {_row_of(batch, at)} "
+                f"log-probability {float(logprobs_N[at])}, of which loss_type {self.settings.loss.name} makes no "
+                "credit: take a teacher whose head rules no token out, or loss_type divergence with beta 0, which asks "
+                "nothing of such tokens"
+            )
 
     def _differences(self, batch: TokenBatch, known: _Known, logprobs_N: Tensor) -> Tensor:
         """[N] between sampler and student. Raises StageError where one is beyond the tolerance."""
@@ -158,11 +180,10 @@ class SampledDistillationLoss:
         if self.settings.tolerance is not None and len(differences_N):
             worst = int(differences_N.argmax())
             if float(differences_N[worst]) > self.settings.tolerance:
-                row = [group.row_id for group in batch.groups for _ in group.branches][int(batch.branch_N[worst])]
                 raise StageError(
-                    f"the sampler gave token {int(batch.target_N[worst])} of a completion of row {row} log-probability "
-                    f"{float(known.sampled_N[worst]):.4f}, the student {float(logprobs_N[worst]):.4f}: the sampler has "
-                    "other weights, or computes differently"
+                    f"the sampler gave token {int(batch.target_N[worst])} of a completion of row "
+                    f"{_row_of(batch, worst)} log-probability {float(known.sampled_N[worst]):.4f}, the student "
+                    f"{float(logprobs_N[worst]):.4f}: the sampler has other weights, or computes differently"
                 )
         return differences_N
 
@@ -183,6 +204,11 @@ class _Known:
     credits_N: Tensor
     sampled_N: Tensor
     sequences: Sequences
+
+
+def _row_of(batch: TokenBatch, at: int) -> str:
+    """Whose completion an asked-for token is of."""
+    return group_of_branch(batch, int(batch.branch_N[at])).row_id
 
 
 def sampled_logprobs(batch: TokenBatch) -> Tensor:

@@ -74,7 +74,8 @@ class LocalTeacher:
         return groups
 
     def hidden(self, batch: TokenBatch) -> Tensor:
-        """Of a batch, computed now."""
+        """Of a batch, computed now. Raises StageError for tokens that it does not know."""
+        _require_known(batch, self.scorer.vocabulary)
         return teacher_hidden(self.scorer, batch)
 
     def head(self) -> Head:
@@ -85,6 +86,17 @@ class LocalTeacher:
         """Of a batch."""
         assert self.most is not None
         return likeliest(self.hidden(batch), self.head(), self.most)
+
+
+def _require_known(batch: TokenBatch, vocabulary: int) -> None:
+    """What fills up a student's head beyond the teacher's may be sampled, and the teacher cannot even read it."""
+    for group in batch.groups:
+        highest = max((max(branch.token_ids, default=0) for branch in group.branches), default=0)
+        if highest >= vocabulary:
+            raise StageError(
+                f"a completion of row {group.row_id} has token {highest}, the teacher knows {vocabulary}: the "
+                "student's head has more than any tokenizer knows; resize the student's embedding to the teacher's size"
+            )
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -13,13 +14,14 @@ from torch.testing import assert_close
 from artifacts.errors import StageError
 from stages.losses.policy_correction import MODES, Correction
 from stages.losses.sampled_distillation import SAMPLED_LOSSES
-from stages.training.batch import Group
+from stages.training.batch import Group, TokenBatch
 from stages.training.metrics import Extreme
 from stages.training.model import Scorer
 from stages.training.sampled_distillation import (
     SampledBranch,
     SampledDistillationLoss,
     SampledSettings,
+    Told,
     telling,
 )
 from stages.training.teachers import LocalTeacher
@@ -104,13 +106,16 @@ def plain_loss(
         ours_T, said_T = ours_TV.gather(1, at)[:, 0], torch.tensor(branch.logprobs, dtype=torch.float64)[asked]
         advantages_T = theirs_TV.gather(1, at)[:, 0].detach() - said_T
         credits_T = torch.tensor(credit_of(parts, advantages_T.tolist()), dtype=torch.float64)
+        arrival = 1.0
         if correction is not None:
             ratios_T = ours_T.detach() - said_T
             ratios_T = ratios_T if correction.mode.of_single_tokens else ratios_T.sum().expand(len(asked))
-            credits_T = credits_T * ratios_T.exp().clamp(max=correction.clip_max)
+            ratios_T = ratios_T.exp().clamp(max=correction.clip_max)
+            credits_T = credits_T * ratios_T
+            arrival = 1.0 if correction.mode.of_single_tokens else float(ratios_T[0])
         loss = loss - (credits_T * ours_T).sum()
         if parts == "minillm":
-            loss = loss + (ours_TV.exp() * (ours_TV - theirs_TV.detach())).sum()
+            loss = loss + arrival * (ours_TV.exp() * (ours_TV - theirs_TV.detach())).sum()
         advantages.append(advantages_T)
     return loss, torch.cat(advantages)
 
@@ -134,6 +139,35 @@ def test_corrections_to_the_sampler(student: Scorer, teacher: Scorer, parts: str
     expected, _ = plain_loss(student, teacher, groups, parts, correction)
     metrics = agree(student, objective_of(teacher, settings_of(parts, correction=correction)), groups, expected)
     assert 0.6 < metrics["sampling/importance_sampling_ratio/mean"] < 1.2
+
+
+@pytest.mark.parametrize("mode", ["sequence_mask", "geometric_mask"])
+@pytest.mark.parametrize("parts", ["iw_opd", "minillm"])
+def test_nothing_is_learnt_of_masked_completions(student: Scorer, teacher: Scorer, parts: str, mode: str) -> None:
+    """What the sampler found e^3 times less likely at every token, the student would not have come to so."""
+    apart = [
+        replace(
+            group,
+            branches=tuple(replace(one, logprobs=[value - 3 for value in one.logprobs]) for one in group.branches),
+        )
+        for group in sampled(student)
+    ]
+    objective = objective_of(teacher, settings_of(parts, correction=Correction(MODES[mode], None, 1.2)))
+    loss, metrics = objective(student, student.layout(apart))
+    assert loss.item() == 0 and not any(one.any() for one in gradients(student, loss))
+    assert float(metrics["divergence"].sum) != 0
+
+
+def test_the_ratio_of_a_sequence_is_one_value_in_its_metric(student: Scorer, teacher: Scorer) -> None:
+    """However many tokens it has; TRL's metric is the same."""
+    groups = sampled(student, off_by=0.4)
+    settings = settings_of("iw_opd", correction=Correction(MODES["sequence_truncate"], None, 1.2))
+    _, metrics = objective_of(teacher, settings)(student, student.layout(groups))
+    lengths = [len(branch.token_ids) for group in groups for branch in group.branches]
+    ratios = [min(1.2, math.exp(-sum(0.4 * (-1) ** t / (t + 1) for t in range(length)))) for length in lengths]
+    found = metrics["sampling/importance_sampling_ratio/mean"]
+    assert len({*lengths}) > 1 and found.count == len(ratios)
+    assert float(found.sum) == pytest.approx(sum(ratios), rel=1e-9)
 
 
 @pytest.mark.parametrize("parts", PARTS)
@@ -202,6 +236,31 @@ def test_a_larger_vocabulary_of_the_student(teacher: Scorer) -> None:
         plain_loss(larger, teacher, groups, "iw_opd")[0],
     )
     assert metrics["iw_opd/max_weight"] == 1.8
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_a_sampled_token_that_the_teacher_does_not_have(teacher: Scorer, parts: str) -> None:
+    """Among what fills up the student's head; those after it would be read by the teacher, which has no embedding."""
+    larger = Scorer(tiny_model(vocab_size=VOCABULARY + 9, tie_word_embeddings=False).double())
+    for token_ids in ((3, VOCABULARY + 4, 5), (3, VOCABULARY + 4)):
+        batch = larger.layout([Group("row0", (1, 2), (SampledBranch(token_ids, None, [-1.0] * len(token_ids)),))])
+        with pytest.raises(StageError, match=rf"row row0 has token {VOCABULARY + 4}, the teacher knows {VOCABULARY}"):
+            objective_of(teacher, settings_of(parts))(larger, batch)
+
+
+def test_a_sampled_token_that_the_teacher_rules_out(student: Scorer, teacher: Scorer) -> None:
+    batch = student.layout(sampled(student))
+    tell = telling(LocalTeacher(teacher, None, TEMPERATURE), whole=False)
+    at = len(batch.target_N) - 1
+
+    def ruling_out(batch: TokenBatch) -> Told:
+        logprobs_N = tell(batch).logprobs_N
+        logprobs_N[at] = -math.inf
+        return Told(logprobs_N)
+
+    message = rf"gives token {int(batch.target_N[at])} of a completion of row row3 log-probability -inf, of which"
+    with pytest.raises(StageError, match=message):
+        SampledDistillationLoss(ruling_out, settings_of("iw_opd"))(student, batch)
 
 
 def test_a_sampler_that_disagrees_is_an_error(student: Scorer, teacher: Scorer) -> None:
