@@ -208,7 +208,7 @@ def _followed(trainer: Trainer, windows: Windows, teacher: Scorer | None, config
 
 STAGE = Stage(
     name="distill",
-    version=6,
+    version=7,
     config=Config,
     inputs={
         "model": Input(MODELS),

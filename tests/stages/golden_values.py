@@ -512,7 +512,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "small": (
-        6,
+        7,
         "dfc9f96fd0ffdfa6",
         "06cbbe8ba1b07f8c",
         {
@@ -539,7 +539,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "small_by_sampling": (
-        6,
+        7,
         "4e2bfe7b54fbd9d6",
         "bd2f3fbee3fc6ec4",
         {
@@ -558,7 +558,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "small_of_bytes": (
-        6,
+        7,
         "ebc7a72cdb11f973",
         "eed2d56991ca3110",
         {
@@ -578,7 +578,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "small_of_taught": (
-        6,
+        7,
         "21906afff33ec140",
         "3a3bb7225f1895e4",
         {
