@@ -122,6 +122,7 @@ def _several(context: Context) -> tuple[Objective, Teacher, RowsOf]:
 def _teacher_input(context: Context, dataset_type: str) -> str:
     """Raises StageError where the model would learn from itself what it knows already."""
     from artifacts.errors import StageError
+    from stages.training.start import say_own_teacher
 
     if context.has("teacher"):
         return "teacher"
@@ -130,6 +131,7 @@ def _teacher_input(context: Context, dataset_type: str) -> str:
             f"there is no input teacher, and the dataset is of type {dataset_type}: the model would be its own teacher "
             "and see what it sees already; wire a teacher, or normalize the source with type: privileged_context"
         )
+    say_own_teacher(context)
     return "model"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
@@ -14,6 +14,9 @@ BITSANDBYTES = {"bitsandbytes": "'posttrain[bitsandbytes]'"}
 Start = Literal["default", "gaussian", "orthogonal", "olora", "pissa", "pissa_niter_4", "pissa_niter_16"]
 MOVING = ("olora", "pissa", "pissa_niter_4", "pissa_niter_16")
 """Starts that take what they put into the adapters out of the weights below."""
+APART = (*MOVING, "orthogonal")
+"""Starts of which neither factor is 0: in bfloat16 each is rounded, and the policy starts a little beside the model as
+it came, so the reference is with these adapters as they started."""
 
 
 class AdapterConfig(Config):
@@ -38,11 +41,11 @@ class AdapterConfig(Config):
     modules_to_save: tuple[str, ...] = ()
     """Modules that are trained whole beside the adapters, such as embed_tokens and lm_head; all whose name ends so."""
     layers_to_transform: tuple[int, ...] | None = None
-    """Numbers of the layers, from 0, whose modules get adapters; null: all."""
+    """Numbers of the layers, from 0, whose modules get adapters; null: all. lora_target_modules are then of layers."""
     rank_pattern: dict[str, PositiveInt] = Field(default_factory=dict)
     """Ranks of modules in place of lora_r, by name (q_proj), by the end of a path (layers.3.self_attn.q_proj), or by a
-    regular expression for such an end; the first that fits counts."""
-    alpha_pattern: dict[str, float] = Field(default_factory=dict)
+    regular expression for such an end. Patterns that give different values fit no module together."""
+    alpha_pattern: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(default_factory=dict)
     """In the same way what stands for lora_alpha in their scales."""
     init_lora_weights: Start = "default"
     """Where adapters start: default, as in LoRA's paper, or gaussian: one factor random, the other 0; orthogonal: both
@@ -96,7 +99,8 @@ class AdapterConfig(Config):
 
     @model_validator(mode="after")
     def _adapters_have_a_rank(self) -> Self:
-        of_input_ones = ("lora_dropout", "quantization")  # which a stage may be given, and trains on
+        # which a stage may be given, and trains on
+        of_input_ones = ("lora_dropout", "quantization", *(("loraplus_lr_ratio",) if self.goes_on else ()))
         own = [name for name in AdapterConfig.model_fields if name not in ("lora_r", *of_input_ones)]
         given = [
             name
@@ -114,6 +118,11 @@ class AdapterConfig(Config):
         start, ranks = self.init_lora_weights, (self.lora_r or 0, *self.rank_pattern.values())
         if start == "orthogonal" and (odd := [rank for rank in ranks if rank % 2]):
             raise ValueError(f"init_lora_weights is orthogonal, which takes even ranks, found {odd[0]}")
+        if start == "orthogonal" and self.quantization is not None:
+            raise ValueError(
+                "quantization is given, but init_lora_weights is orthogonal: peft would put its factors into the few "
+                "bits of the weights below; take gaussian, or leave quantization out"
+            )
         if start not in MOVING:
             return self
         if self.quantization is not None:

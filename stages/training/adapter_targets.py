@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,9 @@ from stages.names import nearest
 from stages.training.config import TrainingConfig
 from stages.training.quantization import is_quantized
 from stages.training.trunk import is_multimodal, paths_of_text, text_parameters
+
+_LAYER = re.compile(r".*?\.[^.]*\.(\d+)\.")
+"""How peft finds the number of a layer in a path."""
 
 
 def check_experts(model: Any, config: TrainingConfig) -> None:
@@ -29,10 +32,27 @@ def check_experts(model: Any, config: TrainingConfig) -> None:
             raise StageError(f"{name}: this model's experts are stacked weights, which do not take it; leave it out")
 
 
-def require_layers(model: Any, numbers: Sequence[int]) -> None:
+def require_layers(model: Any, numbers: Sequence[int], names: Sequence[str]) -> None:
+    """`names` of modules with adapters are of those layers: peft gives none to one beside the layers, but one to that
+    of a whole path, wherever it is."""
     count = model.config.get_text_config().num_hidden_layers
     if (most := max(numbers)) >= count:
         raise StageError(f"layers_to_transform: {type(model).__name__} has layers 0 to {count - 1}, found {most}")
+    for name in names:
+        found = _named(model, name)
+        layers = {int(one[1]) if (one := _LAYER.match(path)) else None for path in found}
+        if None in layers:
+            wrong = "is beside the numbered layers"
+        elif name in found:
+            wrong = "is the whole path of one module"
+        elif not layers & set(numbers):
+            wrong = f"is in none of the layers {', '.join(map(str, numbers))}"
+        else:
+            continue
+        raise StageError(
+            f"layers_to_transform is given, but {name!r} in lora_target_modules {wrong}; leave one of the two out, or "
+            "name modules of layers by the last part of their paths (q_proj)"
+        )
 
 
 def linear_names(model: Any) -> tuple[str, ...]:
@@ -43,13 +63,34 @@ def linear_names(model: Any) -> tuple[str, ...]:
     return tuple(sorted({path.rpartition(".")[2] for path in linear if re.search(r"\.\d+\.", path)}))
 
 
-def require_patterns(adapted: Any, field: str, patterns: Iterable[str]) -> None:
-    """peft leaves a pattern that fits nothing alone."""
+def check_olora(model: Any, targets: Sequence[str] | str) -> None:
+    """peft takes an olora's factors of the weight as it is kept, which Conv1D does as [I, O]."""
+    from transformers.pytorch_utils import Conv1D
+
+    paths = _modules_of_text(model) if isinstance(targets, str) else [p for one in targets for p in _named(model, one)]
+    if turned := sorted({path.rpartition(".")[2] for path in paths if isinstance(model.get_submodule(path), Conv1D)}):
+        raise StageError(
+            f"init_lora_weights is olora, but {', '.join(turned)} of {type(model).__name__} keep their weights the "
+            "other way round (Conv1D), from which peft takes wrong factors; take pissa"
+        )
+
+
+def require_patterns(adapted: Any, field: str, patterns: Mapping[str, float]) -> None:
+    """peft leaves a pattern that fits nothing alone, and of several takes the first; but its files, and what a result
+    is known by, have them in the order of the alphabet."""
     paths = [path.removeprefix("base_model.model.") for path, one in adapted.named_modules() if hasattr(one, "lora_A")]
     last = sorted({path.rpartition(".")[2] for path in paths})
     for pattern in patterns:
         if not any(re.match(rf"(.*\.)?({pattern})$", path) for path in paths):
             raise StageError(f"{field}: no module that has an adapter fits {pattern!r}{nearest(pattern, last)}")
+    for path in paths:
+        fitting = {pattern: value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", path)}
+        if len(set(fitting.values())) > 1:
+            given = " and ".join(f"{value} by {pattern!r}" for pattern, value in fitting.items())
+            raise StageError(
+                f"{field}: {path} is given {given}, and an adapter's file keeps no order of patterns; write them so "
+                "that each module fits one"
+            )
 
 
 def require_modules(model: Any, field: str, names: Sequence[str], *, whole: bool = False) -> None:
@@ -65,6 +106,11 @@ def require_modules(model: Any, field: str, names: Sequence[str], *, whole: bool
             raise StageError(f"{field}: {name!r} is made of other modules; name those ({', '.join(last)})")
         if whole and any(map(is_quantized, found)):
             raise StageError(f"{field}: {name!r} is quantized, so it cannot be trained whole; give it an adapter")
+
+
+def _named(model: Any, name: str) -> list[str]:
+    """Paths of the modules that a name in target_modules means."""
+    return [path for path in _modules_of_text(model) if path.endswith(f".{name}") or path == name]
 
 
 def paths_to_save(model: Any, names: Sequence[str]) -> list[str] | None:

@@ -18,6 +18,7 @@ from stages.training.adapter_start import has_moved_base, keep_start, restated
 from stages.training.adapter_targets import (
     beside_text,
     check_experts,
+    check_olora,
     linear_names,
     paths_to_save,
     require_layers,
@@ -32,7 +33,7 @@ from stages.training.quantization import check_dora
 _READ = {
     "peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "target_modules",
     "modules_to_save", "exclude_modules", "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern",
-    "target_parameters",
+    "target_parameters", "fan_in_fan_out",
 }  # fmt: skip
 """Settings of peft's LoraConfig that decide what an adapter computes and that are understood here."""
 _INDIFFERENT = {
@@ -56,10 +57,13 @@ def add_adapters(model: Any, config: TrainingConfig) -> Any:
     check_experts(model, config)
     targets = config.lora_target_modules
     if config.layers_to_transform is not None:
-        require_layers(model, config.layers_to_transform)
         targets = linear_names(model) if isinstance(targets, str) else targets
     if not isinstance(targets, str):
         require_modules(model, "lora_target_modules", targets)
+        if config.layers_to_transform is not None:
+            require_layers(model, config.layers_to_transform, targets)
+    if config.init_lora_weights == "olora":
+        check_olora(model, targets)
     require_modules(model, "modules_to_save", config.modules_to_save, whole=True)
     if not isinstance(targets, str) and (both := set(targets) & set(config.modules_to_save)):
         raise StageError(f"{min(both)} is in lora_target_modules and in modules_to_save; name it in one of them")

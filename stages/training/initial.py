@@ -1,8 +1,8 @@
 """The reference of a training run, without a second model where the policy has adapters.
 
 The policy as it was before its first step is its frozen weights with fresh adapters switched off, or, where an input
-adapter is trained on or fresh ones hold a part of the weights, with that adapter as it came: a copy of it is kept, and
-put in its place for a pass.
+adapter is trained on or fresh ones do not start at 0, with that adapter as it came: a copy of it is kept, and put in
+its place for a pass.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stages.adapters import model_source
 from stages.context import Context
-from stages.training.adapter_start import has_moved_base
+from stages.training.adapter_settings import APART
 from stages.training.adapters import is_adapted
 from stages.training.loop import Trainer
 from stages.training.model import Scorer
@@ -28,7 +28,7 @@ def reference_of(context: Context, trainer: Trainer) -> Reference:
     """Input `reference`, or the policy before its first step. To be called before the first step."""
     wired = context.has("reference")
     if not wired and trainer.is_whole and is_adapted(trainer.scorer.model):
-        fresh = model_source(context, "model").adapter is None and not has_moved_base(trainer.scorer.model)
+        fresh = model_source(context, "model").adapter is None and trainer.config.init_lora_weights not in APART
         return switched_off(trainer.scorer) if fresh else put_back(trainer.scorer)
     name, bf16 = "reference" if wired else "model", trainer.config.bf16
     frozen = frozen_scorer(context, name, trainer.scorer, bf16=bf16).to(trainer.processes.device)

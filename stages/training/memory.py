@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from stages.sharding import Whole
-from stages.training.adapter_settings import MOVING
+from stages.training.adapter_settings import APART
 from stages.training.memory_activations import (
     Layers,
     attention_gradient_bytes,
@@ -93,8 +93,8 @@ class Request:
     @property
     def kept_adapters(self) -> float:
         """Bytes of the copy of an adapter as it came that is the reference's: the policy moves away from it."""
-        moved = getattr(self.config, "init_lora_weights", "default") in MOVING
-        goes_on = self.reference_is_policy and (moved or self.model.adapters is not None)
+        apart = getattr(self.config, "init_lora_weights", "default") in APART
+        goes_on = self.reference_is_policy and (apart or self.model.adapters is not None)
         return float(self.training.trained * self.training.weight) if goes_on else 0.0
 
     def frozen(self, *shapes: ModelShape | None) -> float:
@@ -270,5 +270,5 @@ def same_shape(config: Any, models: Mapping[str, ModelShape]) -> dict[str, Model
     model = models["model"]
     return {
         "model": replace(model, adapters=None),
-        "adapter": replace(model, adapters=Adapters.of(config) or model.adapters),
+        "adapter": replace(model, adapters=Adapters.written(config) or model.adapters),
     }

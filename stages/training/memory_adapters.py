@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from stages.training.adapter_settings import MOVING
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,14 @@ class Adapters:
             tuple(ranks.items()),
             config.layers_to_transform,
         )
+
+    @classmethod
+    def written(cls, config: Any) -> Adapters | None:
+        """As `of`, of what is left of them: of twice the rank where their start is a part of the weights."""
+        made = cls.of(config)
+        if made is None or config.init_lora_weights not in MOVING:
+            return made
+        return replace(made, rank=2 * made.rank, ranks=tuple((pattern, 2 * rank) for pattern, rank in made.ranks))
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Adapters:

@@ -16,7 +16,7 @@ from stages.training.following import FollowedWindows, Follower, Following
 from stages.training.loop import Trainer
 from stages.training.model import Scorer
 from stages.training.objective import Windows
-from stages.training.start import frozen_scorer
+from stages.training.start import frozen_scorer, say_own_teacher
 from stages.training.taught_rollouts import as_taught
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class SelfTeacher:
                 "teacher_model_kind ema needs the whole model trained, and input model is an adapter; merge it first, "
                 "or give base, or live"
             )
+        say_own_teacher(trainer.context)
         # one that follows the policy stays in float32: small moves would be rounded away
         frozen = frozen_scorer(trainer.context, "model", trainer.scorer, bf16=bf16 and kind == "base")
         self._scorer = frozen.to(trainer.processes.device)

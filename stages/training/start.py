@@ -82,6 +82,7 @@ def _check_adapters(source: ModelSource, config: PolicyConfig) -> None:
         for given, text in (
             (not config.merge_adapters, "merge_adapters is false"),
             (config.quantization is not None, f"quantization is {config.quantization}"),
+            (config.loraplus_lr_ratio is not None, f"loraplus_lr_ratio is {config.loraplus_lr_ratio}"),
         ):
             if given:
                 raise StageError(f"{text}, but there are no adapters: input model is a whole model, and lora_r is null")
@@ -168,6 +169,15 @@ def _say_quantized(context: Context, config: TrainingConfig, scorer: Scorer) -> 
                 f"input {name} is of weights in full precision, and the policy starts from those of {kind}, so they "
                 "differ from the first step on; without the input, the reference is what the policy starts from"
             )
+
+
+def say_own_teacher(context: Context) -> None:
+    """Log what input `model` is as its own teacher, where that may be a surprise."""
+    if (kind := context.config.quantization) is not None:
+        context.log(
+            f"the teacher is input model with its weights in full precision, and what is trained starts from those of "
+            f"{kind}, so they differ from the first step on"
+        )
 
 
 def _say_dropout(context: Context, off: Mapping[str, float]) -> None:

@@ -14,6 +14,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from artifacts.errors import StageError
 from stages.context import Context
 from stages.training.loop import Trainer
 from tests.stages.small_models import output, read_lines, run_stage, save_dataset, save_model
@@ -88,6 +89,32 @@ def test_the_reference_is_the_model_as_it_came(case: str, made: dict[str, Path],
     else:
         assert implicit[0]["kl"] == pytest.approx(0, abs=1e-7)
         assert implicit[-1]["kl"] > 1e-6
+
+
+def test_an_orthogonal_start_in_bfloat16_is_its_own_reference(made: dict[str, Path], tmp_path: Path) -> None:
+    """Its rounded factors have a product, which is no step away from anything."""
+    settings = {"init_lora_weights": "orthogonal", "layers_to_transform": None, "lora_alpha": 64, "bf16": True}
+    first, *_, last = metrics(train("preference", tmp_path, made, **settings))
+    assert (first["rewards/margins"], first["loss"]) == (0, pytest.approx(math.log(2)))
+    assert abs(last["rewards/margins"]) > 1e-4
+
+
+def test_lora_plus_on_an_adapter_that_came(made: dict[str, Path], tmp_path: Path) -> None:
+    """AdamW's first step is the learning rate in every direction, and 4 times that for B. Without adapters there is
+    none of it."""
+    came = output(train("sft", tmp_path / "came", made, merge_adapters=False, init_lora_weights="default"), "adapter")
+    settings: dict[str, Any] = {**LORA, "max_steps": 1, "weight_decay": 0.0, "merge_adapters": False}
+    settings = {name: value for name, value in settings.items() if not name.startswith("lora_")}
+    wired = {"model": came, "dataset": made["prompt_completion"]}
+    AcceleratorState._reset_state(reset_partial_state=True)
+    went = output(run_stage("sft", tmp_path / "went", wired, **settings, loraplus_lr_ratio=4), "adapter")
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (came, went))
+    for name, tensor in after.items():
+        rate = 2e-2 if ".lora_B." in name else 5e-3
+        assert (tensor - before[name]).abs().max() == pytest.approx(rate, rel=1e-2)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(StageError, match=r"loraplus_lr_ratio is 4\.0, but there are no adapters"):
+        run_stage("sft", tmp_path / "whole", {**wired, "model": made["model"]}, max_steps=1, loraplus_lr_ratio=4)
 
 
 def logits(model: Any) -> torch.Tensor:

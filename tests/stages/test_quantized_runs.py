@@ -142,6 +142,30 @@ def test_the_reference_is_the_quantized_base(made: dict[str, Path], tmp_path: Pa
     )
 
 
+OWN_TEACHERS: dict[str, dict[str, Any]] = {
+    "distill": {"max_completion_length": 4},
+    "sdpo": {
+        "teacher_model_kind": "base",
+        "rewards": ["tests.stages.small_models:letters"],
+        "num_generations": 2,
+        "max_completion_length": 4,
+    },
+}
+
+
+@pytest.mark.parametrize("stage", OWN_TEACHERS)
+def test_the_model_in_full_precision_as_its_own_teacher_is_said(
+    stage: str, made: dict[str, Path], tmp_path: Path
+) -> None:
+    rows = [{"prompt": "ab", "privileged_context": "c"}, {"prompt": "cd", "privileged_context": "e"}]
+    kind = "privileged_context" if stage == "distill" else "prompt_completion"
+    dataset = save_dataset(tmp_path / "rows", kind, rows) if stage == "distill" else made[kind]
+    settings = {**LORA, "max_steps": 1, "quantization": "nf4", **OWN_TEACHERS[stage]}
+    run_stage(stage, tmp_path / "run", {"model": made["model"], "dataset": dataset}, **settings)
+    (said,) = [line for line in logged(tmp_path / "run" / "job") if line.startswith("the teacher is input model")]
+    assert "starts from those of nf4" in said
+
+
 def test_quantization_is_of_frozen_weights(made: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="quantization is of the frozen weights under LoRA adapters; give lora_r too"):
         train("reward", tmp_path / "reward", made, lora_r=None, lora_alpha=32)

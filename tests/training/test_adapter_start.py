@@ -14,6 +14,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from artifacts.errors import StageError
+from stages.reward_model import Config as RewardConfig
 from stages.sft import Config
 from stages.training.adapter_settings import MOVING
 from stages.training.adapters import add_adapters, load_adapter, write_adapter
@@ -161,13 +162,17 @@ def test_starts_that_cannot_be() -> None:
         ({"init_lora_weights": "olora", "lora_r": 2, "use_dora": True}, "which use_dora would change from the start"),
         ({"init_lora_weights": "olora", "lora_r": 2, "quantization": "nf4"}, "and would be rounded anew"),
         ({"init_lora_weights": "orthogonal", "lora_r": 3}, "which takes even ranks, found 3"),
+        ({"init_lora_weights": "orthogonal", "lora_r": 2, "quantization": "int8"}, "into the few bits of the weights"),
         ({"lora_r": 2, "layers_to_transform": [1, 1]}, r"numbers of layers from 0, each once, found \[1, 1\]"),
         ({"lora_r": 2, "rank_pattern": {"(q": 2}}, r"'\(q' is no regular expression"),
         ({"lora_r": 2, "alpha_pattern": {"q": 0}}, "'q' is given 0.0; it is a number above 0"),
-        ({"loraplus_lr_ratio": 16}, "loraplus_lr_ratio is of LoRA adapters; give lora_r too"),
+        ({"lora_r": 2, "alpha_pattern": {"q": math.inf}}, "Input should be a finite number"),
+        ({"lora_r": 2, "alpha_pattern": {"q": math.nan}}, "Input should be a finite number"),
     ):
         with pytest.raises(ValueError, match=message):
             Config(**settings)
+    with pytest.raises(ValueError, match="loraplus_lr_ratio is of LoRA adapters; give lora_r too"):
+        RewardConfig(loraplus_lr_ratio=16)  # there is no adapter that it goes on from
 
 
 @pytest.mark.parametrize(
@@ -227,7 +232,7 @@ def test_lora_plus_learns_b_at_a_rate_of_its_own() -> None:
     assert kinds == {"lora_B.": 3, "lora_A.": 3, "lora_embedding": 2, "norm": 5}
 
 
-@pytest.mark.parametrize("start", ["default", "pissa"])
+@pytest.mark.parametrize("start", ["default", "pissa", "orthogonal"])
 def test_the_reference_of_a_start_takes_memory(start: str) -> None:
     """The adapters as they came, in float32, where the weights below are without them."""
     model = started(start)
@@ -235,4 +240,4 @@ def test_the_reference_of_a_start_takes_memory(start: str) -> None:
     config = Config(lora_r=RANK, init_lora_weights=start)
     trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
     request = Request(config, {"model": shape}, frozenset(), Setup())
-    assert request.kept_adapters == (4 * trained if start == "pissa" else 0)
+    assert request.kept_adapters == (0 if start == "default" else 4 * trained)
