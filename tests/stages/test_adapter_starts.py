@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from artifacts.errors import StageError
-from stages.context import Context
+from stages.context import Context, local_context
 from stages.training.loop import Trainer
 from tests.stages.small_models import output, read_lines, run_stage, save_dataset, save_model
 from tests.stages.test_resume import ROWS, files_of, killed_in
@@ -107,8 +107,11 @@ def test_lora_plus_on_an_adapter_that_came(made: dict[str, Path], tmp_path: Path
     settings = {name: value for name, value in settings.items() if not name.startswith("lora_")}
     wired = {"model": came, "dataset": made["prompt_completion"]}
     AcceleratorState._reset_state(reset_partial_state=True)
-    went = output(run_stage("sft", tmp_path / "went", wired, **settings, loraplus_lr_ratio=4), "adapter")
-    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (came, went))
+    store = str(tmp_path / "came" / "store")  # where its base is kept
+    config = {**settings, "loraplus_lr_ratio": 4}
+    context = local_context("sft", config, folder=tmp_path / "went", inputs=dict(wired), store=store)
+    context.stage.run(context)
+    before, after = (load_file(path / "adapter_model.safetensors") for path in (came, output(context, "adapter")))
     for name, tensor in after.items():
         rate = 2e-2 if ".lora_B." in name else 5e-3
         assert (tensor - before[name]).abs().max() == pytest.approx(rate, rel=1e-2)

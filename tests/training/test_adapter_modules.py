@@ -100,7 +100,8 @@ def test_weights_the_other_way_round(start: str, tmp_path: Path) -> None:
     expected = logits(model)
     assert (expected - logits(base)).abs().max() > 0.01
     write_adapter(model, tmp_path, None)
-    for one in (load_adapter(gpt2(), tmp_path), PeftModel.from_pretrained(gpt2(), tmp_path)):
+    merged = load_adapter(gpt2(), tmp_path).merge_and_unload()
+    for one in (load_adapter(gpt2(), tmp_path), PeftModel.from_pretrained(gpt2(), tmp_path), merged):
         torch.testing.assert_close(logits(one.eval()), expected, atol=1e-4, rtol=1e-4)
 
 
@@ -108,6 +109,6 @@ def test_weights_the_other_way_round(start: str, tmp_path: Path) -> None:
 def test_olora_takes_no_weights_the_other_way_round(targets: Any) -> None:
     """Square ones, too, which would have had another weight."""
     with pytest.raises(
-        StageError, match="init_lora_weights is olora, but .*c_proj of GPT2LMHeadModel keep their weights"
+        StageError, match=r"init_lora_weights is olora, but .*c_proj of GPT2LMHeadModel keep their weights"
     ):
         add_adapters(gpt2(), Config(lora_r=4, init_lora_weights="olora", lora_target_modules=targets))
