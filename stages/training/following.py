@@ -33,10 +33,16 @@ class Follower:
 
     def __init__(self, trainer: Trainer, scorer: Scorer, following: Following) -> None:
         self.trainer, self.scorer, self.following = trainer, scorer, following
-        own = {name: parameter.shape for name, parameter in scorer.named_parameters()}
-        if own != dict(trainer.parallel.shapes()):
+        own, policy = (
+            {name: parameter.shape for name, parameter in one.named_parameters()} for one in (scorer, trainer.scorer)
+        )
+        policy |= trainer.parallel.shapes()
+        if own != policy:
+            name = next(name for name in {**policy, **own} if own.get(name) != policy.get(name))
+            shapes = " and ".join(f"{list(one[name])}" if name in one else "none" for one in (own, policy))
             raise StageError(
-                "a model of other weights than input model's cannot follow it; wire a reference of equal shape"
+                f"a model that follows input model needs weights of its names and shapes, but of {name} they have "
+                f"{shapes}; give one made from the same model"
             )
 
     @torch.no_grad()
@@ -48,11 +54,12 @@ class Follower:
         weight_of = self.trainer.averaging.weight if self.following.averaged else parallel.weight
         for name in parallel.shapes():
             weight = weight_of(name)
-            own[name].lerp_(weight.to(own[name].device), self.following.mixup_alpha)
+            own[name].lerp_(weight.to(own[name]), self.following.mixup_alpha)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Its weights."""
-        return dict(self.scorer.named_parameters())
+        """Its weights that move."""
+        moving = self.trainer.parallel.shapes()
+        return {name: one for name, one in self.scorer.named_parameters() if name in moving}
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:

@@ -90,7 +90,8 @@ class TaughtTerms(PolicyTerms):
         if not any(map(is_taught, batch.groups)):
             return teacher_N
         index = taught_places(batch)
-        scores = linear_logprobs(self.teacher.hidden(batch), self.teacher.head(), batch.target_N[index])
+        targets_n = batch.target_N[index]
+        scores = linear_logprobs(self.teacher.hidden(batch), self.teacher.head(), targets_n, with_entropy=False)
         return teacher_N.index_copy(0, index, scores.logprobs_N.to(teacher_N.dtype))
 
     def together(self, known: Known) -> bool:

@@ -30,6 +30,7 @@ from tests.stages.small_models import (
     save_dataset,
     save_model,
 )
+from tests.training import multimodal_models
 
 HERE = "tests.stages.test_sdpo"
 PROMPTS = [{"prompt": prompt, "said": said} for prompt, said in (("abc", "h"), ("da", None), ("hgf", "eh"))]
@@ -257,6 +258,19 @@ def test_where_nothing_is_taught_nothing_moves(made: dict[str, Any], tmp_path: P
     assert not any("prompts of the teacher may have" in line for line in logged(tmp_path / "long" / "job"))
     # the model's context of 64 has room for 59
     assert "prompts of the teacher may have 59 tokens" in "".join(logged(tmp_path / "failed" / "job"))
+
+
+def test_one_that_follows_weights_in_bfloat16(made: dict[str, Any], tmp_path: Path) -> None:
+    """It stays in float32."""
+    metrics, _ = trained(made, tmp_path, bf16=True, pure_bf16=True)
+    assert all(row["grad_norm"] > 0 for row in metrics)
+
+
+def test_one_that_follows_the_text_of_a_multimodal_model(made: dict[str, Any], tmp_path: Path) -> None:
+    """What does not train is no part of what follows, nor of the checkpoints."""
+    multimodal_models.save(tmp_path / "model", "gemma3")
+    metrics, _ = trained({**made, "model": tmp_path / "model"}, tmp_path / "run", max_steps=3)
+    assert len(metrics) == 3
 
 
 @pytest.mark.parametrize("kind", ["base", "live"])
