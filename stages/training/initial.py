@@ -1,4 +1,4 @@
-"""The reference of a training run, without a second model where the policy has adapters.
+"""The policy as it came, for a reference or a teacher, without a second model where it has adapters.
 
 The policy as it was before its first step is its frozen weights with fresh adapters switched off, or, where an input
 adapter is trained on or fresh ones do not start at 0, with that adapter as it came: a copy of it is kept, and put in
@@ -26,13 +26,27 @@ Reference = Callable[[], AbstractContextManager[Scorer]]
 
 def reference_of(context: Context, trainer: Trainer) -> Reference:
     """Input `reference`, or the policy before its first step. To be called before the first step."""
-    wired = context.has("reference")
-    if not wired and trainer.is_whole and is_adapted(trainer.scorer.model):
+    if context.has("reference"):
+        return _frozen(context, trainer, "reference")
+    return as_it_came(context, trainer)
+
+
+def as_it_came(context: Context, trainer: Trainer) -> Reference:
+    """The policy before its first step. To be called before it."""
+    if trainer.is_whole and is_adapted(trainer.scorer.model):
         fresh = model_source(context, "model").adapter is None and trainer.config.init_lora_weights not in APART
         return switched_off(trainer.scorer) if fresh else put_back(trainer.scorer)
-    name, bf16 = "reference" if wired else "model", trainer.config.bf16
-    frozen = frozen_scorer(context, name, trainer.scorer, bf16=bf16).to(trainer.processes.device)
-    return lambda: nullcontext(frozen)
+    return _frozen(context, trainer, "model")
+
+
+def fixed(scorer: Scorer) -> Reference:
+    """A model that is always there."""
+    return lambda: nullcontext(scorer)
+
+
+def _frozen(context: Context, trainer: Trainer, name: str) -> Reference:
+    frozen = frozen_scorer(context, name, trainer.scorer, bf16=trainer.config.bf16)
+    return fixed(frozen.to(trainer.processes.device))
 
 
 def switched_off(scorer: Scorer) -> Reference:

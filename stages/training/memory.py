@@ -84,17 +84,23 @@ class Request:
     @property
     def reference_is_policy(self) -> bool:
         """Whether the reference is the policy without its adapters, or with them as they came."""
-        return (
-            self.training.adapters is not None
-            and "reference" not in self.models
-            and isinstance(self.setup.sharding, Whole)
-        )
+        return self.came_with_policy and "reference" not in self.models
+
+    @property
+    def came_with_policy(self) -> bool:
+        """Whether the model as it came is the policy without its adapters, or with them as they came."""
+        return self.training.adapters is not None and isinstance(self.setup.sharding, Whole)
 
     @property
     def kept_adapters(self) -> float:
         """Bytes of the copy of an adapter as it came that is the reference's: the policy moves away from it."""
+        return self.came_adapters if self.reference_is_policy else 0.0
+
+    @property
+    def came_adapters(self) -> float:
+        """Bytes of such a copy, where the model as it came is the policy with that."""
         apart = getattr(self.config, "init_lora_weights", "default") in APART
-        goes_on = self.reference_is_policy and (apart or self.model.adapters is not None)
+        goes_on = self.came_with_policy and (apart or self.model.adapters is not None)
         return float(self.training.trained * self.training.weight) if goes_on else 0.0
 
     def frozen(self, *shapes: ModelShape | None) -> float:

@@ -31,6 +31,8 @@ class HeadUse:
     """The loss has the entropy in it, or the divergence beside a loss of the token itself: every chunk of logits has
     its exponentials beside it. Where gradients are formed together, the entropy's are formed before them, or the
     divergence's, of the student's chunks and the teacher's."""
+    apart: bool = False
+    """The comparison with the teacher is a loss beside another of the same pass: its gradients are its own."""
 
 
 def chunk_bytes(shape: ModelShape, read: int, device: Device) -> int:
@@ -60,19 +62,22 @@ def held_tensors(
     chunk = chunk_bytes(shape, read, device)
     # a CPU would sum products of bfloat16 in bfloat16, so the weight is widened first
     widened = [weight] if device == "cpu" and compute < _FLOAT else []
+    teacher = [] if use.teacher is None else [chunk, compute * read * use.teacher.hidden]
+    compared = [*gradients, compute * read * shape.hidden] if use.apart else []
     if use.together:
+        if use.apart:
+            compared += [chunk, *teacher]
         kept = _FLOAT * read * shape.vocabulary
         room = kept if kept <= _KEPT_BYTES and not frozen else chunk
         entropy = [*gradients, chunk, chunk, read * shape.hidden * compute] if use.entropy else []
-        states = [] if use.teacher is None else [compute * read * use.teacher.hidden]
+        states = [] if use.teacher is None or use.apart else [compute * read * use.teacher.hidden]
         held = [room, read * shape.hidden * _FLOAT, read * shape.hidden * compute]
-        return [*gradients, *held, *entropy, *states, *widened]
-    teacher = [] if use.teacher is None else [chunk, compute * read * use.teacher.hidden]
+        return [*gradients, *held, *entropy, *states, *widened, *compared]
     if use.groups and use.teacher is not None:
         teacher[0] = chunk_bytes(use.teacher, read, device)
         teacher += [min(_BLOCK_BYTES[device], max(chunk, teacher[0]))] * _TENSORS_OF_A_BLOCK
     beside = [chunk] if use.entropy else []
-    return [*gradients, chunk, *beside, *teacher, compute * read * shape.hidden, *widened]
+    return [*gradients, chunk, *beside, *teacher, compute * read * shape.hidden, *widened, *compared]
 
 
 def scoring_bytes(shape: ModelShape, read: int, *, device: Device) -> int:

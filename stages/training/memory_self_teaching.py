@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from stages.training.memory import Phase, Request, scoring
+from stages.training.memory import Passes, Phase, Request, scoring
 from stages.training.memory_head import HeadUse
 from stages.training.memory_online import longest_prompt, online_phases
 from stages.training.memory_sampling import Sampled
@@ -20,7 +20,9 @@ def self_taught_phases(request: Request) -> list[Phase]:
     reference = request.models.get("reference", request.model) if config.beta else None
     scored = request.passes(row=row, rows=groups * config.steps_per_generation)
     taught = config.distillation_weight > 0
-    copies = {"base": request.frozen(request.model), "ema": 4.0 * request.model.parameters, "live": 0.0}
+    base = request.came_adapters if request.came_with_policy else request.frozen(request.model)
+    copies = {"base": base, "ema": 4.0 * request.model.parameters, "live": 0.0}
+    compares = config.distillation_mode != "sampled_token"
     phases = online_phases(
         request,
         reference=reference,
@@ -36,7 +38,8 @@ def self_taught_phases(request: Request) -> list[Phase]:
         use=HeadUse(
             together=config.couples_tokens and config.distillation_weight < 1,
             entropy=config.has_entropy_bonus,
-            teacher=request.model if taught and config.distillation_mode != "sampled_token" else None,
+            teacher=request.model if taught and compares else None,
+            apart=compares and 0 < config.distillation_weight < 1,
         ),
         teacher=copies[config.teacher_model_kind] if taught else 0.0,
     )
@@ -45,14 +48,18 @@ def self_taught_phases(request: Request) -> list[Phase]:
 
 def _teaching(request: Request, phases: Sequence[Phase], groups: int) -> Phase:
     """The teacher's pass, beside the gradients of the passes before and what else stays in a step. Nobody knows how
-    long feedback is; without it a prompt has the solution of a sibling, and one group the prompts of two."""
+    long feedback is; without it a prompt has the solution of a sibling, and one group the prompts of two. Passes are cut
+    between prompts, and one prompt may be that of all completions of a group."""
     config, completion = request.config, request.config.max_completion_length
     longest = min(config.max_reprompt_len, request.model.context - completion)
     if not config.has_feedback:
         templates = len(config.reprompt_template) + len(config.solution_template)
         longest = min(longest, longest_prompt(request) + 2 * completion + templates)
-    read = config.num_generations * completion
-    work = request.passes(row=max(1, longest) + read, rows=groups, read=read)
+    longest, read = max(1, longest), config.num_generations * completion
+    prompts = config.num_generations if config.feedback_function is not None else 2
+    share, row = -(-groups // request.setup.processes), longest + read
+    tokens = max(min(config.micro_batch_tokens, share * (prompts * longest + read)), row)
+    work = Passes(tokens, min(share * read, tokens), row)
     (step,) = (one for one in phases if one.name == "training step")
     stays = {part: step.parts.get(part, 0.0) for part in ("weights", "reference", "sampler", "engine")}
     stays |= {part: request.training.state()[part] for part in ("gradients", "optimizer")}

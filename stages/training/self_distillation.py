@@ -199,7 +199,8 @@ class SelfDistillationLoss(PolicyLoss):
         """(hidden states [N, H], student) -> (the weighted sum, divergences [n] of the taught tokens)."""
         if not any(map(is_taught, batch.groups)):
             return lambda hidden_NH, _: (hidden_NH.sum() * 0.0, hidden_NH.new_zeros(0))
-        index_n, told_nH = taught_places(batch), self.teacher.hidden(batch)
+        index_n = taught_places(batch)
+        told_nH, told_head = self.teacher.hidden(batch), self.teacher.head()
         weights_n = self.terms.weights(batch)[index_n]
         most, old = self.teaching.importance_clip, batch.groups[0].data.old_logprobs
         importance: Importance | None = None
@@ -216,7 +217,7 @@ class SelfDistillationLoss(PolicyLoss):
                 hidden_NH.index_select(0, index_n),
                 head,
                 told_nH,
-                self.teacher.head(),
+                told_head,
                 comparison,
                 weights_N=weights_n.to(kind),
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,11 +14,12 @@ from stages.training.adapters import is_adapted
 from stages.training.batch import TokenBatch
 from stages.training.distillation import asked_hidden, runs_of
 from stages.training.following import FollowedWindows, Follower, Following
+from stages.training.initial import as_it_came, fixed
 from stages.training.loop import Trainer
 from stages.training.model import Scorer
 from stages.training.objective import Windows
-from stages.training.start import frozen_scorer, say_own_teacher
-from stages.training.taught_rollouts import as_taught
+from stages.training.start import frozen_scorer
+from stages.training.taught_rollouts import as_taught, asked
 
 if TYPE_CHECKING:
     from stages.training.self_teaching_settings import SelfTeachingConfig
@@ -32,45 +34,49 @@ class SelfTeacher:
 
     def __init__(self, temperature: float, scorer: Scorer | None = None) -> None:
         """`temperature` divides its logits; `scorer`: None until it joins a trainer."""
-        self.temperature, self._scorer = temperature, scorer
+        self.temperature, self._model = temperature, None if scorer is None else fixed(scorer)
 
     def join(self, trainer: Trainer, config: SelfTeachingConfig) -> None:
         """Be ready for the trainer's first batch. Collective. Raises StageError for adapters that would have to be
         followed."""
-        kind, bf16 = config.teacher_model_kind, trainer.config.bf16
-        if kind == "live":
-            self._scorer = trainer.policy()
+        if config.teacher_model_kind == "live":
+            self._model = fixed(trainer.policy())
             return
-        if kind == "ema" and is_adapted(trainer.scorer.model):
+        if config.teacher_model_kind == "base":
+            self._model = as_it_came(trainer.context, trainer)
+            return
+        if is_adapted(trainer.scorer.model):
             raise StageError(
                 "teacher_model_kind ema needs the whole model trained, and input model is an adapter; merge it first, "
                 "or give base, or live"
             )
-        say_own_teacher(trainer.context)
-        # one that follows the policy stays in float32: small moves would be rounded away
-        frozen = frozen_scorer(trainer.context, "model", trainer.scorer, bf16=bf16 and kind == "base")
-        self._scorer = frozen.to(trainer.processes.device)
+        # it stays in float32: small moves would be rounded away
+        self._model = fixed(frozen_scorer(trainer.context, "model", trainer.scorer).to(trainer.processes.device))
 
     def followed(self, trainer: Trainer, windows: Windows, config: SelfTeachingConfig) -> Windows:
         """The windows before whose steps it follows the policy, where it does."""
         if config.teacher_model_kind != "ema":
             return windows
         following = Following(config.teacher_update_rate, config.teacher_sync_steps)
-        return FollowedWindows(windows, Follower(trainer, self.scorer, following))
-
-    @property
-    def scorer(self) -> Scorer:
-        """The model."""
-        assert self._scorer is not None, "it has joined the trainer"
-        return self._scorer
+        with self._present() as scorer:
+            return FollowedWindows(windows, Follower(trainer, scorer, following))
 
     @torch.no_grad()
     def hidden(self, batch: TokenBatch) -> Tensor:
         """[n, H] where the asked-for tokens of the batch's taught branches are predicted, in their order."""
-        passes = [self.scorer.layout(run) for run in runs_of(as_taught(batch.groups), batch.num_tokens)]
-        found: list[Any] = [self.scorer(one, asked_hidden(one)) for one in passes]
-        return torch.cat(found)
+        groups = as_taught(batch.groups)
+        with self._present() as scorer:
+            passes = [scorer.layout(run) for run in runs_of(groups, batch.num_tokens)]
+            found: list[Any] = [scorer(one, asked_hidden(one)) for one in passes]
+        branches = torch.cat(found).split([asked(branch) for group in groups for branch in group.branches])
+        numbers = [number for group in groups for number in group.data]
+        return torch.cat([branches[place] for place in sorted(range(len(numbers)), key=numbers.__getitem__)])
 
     def head(self) -> Head:
-        """What makes logits of them."""
-        return self.scorer.head(self.temperature).detached()
+        """What makes logits of them. To be asked for outside the policy's own passes."""
+        with self._present() as scorer:
+            return scorer.head(self.temperature).detached()
+
+    def _present(self) -> AbstractContextManager[Scorer]:
+        assert self._model is not None, "it has joined the trainer"
+        return self._model()

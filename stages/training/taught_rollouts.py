@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import count as counted
 
 import torch
 from torch import Tensor
 
-from stages.data.encode import common_prefix
 from stages.training.batch import Branch, Group, TokenBatch
 from stages.training.policy_known import Rollouts
 from stages.training.policy_step import OfStep
@@ -35,7 +35,7 @@ class TaughtRollouts(Rollouts):
 def with_lessons(sampled: Sampled, group: Group) -> Group:
     """The group with the teacher's prompts of those completions of which some token is asked for."""
     prompts = tuple(
-        lesson.teacher_ids if _is_asked(branch) else []
+        lesson.teacher_ids if asked(branch) else []
         for lesson, branch in zip(sampled.lessons, group.branches, strict=True)
     )
     return replace(group, data=TaughtRollouts(**vars(group.data), teacher_prompts=prompts, completions=len(prompts)))
@@ -53,8 +53,9 @@ def taught_places(batch: TokenBatch) -> Tensor:
     return taught_K.index_select(0, batch.branch_N).nonzero()[:, 0]
 
 
-def _is_asked(branch: Branch) -> bool:
-    return bool(branch.token_ids) if branch.loss_mask is None else any(branch.loss_mask)
+def asked(branch: Branch) -> int:
+    """How many of its tokens are asked for."""
+    return len(branch.token_ids) if branch.loss_mask is None else sum(branch.loss_mask)
 
 
 def taught_step(of_step: OfStep, count: Callable[[Group], float], *, alone: bool) -> OfStep:
@@ -85,17 +86,18 @@ def _taught_alone(group: Group) -> Group:
 
 
 def as_taught(groups: Sequence[Group]) -> list[Group]:
-    """What the teacher reads of the groups: the taught branches under its prompts, in their order; where prompts of a
-    group go apart, the rest of them begins the branches and is not asked for."""
-    return [_as_taught(group, group.data.taught) for group in groups if group.data.taught]
+    """What the teacher reads of the groups: the taught branches under its prompts, one group a prompt, so that passes
+    can be cut between them. Its data: which of all taught branches they are."""
+    numbers = counted()
+    pairs = [(group, [(index, next(numbers)) for index in group.data.taught]) for group in groups]
+    return [part for group, taught in pairs for part in _as_taught(group, taught)]
 
 
-def _as_taught(group: Group, indices: Sequence[int]) -> Group:
-    prompts = [group.data.teacher_prompts[index] for index in indices]
-    shared = min(common_prefix(prompts[0], prompt) for prompt in prompts)
-    branches = []
-    for prompt, index in zip(prompts, indices, strict=True):
-        branch, rest = group.branches[index], prompt[shared:]
-        mask = [True] * len(branch.token_ids) if branch.loss_mask is None else list(branch.loss_mask)
-        branches.append(Branch([*rest, *branch.token_ids], [*[False] * len(rest), *mask]))
-    return Group(group.row_id, prompts[0][:shared], tuple(branches))
+def _as_taught(group: Group, taught: Sequence[tuple[int, int]]) -> list[Group]:
+    by_prompt: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+    for index, number in taught:
+        by_prompt.setdefault(tuple(group.data.teacher_prompts[index]), []).append((index, number))
+    return [
+        Group(group.row_id, list(prompt), tuple(group.branches[index] for index, _ in members), [n for _, n in members])
+        for prompt, members in by_prompt.items()
+    ]

@@ -16,6 +16,7 @@ from flows.plan import plan
 from flows.recipe import Recipe
 from stages.sharding import Zero
 from stages.training.memory import Request, worst
+from stages.training.memory_head import HeadUse, chunk_bytes, held_tensors
 from stages.training.memory_shape import read_shape
 from stages.training.memory_training import Setup
 from tests.test_architecture import loaded_after
@@ -293,6 +294,7 @@ def test_the_teacher_of_sdpo(tmp_path: Path) -> None:
         "base": stage("sdpo", "./base", teacher_model_kind="base", bf16=True, **settings),
         "live": stage("sdpo", "./base", teacher_model_kind="live", feedback_column="answer", **settings),
         "none": stage("sdpo", "./base", distillation_weight=0.0, **settings),
+        "adapted": stage("sdpo", "./base", teacher_model_kind="base", lora_r=8, **settings),
         "rl": stage("rl", "./base", **settings),
     }
     found = {name: one.phases for name, one in predicted(tmp_path, chain).items()}
@@ -303,10 +305,30 @@ def test_the_teacher_of_sdpo(tmp_path: Path) -> None:
         assert [phase.name for phase in found[name]] == ["sampling", "training step", "teaching"]
         assert [phase.parts.get("reference", 0) for phase in found[name]] == [copy] * 3
         assert teaching.parts["gradients"] == 4 * PARAMETERS and "gradients" not in others[0].parts
+    # a model without its adapters is there already
+    assert "reference" not in found["adapted"][-1].parts
     # a prompt of 1024, two solutions of 256 and the words around them, and 8 completions; with feedback of any length
     # up to 10240
     few, many = (found[name][-1].parts["activations"] for name in ("ema", "live"))
     assert few < many
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_comparison_beside_a_loss_has_a_gradient_of_the_head_of_its_own(together: bool) -> None:
+    """And of hidden states; its chunk has a teacher's beside it, also where the loss couples tokens."""
+    shape = read_shape(QWEN3_8B)
+    alone, both, loss = (
+        held_tensors(shape, use, 1024, device="cuda", compute=2, frozen=False)
+        for use in (
+            HeadUse(teacher=shape),
+            HeadUse(together, teacher=shape, apart=True),
+            HeadUse(together),
+        )
+    )
+    weight, hidden, chunk = 4 * 4096 * 151936, 2 * 1024 * 4096, chunk_bytes(shape, 1024, "cuda")
+    assert sum(alone) == weight + 2 * chunk + 2 * hidden
+    # a chunk of the loss alone is gone before the comparison
+    assert sum(both) - sum(loss) == weight + (2 if together else 1) * chunk + 2 * hidden
 
 
 def test_a_value_model_is_there_in_every_phase_of_ppo(tmp_path: Path) -> None:

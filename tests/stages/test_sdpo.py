@@ -19,6 +19,7 @@ from artifacts.errors import DataError, StageError
 from stages.losses.distillation import divergence_of
 from stages.losses.self_distillation import OwnTop, own_top_divergence, sampled_token
 from stages.sdpo import Config, check
+from stages.training import initial
 from stages.training.self_teaching_settings import SelfTeachingConfig
 from tests.data.characters import ids
 from tests.stages.small_models import (
@@ -273,10 +274,28 @@ def test_one_that_follows_the_text_of_a_multimodal_model(made: dict[str, Any], t
     assert len(metrics) == 3
 
 
-@pytest.mark.parametrize("kind", ["base", "live"])
-def test_adapters(made: dict[str, Any], tmp_path: Path, kind: str) -> None:
-    metrics, _ = trained(made, tmp_path, teacher_model_kind=kind, lora_r=2)
+def test_adapters_of_a_live_teacher(made: dict[str, Any], tmp_path: Path) -> None:
+    metrics, _ = trained(made, tmp_path, teacher_model_kind="live", lora_r=2)
     assert all(row["grad_norm"] > 0 for row in metrics)
+
+
+@pytest.mark.parametrize("start", ["default", "pissa"])
+def test_a_base_without_its_adapters_is_no_second_model(
+    made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    """As from a copy of the model, also where adapters hold a part of its weights."""
+    settings = {**MODES["all"][0], "teacher_model_kind": "base", "lora_r": 2, "init_lora_weights": start}
+    loads: list[str] = []
+    original = initial.frozen_scorer
+    monkeypatch.setattr(initial, "frozen_scorer", lambda *given, **more: loads.append("") or original(*given, **more))
+    metrics, _ = trained(made, tmp_path / "one", **settings, max_steps=3)
+    assert not loads
+    monkeypatch.setattr(initial, "is_adapted", lambda model: False)
+    copied, _ = trained(made, tmp_path / "two", **settings, max_steps=3)
+    assert len(loads) == 1
+    for row, other in zip(metrics, copied, strict=True):
+        assert row["loss"] > 1e-4
+        assert (row["loss"], row["grad_norm"]) == pytest.approx((other["loss"], other["grad_norm"]), rel=1e-3)
 
 
 @pytest.mark.parametrize(
