@@ -99,7 +99,8 @@ def run(context: Context) -> None:
     if teacher is not None:
         teacher.join(trainer, config)
         dataset = read_dataset(context.input("dataset"))
-        generate = taught(context, generation, dataset, prompts, trainer.scorer.context_length)
+        longest = trainer.scorer.context_length
+        generate = taught(context, generation, dataset, prompts, longest, config.mask_truncated_completions)
     plan = Plan(
         prompts_per_step=config.train_batch_size // config.num_generations,
         num_generations=config.num_generations,
@@ -170,13 +171,15 @@ def _learning(context: Context, trainer: Trainer, objective: PolicyLoss) -> Lear
     if not config.distillation_weight:
         return learning
     alone = config.distillation_weight == 1
-    return replace(
+    learning = replace(
         learning,
-        of_step=taught_step(of_step, objective.count, alone=alone),
         data=TaughtRollouts,
         informed=with_lessons,
         teaches=lambda group: is_taught(group) or (not alone and any(group.data.advantages)),
     )
+    # the balance of a mixture of experts is that of all completions
+    cut = alone and trainer.balance is None
+    return replace(learning, of_step=taught_step(of_step, objective.count, alone=cut, is_idle=learning.is_idle))
 
 
 def _is_reused(config: Config) -> bool:
@@ -186,7 +189,7 @@ def _is_reused(config: Config) -> bool:
 
 STAGE = Stage(
     name="sdpo",
-    version=1,
+    version=2,
     config=Config,
     inputs={
         "model": Input(MODELS),

@@ -29,7 +29,7 @@ def no_signal(run: History) -> str | None:
     if len(run.values("frac_reward_zero_std")) < FEW:
         return None
     share = run.last("frac_reward_zero_std")
-    if share < WITHOUT_SIGNAL or (run.values(TAUGHT) and run.last(TAUGHT)):
+    if share < WITHOUT_SIGNAL or (run.values(TAUGHT) and run.last(TAUGHT) > 1 - WITHOUT_SIGNAL):
         return None
     reward = f" (mean reward {run.last('reward'):.3g})" if run.values("reward") else ""
     return (

@@ -43,6 +43,15 @@ class RewardFunction:
     on_timeout: Literal["error", "none"] = "error"
     on_error: Literal["error", "none"] = "error"
     max_tries: int = 1
+    kind: str = "reward function"
+    """What messages call it."""
+    value: str = "number"
+    """What it gives of a completion, in messages."""
+
+    @property
+    def title(self) -> str:
+        """Its kind and name."""
+        return f"{self.kind} {self.name!r}"
 
     @property
     def takes_all(self) -> bool:
@@ -63,12 +72,12 @@ class RewardFunction:
         ]
         if missing:
             raise StageError(
-                f"reward function {self.name!r} asks for {', '.join(missing)}; it can have: "
+                f"{self.title} asks for {', '.join(missing)}; it can have: "
                 f"{', '.join(sorted(call.arguments))} (the dataset's columns among them)"
             )
         unwanted = [] if self.takes_all else sorted(set(self.parameters) - names)
         if unwanted:
-            raise StageError(f"reward function {self.name!r} takes no {', '.join(unwanted)}; correct its parameters")
+            raise StageError(f"{self.title} takes no {', '.join(unwanted)}; correct its parameters")
         return {
             name: values
             for name, values in call.arguments.items()
@@ -141,7 +150,7 @@ def _tried(calls: Sequence[tuple[RewardFunction, Call]]) -> list[Any]:
 
 def _settled(function: RewardFunction, call: Call, outcome: Any) -> list[Any]:
     if not isinstance(outcome, Exception):
-        values = _listed(function.name, outcome, call.places)
+        values = _listed(function, outcome, call.places)
         if function.on_error == "none":
             pairs = zip(values, call.places, strict=True)
             return [Failure(place, str(value)) if isinstance(value, Exception) else value for value, place in pairs]
@@ -170,7 +179,7 @@ def _blame(function: RewardFunction, call: Call, error: Exception) -> PosttrainE
     said = str(error) if isinstance(error, OvertimeError) else f"raised {_reason(function, call, error)},"
     if function.max_tries > 1 and _failed(error):
         said += f" in the last of {function.max_tries} tries,"
-    blamed = StageError(f"reward function {function.name!r} {said} {where}")
+    blamed = StageError(f"{function.title} {said} {where}")
     blamed.__cause__ = error  # the log shows its frames
     return blamed
 
@@ -184,15 +193,15 @@ def _reason(function: RewardFunction, call: Call, error: Exception) -> str:
     return text
 
 
-def _listed(name: str, values: Any, places: Sequence[Place]) -> list[Any]:
+def _listed(function: RewardFunction, values: Any, places: Sequence[Place]) -> list[Any]:
     """One entry a completion. Raises StageError where the function gave something else."""
     values = values.tolist() if hasattr(values, "tolist") else values
-    expected = f"it must return a list of {len(places)}, one number (or None) a completion"
+    expected = f"it must return a list of {len(places)}, one {function.value} (or None) a completion"
     if not isinstance(values, list | tuple):
-        raise StageError(f"reward function {name!r} returned {values!r:.100}; {expected}")
+        raise StageError(f"{function.title} returned {values!r:.100}; {expected}")
     if len(values) != len(places):
         raise StageError(
-            f"reward function {name!r} returned {len(values)} values for {len(places)} completions (rows "
+            f"{function.title} returned {len(values)} values for {len(places)} completions (rows "
             f"{places[0].row_id} to {places[-1].row_id}); {expected}"
         )
     return list(values)
@@ -212,12 +221,11 @@ def _number(function: RewardFunction, value: Any, place: Place, completion: Any)
     if isinstance(value, OvertimeError) and function.on_timeout == "none":
         return None
     if isinstance(value, Exception):
-        raise StageError(f"reward function {function.name!r} {value}, for {place}: {completion!r:.200}") from value
+        raise StageError(f"{function.title} {value}, for {place}: {completion!r:.200}") from value
     number = finite(value)
     if number is None:
         raise StageError(
-            f"reward function {function.name!r} returned {value!r:.100} for {place}; give a finite number, or None "
-            "(not scored)"
+            f"{function.title} returned {value!r:.100} for {place}; give a finite number, or None (not scored)"
         )
     return number
 

@@ -15,7 +15,9 @@ SUCCESSFUL = f"{TOLD}/success_group_fraction"
 TOO_LONG = f"{TOLD}/too_long_fraction"
 """Share of completions that are not taught because the teacher's prompt would be too long."""
 
-RECORD_TYPES: dict[str, Any] = {"taught_by": "string", "feedback": "string", "teacher_prompt_ids": ("list", "int")}
+PROMPT = "teacher_prompt_ids"
+"""Column of records with the teacher's prompt, which may be long: samples to look at are without it."""
+RECORD_TYPES: dict[str, Any] = {"taught_by": "string", "feedback": "string", PROMPT: ("list", "int")}
 """Columns of the records of completions that may be taught."""
 
 
@@ -42,7 +44,7 @@ class Lesson:
     def record(self, siblings: Sequence[str]) -> dict[str, Any]:
         """Columns of its record. `siblings`: the row ids of the group's completions."""
         taught_by = None if self.solution is None else siblings[self.solution]
-        return {"taught_by": taught_by, "feedback": self.feedback, "teacher_prompt_ids": self.teacher_ids}
+        return {"taught_by": taught_by, "feedback": self.feedback, PROMPT: self.teacher_ids}
 
 
 def lesson_metrics(groups: Sequence[Sequence[Lesson]]) -> dict[str, float]:

@@ -22,6 +22,7 @@ from stages.rollouts.reward_call import RewardFunction, call_all
 from stages.training.generation import Generation, by_the_first
 from stages.training.lesson import Lesson
 from stages.training.rollout_records import Sampled
+from stages.training.rollout_windows import asked
 from stages.training.self_teaching_settings import SelfTeachingConfig
 
 Feedback = Callable[[Sequence[Sampled]], list[list[str | None]]]
@@ -46,6 +47,8 @@ class Lessons:
     longest: int
     """Most tokens of a teacher's prompt; there is room for a completion after them."""
     feedback: Feedback | None = None
+    mask_truncated: bool = False
+    """Completions that did not end are not trained."""
 
     def __call__(self, sampled: Sequence[Sampled]) -> list[Sampled]:
         """The groups, with a lesson for every completion."""
@@ -64,6 +67,9 @@ class Lessons:
         for index, won in enumerate(wins):
             others = [one for one in shown if one != index or not config.dont_reprompt_on_self_success]
             solution = others[0] if config.use_successful_as_teacher and others else None
+            if not asked(sampled.completions[index], self.mask_truncated):
+                drafts.append(Lesson(won, None, known[index]))
+                continue
             hidden = config.environment_feedback_only_without_solution and solution is not None
             drafts.append(Lesson(won, solution, known[index], None if hidden else known[index]))
         return self._prompted(sampled, texts, drafts)
@@ -112,7 +118,12 @@ class TaughtGeneration:
 
 
 def taught(
-    context: Context, generation: Generation, dataset: Dataset, prompts: Sequence[TokenizedPrompt], context_length: int
+    context: Context,
+    generation: Generation,
+    dataset: Dataset,
+    prompts: Sequence[TokenizedPrompt],
+    context_length: int,
+    mask_truncated: bool,
 ) -> TaughtGeneration:
     """By the settings of the stage. Raises DataError or StageError where a prompt or the dataset has no place for what
     the teacher is to see."""
@@ -127,15 +138,16 @@ def taught(
     longest = min(config.max_reprompt_len, context_length - config.max_completion_length)
     if longest < config.max_reprompt_len:
         context.log(f"prompts of the teacher may have {longest} tokens, all that the model's context has room for")
-    return TaughtGeneration(generation, Lessons(config, encode, longest, _feedback_of(config, generation, dataset)))
+    feedback = _feedback_of(config, generation, dataset)
+    return TaughtGeneration(generation, Lessons(config, encode, longest, feedback, mask_truncated))
 
 
 def _feedback_of(config: SelfTeachingConfig, generation: Generation, dataset: Dataset) -> Feedback | None:
     column, named = config.feedback_column, config.feedback_function
     if named is not None:
-        return partial(
-            _by_function, RewardFunction(named.rsplit(":", 1)[-1], load_named("feedback_function", named)), generation
-        )
+        function = load_named("feedback_function", named)
+        called = RewardFunction(named.rsplit(":", 1)[-1], function, kind="feedback_function", value="text")
+        return partial(_by_function, called, generation)
     if column is not None and column not in dataset.columns:
         raise DataError(f"feedback_column is {column}; the dataset's columns are {', '.join(dataset.columns)}")
     return None if column is None else partial(_by_column, column)
@@ -151,6 +163,11 @@ def _by_column(column: str, sampled: Sequence[Sampled]) -> list[list[str | None]
     return [[said(one)] * len(one.texts) for one in sampled]
 
 
+def _is_whole(text: str) -> bool:
+    """Whether it is made of characters; a lone surrogate is none, and no tokenizer takes it."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def _by_function(
     function: RewardFunction, generation: Generation, sampled: Sequence[Sampled]
 ) -> list[list[str | None]]:
@@ -163,10 +180,8 @@ def _by_function(
         if isinstance(values, Exception):
             raise values
         for value, place in zip(values, call.places, strict=True):
-            if value is not None and not isinstance(value, str):
-                raise StageError(
-                    f"feedback_function {function.name!r} returned {value!r:.80} for {place}; give a text, or None"
-                )
+            if value is not None and not (isinstance(value, str) and _is_whole(value)):
+                raise StageError(f"{function.title} returned {value!r:.80} for {place}; give a text, or None")
         return values
 
     accelerator = generation.sampling.policy.accelerator

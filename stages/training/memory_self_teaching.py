@@ -48,8 +48,8 @@ def self_taught_phases(request: Request) -> list[Phase]:
 
 def _teaching(request: Request, phases: Sequence[Phase], groups: int) -> Phase:
     """The teacher's pass, beside the gradients of the passes before and what else stays in a step. Nobody knows how
-    long feedback is; without it a prompt has the solution of a sibling, and one group the prompts of two. Passes are cut
-    between prompts, and one prompt may be that of all completions of a group."""
+    long feedback is; without it a prompt has the solution of a sibling, and one group the prompts of two. Passes are
+    cut between prompts, and one prompt may be that of all completions of a group."""
     config, completion = request.config, request.config.max_completion_length
     longest = min(config.max_reprompt_len, request.model.context - completion)
     if not config.has_feedback:

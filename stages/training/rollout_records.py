@@ -74,7 +74,8 @@ class Recorder:
         if not self.context.is_main:
             return
         records = rollout_records(sampled, advantages, step + 1)
-        self.samples += records[: SAMPLES_KEPT_PER_STEP * self.num_generations]
+        shown = records[: SAMPLES_KEPT_PER_STEP * self.num_generations]
+        self.samples += [{name: value for name, value in one.items() if name != lesson.PROMPT} for one in shown]
         self.context.held.require_unchanged()
         self.context.shards.save(_shard(generation), to_parquet(records, list(sampled[0].rewards)))
         if step >= self._next_table:

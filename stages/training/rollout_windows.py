@@ -48,6 +48,10 @@ class Learning:
     teaches: Callable[[Group], bool] = lambda group: any(group.data.advantages)
     """Whether a group of a skippable loss has a gradient."""
 
+    def is_idle(self, group: Group) -> bool:
+        """Whether nothing of the group reaches the gradient."""
+        return _is_masked(group) or (self.skippable and not self.teaches(group))
+
 
 class RolloutWindows:
     """Generates when a step needs fresh completions; `steps_per_generation x num_iterations` steps use them."""
@@ -77,17 +81,14 @@ class RolloutWindows:
         num_tokens = sum(group.length for group in groups)
         if self.learning.of_step is not None:
             groups = self.learning.of_step(groups, use == 0 and not self.replay.size and self.drawing.on_policy)
-        idle = [group for group in groups if self._is_idle(group)]
+        is_idle = self.learning.is_idle
+        idle = [group for group in groups if is_idle(group)]
         return Window(
-            [group for group in groups if not self._is_idle(group)],
+            [group for group in groups if not is_idle(group)],
             uncounted_items=sum(self.learning.count(group) for group in idle),
             metrics=aged(self.metrics, use),
             num_tokens=num_tokens,
         )
-
-    def _is_idle(self, group: Group) -> bool:
-        """Whether nothing of the group reaches the gradient."""
-        return _is_masked(group) or (self.learning.skippable and not self.learning.teaches(group))
 
     def _sample(self, generation: int, step: int) -> None:
         with clocked(self.context.timings, WAITING):
@@ -122,7 +123,8 @@ class RolloutWindows:
 
     def _group(self, sampled: Sampled, advantages: Sequence[float]) -> Group:
         branches = tuple(
-            Branch(completion.token_ids, self._loss_mask(completion)) for completion in sampled.completions
+            Branch(completion.token_ids, loss_mask(completion, self.plan.mask_truncated))
+            for completion in sampled.completions
         )
         logprobs = tuple(
             list(compress(completion.compared_logprobs, repeat(True) if branch.loss_mask is None else branch.loss_mask))
@@ -130,13 +132,6 @@ class RolloutWindows:
         )
         data = Rollouts(tuple(advantages), logprobs)
         return self.learning.informed(sampled, Group(sampled.prompt.row_id, sampled.prompt.prompt_ids, branches, data))
-
-    def _loss_mask(self, completion: Completion) -> list[bool] | None:
-        """What of it is trained; None: all. Nothing of an episode whose environment broke."""
-        broken = completion.episode is not None and completion.episode.error is not None
-        if broken or (self.plan.mask_truncated and not completion.finished):
-            return [False] * len(completion.token_ids)
-        return completion.loss_mask
 
     def state(self) -> dict[str, Any]:
         """The groups of steps still to come, what is chosen from, and the samples kept so far."""
@@ -176,6 +171,20 @@ class RolloutWindows:
     def generations(self, steps: int) -> int:
         """How often a run of so many steps samples."""
         return -(-steps // self.plan.steps_per_batch)
+
+
+def loss_mask(completion: Completion, mask_truncated: bool) -> list[bool] | None:
+    """What of it is trained; None: all. Nothing of an episode whose environment broke."""
+    broken = completion.episode is not None and completion.episode.error is not None
+    if broken or (mask_truncated and not completion.finished):
+        return [False] * len(completion.token_ids)
+    return completion.loss_mask
+
+
+def asked(completion: Completion, mask_truncated: bool) -> bool:
+    """Whether any of it is trained."""
+    mask = loss_mask(completion, mask_truncated)
+    return bool(completion.token_ids) if mask is None else any(mask)
 
 
 def _is_masked(group: Group) -> bool:

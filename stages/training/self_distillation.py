@@ -236,7 +236,8 @@ class SelfDistillationLoss(PolicyLoss):
         own: Any = known.of_part(slice(None), logprobs_N.dtype)
         if not self.teaching.alone:
             policy_N = self.terms.policy_losses(known, logprobs_N, slice(None))
-            metrics[f"{TOLD}/policy_loss"] = Mean(policy_N.sum(), sum(self.count(group) for group in batch.groups))
+            items = sum(group.data.items_per_group for group in batch.groups)
+            metrics[f"{TOLD}/policy_loss"] = Mean(policy_N.sum(), items)
         if own.teacher_N is not None:
             taught_N = own.teaching_N > 0
             distilled_N = self.terms.distillation(own, logprobs_N)

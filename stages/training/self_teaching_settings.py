@@ -9,6 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from stages.data.columns import template_fields
 from stages.stage import CodeRef, Config
+from stages.training.advantage_settings import AdvantageConfig
 from stages.training.policy_settings import PolicyLossConfig, given_fields
 
 _FIELDS = {
@@ -93,6 +94,11 @@ def self_teaching_problems(config: SelfTeachingConfig) -> list[str]:
         problems += [
             f"{name} is of the policy's loss, which distillation_weight 1 leaves out; give less"
             for name in given_fields(config, PolicyLossConfig.model_fields)
+        ]
+        # rewards of different weights add up to what is a success
+        problems += [
+            f"{name} is of advantages, which distillation_weight 1 leaves out; give less"
+            for name in given_fields(config, set(AdvantageConfig.model_fields) - {"reward_weights"})
         ]
     return problems
 

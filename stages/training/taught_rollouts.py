@@ -25,6 +25,8 @@ class TaughtRollouts(Rollouts):
     """Completions that the group stands for, some of which may be left out of it."""
     items_per_completion: float | None = None
     """What a completion of this step comes to in the items that the step's loss is divided by."""
+    items_per_group: float | None = None
+    """What a group that is computed in this step comes to in them."""
 
     @property
     def taught(self) -> list[int]:
@@ -58,14 +60,23 @@ def asked(branch: Branch) -> int:
     return len(branch.token_ids) if branch.loss_mask is None else sum(branch.loss_mask)
 
 
-def taught_step(of_step: OfStep, count: Callable[[Group], float], *, alone: bool) -> OfStep:
+def taught_step(
+    of_step: OfStep,
+    count: Callable[[Group], float],
+    *,
+    alone: bool,
+    is_idle: Callable[[Group], bool] = lambda group: False,
+) -> OfStep:
     """As another, and each group knows what a completion counts in the step. `count`: of the items of a group;
-    `alone`: nothing but the distillation is learnt, so that branches without a teacher need not be computed."""
+    `alone`: nothing but the distillation is learnt, so that branches without a teacher need not be computed; `is_idle`:
+    of groups that are not computed."""
 
     def settled(groups: list[Group], on_policy: bool) -> list[Group]:
         groups = of_step(groups, on_policy)
-        share = sum(map(count, groups)) / sum(group.data.completions for group in groups)
-        groups = [replace(group, data=replace(group.data, items_per_completion=share)) for group in groups]
+        items, computed = sum(map(count, groups)), sum(not is_idle(group) for group in groups)
+        share = items / sum(group.data.completions for group in groups)
+        shares = {"items_per_completion": share, "items_per_group": items / max(1, computed)}
+        groups = [replace(group, data=replace(group.data, **shares)) for group in groups]
         return [_taught_alone(group) for group in groups] if alone else groups
 
     return settled

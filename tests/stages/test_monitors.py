@@ -143,6 +143,8 @@ def test_what_keeps_a_teacher_silent() -> None:
     assert "max_reprompt_len" in texts[1] and "success_reward_threshold" not in texts[1]
     taught = [{**row, "frac_reward_zero_std": 1.0, "self_distillation/reprompt_sample_fraction": 0.5} for row in rows]
     assert notices_of(taught) == []
+    few = [{**row, "self_distillation/reprompt_sample_fraction": 0.01} for row in taught]
+    assert [notice.monitor for notice in notices_of(few)] == ["no_signal"]
 
 
 def test_a_model_of_rewards_at_chance() -> None:

@@ -21,7 +21,7 @@ from stages.losses.self_distillation import OwnTop, own_top_divergence, sampled_
 from stages.sdpo import Config, check
 from stages.training import initial
 from stages.training.self_teaching_settings import SelfTeachingConfig
-from tests.data.characters import ids
+from tests.data.characters import IDS, build_tokenizer, ids
 from tests.stages.small_models import (
     logged,
     output,
@@ -32,6 +32,8 @@ from tests.stages.small_models import (
     save_model,
 )
 from tests.training import multimodal_models
+from tests.training.conftest import tiny_model
+from tests.training.experts import EXPERTS
 
 HERE = "tests.stages.test_sdpo"
 PROMPTS = [{"prompt": prompt, "said": said} for prompt, said in (("abc", "h"), ("da", None), ("hgf", "eh"))]
@@ -54,6 +56,35 @@ def longer(completions: Sequence[Any], **_: Any) -> list[float | None]:
     """Completions of more than three characters succeed; of empty ones nothing is known."""
     texts = [one if isinstance(one, str) else one[0]["content"] for one in completions]
     return [float(len(text) > 3) if text else None for text in texts]
+
+
+def lengths(completions: Sequence[str], **_: Any) -> list[float]:
+    return [len(one) / 2 for one in completions]
+
+
+def one_prompt(completions: Sequence[str], prompts: Sequence[str], **_: Any) -> list[float]:
+    """Of three prompts, one has completions that differ; none succeeds."""
+    return [len(one) / 9 if prompt == "da" else 0.0 for one, prompt in zip(completions, prompts, strict=True)]
+
+
+def first_alone(completions: Sequence[str], **_: Any) -> list[float]:
+    return [1.0, *[0.0] * (len(completions) - 1)]
+
+
+def broken(completions: Sequence[str], **_: Any) -> list[str | None]:
+    return ["h\udc80"] * len(completions)
+
+
+def short(completions: Sequence[str], **_: Any) -> list[str | None]:
+    return ["h"]
+
+
+def spoken(completions: Sequence[str], **_: Any) -> str:
+    return "h"
+
+
+def failing(completions: Sequence[str], **_: Any) -> list[str | None]:
+    raise ValueError("no")
 
 
 def never(completions: Sequence[str], **_: Any) -> list[float]:
@@ -131,6 +162,8 @@ MODES: dict[str, tuple[dict[str, Any], Any]] = {
             "distillation_topk": 3,
             "distillation_add_tail": True,
             "distillation_weight": 0.4,
+            "rewards": [f"{HERE}:lengths"],
+            "success_reward_threshold": 2.0,
         },
         lambda student, teacher, _: own_top_divergence(student, teacher, OwnTop(3, True), divergence_of(1.0)),
     ),
@@ -146,9 +179,11 @@ def test_the_first_loss(made: dict[str, Any], tmp_path: Path, mode: str) -> None
     # on policy the policy's loss is the mean of -A over all tokens
     lengths = [len(row["token_ids"]) for row in rows]
     assert 0 < sum(bool(row["teacher_prompt_ids"]) for row in rows) < len(rows)
+    assert weight == 1 or any(row["advantage"] for row in rows)
     policy = -sum(row["advantage"] * length for row, length in zip(rows, lengths, strict=True)) / sum(lengths)
     expected = weight * distillation(made["start"], made["start"], rows, compare) + (1 - weight) * policy
     assert metrics[0]["loss"] == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert not any("teacher_prompt_ids" in row for row in read_lines(exported(tmp_path / "whole") / "samples.jsonl"))
     # cut into other micro-batches, the steps are the same
     cut, _ = trained(made, tmp_path / "cut", **settings, micro_batch_tokens=4)
     for row, other in zip(metrics, cut, strict=True):
@@ -246,6 +281,39 @@ def test_feedback_of_a_column_alone(made: dict[str, Any], tmp_path: Path) -> Non
     assert metrics["self_distillation/reprompt_sample_fraction"] == pytest.approx(2 / 3) and metrics["grad_norm"] > 0
 
 
+def test_the_policys_loss_is_logged_as_it_counts(made: dict[str, Any], tmp_path: Path) -> None:
+    """Over all items of the step, those of groups that are not computed among them; the passes see one group alone."""
+    settings = {"rewards": [f"{HERE}:one_prompt"], "distillation_weight": 0.5, "max_steps": 1}
+    (row,), _ = trained(made, tmp_path, **settings)
+    assert row["self_distillation/reprompt_sample_fraction"] == 0 and row["frac_reward_zero_std"] > 0.5
+    assert row["loss"] != 0 and row["self_distillation/policy_loss"] == pytest.approx(row["loss"] / 0.5)
+
+
+def test_what_is_not_trained_is_not_taught(made: dict[str, Any], tmp_path: Path) -> None:
+    """Nor counted, nor recorded."""
+    metrics, rollouts = trained(made, tmp_path, mask_truncated_completions=True)
+    taught = [bool(row["teacher_prompt_ids"]) for row in rollouts]
+    assert any(taught) and all(row["finished"] for row, one in zip(rollouts, taught, strict=True) if one)
+    assert not any(row["taught_by"] for row in rollouts if not row["finished"])
+    shares = [row["self_distillation/reprompt_sample_fraction"] for row in metrics]
+    assert sum(shares) / 2 == pytest.approx(sum(taught) / len(taught))
+
+
+def test_all_completions_count_in_the_balance_of_experts(made: dict[str, Any], tmp_path: Path) -> None:
+    """As where the policy's loss needs them."""
+    model = tiny_model("mixtral", **{**EXPERTS["mixtral"], "vocab_size": len(IDS), "eos_token_id": IDS["<eos>"]})
+    model.save_pretrained(tmp_path / "model")
+    build_tokenizer().save_pretrained(tmp_path / "model")
+    found = []
+    for name, weight in (("alone", 1.0), ("beside", 1 - 1e-6)):
+        settings: dict[str, Any] = {"router_aux_loss_coef": 0.1, "max_steps": 1, "distillation_weight": weight}
+        settings["rewards"] = [f"{HERE}:first_alone"]
+        (row,), _ = trained({**made, "model": tmp_path / "model"}, tmp_path / name, **settings)
+        assert 0 < row["self_distillation/reprompt_sample_fraction"] < 1
+        found.append(row["aux_loss"])
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
 def test_where_nothing_is_taught_nothing_moves(made: dict[str, Any], tmp_path: Path) -> None:
     """And the log says so once there were enough steps; prompts that are too long are told from failures."""
     settings = {"max_steps": 20, "train_batch_size": 4, "weight_decay": 0.0, "temperature": 1.0}
@@ -311,6 +379,26 @@ def test_a_base_without_its_adapters_is_no_second_model(
             StageError,
             r"'numbers' returned 1.0 for row r\d, completion 0; give",
         ),
+        (
+            {"feedback_function": f"{HERE}:broken"},
+            StageError,
+            r"feedback_function 'broken' returned 'h\\udc80' for row r\d, completion 0; give a text, or None",
+        ),
+        (
+            {"feedback_function": f"{HERE}:short"},
+            StageError,
+            r"feedback_function 'short' returned 1 values for 12 .* a list of 12, one text \(or None\) a completion",
+        ),
+        (
+            {"feedback_function": f"{HERE}:spoken"},
+            StageError,
+            r"feedback_function 'spoken' returned 'h'; it must return a list of 12, one text",
+        ),
+        (
+            {"feedback_function": f"{HERE}:failing"},
+            StageError,
+            r"feedback_function 'failing' raised ValueError: no.* for row r\d, completion 0",
+        ),
     ],
 )
 def test_feedback_that_is_none(
@@ -354,6 +442,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         r"solution_template is of solutions, which use_successful_as_teacher: false leaves out",
     ),
     ({"loss_type": "grpo"}, r"loss_type is of the policy's loss, which distillation_weight 1 leaves out"),
+    ({"scale_rewards": "none"}, r"scale_rewards is of advantages, which distillation_weight 1 leaves out; give less"),
     ({"distillation_weight": 0.0, "max_reprompt_len": 99}, r"max_reprompt_len is given, but distillation_weight is 0"),
     ({"train_batch_size": 12}, r"train_batch_size 12 is no multiple of num_generations 8"),
 ]
