@@ -463,9 +463,9 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "self_taught": (
-        1,
+        2,
         "809842c35a82d17f",
-        "e457788e3ecf27ef",
+        "f71663b68b72e0c4",
         {
             "model/metrics: loss": -0.034114,
             "model/metrics: grad_norm": 0.603,
