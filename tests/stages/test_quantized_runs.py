@@ -142,26 +142,12 @@ def test_the_reference_is_the_quantized_base(made: dict[str, Path], tmp_path: Pa
     )
 
 
-OWN_TEACHERS: dict[str, dict[str, Any]] = {
-    "distill": {"max_completion_length": 4},
-    "sdpo": {
-        "teacher_model_kind": "base",
-        "rewards": ["tests.stages.small_models:letters"],
-        "num_generations": 2,
-        "max_completion_length": 4,
-    },
-}
-
-
-@pytest.mark.parametrize("stage", OWN_TEACHERS)
-def test_the_model_in_full_precision_as_its_own_teacher_is_said(
-    stage: str, made: dict[str, Path], tmp_path: Path
-) -> None:
+def test_the_model_in_full_precision_as_its_own_teacher_is_said(made: dict[str, Path], tmp_path: Path) -> None:
+    """Of distill, whose teacher is a model of its own; sdpo's is the policy as it came, quantized with it."""
     rows = [{"prompt": "ab", "privileged_context": "c"}, {"prompt": "cd", "privileged_context": "e"}]
-    kind = "privileged_context" if stage == "distill" else "prompt_completion"
-    dataset = save_dataset(tmp_path / "rows", kind, rows) if stage == "distill" else made[kind]
-    settings = {**LORA, "max_steps": 1, "quantization": "nf4", **OWN_TEACHERS[stage]}
-    run_stage(stage, tmp_path / "run", {"model": made["model"], "dataset": dataset}, **settings)
+    dataset = save_dataset(tmp_path / "rows", "privileged_context", rows)
+    settings = {**LORA, "max_steps": 1, "quantization": "nf4", "max_completion_length": 4}
+    run_stage("distill", tmp_path / "run", {"model": made["model"], "dataset": dataset}, **settings)
     (said,) = [line for line in logged(tmp_path / "run" / "job") if line.startswith("the teacher is input model")]
     assert "starts from those of nf4" in said
 
