@@ -63,7 +63,7 @@ def test_one_letter_wrong(name):
     generator = random.Random(name)
     tried = 0
     for place, model in models(config):
-        for field in model.model_fields:
+        for field in (name for name in model.model_fields if len(name) > 1):  # of a letter nothing is left
             for typo in sorted(typos(field, generator) - set(model.model_fields)):
                 values = {typo: 1}
                 for part in reversed(place):
