@@ -6,7 +6,8 @@ B rows in the making, V vocabulary of the model.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -40,19 +41,30 @@ class FormMasks:
 
     def allowed_BV(self, rows: Sequence[Row]) -> Tensor:
         """bool: tokens after which the form can still be completed, and end tokens where it is complete. Raises
-        StageError where there are none."""
+        StageError where there are none, and where a grammar has an end token within the form."""
         bits_BW = numpy.zeros((len(rows), self._words), numpy.int32)
         for matcher, bits_W in zip(self._matchers, bits_BW, strict=True):
             matcher.unsafe_compute_mask_ptr(bits_W.ctypes.data, bits_W.nbytes)
         flags_BV = numpy.unpackbits(bits_BW.view(numpy.uint8), axis=1, bitorder="little")[:, : self._vocabulary]
         allowed_BV = torch.from_numpy(flags_BV.view(numpy.bool_))
-        # an end is one token for whoever samples, whatever text the tokenizer has for it
         complete_B1 = torch.tensor([[bool(matcher.is_accepting())] for matcher in self._matchers])
+        self._refuse_ends_within(rows, allowed_BV[:, self._ends] & ~complete_B1)
+        # an end is one token for whoever samples, whatever text the tokenizer has for it
         allowed_BV[:, self._ends] = complete_B1
-        for row, matcher, is_open in zip(rows, self._matchers, (bits_BW != 0).any(1), strict=True):
+        for row, matcher, is_open in zip(rows, self._matchers, allowed_BV.any(1).tolist(), strict=True):
             if (problem := matcher.get_error()) or not is_open:
                 raise StageError(f"structured: a completion of prompt {row.request} cannot go on: {_first(problem)}")
         return allowed_BV
+
+    def _refuse_ends_within(self, rows: Sequence[Row], within_BE: Tensor) -> None:
+        """Whoever samples stops at an end token, so nothing of the form could follow it."""
+        for row, within_E in zip(rows, within_BE, strict=True):
+            if within_E.any():
+                named = ", ".join(str(token) for token, is_in in zip(self._ends, within_E, strict=True) if is_in)
+                raise StageError(
+                    f"structured: the grammar has end tokens ({named}) within a completion of prompt {row.request}; "
+                    "a completion ends by itself where its form is complete: leave them out of the grammar"
+                )
 
     def take(self, tokens: Sequence[int]) -> None:
         """One of each row."""
@@ -63,6 +75,24 @@ class FormMasks:
     def leave(self, leaving: Leaving) -> None:
         """The last rows take the places that become free."""
         leaving.apply(self._matchers)
+
+
+def spelled_out(structured: Structured, tokenizer: Any) -> list[str]:
+    """Added tokens, special or of the shape `<...>`, whose text is part of the form's: llguidance lets only a grammar's
+    `<...>` be written by them."""
+    texts = structured.texts
+    added = sorted(tokenizer.added_tokens_decoder.values(), key=str)
+    found = [one.content for one in added if one.special or re.fullmatch("<.*>", one.content, re.DOTALL)]
+    return [content for content in found if content in texts]
+
+
+def say_spelled_out(structured: Structured | None, tokenizer: Any, say: Callable[[str], None]) -> None:
+    """A line, where there are such tokens."""
+    if structured is not None and (found := spelled_out(structured, tokenizer)):
+        say(
+            f"structured: {', '.join(found)} of the form are written in other tokens than the added ones of these "
+            "names; for those, give a grammar that names them without quotes"
+        )
 
 
 def _begun(structured: Structured, reader: Any) -> Any:

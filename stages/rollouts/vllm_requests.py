@@ -42,7 +42,13 @@ class Asked:
 def require_bytes(tokenizer: Path) -> None:
     """For forms vLLM has to know the bytes of every token. Raises StageError for a tokenizer whose decoder does not say
     them, before vLLM ends in the middle of a generation."""
-    decoder = json.loads((tokenizer / "tokenizer.json").read_bytes())["decoder"] or {}
+    file = tokenizer / "tokenizer.json"
+    if not file.is_file():
+        raise StageError(
+            f"structured: vLLM holds to a form only models whose folder says in tokenizer.json what bytes its tokens "
+            f"are; {tokenizer} has none; save the tokenizer as a fast one, or leave rollouts out"
+        )
+    decoder = json.loads(file.read_bytes()).get("decoder") or {}
     kinds = {one["type"] for one in (decoder, *decoder.get("decoders", ()))} if decoder else set()
     if not kinds & {"ByteLevel", "ByteFallback"}:
         raise StageError(

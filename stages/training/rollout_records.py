@@ -74,8 +74,7 @@ class Recorder:
         if not self.context.is_main:
             return
         records = rollout_records(sampled, advantages, step + 1)
-        shown = records[: SAMPLES_KEPT_PER_STEP * self.num_generations]
-        self.samples += [{name: value for name, value in one.items() if name != lesson.PROMPT} for one in shown]
+        self.samples += [_looked_at(record) for record in records[: SAMPLES_KEPT_PER_STEP * self.num_generations]]
         self.context.held.require_unchanged()
         self.context.shards.save(_shard(generation), to_parquet(records, list(sampled[0].rewards)))
         if step >= self._next_table:
@@ -137,6 +136,11 @@ def rollout_records(
                 }
             )
     return records
+
+
+def _looked_at(record: dict[str, Any]) -> dict[str, Any]:
+    """Without what nobody looks at, and what by vLLM is NaN, which is no JSON."""
+    return {name: value for name, value in record.items() if name not in (FREE, lesson.PROMPT)}
 
 
 def _of_episode(completion: Completion) -> dict[str, Any]:

@@ -32,11 +32,16 @@ class Foretold:
     def __init__(self, teacher: Any, *, whole: bool) -> None:
         """`whole`: it is asked for whole distributions."""
         self._ask: Callable[[TokenBatch], Any] = teacher.hidden if whole else teacher
-        self._teacher, self._said = teacher, None
+        self._teacher = teacher
+        self._said: Any = None
 
     def hear(self, batch: TokenBatch) -> None:
         """Ask it about this batch."""
         self._said = self._ask(batch)
+
+    def forget(self) -> None:
+        """Let go of what it said: for whole distributions that is states of the size of the batch."""
+        self._said = None
 
     def hidden(self, batch: TokenBatch) -> Any:
         """What it said last."""
@@ -70,8 +75,6 @@ class LossOfTeachers:
     def __call__(self, forward: Forward, batch: TokenBatch) -> tuple[Tensor, dict[str, Mean]]:
         """(summed loss, the objectives' metrics over all groups, and the divergence from each teacher)."""
         parts = self._parts(batch)
-        for teacher, (part, _) in parts.items():
-            self.told[teacher].hear(part)
 
         def read(hidden_NH: Tensor, student: nn.Module) -> tuple[Tensor, dict[int, dict[str, Mean]]]:
             losses, metrics = [], {}
@@ -80,7 +83,13 @@ class LossOfTeachers:
                 losses.append(loss)
             return torch.stack(losses).sum(), metrics
 
-        loss, metrics = forward(batch, Readout(batch.source_N, read))
+        try:
+            for teacher, (part, _) in parts.items():
+                self.told[teacher].hear(part)
+            loss, metrics = forward(batch, Readout(batch.source_N, read))
+        finally:
+            for one in self.told:
+                one.forget()
         return loss, self._together(metrics)
 
     def _parts(self, batch: TokenBatch) -> dict[int, tuple[TokenBatch, Tensor]]:

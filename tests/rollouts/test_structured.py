@@ -32,6 +32,7 @@ from tests.rollouts.forms import (
 FINITE = "(ab|a|bca){1,2}d?|dd"
 LONGEST = 7
 PROMPT = [2, 5, 6]
+UNFORCED = '%llguidance {"no_forcing": true}'
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -245,7 +246,7 @@ def test_a_grammar_with_ends_for_vllm() -> None:
     grammar = 'start: "start" | start "a" | /start/ // start\n'
     ours = Structured(grammar=grammar).lark_with_ends([3, 4])
     renamed = 'whole_form: "start" | whole_form "a" | /start/ // start\n'
-    assert ours == f"start: whole_form (<[3]> | <[4]>)?\n{renamed}\n"
+    assert ours == f"start: whole_form (<[3]> | <[4]>)?\n{renamed}\n{UNFORCED}\n"
 
 
 def test_a_schema_keeps_the_order_of_its_properties() -> None:

@@ -102,7 +102,7 @@ def test_a_form_is_asked_for_with_all_ends() -> None:
     settings = SamplingConfig.model_validate({"max_completion_length": 3, "structured": {"choices": ["a", 'say "b"']}})
     ends = replace(MODEL, end_token_ids=(2, 4))
     asked = parameters(ASKED, settings, stop_tokens(ends, settings))
-    grammar = 'start: whole_form (<[2]> | <[4]>)?\nwhole_form: "a" | "say \\"b\\""\n'
+    grammar = 'start: whole_form (<[2]> | <[4]>)?\nwhole_form: "a" | "say \\"b\\""\n%llguidance {"no_forcing": true}\n'
     assert asked["structured_outputs"] == {"grammar": grammar}
     assert {name: value for name, value in asked.items() if name != "structured_outputs"} == parameters(
         ASKED, SamplingConfig(max_completion_length=3), [2, 4]
@@ -119,6 +119,15 @@ def test_a_form_takes_tokens_of_bytes(build: Any, tmp_path: Path) -> None:
     build_tokenizer().save_pretrained(tmp_path / "characters")
     with pytest.raises(StageError, match="whose tokenizer works on bytes; this one's decoder is Fuse; leave rollouts"):
         require_bytes(tmp_path / "characters")
+
+
+def test_a_form_needs_to_know_the_bytes_of_tokens(tmp_path: Path) -> None:
+    """A folder of SentencePiece alone."""
+    (tmp_path / "tokenizer.model").write_bytes(b"")
+    with pytest.raises(
+        StageError, match=r"in tokenizer.json what bytes its tokens are; .* has none; save the tokenizer"
+    ):
+        require_bytes(tmp_path)
 
 
 def test_a_server_is_told_what_to_read_forms_with(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch.testing import assert_close
 
 from stages.losses.distillation import divergence_of
-from stages.training.batch import Group
+from stages.training.batch import Group, TokenBatch
 from stages.training.distillation import DistillationLoss
 from stages.training.model import Scorer
 from stages.training.row_teachers import OfTeacher
@@ -94,3 +95,22 @@ def test_it_is_the_sum_of_what_each_teaches_apart(
     for gradient, other in zip(gradients(scorer, loss), wanted, strict=True):
         assert_close(gradient, other, rtol=1e-7, atol=1e-9)
     assert objective.count(rows[0]) == sum(len(branch.token_ids) for branch in rows[0].branches)
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_what_teachers_said_is_let_go(breaks: bool, scorer: Scorer, teachers: list[Scorer]) -> None:
+    """It is as large as the batch; one that ran out of memory must not hold it either."""
+    objective = together(teachers, None)
+    heard = []
+
+    def forward(batch: TokenBatch, readout: Any) -> Any:
+        heard.extend(one.hidden(batch) for one in objective.told)
+        if breaks:
+            raise MemoryError
+        return scorer(batch, readout)
+
+    batch = scorer.layout(tagged(random_groups(5, 2)))
+    with pytest.raises(MemoryError) if breaks else nullcontext():
+        objective(forward, batch)
+    assert len(heard) == 2 and not any(one is None for one in heard)
+    assert [one.hidden(batch) for one in objective.told] == [None, None]
