@@ -58,8 +58,9 @@ class FormMasks:
 
     def _refuse_ends_within(self, rows: Sequence[Row], within_BE: Tensor) -> None:
         """Whoever samples stops at an end token, so nothing of the form could follow it."""
-        for row, within_E in zip(rows, within_BE, strict=True):
-            if within_E.any():
+        for row, matcher, within_E in zip(rows, self._matchers, within_BE, strict=True):
+            # one that has stopped has nothing but ends, for whatever reason
+            if within_E.any() and not matcher.is_stopped():
                 named = ", ".join(str(token) for token, is_in in zip(self._ends, within_E, strict=True) if is_in)
                 raise StageError(
                     f"structured: the grammar has end tokens ({named}) within a completion of prompt {row.request}; "

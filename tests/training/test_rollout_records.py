@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,17 @@ def record(folder: Path, prompts: Sequence[Prompt]) -> Context:
     recorder.save(1, 2, again, [[-1.0, 1.0], [-0.5, 0.5]])
     write_rollouts(context, 2)
     return context
+
+
+def test_samples_are_json_where_nobody_knows_a_probability(tmp_path: Path) -> None:
+    """Of completions of a form by vLLM, whose probability among all tokens is NaN."""
+    entry = sampled("a", "p", ["xy", "z"], [0.5, 1.0])
+    held = [replace(one, free_logprobs=[math.nan] * len(one.token_ids)) for one in entry.completions]
+    recorder = Recorder(context_in(tmp_path), num_generations=2, total_steps=4)
+    recorder.save(0, 0, [replace(entry, completions=held)], [[1.0, 0.0]])
+    json.dumps(recorder.samples, allow_nan=False)
+    assert [row["token_ids"] for row in recorder.samples] == [[5, 0], [1]]
+    assert [len(row["free_logprobs"]) for row in recorder.records(1)] == [2, 1]
 
 
 def test_a_row_a_completion(tmp_path: Path) -> None:
