@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from stages.rollouts.engine_settings import EngineChoice
 from stages.rollouts.requests import SamplingConfig
@@ -62,6 +63,16 @@ def test_every_stage_that_samples(stage: str, made: dict[str, Any], tmp_path: Pa
     texts = ["".join(LETTER[token] for token in completion if token != EOS) for _, completion in samples]
     assert len(texts) > 3
     assert all(re.fullmatch(REGEX, text) for text in texts), texts
+
+
+@pytest.mark.parametrize("stage", ["sample", "rl", "nash_md", "distill"])
+def test_added_tokens_that_are_spelled_out_are_said_once(stage: str, made: dict[str, Any], tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(made["folder"] / "policy")
+    form = {"structured": {"grammar": f'start: "a"\nother: "{tokenizer.eos_token}"'}}
+    context = run_stage(stage, tmp_path / "run", inputs_of(stage, made), **SAMPLING[stage], **form)
+    said = [event.get("text", "") for event in read_lines(Path(context.spec.job) / "events.jsonl")]
+    found = [text for text in said if "of the form are written in other tokens" in text]
+    assert len(found) == 1 and found[0].startswith(f"structured: {tokenizer.eos_token} of the form"), said
 
 
 def test_no_stage_that_samples_is_without() -> None:
