@@ -1,6 +1,8 @@
 """Several writers and readers at once: what is acknowledged is visible, what is visible is right."""
 
+import gc
 import os
+import sys
 import threading
 import time
 
@@ -115,3 +117,32 @@ def test_writers_in_memory(tmp_path):
     url = f"memory://{tmp_path.name}"
     assert race_threads(url, tmp_path / "jobs", writers=8, rounds=4) == []
     check_the_end(open_store(url), writers=8, rounds=4)
+
+
+def test_a_file_that_is_written_while_memory_is_listed(tmp_path):
+    """The collector may run amid fsspec's copy of its dictionary, and give way to another thread there."""
+    files = open_store(f"memory://{tmp_path.name}").files
+    for index in range(8):
+        files.write(f"there/{index}", b"x")
+    writers: list[threading.Thread] = []
+
+    def write_meanwhile(phase: str, info: dict[str, int]) -> None:
+        if phase == "start" and len(writers) < 4 and sys._getframe(1).f_code.co_name == "find":
+            key = files.path(f"there/new{len(writers)}")
+            writers.append(threading.Thread(target=files.fs.pipe_file, args=(key, b"y")))
+            writers[-1].start()
+            writers[-1].join(0.1)
+
+    thresholds = gc.get_threshold()
+    gc.callbacks.append(write_meanwhile)
+    try:
+        gc.set_threshold(1)
+        names = sorted(files.fs.find(files.path("there")))
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(write_meanwhile)
+    assert [name.rpartition("/")[2] for name in names] == [str(index) for index in range(8)]
+    for index, writer in enumerate(writers):
+        writer.join()
+        assert files.read(f"there/new{index}") == b"y"
+    assert writers
