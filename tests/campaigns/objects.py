@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import bisect
 import errno
+import threading
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,25 +20,28 @@ class Objects:
     def __init__(self) -> None:
         self._objects: dict[str, tuple[bytes, float]] = {}
         self._names: list[str] = []
+        self._one_thread = threading.RLock()
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
         return self._found(path)[0][start:end]
 
     def pipe_file(self, path: str, data: bytes) -> None:
-        if path not in self._objects:
-            bisect.insort(self._names, path)
-        self._objects[path] = (bytes(data), time.time())
+        with self._one_thread:
+            if path not in self._objects:
+                bisect.insort(self._names, path)
+            self._objects[path] = (bytes(data), time.time())
 
     def cp_file(self, path: str, to: str) -> None:
         self.pipe_file(to, self._found(path)[0])
 
     def rm_file(self, path: str) -> None:
-        self._found(path)
-        del self._objects[path]
-        del self._names[bisect.bisect_left(self._names, path)]
+        with self._one_thread:  # else the place of one name may be another one's by the time it is deleted
+            self._found(path)
+            del self._objects[path]
+            del self._names[bisect.bisect_left(self._names, path)]
 
     def rm(self, path: str, recursive: bool = False) -> None:
-        names = list(self._below(path)) if recursive else [path]
+        names = self._below(path) if recursive else [path]
         if not names:
             raise _missing(path)
         for name in names:
@@ -52,7 +55,8 @@ class Objects:
         return sorted(found)
 
     def find(self, path: str, detail: bool = False) -> dict[str, dict[str, Any]]:
-        return {name: self.info(name) for name in self._below(path)}
+        with self._one_thread:
+            return {name: self.info(name) for name in self._below(path)}
 
     def info(self, path: str) -> dict[str, Any]:
         data, written = self._found(path)
@@ -71,13 +75,14 @@ class Objects:
         except KeyError:
             raise _missing(path) from None
 
-    def _below(self, path: str) -> Iterator[str]:
+    def _below(self, path: str) -> list[str]:
         prefix = path.rstrip("/") + "/"
-        first = bisect.bisect_left(self._names, prefix)
-        end = first
-        while end < len(self._names) and self._names[end].startswith(prefix):
-            end += 1
-        yield from self._names[first:end]
+        with self._one_thread:
+            first = bisect.bisect_left(self._names, prefix)
+            end = first
+            while end < len(self._names) and self._names[end].startswith(prefix):
+                end += 1
+            return self._names[first:end]
 
 
 def _missing(path: str) -> FileNotFoundError:

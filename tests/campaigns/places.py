@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fsspec.implementations.memory import MemoryFileSystem
-
 from artifacts import Store
 from artifacts.local import LocalFiles
+from artifacts.memory import locked_memory
 from artifacts.remote import RemoteFiles
 from artifacts.retry import Patience
 from tests.campaigns.disk_faults import FaultyDisk
@@ -43,11 +42,11 @@ class Remote:
     kept: dict[str, bytes] = field(default_factory=dict)
 
     def healthy(self) -> Store:
-        return self._store(lambda: MemoryFileSystem(skip_instance_cache=True), Patience())
+        return self._store(locked_memory, Patience())
 
     @contextlib.contextmanager
     def faulty(self, decide: Decide) -> Iterator[Store]:
-        fs = Interposed(MemoryFileSystem(skip_instance_cache=True), decide)
+        fs = Interposed(locked_memory(), decide)
         yield self._store(lambda: fs, Clock().patience())
         self.calls, self.met = fs.calls, fs.met
 
@@ -61,19 +60,19 @@ class Remote:
     def clear(self) -> None:
         """The next attempt meets an empty store."""
         with contextlib.suppress(FileNotFoundError):
-            MemoryFileSystem(skip_instance_cache=True).rm(self._base, recursive=True)
+            locked_memory().rm(self._base, recursive=True)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.number += 1
 
     def keep(self) -> None:
         """What the store and its cache hold now is what `bring_back` brings."""
-        fs = MemoryFileSystem(skip_instance_cache=True)
+        fs = locked_memory()
         self.kept = {path.removeprefix(self._base): fs.cat_file(path) for path in fs.find(self._base)}
         _copy(self.folder, self.folder.with_suffix(".kept"))
 
     def bring_back(self) -> None:
         """After `clear`."""
-        fs = MemoryFileSystem(skip_instance_cache=True)
+        fs = locked_memory()
         for path, data in self.kept.items():
             fs.pipe_file(self._base + path, data)
         _copy(self.folder.with_suffix(".kept"), self.folder)

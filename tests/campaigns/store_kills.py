@@ -21,6 +21,7 @@ from artifacts import Store
 from artifacts.disk import UNSYNCED
 from artifacts.local import LocalFiles
 from artifacts.manifest import library_versions
+from artifacts.memory import locked_memory
 from artifacts.remote import RemoteFiles
 from artifacts.retry import Patience
 from artifacts.s3 import S3Files
@@ -78,9 +79,7 @@ class Memory(Victim):
         return RemoteFiles(self.url, "/" + self.url.removeprefix("memory://"), make, NO_PATIENCE)
 
     def inner(self) -> Any:
-        from fsspec.implementations.memory import MemoryFileSystem
-
-        return MemoryFileSystem(skip_instance_cache=True)
+        return locked_memory()
 
     def open(self) -> Store:
         return Store(self.files(self.inner), self.folder / "cache")
