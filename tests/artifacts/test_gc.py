@@ -2,7 +2,9 @@
 
 import os
 import threading
+import time
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +17,7 @@ from artifacts.survey import survey
 from artifacts.sweep import sweep
 from artifacts.usage import usage
 from tests.artifacts.test_kills import DIED, DyingDisk, in_child
+from tests.waiting import LIMIT_SECONDS
 
 REAL_FILE_SYSTEM = s3._file_system
 FINGERPRINT, OTHER, THIRD = "ab" * 32, "cd" * 32, "ef" * 32
@@ -358,7 +361,7 @@ class Gate:
             self.calls += 1
             if self.calls == self.at:
                 self.there.set()
-                assert self.go.wait(20)
+                assert self.go.wait(LIMIT_SECONDS)
             return value(*arguments, **options)
 
         return call
@@ -379,7 +382,13 @@ def claim_it(store: Store, artifact: Artifact, folder) -> bool:
     return store.is_intact(artifact)
 
 
-def meetings(use, paused: str, kind: str, tmp_path, fill) -> tuple[list[str], set[tuple[object, object]]]:
+def pause(seconds: float, waits: threading.Event) -> None:
+    """In the place of a pause of who waits for a sweep."""
+    waits.set()
+    time.sleep(seconds)
+
+
+def meetings(use, paused: str, kind: str, tmp_path, fill, monkeypatch) -> tuple[list[str], set[tuple[object, object]]]:
     """(what was wrong, what the two were told) when the sweeper or the user stands still before each of its calls in
     turn, while the other one does all of its work or waits for the first."""
     wrong, told = [], set()
@@ -401,16 +410,19 @@ def meetings(use, paused: str, kind: str, tmp_path, fill) -> tuple[list[str], se
 
         first, second = (delete, take) if paused == "sweeper" else (take, delete)
         one, two = threading.Thread(target=first), threading.Thread(target=second)
+        waits = threading.Event()
+        monkeypatch.setattr(claims, "time", SimpleNamespace(sleep=lambda seconds, waits=waits: pause(seconds, waits)))
         one.start()
         while not gate.there.wait(0.002) and one.is_alive():
             pass
         if not gate.there.is_set():
             return wrong, told
         two.start()
-        two.join(0.05)  # it ends, or it waits for the one that stands still
+        while two.is_alive() and not waits.wait(0.002):
+            pass  # it ends, or it waits for the one that stands still
         gate.go.set()
-        one.join(20)
-        two.join(20)
+        one.join(LIMIT_SECONDS)
+        two.join(LIMIT_SECONDS)
         told.add((results["swept"], results["used"]))
         if results["used"] and not (store.is_intact(artifact) and store.verify(artifact) == []):
             wrong.append(f"{at}: used and deleted")
@@ -431,8 +443,8 @@ def _quick(monkeypatch):
 @pytest.mark.parametrize("use", [use_again, put_again, claim_it])
 @pytest.mark.parametrize("paused", ["sweeper", "user"])
 @pytest.mark.parametrize("kind", ["memory", "local"])
-def test_whoever_uses_it_and_whoever_deletes_it_meet_at_every_step(use, paused, kind, tmp_path, fill):
-    wrong, told = meetings(use, paused, kind, tmp_path, fill)
+def test_whoever_uses_it_and_whoever_deletes_it_meet_at_every_step(use, paused, kind, tmp_path, fill, monkeypatch):
+    wrong, told = meetings(use, paused, kind, tmp_path, fill, monkeypatch)
     assert wrong == [] and len(told) > 1, told
 
 
@@ -447,7 +459,10 @@ def test_one_that_does_not_look_is_found(forgets, tmp_path, fill, monkeypatch):
             "artifacts.sweep._delete_artifact",
             lambda store, artifact, item: store.files.remove(artifact.key, first="manifest.json") is None,
         )
-    found = [meetings(use, "sweeper", "memory", tmp_path / use.__name__, fill)[0] for use in (use_again, put_again)]
+    found = [
+        meetings(use, "sweeper", "memory", tmp_path / use.__name__, fill, monkeypatch)[0]
+        for use in (use_again, put_again)
+    ]
     assert any(found), found
 
 
