@@ -57,6 +57,10 @@ def _in_time(url: str, seconds: float) -> Files:
         except BaseException as error:
             failure.append(error)
 
+    if _protocol(url) == "s3":
+        from artifacts.s3 import library
+
+        library()  # before the clock runs: no server is waited for
     thread = threading.Thread(target=work, name="open store", daemon=True)
     thread.start()
     thread.join(seconds)
@@ -71,8 +75,7 @@ def _in_time(url: str, seconds: float) -> Files:
 
 
 def _opened(url: str, seconds: float) -> Files:
-    match = PROTOCOL.match(url)
-    protocol = match.group(1).lower() if match else "file"
+    protocol = _protocol(url)
     if protocol == "file":
         return LocalFiles(_local_path(url))
     if "@" in url or "?" in url or "#" in url:
@@ -94,6 +97,11 @@ def _opened(url: str, seconds: float) -> Files:
         "a store is a local path, file:// or s3://bucket/folder, of Amazon or of any server that speaks S3 (its "
         f"address in AWS_ENDPOINT_URL); found {scrub(url)!r}"
     )
+
+
+def _protocol(url: str) -> str:
+    match = PROTOCOL.match(url)
+    return match.group(1).lower() if match else "file"
 
 
 def _local_path(url: str) -> Path:

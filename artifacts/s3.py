@@ -147,12 +147,17 @@ class _LostRace(StoreError):
     """A conditional write was refused, because another writer came first."""
 
 
-def _file_system() -> Any:
+def library() -> Any:
+    """s3fs. To import it takes seconds, on a machine that is busy many."""
     try:
         import s3fs
     except ImportError:
         raise RequestError("a store on S3 needs the package s3fs: pip install 'posttrain[s3]'") from None
-    fs = s3fs.S3FileSystem(
+    return s3fs
+
+
+def _file_system() -> Any:
+    fs = library().S3FileSystem(
         skip_instance_cache=True,
         use_listings_cache=False,
         default_cache_type="none",

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from artifacts import Artifact, MissingError, Record, Store, StoreError, open_store
+from artifacts import Artifact, MissingError, Record, Store, StoreError, open_store, s3
 from artifacts.materialize import problems_of
 from artifacts.memory import locked_memory
 from artifacts.remote import RemoteFiles
@@ -248,6 +248,13 @@ def test_a_store_that_says_nothing_is_reported_soon(monkeypatch, s3_environment)
         with pytest.raises(StoreError, match=r"no answer within 1 s"):
             open_store("s3://bucket/x", answer_seconds=1)
         assert time.monotonic() - start < READ_SECONDS
+
+
+def test_what_takes_long_to_import_takes_nothing_of_the_time_to_answer(bucket, tmp_path, monkeypatch):
+    library, places = s3.library, []
+    monkeypatch.setattr(s3, "library", lambda: places.append(threading.current_thread().name) or library())
+    open_store(f"{bucket}/{tmp_path.name}")
+    assert places == [threading.current_thread().name]
 
 
 @pytest.fixture
