@@ -79,10 +79,13 @@ def _limited_aside(compute: Callable[[], Any], seconds: float) -> Any:
     thread = threading.Thread(target=work, name="reward", daemon=True)
     thread.start()
     if done.wait(seconds):
+        thread.join()  # it has nothing more to do, and is gone when this returns
         return outcome.result()
     given_up = time.monotonic() + _LEFT_BEHIND_SECONDS
     while not done.wait(_RINGS_AGAIN_SECONDS) and time.monotonic() < given_up:
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_Alarm))
+    if done.is_set():
+        thread.join()
     raise OvertimeError(message(seconds))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -165,6 +166,27 @@ def test_limits_hold_in_other_threads():
     error = in_a_thread(endless, 0.05)
     assert isinstance(error, OvertimeError) and caught == [1]
     assert not [thread for thread in threading.enumerate() if thread.name == "reward"]
+
+
+class SlowToEnd(threading.Event):
+    """Whoever sets it comes to its end a while later, as on a busy machine."""
+
+    def set(self):
+        super().set()
+        time.sleep(0.2)
+
+
+def test_nothing_of_it_is_left_where_the_thread_is_slow_to_end(monkeypatch):
+    names = {name: getattr(threading, name) for name in ("Thread", "current_thread", "main_thread")}
+    monkeypatch.setattr(reward_limits, "threading", SimpleNamespace(**names, Event=SlowToEnd))
+
+    def endless():
+        while True:
+            pass
+
+    for compute, seconds in ((lambda: 7, 600), (endless, 0.05)):
+        in_a_thread(compute, seconds)
+        assert not [thread for thread in threading.enumerate() if thread.name == "reward"]
 
 
 def test_what_waits_outside_python_is_left_behind(monkeypatch):
