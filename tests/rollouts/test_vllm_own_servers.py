@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from stages.rollouts.vllm_own_servers import OwnServers
 from stages.rollouts.vllm_seen_servers import SeenServers
 from stages.rollouts.weight_files import WeightFiles
 from tests.rollouts.fake_vllm import continuation, digest
+from tests.waiting import LEFT_SECONDS, until
 
 ROOT = Path(__file__).parents[2]
 FAKE = "tests.rollouts.fake_vllm"
@@ -103,10 +103,7 @@ def tokens(found: list[list[list[int]]]) -> int:
 
 def await_absent(servers: OwnServers) -> dict[int, str]:
     """Those that are gone for good, once whoever watches them has seen it."""
-    deadline = time.monotonic() + 30
-    while not servers.absent() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return servers.absent()
+    return until(servers.absent)
 
 
 @pytest.mark.parametrize("adapter", [None, ServedAdapter(4, {"r": 4, "target_modules": ["q_proj"]})])
@@ -210,10 +207,9 @@ def test_nothing_stays_of_servers_whose_trainer_is_killed(tmp_path: Path) -> Non
     assert list(folder.rglob("*.safetensors"))
     os.kill(trainer.pid, signal.SIGKILL)
     trainer.wait()
-    deadline = time.monotonic() + 10
-    _, alive = psutil.wait_procs(processes, timeout=10)
+    _, alive = psutil.wait_procs(processes, timeout=LEFT_SECONDS)
     assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
-    assert not folder.exists() and time.monotonic() < deadline
+    assert not folder.exists()
 
 
 def test_what_nobody_could_remove_is_removed_later(tmp_path: Path) -> None:

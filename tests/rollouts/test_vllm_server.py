@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -17,6 +16,7 @@ from stages.rollouts.engine import ServedModel
 from stages.rollouts.engine_settings import PYTHON_VARIABLE, EngineConfig
 from stages.rollouts.vllm_connection import Address, Connection
 from stages.rollouts.vllm_server import MODULE, VllmServer
+from tests.waiting import LEFT_SECONDS, LIMIT_SECONDS, until
 
 ROOT = Path(__file__).parents[2]
 FAKE = "tests.rollouts.fake_vllm"
@@ -50,15 +50,11 @@ def model(tmp_path: Path) -> ServedModel:
 
 def family(process: psutil.Process) -> list[psutil.Process]:
     """It, the server and the server's child, once they are there."""
-    deadline = time.monotonic() + 30
-    while len(found := process.children(recursive=True)) < 2:
-        assert time.monotonic() < deadline, found
-        time.sleep(0.05)
-    return [process, *found]
+    return [process, *until(lambda: found if len(found := process.children(recursive=True)) > 1 else None)]
 
 
 def all_gone(processes: list[psutil.Process]) -> bool:
-    _, alive = psutil.wait_procs(processes, timeout=20)
+    _, alive = psutil.wait_procs(processes, timeout=LEFT_SECONDS)
     return not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
 
 
@@ -70,9 +66,9 @@ def test_starts_is_asked_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert server.state().startswith("it is running still")
     assert not server.socket.exists()  # it has no weights yet
     server.publish()
-    Connection(Address("ours", socket=server.socket), 20.0).check_name()
+    Connection(Address("ours", socket=server.socket), LIMIT_SECONDS).check_name()
     with pytest.raises(StageError, match="serves ours, not theirs"):
-        Connection(Address("theirs", socket=server.socket), 20.0).check_name()
+        Connection(Address("theirs", socket=server.socket), LIMIT_SECONDS).check_name()
     assert server.is_well()
     server.stop()
     assert all_gone(processes) and not folder.exists()
@@ -92,8 +88,10 @@ def test_starts_is_asked_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_never_healthy(behaviour: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {process.pid for process in psutil.Process().children(recursive=True)}
     (tmp_path / "vllm.log").write_text("ValueError: of a life before\n")
-    seconds = 1.0 if behaviour == "never answers" else 60.0
+    seconds = 1.0 if behaviour == "never answers" else LIMIT_SECONDS
     server = start(tmp_path, behaviour, monkeypatch, start_timeout_seconds=seconds)
+    if behaviour == "never answers":  # the second may be over before it is there at all
+        until(lambda: "loading, loading" in (tmp_path / "vllm.log").read_text())
     with pytest.raises(StageError, match=message) as told:
         server.await_answer()
     server.stop()
