@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from flows.command import stage_variables
 
@@ -16,6 +17,10 @@ os.environ.setdefault("GOMP_SPINCOUNT", stage_variables(1)["GOMP_SPINCOUNT"])
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("COLUMNS", None)  # a worker has one of 80, and what goes into a pipe is as wide as it says
+
+# the same examples each time, however long it takes to draw them
+settings.register_profile("posttrain", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("posttrain")
 
 gc.disable()  # until all modules are there: see pytest_collection_finish
 

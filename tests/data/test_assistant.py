@@ -54,7 +54,7 @@ WORDS = st.text("abxy<|", min_size=1, max_size=5)
 
 
 @given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_derived_turns_are_the_marked_ones(exchanges: list[tuple[str, str]]) -> None:
     """Of a template with generation markers, and of the same template without them."""
     messages = [
@@ -68,7 +68,6 @@ def test_derived_turns_are_the_marked_ones(exchanges: list[tuple[str, str]]) -> 
 
 
 @given(st.text("ab", max_size=9), st.text("ab", max_size=9))
-@settings(deadline=None)
 def test_common_length(one: str, other: str) -> None:
     expected = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
     assert common_length(one, other) == expected

@@ -43,7 +43,7 @@ def plain_search(lengths: list[int], capacity: int) -> list[int]:
 
 
 @given(st.lists(st.integers(1, 16), max_size=60))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_every_row_once_as_full_as_by_looking_at_all(lengths: list[int]) -> None:
     packs = best_fit_decreasing(lengths, 16)
     assert sorted(index for pack in packs for index in pack) == list(range(len(lengths)))

@@ -79,7 +79,7 @@ def test_wrong_type_and_nothing_left():
 WORDS = st.text("abcdefgh ", min_size=1, max_size=8)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(WORDS, WORDS, WORDS), min_size=1, max_size=5), st.booleans())
 def test_prompt_and_completion_are_exactly_the_whole(texts, conversational):
     rows = [{"prompt": "ab", "chosen": "c", "rejected": "d"}]

@@ -129,7 +129,7 @@ def test_settings_that_would_not_be_used() -> None:
 WORDS = st.text("abcdefgh", min_size=1, max_size=7)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.tuples(WORDS, WORDS, WORDS), min_size=1, max_size=6), st.sampled_from(MODES), st.integers(2, 9))
 def test_rows_and_tokens_add_up_whatever_the_rows(texts: list[Any], mode: Any, max_length: int) -> None:
     """The input's tokens counted without a limit; those of `used` are those that are left."""

@@ -58,7 +58,7 @@ def completions(prompts: list[int]) -> list[TokenizedCompletion]:
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.randoms(use_true_random=False))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_others_answer_other_prompts_whatever_the_order(prompts, random):
     rows = completions(prompts)
     others = mismatched(rows, max_length=10)

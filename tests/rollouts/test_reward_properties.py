@@ -84,7 +84,7 @@ def test_pure_within_range_and_of_each_completion_alone(name: str) -> None:
 
     low, high = RANGES.get(name, (0.0, 1.0))
 
-    @settings(max_examples=15 if name == "math" else 60, deadline=None, derandomize=True)
+    @settings(max_examples=15 if name == "math" else 60)
     @given(ROWS)
     def check(rows: list[tuple[str, Any]]) -> None:
         found = rewards(rows)

@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.external import data_identity, folder_digest
@@ -210,7 +210,7 @@ def test_limit_and_split_depend_on_content_and_seed_not_on_order(tmp_path):
     assert set(texts("7", first, test_size=0.2)) == {row["text"] for row in rows} - set(held)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25)
 @given(
     problems=st.lists(st.integers(0, 9), min_size=6, max_size=40).filter(lambda ids: len(set(ids)) > 4),
     fraction=st.sampled_from([0.3, 0.5]),

@@ -59,7 +59,7 @@ def dense(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scale: float)
     return scores.softmax(-1) @ value
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(trees, st.sampled_from([None, 1, 3, 7]))
 def test_blocks_and_segments_equal_a_dense_mask(drawn: list[tuple[int, float]], window: int | None) -> None:
     segments = segments_of(drawn)
@@ -79,7 +79,7 @@ def test_blocks_and_segments_equal_a_dense_mask(drawn: list[tuple[int, float]], 
             torch.testing.assert_close(gradient, right)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(trees, st.lists(st.integers(0, 10**6), min_size=1, max_size=12))
 def test_attention_of_the_tokens_that_are_read(drawn: list[tuple[int, float]], places: list[int]) -> None:
     """Values of the read tokens, and all gradients that come from them."""
@@ -166,7 +166,7 @@ class ByDefinition:
             yield states.query_Rhd[a:b].transpose(0, 1), *keys, seen
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(trees, st.sampled_from([None, 1, 3, 7]))
 def test_calls_of_a_kernel_for_varied_lengths_equal_a_dense_mask(
     drawn: list[tuple[int, float]], window: int | None
