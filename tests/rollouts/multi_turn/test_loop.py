@@ -14,6 +14,7 @@ from stages.rollouts.requests import Completion, SamplingConfig
 from stages.seeds import derive
 from tests.data.chat_templates import CHATML, MISTRAL_3, QWEN_2_5, marked_text
 from tests.rollouts.multi_turn import user_code
+from tests.rollouts.multi_turn.clocks import stand_still
 from tests.rollouts.multi_turn.scripted import END, HERE, Script, multi_turn, prompt, spelled, text_of, tokenizer
 
 QWEN, PLAIN = tokenizer(QWEN_2_5), tokenizer(CHATML)
@@ -248,14 +249,18 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("said", "reason"), BROKEN)
-def test_a_broken_environment_ends_the_stage_and_names_the_episode(said: str, reason: str) -> None:
+def test_a_broken_environment_ends_the_stage_and_names_the_episode(
+    said: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_still(monkeypatch, 3)  # two beginnings, and the step of the episode that is well
     made = multi_turn(PLAIN, environment={"name": f"{HERE}:Broken", "timeout_seconds": 0.05})
     with pytest.raises(StageError, match=rf"{HERE}:Broken, row r0, completion 1, turn 1: {reason}"):
         run(made, PLAIN, {7: ["stop" + END], 8: [said + END]}, word="w")
 
 
 @pytest.mark.parametrize(("said", "reason"), BROKEN)
-def test_or_only_the_episode(said: str, reason: str) -> None:
+def test_or_only_the_episode(said: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_still(monkeypatch, 4)  # two beginnings and two steps
     environment = {"name": f"{HERE}:Broken", "timeout_seconds": 0.05, "on_error": "unscored"}
     made = multi_turn(PLAIN, environment=environment)
     group, _ = run(made, PLAIN, {7: ["stop" + END], 8: ["a" + END, said + END]}, word="w")

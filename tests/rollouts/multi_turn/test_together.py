@@ -12,6 +12,7 @@ from artifacts.errors import StageError
 from stages.rollouts.multi_turn import together as module
 from stages.rollouts.multi_turn.together import Together
 from stages.rollouts.reward_base import OvertimeError
+from tests.rollouts.multi_turn.clocks import stand_still
 
 SHORT = 0.05
 
@@ -65,8 +66,9 @@ def test_failures_are_results() -> None:
     assert str(found[2]) == "SystemExit: enough"
 
 
-def test_who_takes_too_long_is_not_waited_for() -> None:
+def test_who_takes_too_long_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that never ends, a coroutine that never ends, and one that refuses to be cancelled."""
+    stand_still(monkeypatch, 1)
     forever = threading.Event()
 
     async def sleeps() -> None:
