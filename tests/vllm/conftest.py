@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 REASON = "vLLM is not installed; `make test-vllm` installs it"
+TEST_SECONDS = 1200
 TIED = {"tied": True, "untied": False}
 
 
@@ -24,6 +25,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker("vllm")
+            if item.get_closest_marker("timeout") is None:  # servers that are started may be a part of it
+                item.add_marker(pytest.mark.timeout(TEST_SECONDS))
             if missing:
                 item.add_marker(pytest.mark.skip(reason=REASON))
 

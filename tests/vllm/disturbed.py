@@ -23,6 +23,7 @@ from stages.rollouts.vllm_connection import Address, Connection
 from stages.rollouts.vllm_own_servers import OwnServers
 from tests.vllm.models import served
 from tests.vllm.test_stage import settings_of
+from tests.waiting import LIMIT_SECONDS
 
 
 class Disturbance:
@@ -59,8 +60,10 @@ def _is_second(process: psutil.Process) -> bool:
 
 def ask_as_given(socket: Path, model: Path) -> dict[str, Any]:
     """What is asked of somebody else's server."""
-    address = given._looked_at(Address("", socket=socket), served(model), 60.0, time.monotonic() + 60)
-    connection = Connection(address, 60.0)
+    address = given._looked_at(
+        Address("", socket=socket), served(model), LIMIT_SECONDS, time.monotonic() + LIMIT_SECONDS
+    )
+    connection = Connection(address, LIMIT_SECONDS)
     before = given._version_of(connection)
     connection.post("/update_weight_version", {"new_version": "run-000000007"}, "keep the version of its weights")
     return {"name": address.name, "before": before, "after": given._version_of(connection)}

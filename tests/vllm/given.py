@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from stages.rollouts.engine_settings import OverlappedEngineConfig
 from stages.rollouts.vllm_client import ServerEngine
 from stages.rollouts.vllm_given_servers import GivenServers
 from stages.rollouts.weight_files import WeightFiles
+from tests.waiting import LEFT_SECONDS
 
-_START_SECONDS = 240
+START_SECONDS = 540
+"""For what takes a minute on a machine that does nothing else."""
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 OPTIONS = ["--dtype", "float32", "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"]
 OPTIONS += ["--enable-scale-out"]  # which rollouts.in_flight_updates needs
@@ -49,19 +51,24 @@ class Running:
 @contextmanager
 def started(models: dict[str, Path], logs: Path) -> Iterator[dict[str, Running]]:
     """Servers of these models, under their names, until the block ends; nothing of them stays, however it does."""
-    servers = {name: _start(model, logs / f"{name}.log") for name, model in models.items()}
-    try:
-        yield servers
-    finally:
-        for server in servers.values():
-            assert server.process.stdin is not None
-            server.process.stdin.close()
-        for server in servers.values():
-            server.process.wait(30)
+    with ExitStack() as kept:
+        ports = [kept.enter_context(_kept_port()) for _ in models]
+        servers = {
+            name: _start(model, logs / f"{name}.log", port)
+            for (name, model), port in zip(models.items(), ports, strict=True)
+        }
+        try:
+            yield servers
+        finally:
+            for server in servers.values():
+                assert server.process.stdin is not None
+                server.process.stdin.close()
+            for server in servers.values():
+                server.process.wait(LEFT_SECONDS)
 
 
-def _start(model: Path, log: Path) -> Running:
-    url = f"http://127.0.0.1:{(port := _free_port())}"
+def _start(model: Path, log: Path, port: int) -> Running:
+    url = f"http://127.0.0.1:{port}"
     where = ["--host", "127.0.0.1", "--port", str(port), "--model", str(model)]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *where, *OPTIONS, *FOR_ADAPTERS, *SMALL]
     kept = log.with_suffix("")
@@ -79,20 +86,25 @@ def _start(model: Path, log: Path) -> Running:
 
 def answering(server: Running) -> str:
     """Its URL, once it answers."""
-    deadline = time.monotonic() + _START_SECONDS
+    deadline = time.monotonic() + START_SECONDS
     while True:
         assert server.process.poll() is None and time.monotonic() < deadline, server.log.read_text()[-4000:]
         try:
             if httpx.get(f"{server.url}/health").status_code == httpx.codes.OK:
                 return server.url
         except httpx.TransportError:
-            time.sleep(0.2)
+            pass
+        time.sleep(0.2)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@contextmanager
+def _kept_port() -> Iterator[int]:
+    """Nobody else is given it until the block ends; who asks for it as vLLM does, by its number and SO_REUSEADDR,
+    listens there. A free port would be another one's by the time that vLLM has been imported."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield int(holder.getsockname()[1])
 
 
 def asked(url: str, model: ServedModel, folder: Path, **settings: Any) -> ServerEngine:

@@ -17,6 +17,7 @@ from flows.launch_settings import Launch
 from stages.context import Context, local_context
 from tests.stages.small_models import output, read_lines, rows_of
 from tests.stages.test_other_engines import done
+from tests.vllm.given import START_SECONDS
 from tests.vllm.models import save_model, worst
 from tests.vllm.test_stage import processes_of, saved, settings_of
 
@@ -54,7 +55,7 @@ def launched(context: Context, program: Sequence[str]) -> subprocess.CompletedPr
     assert command.arguments[-3:-1] == ["-m", "stages"]
     arguments = [*command.arguments[:-3], *program, command.arguments[-1]]
     return subprocess.run(
-        arguments, env=stage_environment(command), cwd=job, capture_output=True, text=True, timeout=200
+        arguments, env=stage_environment(command), cwd=job, capture_output=True, text=True, timeout=START_SECONDS
     )
 
 
@@ -100,7 +101,7 @@ def test_what_they_share_answers_each_its_own(tmp_path: Path) -> None:
     save_model(tmp_path / "untied", 1)
     program = ["-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "tests.vllm.shared_engine", str(tmp_path)]
     ended = subprocess.run(
-        [sys.executable, *program], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=200
+        [sys.executable, *program], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=START_SECONDS
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
 

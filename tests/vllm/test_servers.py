@@ -16,14 +16,15 @@ import pytest
 
 from tests.stages.small_models import read_lines, rows_of
 from tests.vllm.test_stage import saved
+from tests.waiting import LEFT_SECONDS
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_killed_servers_and_trainers(in_process: Callable[..., Any], tmp_path: Path) -> None:
     """Of two servers one is killed with completions under way: all is as with vLLM in process, which nothing disturbs.
-    The trainer is killed while the other one serves and that one is being started again: within ten seconds nothing of
-    them is there."""
+    The trainer is killed while the other one serves and that one is being started again: soon nothing of them is
+    there."""
     folder, inputs = tmp_path / "disturbed", saved(tmp_path / "inputs", tied=True)
     trainer = subprocess.Popen(
         [sys.executable, "-m", "tests.vllm.disturbed", folder, inputs["model"], inputs["dataset"]],
@@ -43,7 +44,7 @@ def test_killed_servers_and_trainers(in_process: Callable[..., Any], tmp_path: P
     finally:
         os.kill(trainer.pid, signal.SIGKILL)
         trainer.wait()
-    _, alive = psutil.wait_procs(processes, timeout=10)
+    _, alive = psutil.wait_procs(processes, timeout=LEFT_SECONDS)
     assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
 
     asked = json.loads((folder / "asked.json").read_text())
