@@ -30,10 +30,11 @@ from flows.pipeline import run_pipeline
 from flows.prefect_api import api as api_at
 from flows.prefect_cancel import PrefectPages
 from flows.prefect_flow import posttrain
-from flows.told import told_once
+from flows.told import DEAF_SECONDS, told_once
 from tests.flows.pipeline_command import Command
 from tests.flows.pipeline_stages import World
-from tests.flows.prefect_server import Api, ended, until
+from tests.flows.prefect_server import Api, ended
+from tests.waiting import LIMIT_SECONDS, until
 
 OTHER = "otherboot.4026531836-17-123"
 """A process of another machine."""
@@ -54,13 +55,13 @@ class Going:
     def __init__(self, world: World, home: Path, api: str | None) -> None:
         self.store = world.store
         self.process = Command(world.folder, home, "two.until=never", api=api).process
-        until(lambda: at_work(world), 120)
+        until(lambda: at_work(world))
         self.id = self.store.runs()[0]
         self.processes = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
 
     def end(self) -> None:
         """Without a signal from here."""
-        self.process.communicate(timeout=60)
+        self.process.communicate(timeout=LIMIT_SECONDS)
         assert all(ended(process) for process in self.processes)
 
     def __enter__(self) -> Going:
@@ -140,7 +141,8 @@ class Late(Silence):
 
 def test_who_is_told_again_ends_as_well_as_before(world: World, api: Api, prefect_home: Path) -> None:
     with Going(world, prefect_home, api.url) as going:
-        while going.process.poll() is None:
+        enough = time.monotonic() + DEAF_SECONDS / 2  # who asks after that is heard again
+        while going.process.poll() is None and time.monotonic() < enough:
             going.process.send_signal(signal.SIGTERM)
             time.sleep(0.05)
         going.end()
@@ -236,11 +238,11 @@ def test_a_trial_ends_with_its_sweep(world: World, api: Api, prefect_home: Path)
     environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "PREFECT_API_URL": api.url}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
-            until(lambda: at_work(world), 60)
+            until(lambda: at_work(world))
             with api_at(api.url) as client:
                 answer = cancel(world.store, "latest", PrefectPages(client), lambda text: None)
                 assert answer.prefect is not None and "two.text=x " in answer.prefect
-            process.communicate(timeout=60)
+            process.communicate(timeout=LIMIT_SECONDS)
         finally:
             process.kill()
     assert (answer.state, answer.stages, answer.process) == ("cancelled", ("two",), process.pid)
@@ -255,11 +257,11 @@ def test_cancel_in_the_pages_ends_a_sweep(world: World, api: Api, prefect_home: 
     environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "PREFECT_API_URL": api.url}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
-            until(lambda: at_work(world), 60)
+            until(lambda: at_work(world))
             with api_at(api.url) as client:
                 (shown,) = [run for run in client.read_flow_runs() if run.name.startswith("sweep ") and alive(run)]
                 client.set_flow_run_state(shown.id, Cancelling())
-            process.communicate(timeout=60)
+            process.communicate(timeout=LIMIT_SECONDS)
         finally:
             process.kill()
     (run,) = world.store.runs()
