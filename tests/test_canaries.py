@@ -23,7 +23,6 @@ import pytest
 from flows.cli import main
 from tests.bad_stages import CODE, DIVERGING, TRAINING, rewarded, stage
 from tests.canaries import CANARIES, NAMES, leaks
-from tests.flows.lasting_ui import until
 from tests.flows.test_bad_input_command import ROOT
 from tests.in_process import failures, run_here
 from tests.key_shapes import key_shapes, key_shapes_below
@@ -31,6 +30,7 @@ from tests.leaking_stages import CODE as CODE_THAT_LEAKS
 from tests.leaking_stages import PRINTS_ALL, failing_stages, from_function, refused_recipes
 from tests.telling_server import telling_server
 from tests.tiny_recipe import write_recipe
+from tests.waiting import LIMIT_SECONDS, until
 
 TELLING = '''
 import os
@@ -196,7 +196,7 @@ def test_a_run_that_is_cancelled_tells_no_secret(planted: tuple[str, list[str]],
     ) as process:
         until(waits.exists)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=LIMIT_SECONDS)
     assert process.returncode == 130
     assert _found(tmp_path, {"stdout": out, "stderr": err}) == []
 

@@ -40,7 +40,7 @@ def two_ranks(folder: Path) -> Iterator[Ranks]:
     try:
         yield lambda spec: _ask(folder, process, next(numbers), spec)
         (folder / "end").touch()
-        assert process.wait(60) == 0, (folder / "log.txt").read_text()
+        assert process.wait(_LIMIT_SECONDS) == 0, (folder / "log.txt").read_text()
     finally:
         (folder / "end").touch()
         process.kill()

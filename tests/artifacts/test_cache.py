@@ -13,6 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from artifacts import Artifact, DamagedError, RequestError, Store, holds, open_store, remote
 from artifacts import cache as copies
 from artifacts.remote import RemoteFiles
+from tests.waiting import LIMIT_SECONDS
 
 SIZE = 100_000
 
@@ -144,7 +145,7 @@ class Meeting(MemoryFileSystem):
 
     def cat_file(self, path, start=None, end=None, **options):
         if start is not None:
-            self.barrier.wait(20)
+            self.barrier.wait(LIMIT_SECONDS)
         return super().cat_file(path, start=start, end=end, **options)
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from artifacts import Artifact, Store, holds, open_store
 from artifacts import cache as copies
+from tests.waiting import LIMIT_SECONDS
 
 SIZE = 20_000
 COPIES = 1000
@@ -180,7 +181,7 @@ def test_room_is_made_by_one_after_the_other_and_by_the_next_where_one_is_stoppe
         waits.start()
         waits.join(0.2)
         assert waits.is_alive() and len(there(cache)) == 3
-    waits.join(20)
+    waits.join(LIMIT_SECONDS)
     assert len(there(cache)) == 2
     set_limit(monkeypatch, 1.5)
     monkeypatch.setattr(copies, "PATIENCE_SECONDS", 0.1)

@@ -14,6 +14,7 @@ from artifacts import RequestError, open_store, seal, unseal
 from artifacts.leases import Lease
 from artifacts.locks import exclusively
 from artifacts.owner import is_dead, owner_tag
+from tests.waiting import LIMIT_SECONDS
 
 FINGERPRINT = "ab" * 32
 KEY = f"work/{FINGERPRINT}/lease.json"
@@ -170,7 +171,7 @@ def test_a_process_that_is_stopped_in_the_lock_holds_nobody_up(tmp_path):
         assert len(inside) == 3
     finally:
         stopped.send_signal(signal.SIGCONT)
-        assert stopped.wait(20) == 0
+        assert stopped.wait(LIMIT_SECONDS) == 0
 
 
 def _enter(path, inside):

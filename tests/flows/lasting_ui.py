@@ -10,11 +10,10 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from unittest import mock
 
 import psutil
@@ -31,23 +30,9 @@ from flows.prefect_api import api
 from flows.prefect_deploy import find
 from flows.recipe import Recipe
 from tests.tiny_recipe import BASE, TASK
+from tests.waiting import LIMIT_SECONDS, until
 
 ROOT = Path(__file__).parents[2]
-LIMIT_SECONDS = 240
-"""For what happens in seconds on a machine that does nothing else."""
-
-Found = TypeVar("Found")
-
-
-def until(condition: Callable[[], Found | None], seconds: float = LIMIT_SECONDS) -> Found:
-    """What the condition gives once it gives something."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"not so within {seconds} s"
-        time.sleep(0.1)
-    return found
-
-
 ALERT_PATH = "/hooks/5ea1ed-31337"
 """What is secret of the address that is told of failures."""
 
@@ -214,7 +199,7 @@ def running_ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
     try:
         yield running
         running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(60) == 0, (running.folder / "ui.log").read_text()
+        assert running.process.wait(LIMIT_SECONDS) == 0, (running.folder / "ui.log").read_text()
         assert running.processes() == []
     finally:
         running.process.kill()

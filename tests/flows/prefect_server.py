@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,7 @@ import pytest
 from flows.pipeline import drain
 from flows.server import temporary_server
 from tests.flows.pipeline_stages import MAKE, World
-
-LIMIT_SECONDS = 10
-"""Nothing may be left after this, whatever was killed."""
+from tests.waiting import until
 
 
 @pytest.fixture(scope="session")
@@ -100,15 +97,6 @@ class Api:
                 return states if len(states) >= count else None
 
             return until(ended)
-
-
-def until(condition: Callable[[], Any], seconds: float = 30) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.05)
-    raise AssertionError(f"not so within {seconds} s")
 
 
 def ended(process: psutil.Process) -> bool:

@@ -32,6 +32,7 @@ from flows.run import Run
 from tests.bad_stages import CODE, DIVERGED, DIVERGING, RAISED, TRAINING, rewarded, stage
 from tests.in_process import assert_nothing_half_written, failures, run_here, states
 from tests.tiny_recipe import write_recipe
+from tests.waiting import LIMIT_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,7 +46,7 @@ def posttrain(*arguments: str, **environment: str) -> subprocess.CompletedProces
         env={**kept, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=LIMIT_SECONDS,
         check=False,
     )
 

@@ -8,7 +8,6 @@ import re
 import shutil
 import socket
 import subprocess
-import time
 import urllib.request
 from datetime import timedelta
 from functools import partial
@@ -29,12 +28,11 @@ from flows.prefect_alerts import MOST_TRIES, Alerts
 from flows.prefect_deploy import find
 from flows.prefect_flow import posttrain
 from flows.prefect_upkeep import AUTOMATION, SILENCE, crashed_when_silent, prepare
-from tests.flows.lasting_ui import ALERT_PATH, Told, Ui, running_ui, until  # noqa: F401
+from tests.flows.lasting_ui import ALERT_PATH, Told, Ui, running_ui  # noqa: F401
 from tests.tiny_recipe import TASK
+from tests.waiting import LEFT_SECONDS, LIMIT_SECONDS, until
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-LEFT_SECONDS = 10
-"""After this nothing of a cancelled run may be left."""
 MANY = 1_000_000
 """Steps of a training that does not end during the tests."""
 
@@ -147,9 +145,8 @@ def test_cancelled_in_training_then_resumed_then_crashed(ui: Ui, scheduled: Any)
     run = ui.ask(parameters={"steps": MANY})
     until(lambda: (ui.decision("sft", f"steps={MANY}").step or 0) > 0)
     with ui.client() as client:
-        cancelled_at = time.monotonic()
         client.set_flow_run_state(run.id, Cancelling())
-        until(lambda: not ui.processes(), LEFT_SECONDS - (time.monotonic() - cancelled_at))
+        until(lambda: not ui.processes(), LEFT_SECONDS)
         assert ui.ended(run, client).state_name == "Cancelled"
         states = ui.tasks(run, client, 3)
         assert {name: state.name for name, state in states.items()} == {
@@ -289,7 +286,7 @@ def test_a_run_that_beats_as_prefect_does_by_itself_is_not_silent() -> None:
 
 def test_another_ui_finds_the_first_and_runs_report_to_it(ui: Ui) -> None:
     second, said = ui.start("--port", "0")
-    assert second.wait(60) == 0
+    assert second.wait(LIMIT_SECONDS) == 0
     assert (said["state"], said["address"], said["pid"]) == ("running before", ui.address, ui.process.pid)
     done = ui.command("run", str(ui.recipe), "--only", "rows", "--json")
     payload = json.loads(done.stdout)
@@ -311,7 +308,7 @@ def test_a_run_of_a_terminal_that_is_killed_has_crashed_at_once(ui: Ui) -> None:
         assert client.read_flow_run(going.id).state_name == "Running"
         run.kill()
         run.wait()
-        until(lambda: client.read_flow_run(going.id).state_name == "Crashed", SILENCE.total_seconds() / 3)
+        until(lambda: client.read_flow_run(going.id).state_name == "Crashed")
         assert "is gone and had not said how it ended" in client.read_flow_run(going.id).state.message
         assert ui.tasks(going, client, 3)["sft"].name == "Crashed"
     until(lambda: f"{going.name} crashed: its process ({run.pid})" in (ui.folder / "ui.log").read_text())
@@ -359,7 +356,7 @@ def dom(page: str, folder: Path, *flags: str) -> str:
     assert CHROMIUM is not None, "CI=true asks for chromium"
     quiet = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
     command = [CHROMIUM, *quiet, f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=20000", *flags, page]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=True)
     return done.stdout
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from flows.cli import main
-from tests.flows.lasting_ui import Ui, running_ui, until  # noqa: F401
+from tests.flows.lasting_ui import Ui, running_ui  # noqa: F401
+from tests.waiting import LEFT_SECONDS, until
 
 MANY = 1_000_000
 """Steps of a training that does not end during the tests."""
@@ -81,4 +82,4 @@ def _removed_with_its_run(ui: Ui, client: Any, ask: Ask) -> None:
     run = client.read_flow_run(run.id)
     assert removed.startswith(f"cancelled: {run.name}\nremoved: tiny, which was paused")
     assert run.state_name == "Cancelled"
-    until(lambda: ui.processes() == [], 10)
+    until(lambda: ui.processes() == [], LEFT_SECONDS)

@@ -6,8 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,16 +14,16 @@ import psutil
 import pytest
 
 from artifacts.errors import StageError
+from flows import supervise
 from flows.command import default_threads, launcher_settings, stage_command
 from flows.failure import explain
-from flows.launch import StageFailed, StageStopped, Supervisors, run_stage_process
+from flows.launch import STOP_SECONDS, StageFailed, StageStopped, Supervisors, run_stage_process
 from flows.tail import follow_lines, is_warning
+from tests.waiting import LEFT_SECONDS, until
 
 HERE = Path(__file__).parent
 FAKE = str(HERE / "fake_stages")
 ROOT = str(HERE.parent.parent)
-LIMIT_SECONDS = 10
-"""Nothing may be left after this, whatever was killed."""
 
 
 def launch(**settings: Any) -> SimpleNamespace:
@@ -36,15 +34,6 @@ def launch(**settings: Any) -> SimpleNamespace:
 def spec(tmp_path: Path, do: str, **settings: Any) -> dict[str, Any]:
     config = {"do": do, "pids": str(tmp_path / "pids")}
     return {"name": "s", "job": str(tmp_path / "run" / "s"), "config": config, "threads": 1, **settings}
-
-
-def until(condition: Callable[[], Any], seconds: float = 30) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.02)
-    raise AssertionError(f"not so within {seconds} s")
 
 
 def recorded(tmp_path: Path, count: int) -> list[int]:
@@ -65,7 +54,7 @@ def alive(pid: int) -> bool:
 
 
 def all_gone(pids: list[int]) -> None:
-    until(lambda: not [pid for pid in pids if alive(pid)], LIMIT_SECONDS)
+    until(lambda: not [pid for pid in pids if alive(pid)], LEFT_SECONDS)
 
 
 def exit_of(tmp_path: Path) -> dict[str, Any]:
@@ -179,12 +168,17 @@ def test_stopping_from_another_thread(tmp_path: Path, do: str, processes: int) -
         thread = threading.Thread(target=work)
         thread.start()
         pids = recorded(tmp_path, processes)
-    thread.join(LIMIT_SECONDS)
+    thread.join(LEFT_SECONDS)
     assert not thread.is_alive() and len(errors) == 1
     all_gone(pids)
     assert exit_of(tmp_path)["reason"] == "the flow ended or stopped this stage"
     with pytest.raises(StageStopped, match="not started"):
         run_stage_process(spec(tmp_path, do), launch(), lambda event: None, supervisors=supervisors)
+
+
+def test_what_does_not_listen_gets_less_than_ten_seconds() -> None:
+    """However busy the machine, that is all the time that is given."""
+    assert supervise.GRACE_SECONDS < STOP_SECONDS < 10
 
 
 class Flow:
@@ -222,14 +216,14 @@ def test_nothing_is_left_when_one_is_killed(flow: Flow, victim: str) -> None:
     target = flow.process.pid if victim == "process" else getattr(flow, victim)
     os.kill(target, signal.SIGKILL)
     all_gone(flow.all[1:])
-    assert flow.process.wait(LIMIT_SECONDS) != 0
+    assert flow.process.wait(LEFT_SECONDS) != 0
 
 
 def test_sigterm_to_the_flow_and_to_the_supervisor(flow: Flow, tmp_path: Path) -> None:
     os.kill(flow.supervisor, signal.SIGTERM)
     os.kill(flow.supervisor, signal.SIGTERM)
     all_gone(flow.all[1:])
-    flow.process.wait(LIMIT_SECONDS)
+    flow.process.wait(LEFT_SECONDS)
     assert exit_of(tmp_path)["reason"] == "the supervisor was asked to stop"
     assert exit_of(tmp_path)["signal"] == signal.SIGKILL  # it ignored SIGTERM
     assert "the supervisor was asked to stop" in flow.process.stderr.read()

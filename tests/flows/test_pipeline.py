@@ -20,7 +20,8 @@ from flows.plan import plan
 from flows.run import Run
 from tests.flows.pipeline_command import Command
 from tests.flows.pipeline_stages import World
-from tests.flows.prefect_server import LIMIT_SECONDS, Api, ended, until
+from tests.flows.prefect_server import Api, ended
+from tests.waiting import LEFT_SECONDS, LIMIT_SECONDS, until
 
 HERE = Path(__file__).parent
 
@@ -155,7 +156,7 @@ def test_two_runs_of_the_same_work_once(world: World) -> None:
     until(lambda: (world.folder / "log").exists())
     gate.touch()
     for thread in threads:
-        thread.join(30)
+        thread.join(LIMIT_SECONDS)
     assert sorted(run.entries["one"]["state"] for run in runs) == ["cached", "ran"]
     assert world.ran() == ["one"]
 
@@ -185,9 +186,9 @@ def test_a_killed_run_is_listed_and_answers_for_what_it_finished(
     command = Command(world.folder, prefect_home, "two.until=never", "parallel=1", api=api.url)
     try:
         log = world.folder / "log"
-        until(lambda: log.exists() and "two" in log.read_text().split(), 60)
+        until(lambda: log.exists() and "two" in log.read_text().split())
         command.process.kill()
-        command.process.communicate(timeout=30)
+        command.process.communicate(timeout=LIMIT_SECONDS)
     finally:
         if command.process.poll() is None:
             command.process.kill()
@@ -232,7 +233,7 @@ def test_embedded_server_cached_run(world: World, api: Api, own_home: Path) -> N
     run_pipeline(world.plan())
     world.ran()
     command = Command(world.folder, own_home)
-    out, log = command.process.communicate(timeout=60)
+    out, log = command.process.communicate(timeout=LIMIT_SECONDS)
     assert command.process.returncode == 0, log
     payload = json.loads(out)  # nothing but the payload on stdout
     assert set(states(payload).values()) == {"cached"} and world.ran() == []
@@ -259,15 +260,15 @@ def test_a_run_that_is_ended_leaves_nothing(world: World, own_home: Path, number
     command = Command(world.folder, own_home, "one.until=never", "beside.until=never")
     try:
         log = world.folder / "log"
-        until(lambda: log.exists() and len(log.read_text().split()) == 2, 60)
+        until(lambda: log.exists() and len(log.read_text().split()) == 2)
         left = command.descendants()
         assert len(left) >= 5  # Prefect's server, two supervisors, two stages
         going = world.store.read_run(world.store.runs()[0])
         assert going["state"] == "running"
         assert states(going) == {"one": "running", "two": "waiting", "three": "waiting", "beside": "running"}
         command.process.send_signal(number)
-        until(lambda: all(map(ended, left)), LIMIT_SECONDS)
-        _, errors = command.process.communicate(timeout=30)
+        until(lambda: all(map(ended, left)), LEFT_SECONDS)
+        _, errors = command.process.communicate(timeout=LIMIT_SECONDS)
     finally:
         if command.process.poll() is None:
             command.process.kill()

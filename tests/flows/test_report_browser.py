@@ -14,6 +14,7 @@ from flows.report import render_report
 from flows.reporting.charts import PLOT
 from flows.reporting.samples import MAX_CARDS
 from tests.flows.report_run import SmallRun, jsonl, small_run, small_stage
+from tests.waiting import LIMIT_SECONDS
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -33,7 +34,7 @@ def opened(page: Path, *flags: str, hash: str = "") -> tuple[str, list[str]]:
     quiet = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
     profile = f"--user-data-dir={page.parent / 'profile'}"
     command = [CHROMIUM, *quiet, profile, "--enable-logging=stderr", *flags, f"{page.as_uri()}{hash}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=True)
     return done.stdout, re.findall(r"CONSOLE[:(].*", done.stderr)
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import LIMIT_SECONDS
+
 PROGRAM = """
 import asyncio, contextlib, sys
 from flows.server_process import keep_sqlite_small
@@ -49,6 +51,6 @@ asyncio.run(main())
 def test_pages_and_statements_of_every_connection_together(how: str, least: float, most: float, tmp_path: Path) -> None:
     # each of three connections would keep 40 MB of pages and 11 MB of statements, 100 of 60 to 160 kB
     run = [sys.executable, "-c", PROGRAM, str(tmp_path / "database"), how]
-    done = subprocess.run(run, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(run, capture_output=True, text=True, timeout=LIMIT_SECONDS)
     assert done.returncode == 0, done.stderr
     assert least < float(done.stdout) < most

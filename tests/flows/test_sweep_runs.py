@@ -20,7 +20,8 @@ from artifacts import Artifact
 from flows import cli
 from flows.pipeline import run_pipeline
 from tests.flows.pipeline_stages import World
-from tests.flows.prefect_server import LIMIT_SECONDS, Api, ended, until
+from tests.flows.prefect_server import Api, ended
+from tests.waiting import LEFT_SECONDS, LIMIT_SECONDS, until
 
 HERE = Path(__file__).parent
 
@@ -188,13 +189,13 @@ def test_a_sweep_that_is_ended_goes_on_when_it_runs_again(
     waiting = int(parallel)  # trials that wait by then
     try:
         log = world.folder / "log"
-        until(lambda: log.exists() and Counter(log.read_text().split())["two"] == 1 + waiting, 60)
-        until(lambda: "ok" in {world.store.read_run(run)["state"] for run in world.store.runs()}, 60)
+        until(lambda: log.exists() and Counter(log.read_text().split())["two"] == 1 + waiting)
+        until(lambda: "ok" in {world.store.read_run(run)["state"] for run in world.store.runs()})
         left = psutil.Process(process.pid).children(recursive=True)
         assert len(left) >= 2 * waiting  # supervisors and stages
         process.send_signal(number)
-        until(lambda: all(map(ended, left)), LIMIT_SECONDS)
-        _, said = process.communicate(timeout=30)
+        until(lambda: all(map(ended, left)), LEFT_SECONDS)
+        _, said = process.communicate(timeout=LIMIT_SECONDS)
     finally:
         if process.poll() is None:
             process.kill()

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.waiting import LIMIT_SECONDS
+
 
 class MemoryGroup:
     """The trainer's end; `worker(rank)` is another's."""
@@ -41,7 +43,7 @@ class Worker:
     def broadcast(self, tensor: Tensor, src: int, stream: Any = None) -> None:
         """As NCCL does it: the receiver has to expect as many bytes as are sent."""
         assert src == 0
-        received = self.waiting.get(timeout=20)
+        received = self.waiting.get(timeout=LIMIT_SECONDS)
         assert (received.dtype, received.numel()) == (tensor.dtype, tensor.numel()) and tensor.dtype == torch.uint8
         tensor.copy_(received.view(tensor.shape))
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from stages.rollouts.engine_group import EngineGroup
+from tests.waiting import LIMIT_SECONDS
 
 PROGRAM = """
 import torch.distributed as dist
@@ -44,7 +45,7 @@ dist.destroy_process_group()
 def test_each_gets_its_own_answers_from_what_all_compute() -> None:
     program = ["-m", "torch.distributed.run", "--nproc_per_node=4", "--no-python", sys.executable, "-c", PROGRAM]
     done = subprocess.run(
-        [sys.executable, *program], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120
+        [sys.executable, *program], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=LIMIT_SECONDS
     )
     assert done.returncode == 0, done.stderr[-3000:]
 

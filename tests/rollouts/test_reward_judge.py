@@ -17,6 +17,7 @@ from stages.rollouts.judge_server import Retries
 from stages.rollouts.rewards import RewardSet
 from tests.rollouts.scored import prompts, score
 from tests.rollouts.scored import spec as reward_spec
+from tests.waiting import LIMIT_SECONDS
 
 KEY = "sk-secret-of-the-test"
 
@@ -162,7 +163,7 @@ def test_failures_name_row_and_completion_and_no_key(server, answer, tries, mess
 
 def test_a_server_that_does_not_answer(monkeypatch, server):
     wait = threading.Event()
-    server.answer = lambda question, times: wait.wait(20) and ""
+    server.answer = lambda question, times: wait.wait(LIMIT_SECONDS) and ""
     try:
         with pytest.raises(StageError, match=r"got no answer of the judge at 127\.0\.0\.1: (Read|Connect)Timeout"):
             judged(["a"], request_seconds=0.05, max_tries=2)
@@ -177,7 +178,7 @@ def test_at_most_so_many_requests_at_a_time(server):
     meeting = threading.Barrier(3)
 
     def answer(question, times):
-        meeting.wait(20)  # passes only when three are here together
+        meeting.wait(LIMIT_SECONDS)  # passes only when three are here together
         return "Score: 10"
 
     server.answer = answer

@@ -13,6 +13,7 @@ from stages.rollouts.math_answers import WORKER, Math
 from stages.rollouts.reward_base import OvertimeError
 from stages.rollouts.rewards import RewardSet
 from tests.rollouts.scored import prompts, score
+from tests.waiting import LIMIT_SECONDS
 
 # (right answer, completion, reward)
 VERDICTS = [
@@ -83,7 +84,7 @@ def test_the_limit_holds_in_every_thread():
         )
     )
     work.start()
-    work.join(60)
+    work.join(LIMIT_SECONDS)
     assert found == [0.0, 1.0]
 
 

@@ -20,6 +20,7 @@ from stages.rollouts.vllm_given_servers import GivenServers
 from stages.rollouts.weight_files import WeightFiles
 from tests.rollouts.fake_vllm import Model, Respond, serving
 from tests.rollouts.test_vllm_own_servers import REQUESTS, expected, model, sampled, weights
+from tests.waiting import LIMIT_SECONDS
 
 KEY = "k3y-that-nobody-reads"
 Open = Callable[..., tuple[ServerEngine, list[str]]]
@@ -37,7 +38,7 @@ def given(tmp_path: Path):
                 engine="vllm_server",
                 urls=urls,
                 weights_folder=str(tmp_path),
-                **{"start_timeout_seconds": 5, **settings},
+                **{"start_timeout_seconds": LIMIT_SECONDS, **settings},
             )
             servers = GivenServers(config, model(tmp_path), WeightFiles(tmp_path / "weights"), run, said.append)
             return ServerEngine(servers, model(tmp_path), config), said

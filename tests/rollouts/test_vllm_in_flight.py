@@ -27,6 +27,7 @@ from tests.rollouts.test_vllm_own_servers import Start, expected, sampled, weigh
 from tests.rollouts.test_vllm_own_servers import start as start
 from tests.stages.small_models import EOS, save_model
 from tests.vllm.models import over_kept_cache, teacher_forced
+from tests.waiting import LIMIT_SECONDS
 
 SETTINGS = SamplingConfig(max_completion_length=6)
 GENERATE = "/inference/v1/generate"
@@ -74,7 +75,7 @@ class Gate:
     def _wait(self, number: int, index: int, token: int) -> None:
         if (index, token) == (0, 2):
             self.reached.set()
-            assert self._named.wait(60)
+            assert self._named.wait(LIMIT_SECONDS)
 
 
 def amid(engine: ServerEngine, gate: Gate, models: dict[int, Any]) -> list[Completion]:
@@ -82,7 +83,7 @@ def amid(engine: ServerEngine, gate: Gate, models: dict[int, Any]) -> list[Compl
     engine.load(whole_weights(models[1]))
     with ThreadPoolExecutor(1) as pool:
         asked: Future[Any] = pool.submit(engine.sample, [REQUEST], SETTINGS)
-        assert gate.reached.wait(60)
+        assert gate.reached.wait(LIMIT_SECONDS)
         engine.load(whole_weights(models[2]))
         (group,) = asked.result(60)
     return group
@@ -153,7 +154,7 @@ def test_an_answer_that_comes_while_another_server_is_still_taking_weights_is_be
     def slow(path: str, body: dict[str, Any]) -> Any:
         if path == "/collective_rpc":
             loads.append(path)
-            assert len(loads) == 1 or answered.wait(60)
+            assert len(loads) == 1 or answered.wait(LIMIT_SECONDS)
         return idle(path, body)
 
     one, _ = amid(given(telling, slow), Gate(server), models)

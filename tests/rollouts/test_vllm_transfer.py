@@ -22,6 +22,7 @@ from stages.rollouts.vllm_transfer import NcclTransfer, address_towards, parts, 
 from stages.rollouts.weight_files import WeightFiles
 from tests.rollouts.fake_vllm import serving
 from tests.rollouts.memory_group import MemoryGroup
+from tests.waiting import LIMIT_SECONDS
 
 WEIGHTS = [
     ("embed.weight", torch.arange(6.0).view(2, 3)),
@@ -66,7 +67,7 @@ class Worker:
 
     def _take(self, names: list[str], dtype_names: list[str], shapes: list[list[int]]) -> None:
         for rank in range(self.offset, self.offset + self.size):
-            received = self.groups[-1].waiting[rank].get(timeout=20)
+            received = self.groups[-1].waiting[rank].get(timeout=LIMIT_SECONDS)
             start = 0
             for name, dtype_name, shape in zip(names, dtype_names, shapes, strict=True):
                 dtype = getattr(torch, dtype_name)

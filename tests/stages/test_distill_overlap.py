@@ -30,6 +30,7 @@ from tests.rollouts.model_server import ModelServer, model_server
 from tests.stages.small_models import output, read_lines, save_dataset, save_model
 from tests.stages.test_other_engines import divergence
 from tests.stages.test_overlap import PROGRAM, ROOT, Weights, before_steps, copied, done, logprobs, name_of
+from tests.waiting import LIMIT_SECONDS
 
 ROWS = [("abc", "de", 0), ("da", "b", 1), ("hgf", "cc", 1), ("cab", "a", 0), ("e", "ha", 1), ("bad", "fg", 0)]
 A_STEP = 2
@@ -188,7 +189,7 @@ def test_whoever_is_slow_the_run_is_the_same(
             return one(body, seed)
         with changed:
             generation, asked = bisect_right(ends, asked), asked + 1
-            assert changed.wait_for(lambda: not is_slow or begun >= generation, timeout=60)
+            assert changed.wait_for(lambda: not is_slow or begun >= generation, timeout=LIMIT_SECONDS)
         made = one(body, seed)
         with changed:
             answered += 1
@@ -201,7 +202,7 @@ def test_whoever_is_slow_the_run_is_the_same(
             begun = number + 1
             changed.notify_all()
             enough = ends[min(number + 1, STEPS - 1)]
-            assert changed.wait_for(lambda: is_slow or answered >= enough, timeout=60)
+            assert changed.wait_for(lambda: is_slow or answered >= enough, timeout=LIMIT_SECONDS)
 
     monkeypatch.setattr(model, "_one", slow_answer)
     before_steps(monkeypatch, slow_step)

@@ -37,6 +37,7 @@ from tests.stages.test_overlap import (
 from tests.stages.test_overlap import inputs as inputs
 from tests.stages.test_overlap import server as server
 from tests.vllm.models import over_kept_cache
+from tests.waiting import LIMIT_SECONDS
 
 STEPS = 4
 PROMPTS = 2
@@ -78,14 +79,16 @@ class Meetings:
         with self._changed:
             self._awaited[question] = version
             self._changed.notify_all()
-            assert self._changed.wait_for(lambda: self._version >= version, timeout=60)
+            assert self._changed.wait_for(lambda: self._version >= version, timeout=LIMIT_SECONDS)
 
     def _before_step(self, step: int, trainer: Trainer) -> None:
         self.weights[step] = copied(trainer.scorer.transformers_model)
         following, size = step // self._steps + 1, PROMPTS * self._steps
         questions = range(following * size, (following + 1) * size) if following * self._steps < STEPS else ()
         with self._changed:
-            assert self._changed.wait_for(lambda: all(self._awaited.get(one, 0) > step for one in questions), 60)
+            assert self._changed.wait_for(
+                lambda: all(self._awaited.get(one, 0) > step for one in questions), LIMIT_SECONDS
+            )
 
 
 @pytest.mark.parametrize("steps", [1, 2])

@@ -26,6 +26,7 @@ from stages.context import Context, local_context
 from stages.training.loop import Trainer
 from tests.rollouts.model_server import ModelServer, model_server
 from tests.stages.small_models import output, read_lines, rows_of, save_dataset, save_model
+from tests.waiting import LIMIT_SECONDS
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = [{"prompt": prompt, "completion": ""} for prompt in ("abc", "da", "hgf", "cab", "e", "bad")]
@@ -178,7 +179,7 @@ def test_whoever_is_slow_the_run_is_the_same(
         with changed:
             generation, asked = asked // A_STEP, asked + 1
             # step g is over when step g + 1 is asked for, which needs generation g + 1: so the step has begun at least
-            assert changed.wait_for(lambda: not is_slow or begun >= generation, timeout=60)
+            assert changed.wait_for(lambda: not is_slow or begun >= generation, timeout=LIMIT_SECONDS)
         made = one(body, seed)
         with changed:
             answered += 1
@@ -191,7 +192,7 @@ def test_whoever_is_slow_the_run_is_the_same(
             begun = number + 1
             changed.notify_all()
             enough = min(number + 2, generations) * A_STEP
-            assert changed.wait_for(lambda: is_slow or answered >= enough, timeout=60)
+            assert changed.wait_for(lambda: is_slow or answered >= enough, timeout=LIMIT_SECONDS)
 
     monkeypatch.setattr(model, "_one", slow_answer)
     before_steps(monkeypatch, slow_step)

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from stages.training.background import Background
+from tests.waiting import LIMIT_SECONDS
 
 
 class Gate:
@@ -18,14 +19,14 @@ class Gate:
 
     def __call__(self) -> None:
         self.begun.set()
-        assert self.open.wait(30)
+        assert self.open.wait(LIMIT_SECONDS)
         self.done = True
 
 
 def test_a_job_runs_beside_the_caller() -> None:
     background, job = Background(), Gate()
     background.start(job)
-    assert job.begun.wait(30)
+    assert job.begun.wait(LIMIT_SECONDS)
     assert background.busy and not job.done
     background.check()  # nothing to say yet, and no waiting
     job.open.set()
@@ -44,10 +45,10 @@ def test_at_most_one_is_in_flight_and_order_is_kept() -> None:
 
     thread = threading.Thread(target=caller)
     thread.start()
-    assert first.begun.wait(30)
+    assert first.begun.wait(LIMIT_SECONDS)
     assert not second_begun.is_set() and order == []
     first.open.set()
-    thread.join(30)
+    thread.join(LIMIT_SECONDS)
     background.wait()
     assert order == [1, 2]
 

@@ -24,6 +24,7 @@ from stages.training.muon import orthogonalized
 from stages.training.optimization import Optimization, is_matrix_of_layer
 from stages.training.processes import Processes
 from tests.training.conftest import tiny_model
+from tests.waiting import LIMIT_SECONDS
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 SHAPES = {
@@ -238,7 +239,7 @@ def test_two_processes_share_the_matrices_out(tmp_path: Path, number: str) -> No
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=LIMIT_SECONDS,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     alone = stepped(Config(optim="muon", bf16=number == "bf16"), gradients, RATES)

@@ -17,13 +17,14 @@ from stages.training.line import Line
 from stages.training.occupancy import SAMPLING, WAITING, utilization
 from stages.training.rollout_records import Sampled
 from stages.training.rollouts_ahead import Drawn
+from tests.waiting import LIMIT_SECONDS
 
 
 def test_jobs_are_done_in_order_beside_whoever_gave_them() -> None:
     line, go, done = Line(), threading.Event(), []
 
     def job(number: int) -> int:
-        assert number or go.wait(60)
+        assert number or go.wait(LIMIT_SECONDS)
         done.append(number)
         return number
 
@@ -51,11 +52,11 @@ def test_a_closed_line_begins_nothing_and_does_not_wait_for_ever(monkeypatch: py
 
     def hangs() -> None:
         running.set()
-        go.wait(60)
+        go.wait(LIMIT_SECONDS)
 
     first = line.submit(hangs)
     second = line.submit(lambda: done.append(2))
-    assert running.wait(60)
+    assert running.wait(LIMIT_SECONDS)
     line.close()
     assert not first.done()
     go.set()

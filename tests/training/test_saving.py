@@ -21,6 +21,7 @@ from stages.training.windows import DatasetWindows
 from tests.training.conftest import tiny_model
 from tests.training.test_checkpoint import ALONE, Tensors, assert_equal
 from tests.training.test_loop import context_for, sequences
+from tests.waiting import LIMIT_SECONDS
 
 
 def copy_of(tensors: Tensors) -> Tensors:
@@ -33,7 +34,7 @@ def gated(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.E
 
     def save(self: Checkpoints, step: int, folder: Path) -> None:
         begun.set()
-        assert go_on.wait(30)
+        assert go_on.wait(LIMIT_SECONDS)
         write(self, step, folder)
 
     monkeypatch.setattr(Checkpoints, "save", save)
@@ -47,7 +48,7 @@ def test_what_is_saved_is_the_state_of_its_step(tmp_path: Path, monkeypatch: pyt
     before, progress = copy_of(tensors), Progress(step=3, metrics=[{"step": 3}], rows=[{"step": 3}])
     saver = Saver(context, tensors, ALONE, None)
     saver.save(progress)
-    assert begun.wait(30)
+    assert begun.wait(LIMIT_SECONDS)
     assert saver.wishes() == [0.0, 1.0]  # this one is busy
     for weight, moments in tensors.held.values():
         weight.zero_()
@@ -88,10 +89,10 @@ def test_the_end_of_a_run_waits_for_its_last_save(tmp_path: Path, monkeypatch: p
     context = context_for(tmp_path, checkpoint_steps=5)
     thread = threading.Thread(target=run, args=(context,))
     thread.start()
-    assert begun.wait(30)
+    assert begun.wait(LIMIT_SECONDS)
     assert context.checkpoints.latest_step() is None and thread.is_alive()
     go_on.set()
-    thread.join(30)
+    thread.join(LIMIT_SECONDS)
     assert not thread.is_alive() and context.checkpoints.latest_step() == 5
 
 

@@ -21,6 +21,7 @@ from tests.training.conftest import tiny_model
 from tests.training.experts import EXPERTS
 from tests.training.test_loop import context_for
 from tests.training.training_process import Stop, stop_me, train
+from tests.waiting import LIMIT_SECONDS
 
 SCRIPT = Path(training_process.__file__)
 ROOT = SCRIPT.parents[2]
@@ -61,7 +62,7 @@ def run_together(
     command = stage_command(launch, Path(spec.job), threads=1)
     arguments = [*command.arguments[:-3], str(SCRIPT), str(folder / "settings.json")]
     environment = stage_environment(command) | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=LIMIT_SECONDS)
     if kill_before < 0:
         assert done.returncode == 0, done.stderr[-3000:]
     else:

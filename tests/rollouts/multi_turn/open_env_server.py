@@ -13,6 +13,8 @@ import uvicorn
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse
 
+from tests.waiting import LIMIT_SECONDS
+
 ACTION = {"properties": {"metadata": {"type": "object"}, "guess": {"type": "integer"}}, "required": ["guess"]}
 OBSERVATION = {
     "properties": {
@@ -124,7 +126,7 @@ def served(most: int = 100) -> Iterator[tuple[str, list[Guessing]]]:
     server.startup = start  # type: ignore[method-assign]
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    assert started.wait(30)
+    assert started.wait(LIMIT_SECONDS)
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
         yield f"http://127.0.0.1:{port}", sessions

@@ -9,6 +9,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.waiting import LIMIT_SECONDS
+
 ROOT = Path(__file__).parents[3]
 NOBODY = 65534
 QUICK = {"cpu_seconds": 1, "wall_seconds": 1.5}
@@ -117,7 +119,7 @@ class Driver:
         """Its exit code."""
         self.process.stdin.close()
         self.process.stdout.close()
-        return self.process.wait(60)
+        return self.process.wait(LIMIT_SECONDS)
 
 
 def processes_of(folder: str) -> list[int]:
