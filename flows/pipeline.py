@@ -35,8 +35,8 @@ from flows.server import (
 
 logger = logging.getLogger(__name__)
 
-SETTLE_SECONDS = 5.0
-"""Prefect's states of tasks reach its database a moment after the flow has ended."""
+SETTLE_SECONDS = 20.0
+"""Prefect's states of tasks reach its database a moment after the flow has ended, on a machine that is busy many."""
 
 
 def run_pipeline(plan: Plan, listener: Listener | None = None, *, run_id: str | None = None) -> dict[str, Any]:

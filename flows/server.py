@@ -29,7 +29,8 @@ STARTUP_SECONDS = 240
 """A new database takes ten seconds to make, and many times that on a machine that is busy; a server that ended is
 noticed at once."""
 ANSWER_SECONDS = 10
-ENDING_SECONDS = 5.0
+ENDING_SECONDS = 20.0
+"""It writes what it holds in one; one that is ended before has lost it."""
 _HEALTH_BYTES = 1024
 
 LOGS = 20
