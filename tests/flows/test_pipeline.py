@@ -162,11 +162,12 @@ def test_two_runs_of_the_same_work_once(world: World) -> None:
 
 
 def test_an_api_that_does_not_answer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
-    with pytest.raises(RequestError, match=rf"127.0.0.1:{port}.*does not answer.*unset it"):
-        run_pipeline(world.plan())
+    with socket.socket() as silent:  # nobody else is given its port meanwhile
+        silent.bind(("127.0.0.1", 0))
+        port = silent.getsockname()[1]
+        monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
+        with pytest.raises(RequestError, match=rf"127.0.0.1:{port}.*does not answer.*unset it"):
+            run_pipeline(world.plan())
     assert world.ran() == [] and world.store.runs() == []
 
 

@@ -35,7 +35,7 @@ class World:
         self.shared.write_text(CANARY)
         self.shared.chmod(0o666)
         as_user = {} if user == os.getuid() else {"user": user, "group": user, "extra_groups": []}
-        self.process = subprocess.Popen(["sleep", "1000"], env={"SECRET": CANARY}, cwd="/", **as_user)
+        self.process = subprocess.Popen(["sleep", "infinity"], env={"SECRET": CANARY}, cwd="/", **as_user)
         self._memory = _shared_memory(CANARY)
         self._listeners = self._listen()
         self.library = Path(os.__file__)
