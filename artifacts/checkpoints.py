@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from artifacts.checkpoint_marker import DONE, NAME, PART, marked_files, marker_bytes, new_name, part_name, step_of
 from artifacts.digest import FileEntry, is_sha256, sha256_bytes
 from artifacts.errors import DamagedError, RequestError, StoreError
 from artifacts.files import Files, Publication, Stored
 from artifacts.folder import check_folder, differences
-from artifacts.manifest import file_list_problems
 from artifacts.materialize import fetched, problems_of
-from artifacts.reading import read_right, read_sealed
-from artifacts.sealed import seal, unseal
+from artifacts.reading import read_hashed, read_sealed
+from artifacts.sealed import unseal
 
 logger = logging.getLogger(__name__)
-DONE = "DONE.json"
-PART = "part.json"
-"""The marker of one process's part; what counts is DONE, which lists the files of all parts."""
-NAME = re.compile(r"(\d{10})-[0-9a-f]+")
 ABANDONED_SECONDS = 3600.0
 """An unfinished checkpoint this old has no writer any more."""
 _SECONDS_BETWEEN_LOOKS = 0.2
@@ -58,31 +51,28 @@ class Checkpoints:
         """Stores the files of `folder` as the state after `step` steps; durable on return. A local store
         takes the files away. Then all but the newest valid checkpoints are deleted."""
         entries = self._taken_in(folder, DONE)
-        marker = (DONE, _marker(step, entries))
-        self._files.publish(Publication(folder, entries, f"{self._key}/{self.new_name(step)}", "", marker))
+        marker = (DONE, marker_bytes(step, entries))
+        self._files.publish(Publication(folder, entries, f"{self._key}/{new_name(step)}", "", marker))
         self._prune()
 
     def new_name(self, step: int) -> str:
         """The name of a checkpoint that several processes are going to save together."""
-        if not 0 <= step < 10**10:
-            raise RequestError(f"a checkpoint's step is between 0 and 10^10, found {step}")
-        # the time orders checkpoints of one step
-        return f"{step:010d}-{time.time_ns():016x}{os.urandom(4).hex()}"
+        return new_name(step)
 
     def save_part(self, name: str, part: int, folder: Path) -> None:
         """Stores the files of `folder` as one process's part; durable on return, and not counted until `finish`."""
         entries = self._taken_in(folder, PART)
-        marker = (PART, _marker(_step(name), entries))
-        self._files.publish(Publication(folder, entries, f"{self._key}/{name}/{_part(part)}", "", marker))
+        marker = (PART, marker_bytes(step_of(name), entries))
+        self._files.publish(Publication(folder, entries, f"{self._key}/{name}/{part_name(part)}", "", marker))
 
     def finish(self, name: str, parts: int, pause: Callable[[], None] = _pause) -> None:
         """Waits (`pause`, again and again) until so many parts are durable, then makes the checkpoint count."""
         entries: list[FileEntry] = []
         for part in range(parts):
-            while (found := self._part_entries(name, _part(part))) is None:
+            while (found := self._part_entries(name, part_name(part))) is None:
                 pause()
             entries += found
-        self._files.write(f"{self._key}/{name}/{DONE}", _marker(_step(name), entries))
+        self._files.write(f"{self._key}/{name}/{DONE}", marker_bytes(step_of(name), entries))
         self._prune()
 
     def open(self, name: str) -> Path:
@@ -112,7 +102,7 @@ class Checkpoints:
         """The step of the newest checkpoint that looks whole by its marker and sizes; no content is read."""
         for name in self._names():
             if self._looks_whole(name, self._files.tree(f"{self._key}/{name}")):
-                return _step(name)
+                return step_of(name)
         return None
 
     def newest_file(self, name: str, most: int) -> tuple[int, bytes] | None:
@@ -123,19 +113,10 @@ class Checkpoints:
                 saved = self._read(checkpoint)
                 for entry in () if saved is None else saved.files:
                     if entry.path.rpartition("/")[2] == name and entry.size <= most:
-                        data = self._right(f"{self._key}/{checkpoint}/{entry.path}", entry.sha256, most)
+                        data = read_hashed(self._files, f"{self._key}/{checkpoint}/{entry.path}", entry.sha256, most)
                         if data is not None:
-                            return _step(checkpoint), data
+                            return step_of(checkpoint), data
         return None
-
-    def _right(self, key: str, sha256: str, most: int) -> bytes | None:
-        """The content of a file; None: it is not as it was written."""
-
-        def is_right(data: bytes) -> bool:
-            return sha256_bytes(data) == sha256
-
-        data = read_right(self._files, key, is_right, most)
-        return data if is_right(data) else None
 
     def verify(self) -> dict[str, list[str]]:
         """Finished checkpoint -> what of it is not as it was written, by content."""
@@ -169,7 +150,7 @@ class Checkpoints:
             data = read_sealed(self._files, key)
         except FileNotFoundError:
             return None
-        files = _entries(unseal(data, f"{self._files.url}/{key}"), f"{self._files.url}/{key}")
+        files = marked_files(unseal(data, f"{self._files.url}/{key}"), f"{self._files.url}/{key}")
         marker = FileEntry(f"{part}/{PART}", len(data), sha256_bytes(data))
         return [marker, *(FileEntry(f"{part}/{entry.path}", entry.size, entry.sha256) for entry in files)]
 
@@ -185,10 +166,10 @@ class Checkpoints:
         except FileNotFoundError:
             return None
         value = unseal(data, f"{self._files.url}/{key}")
-        files = _entries(value, f"{self._files.url}/{key}")
-        if value.get("step") != _step(name):
+        files = marked_files(value, f"{self._files.url}/{key}")
+        if value.get("step") != step_of(name):
             raise DamagedError(f"{self._files.url}/{key} is the marker of another folder")
-        return _Saved(name, _step(name), files)
+        return _Saved(name, step_of(name), files)
 
     def _localized(self, saved: _Saved) -> Path:
         key = f"{self._key}/{saved.name}"
@@ -229,29 +210,3 @@ class Checkpoints:
         newest = max(found, key=lambda path: found[path].modified)
         age = self._files.age(f"{self._key}/{name}/{newest}")
         return age is not None and age > ABANDONED_SECONDS
-
-
-def _step(name: str) -> int:
-    return int(name[:10])
-
-
-def _part(number: int) -> str:
-    return f"part-{number:05d}"
-
-
-def _marker(step: int, entries: Iterable[FileEntry]) -> bytes:
-    ordered = sorted(entries, key=lambda entry: entry.path)
-    rows = [{"path": entry.path, "size": entry.size, "sha256": entry.sha256} for entry in ordered]
-    return seal({"format": 1, "step": step, "files": rows})
-
-
-def _entries(marker: Mapping[str, Any], where: str) -> tuple[FileEntry, ...]:
-    """Raises DamagedError."""
-    try:
-        files = tuple(FileEntry(row["path"], row["size"], row["sha256"]) for row in marker["files"])
-    except (KeyError, TypeError) as error:
-        raise DamagedError(f"{where} is no marker: {type(error).__name__}") from None
-    problems = file_list_problems(files)
-    if problems:
-        raise DamagedError(f"{where} is no marker: {problems[0]}")
-    return files

@@ -102,3 +102,15 @@ class Files(Protocol):
 
     def abandon(self, name: str) -> None:
         """Clears an unfinished write away; silent when it has ended."""
+
+
+def swap_alone(files: Files, key: str, expected: bytes | None, data: bytes) -> bool:
+    """`Files.swap` for a caller whom nobody disturbs between reading and writing."""
+    try:
+        current: bytes | None = files.read(key)
+    except FileNotFoundError:
+        current = None
+    if current != expected:
+        return False
+    files.write(key, data)
+    return True

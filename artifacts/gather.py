@@ -1,4 +1,4 @@
-"""The private folder in which a publication is put together before one rename makes it visible."""
+"""The private folder in which a publication is put together, and how it becomes visible from there."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import os
 import shutil
 from pathlib import Path
 
+from artifacts import durable
 from artifacts.digest import FileEntry
 from artifacts.disk import READ_ONLY, Disk
 from artifacts.errors import StoreError
 from artifacts.files import Publication
-from artifacts.folder import in_parallel
+from artifacts.folder import in_parallel, scan
 
 PIECE = 8 * 2**20
 
@@ -51,9 +52,35 @@ class Gathered:
                 continue
             self._moved.append((source, place))
         in_parallel(lambda copy: self._copy(*copy), copies)
-        self._write_marker(*publication.marker)
+        name, data = publication.marker
+        durable.write_new(self._disk, self.folder / name, data)
         for path in sorted(folders, reverse=True):
             self._disk.fsync_folder(path)
+
+    def appear_at(self, target: Path, publication: Publication) -> None:
+        """One rename makes all of it visible; where something lies already, file by file."""
+        try:
+            self._disk.rename(self.folder, target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            self._merge_into(target, publication)
+
+    def _merge_into(self, target: Path, publication: Publication) -> None:
+        """Another writer was here, or what is here is damaged: same names, same contents, so each file is
+        replaced on its own, marker last. Nobody sees a state that is worse than before."""
+        wanted = {publication.place(entry) for entry in publication.entries}
+        for path in publication.foreign(scan(target)):
+            self._disk.unlink(target / path)
+        for place in sorted(wanted):
+            durable.ensure_plain_folder(self._disk, target, (target / place).parent)
+            if (target / place).is_dir():
+                shutil.rmtree(target / place)
+            self._disk.rename(self.folder / place, target / place)
+        for folder in sorted({(target / place).parent for place in wanted}):
+            durable.sync_upwards(self._disk, folder, target)
+        self._disk.rename(self.folder / publication.marker[0], target / publication.marker[0])
+        self._disk.fsync_folder(target)
 
     def undo(self) -> None:
         """Gives moved files back and leaves nothing."""
@@ -91,11 +118,3 @@ class Gathered:
             os.close(descriptor)
         if sha256.hexdigest() != entry.sha256:
             raise StoreError(f"{source} changed while it was stored; wait for its writer")
-
-    def _write_marker(self, name: str, data: bytes) -> None:
-        descriptor = self._disk.create(self.folder / name)
-        try:
-            self._disk.write(descriptor, data)
-            self._disk.fsync(descriptor)
-        finally:
-            os.close(descriptor)

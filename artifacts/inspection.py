@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from artifacts import aliases, claims, runs
+from artifacts.contents import MANIFEST
 from artifacts.digest import is_sha256
 from artifacts.errors import DamagedError, MissingError, RequestError
 from artifacts.index import Record
-from artifacts.store import MANIFEST, Store
+from artifacts.store import Store
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,16 @@ its folders synced, then one rename makes it visible, then the folders above are
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from artifacts import durable
 from artifacts.digest import FileEntry
 from artifacts.disk import Disk, temporary_name
 from artifacts.errors import StoreError
-from artifacts.files import Publication, Stored
+from artifacts.files import Publication, Stored, swap_alone
 from artifacts.folder import hash_folder, scan, sizes
 from artifacts.gather import Gathered
 from artifacts.local_errors import reported
@@ -42,7 +42,7 @@ class LocalFiles:
         if read_only:
             return
         with reported("open store", self.root):
-            self._ensure_folder(self.root / "tmp")
+            durable.ensure_folder(self._disk, self.root / "tmp")
         self._sweep()
 
     @property
@@ -69,25 +69,18 @@ class LocalFiles:
         with reported("write", path, needed=len(data)):
             temporary = self.root / "tmp" / temporary_name()
             try:
-                self._write_new(temporary, data)
-                self._ensure_folder(path.parent)
+                durable.write_new(self._disk, temporary, data)
+                durable.ensure_folder(self._disk, path.parent)
                 self._disk.rename(temporary, path)
             except BaseException:
                 with contextlib.suppress(OSError):
                     os.unlink(temporary)
                 raise
-            self._sync_upwards(path.parent)
+            durable.sync_upwards(self._disk, path.parent, self.root)
 
     def swap(self, key: str, expected: bytes | None, data: bytes) -> bool:
         with exclusively(self.root / "lock"):
-            try:
-                current: bytes | None = self.read(key)
-            except FileNotFoundError:
-                current = None
-            if current != expected:
-                return False
-            self.write(key, data)
-            return True
+            return swap_alone(self, key, expected, data)
 
     def touch(self, key: str) -> None:
         with reported("touch", self.path(key), missing=True):
@@ -160,12 +153,12 @@ class LocalFiles:
             gathered = Gathered(self._disk, self.root / "tmp" / temporary_name())
             try:
                 gathered.fill(publication)
-                self._ensure_folder(target.parent)
-                self._make_visible(gathered.folder, target, publication)
+                durable.ensure_folder(self._disk, target.parent)
+                gathered.appear_at(target, publication)
             except BaseException:
                 gathered.undo()
                 raise
-            self._sync_upwards(target.parent)
+            durable.sync_upwards(self._disk, target.parent, self.root)
             gathered.discard()
 
     def stream(self, key: str, size: int) -> Iterator[bytes]:
@@ -209,67 +202,6 @@ class LocalFiles:
         path = self.path(name)
         with reported("delete", path), contextlib.suppress(FileNotFoundError):
             shutil.rmtree(path) if is_folder(path) else os.unlink(path)
-
-    def _make_visible(self, gathered: Path, target: Path, publication: Publication) -> None:
-        try:
-            self._disk.rename(gathered, target)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-            self._merge(gathered, target, publication)
-
-    def _merge(self, gathered: Path, target: Path, publication: Publication) -> None:
-        """Another writer was here, or what is here is damaged: same names, same contents, so each file is
-        replaced on its own, marker last. Nobody sees a state that is worse than before."""
-        wanted = {publication.place(entry) for entry in publication.entries}
-        for path in publication.foreign(scan(target)):
-            self._disk.unlink(target / path)
-        for place in sorted(wanted):
-            self._ensure_plain_folder(target, (target / place).parent)
-            if (target / place).is_dir():
-                shutil.rmtree(target / place)
-            self._disk.rename(gathered / place, target / place)
-        for folder in sorted({(target / place).parent for place in wanted}):
-            self._sync_upwards(folder, target)
-        self._disk.rename(gathered / publication.marker[0], target / publication.marker[0])
-        self._disk.fsync_folder(target)
-
-    def _ensure_plain_folder(self, base: Path, folder: Path) -> None:
-        """Folders from `base` down to `folder`; a link or a file in their place is taken away."""
-        path = base
-        for part in folder.relative_to(base).parts:
-            path = path / part
-            if path.is_symlink() or path.is_file():
-                self._disk.unlink(path)
-            with contextlib.suppress(FileExistsError):
-                self._disk.mkdir(path)
-
-    def _write_new(self, path: Path, data: bytes) -> None:
-        descriptor = self._disk.create(path)
-        try:
-            self._disk.write(descriptor, data)
-            self._disk.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-    def _ensure_folder(self, folder: Path) -> None:
-        missing = []
-        while not folder.is_dir():
-            missing.append(folder)
-            folder = folder.parent
-        for path in reversed(missing):
-            with contextlib.suppress(FileExistsError):
-                self._disk.mkdir(path)
-            self._disk.fsync_folder(path.parent)
-
-    def _sync_upwards(self, folder: Path, top: Path | None = None) -> None:
-        """Syncs the names of `folder` and of everything above it in the store, also where another process
-        made the folder: what this one acknowledges must not depend on that one's sync."""
-        while True:
-            self._disk.fsync_folder(folder)
-            if folder in (top or self.root, folder.parent):
-                return
-            folder = folder.parent
 
     def _sweep(self) -> None:
         """Clears away what processes that died here left half-written."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from artifacts.digest import sha256_bytes
 from artifacts.errors import DamagedError, StoreError
 from artifacts.files import Files
 from artifacts.sealed import LARGEST_BYTES, unseal
@@ -32,6 +33,16 @@ def read_right(files: Files, key: str, is_right: Callable[[bytes], bool], most: 
 def read_sealed(files: Files, key: str) -> bytes:
     """`read_right` of a sealed file."""
     return read_right(files, key, _is_sealed)
+
+
+def read_hashed(files: Files, key: str, sha256: str, most: int) -> bytes | None:
+    """`read_right` of a file with that digest; None: it is not as it was written."""
+
+    def is_right(data: bytes) -> bool:
+        return sha256_bytes(data) == sha256
+
+    data = read_right(files, key, is_right, most)
+    return data if is_right(data) else None
 
 
 def _is_sealed(data: bytes) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from artifacts.ahead import fetched_ahead
 from artifacts.digest import FileEntry
 from artifacts.errors import DamagedError, StoreError
-from artifacts.files import Publication, Stored
+from artifacts.files import Publication, Stored, swap_alone
 from artifacts.folder import hash_folder, in_parallel
 from artifacts.retry import Patience, WrongContentError, call
 from artifacts.sealed import LARGEST_BYTES
@@ -110,14 +110,7 @@ class RemoteFiles:
 
     def swap(self, key: str, expected: bytes | None, data: bytes) -> bool:
         with _one_process:
-            try:
-                current: bytes | None = self.read(key)
-            except FileNotFoundError:
-                current = None
-            if current != expected:
-                return False
-            self.write(key, data)
-            return True
+            return swap_alone(self, key, expected, data)
 
     def touch(self, key: str) -> None:
         """The store copies the file onto itself: what passes through here cannot spoil it, and one that is gone does
@@ -212,10 +205,8 @@ class RemoteFiles:
             self._call("delete", key, lambda: self.fs.rm(self.path(key), recursive=True))
 
     def delete(self, key: str) -> None:
-        try:
+        with contextlib.suppress(FileNotFoundError):
             self._call("delete", key, lambda: self.fs.rm_file(self.path(key)))
-        except FileNotFoundError:
-            return
 
     def unfinished(self) -> dict[str, Stored]:
         """None: a single write is whole or not there."""

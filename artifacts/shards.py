@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from artifacts.digest import is_sha256, sha256_bytes
 from artifacts.errors import DamagedError, MissingError, RequestError, StoreError
 from artifacts.files import Files
-from artifacts.reading import read_right
+from artifacts.reading import read_hashed
 
 LARGEST_BYTES = 2**30
 """Of a shard, which is read as a whole."""
@@ -74,15 +74,10 @@ class Shards:
 
     def _read(self, name: str, sha256: str) -> bytes | None:
         """One version; None: it is damaged, or gone."""
-
-        def is_right(data: bytes) -> bool:
-            return sha256_bytes(data) == sha256
-
         try:
-            data = read_right(self._files, f"{self._key}/{name}.{sha256}", is_right, LARGEST_BYTES)
+            return read_hashed(self._files, f"{self._key}/{name}.{sha256}", sha256, LARGEST_BYTES)
         except FileNotFoundError:
             return None
-        return data if is_right(data) else None
 
     def _versions(self) -> dict[str, list[str]]:
         """Name -> hashes. More than one: two writers disagreed, or a replacement was interrupted."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from artifacts.contents import MANIFEST
 from artifacts.digest import is_sha256
 from artifacts.errors import RequestError
 from artifacts.files import Stored
 from artifacts.manifest import Artifact
 from artifacts.shards import Shards
-from artifacts.store import MANIFEST, Store
+from artifacts.store import Store
 
 
 @dataclass

@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from artifacts import aliases, claims, index, lineage, listing, running, runs
+from artifacts import aliases, claims, contents, index, lineage, listing, running, runs
 from artifacts.checkpoints import Checkpoints
-from artifacts.errors import DamagedError, MissingError, StoreError
+from artifacts.contents import DAMAGED, MANIFEST, PAYLOAD
+from artifacts.errors import DamagedError, MissingError
 from artifacts.files import Files, Publication
-from artifacts.folder import differences
 from artifacts.index import Record
 from artifacts.job_folders import scratch_of
 from artifacts.leases import Lease
 from artifacts.manifest import Artifact, Manifest, library_versions
-from artifacts.materialize import fetched, problems_of
-from artifacts.reading import read_sealed
-from artifacts.sealed import publishable, seal
+from artifacts.sealed import publishable
 from artifacts.shards import Shards
-
-logger = logging.getLogger(__name__)
-MANIFEST = "manifest.json"
-PAYLOAD = "files"
-DAMAGED = "damaged.json"
-"""Left beside a manifest by whoever found the content wrong: look-ups do not count the artifact until a new
-copy is put."""
 
 
 class Store:
@@ -77,22 +67,14 @@ class Store:
     def adopt(self, manifest: Manifest, folder: Path) -> Artifact:
         """`put` with a manifest that is there already, whose files are those of `folder`."""
         artifact = manifest.artifact
-        if self.renew(artifact) and self._is_right_here(artifact):
+        # the content is only read where that costs no transfer
+        if self.renew(artifact) and (not self.is_local or contents.has_every_byte(self.files, artifact)):
             return artifact
         with claims.publishing(self.files, artifact):
             marker = (MANIFEST, manifest.to_bytes())
             self.files.publish(Publication(folder, manifest.files, artifact.key, PAYLOAD, marker))
             self.files.delete(f"{artifact.key}/{DAMAGED}")
         return artifact
-
-    def _is_right_here(self, artifact: Artifact) -> bool:
-        """Whether the content is right; only asked where that costs no transfer."""
-        try:
-            return not self.is_local or not problems_of(
-                self.files, artifact.key, PAYLOAD, self.manifest(artifact).files
-            )
-        except (DamagedError, MissingError):
-            return False
 
     def renew(self, artifact: Artifact) -> bool:
         """Whether the artifact is there and whole (by size); then its age starts anew, so that nobody deletes it
@@ -119,79 +101,23 @@ class Store:
 
     def manifest(self, artifact: Artifact) -> Manifest:
         """Raises MissingError when the artifact is not there, DamagedError when its manifest is not whole."""
-        key = f"{artifact.key}/{MANIFEST}"
-        try:
-            data = read_sealed(self.files, key)
-        except FileNotFoundError:
-            raise MissingError(f"{artifact.id} ({artifact.kind}) is not in {self.url}") from None
-        return Manifest.from_bytes(data, artifact, f"{self.url}/{key}")
+        return contents.read_manifest(self.files, artifact)
 
     def is_intact(self, artifact: Artifact) -> bool:
         """Whether the manifest is whole and every file is there with its size; no content is read. What is
         wrong is named in the log."""
-        found = self.files.tree(artifact.key)
-        if MANIFEST not in found:
-            return False
-        if DAMAGED in found:
-            logger.warning("%s was found damaged; it is not counted", artifact)
-            return False
-        try:
-            manifest = self.manifest(artifact)
-        except MissingError:
-            return False
-        except DamagedError as error:
-            logger.warning("%s; it is not counted", error)
-            return False
-        sizes = {
-            path.removeprefix(f"{PAYLOAD}/"): stored.size
-            for path, stored in found.items()
-            if path.startswith(f"{PAYLOAD}/")
-        }
-        problems = differences(sizes, manifest.files)
-        if problems:
-            logger.warning("%s is damaged: %s; it is not counted", artifact, "; ".join(problems[:3]))
-        return not problems
+        return contents.is_intact(self.files, artifact)
 
     def materialize(self, artifact: Artifact) -> Path:
         """A local folder with exactly the artifact's files, every byte checked. On a local store it is the
         store's own folder (read-only files), else a folder of the cache. Raises MissingError, or DamagedError
         that names the files; then look-ups no longer count the artifact."""
-        try:
-            manifest = self.manifest(artifact)
-            if self.files.local_root is not None:
-                problems = problems_of(self.files, artifact.key, PAYLOAD, manifest.files)
-                if problems:
-                    raise DamagedError(
-                        f"{artifact.id} ({artifact.kind}) in {self.url} is damaged: {'; '.join(problems[:5])}; "
-                        "run the recipe again: the stage that made it will run"
-                    )
-                return self.files.local_root / artifact.key / PAYLOAD
-            return fetched(self.files, f"{artifact.key}/{PAYLOAD}", manifest.files, self._cache, artifact.key)
-        except DamagedError as error:
-            self._mark_damaged(artifact, str(error))
-            raise
+        return contents.materialized(self.files, artifact, self._cache)
 
     def verify(self, artifact: Artifact) -> list[str]:
         """Rehashes everything in place. What is wrong, one line each; an artifact that is whole again counts
         again."""
-        try:
-            manifest = self.manifest(artifact)
-        except StoreError as error:
-            if not isinstance(error, DamagedError | MissingError):
-                raise
-            return [str(error)]
-        problems = problems_of(self.files, artifact.key, PAYLOAD, manifest.files)
-        if problems:
-            self._mark_damaged(artifact, "; ".join(problems))
-        else:
-            self.files.delete(f"{artifact.key}/{DAMAGED}")
-        return [f"{artifact}: {problem}" for problem in problems]
-
-    def _mark_damaged(self, artifact: Artifact, text: str) -> None:
-        try:
-            self.files.write(f"{artifact.key}/{DAMAGED}", seal({"problems": text}))
-        except StoreError as error:
-            logger.warning("cannot mark %s as damaged: %s", artifact, error)
+        return contents.verified(self.files, artifact)
 
     def newest_first(self, kind: str | None = None) -> list[Artifact]:
         """Every artifact (of a kind), the one stored last first, from listings alone: what never was finished may

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artifacts import claims, collected
+from artifacts.contents import MANIFEST
 from artifacts.errors import StoreError
 from artifacts.folder import in_parallel
 from artifacts.job_folders import job_folder
@@ -21,7 +22,7 @@ from artifacts.keeping import find_roots
 from artifacts.leases import Lease
 from artifacts.local_errors import reported
 from artifacts.manifest import Artifact
-from artifacts.store import MANIFEST, Store
+from artifacts.store import Store
 from artifacts.survey import Item, Survey
 
 BATCH = 1000

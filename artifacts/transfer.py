@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artifacts import index
+from artifacts.contents import PAYLOAD
 from artifacts.disk import temporary_name
 from artifacts.errors import DamagedError, RequestError
 from artifacts.folder import differences
@@ -17,7 +18,7 @@ from artifacts.keeping import Lineage, digests_in
 from artifacts.local import LocalFiles
 from artifacts.local_errors import reported
 from artifacts.manifest import Artifact, Manifest
-from artifacts.store import PAYLOAD, Store
+from artifacts.store import Store
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from artifacts import Artifact, Store
+from artifacts.contents import PAYLOAD
 from artifacts.errors import StageError, StoreError
-from artifacts.store import PAYLOAD
 from flows.command import launched_sharding
 from flows.inputs import HUB_KINDS, Reference, ResolvedInput, StageOutput
 from flows.machine import Machine

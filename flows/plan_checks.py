@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from artifacts import Artifact, Store
+from artifacts.contents import PAYLOAD
 from artifacts.errors import Problem, StoreError
-from artifacts.store import PAYLOAD
 from flows.inputs import Reference, StageOutput
 from flows.recipe import RecipeStage
 from stages.stage import missing_packages

@@ -11,8 +11,8 @@ from tempfile import TemporaryFile
 from typing import IO, Any
 
 from artifacts import Artifact, FileEntry, Manifest, Store
+from artifacts.contents import PAYLOAD
 from artifacts.errors import DamagedError, PosttrainError
-from artifacts.store import PAYLOAD
 from flows.reporting.text import short
 
 MAX_FILE_BYTES = 2**28

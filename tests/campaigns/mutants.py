@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from artifacts import checkpoints, materialize
+from artifacts import checkpoints, durable, materialize
 from artifacts.errors import StoreError
 from artifacts.files import Publication
 from artifacts.folder import differences, hash_folder, scan, sizes
@@ -107,7 +107,7 @@ def _no_payload_sync() -> AbstractContextManager[Any]:
 
 
 def _no_folder_sync() -> AbstractContextManager[Any]:
-    return mock.patch.object(LocalFiles, "_sync_upwards", lambda *arguments: None)
+    return mock.patch.object(durable, "sync_upwards", lambda *arguments: None)
 
 
 def _marker_first() -> AbstractContextManager[Any]:
@@ -123,11 +123,11 @@ def _marker_first() -> AbstractContextManager[Any]:
 def _written_in_place() -> AbstractContextManager[Any]:
     def write(self: LocalFiles, key: str, data: bytes) -> None:
         path = self.path(key)
-        self._ensure_folder(path.parent)
+        durable.ensure_folder(self._disk, path.parent)
         with contextlib.suppress(FileNotFoundError):
             self._disk.unlink(path)
-        self._write_new(path, data)
-        self._sync_upwards(path.parent)
+        durable.write_new(self._disk, path, data)
+        durable.sync_upwards(self._disk, path.parent, self.root)
 
     return mock.patch.object(LocalFiles, "write", write)
 
