@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from flows.launch import Event, StageInterrupted, StageResult, StageStopped
+from flows.stage_result import Event, StageInterrupted, StageResult, StageStopped
 
 
 def again(

@@ -18,7 +18,7 @@ import psutil
 from artifacts import Store
 from artifacts.errors import RequestError
 from artifacts.owner import lives_here
-from flows.launch import JOB_VARIABLE
+from flows.supervisors import JOB_VARIABLE
 from flows.which_run import LATEST
 from flows.which_run import run_id as find_run
 from stages.names import nearest

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 from artifacts import Artifact
 from artifacts.errors import PosttrainError
 from flows.decision import Decision
-from flows.launch import StageResult, StageStopped
 from flows.recipe import RecipeStage
+from flows.stage_result import StageResult, StageStopped
 
 Entry = dict[str, Any]
 T = TypeVar("T")

@@ -7,8 +7,8 @@ import threading
 from collections.abc import Iterator
 
 from flows.decision import Decision
-from flows.launch import StageFailed
 from flows.recipe import RecipeStage
+from flows.stage_result import StageFailed
 
 _Key = tuple[str | None, str, str]
 

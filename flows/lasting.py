@@ -22,8 +22,8 @@ from types import FrameType
 from artifacts.errors import RequestError, StageError
 from flows.command import Command, python_path
 from flows.holder import Holder, Place, hold
-from flows.launch import Supervisors
 from flows.server import QUIET, REPORTS, ServerProcess, loopback_without_proxy
+from flows.supervisors import Supervisors
 
 POLL_SECONDS = 0.5
 LOG_BYTES = 16 * 2**20

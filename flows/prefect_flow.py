@@ -26,7 +26,6 @@ from prefect.states import Cancelled, Completed, Crashed
 from artifacts import open_store
 from artifacts.errors import StageError
 from flows.entries import BROKEN
-from flows.launch import STOP_SECONDS, StageStopped
 from flows.plan import plan_reading
 from flows.prefect_processes import FLOW, say_process
 from flows.prefect_report import Progress
@@ -37,6 +36,8 @@ from flows.prefect_unrun import why_not_run
 from flows.prefect_upkeep import end_task_runs
 from flows.recipe import read_recipe
 from flows.run import Run, new_run_id
+from flows.stage_result import StageStopped
+from flows.supervisors import STOP_SECONDS
 from flows.told import told_once
 
 current_run: contextvars.ContextVar[Run] = contextvars.ContextVar("posttrain_run")

@@ -20,9 +20,9 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import ObjectNotFound
 
 from artifacts.errors import Problem, RequestError
-from flows.launch import StageStopped
 from flows.run import Run
 from flows.sharing import beside
+from flows.stage_result import StageStopped
 from stages.names import nearest
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,6 @@ from prefect.exceptions import CancelledRun
 from prefect.runtime import flow_run as flow_run_context
 
 from artifacts.errors import StageError
-from flows.launch import STOP_SECONDS
 from flows.pipeline import run_flow, said_of_prefect
 from flows.prefect_flow import next_of
 from flows.prefect_processes import SWEEP_FLOW, say_process
@@ -24,6 +23,7 @@ from flows.prefect_slots import require_slots
 from flows.prefect_told import ends_when_told
 from flows.run import Run
 from flows.standings_table import rows_of_text
+from flows.supervisors import STOP_SECONDS
 from flows.sweeping import Sweeping
 from flows.told import told_once
 from flows.trial import Trial

@@ -18,9 +18,10 @@ from flows.command import default_threads
 from flows.fields import found as named
 from flows.file_differences import differing_files
 from flows.found_files import find_folder, with_references
-from flows.launch import Event, StageResult, run_stage_process
+from flows.launch import run_stage_process
 from flows.launch_settings import Launch, merge_launch
 from flows.reporting.reading import artifact_of
+from flows.stage_result import Event, StageResult
 from stages.identity import fingerprint
 from stages.stage import STAGES, Stage, load_stage
 from stages.usage import machine_facts

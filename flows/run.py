@@ -26,13 +26,15 @@ from flows.decision import Decision
 from flows.entries import BROKEN, Entry, entry_of, failed_entry, in_order, ran_entry, skipped_entry
 from flows.job import spec_of
 from flows.known_failures import KnownFailures
-from flows.launch import Event, StageFailed, StageResult, Supervisors, run_stage_process
+from flows.launch import run_stage_process
 from flows.listener import Listener, Silence
 from flows.moved import MovedAliases
 from flows.plan import Plan
 from flows.recipe import RecipeStage
 from flows.run_record import RunRecord
 from flows.sharing import Occupy, holding, no_slots, renewing
+from flows.stage_result import Event, StageFailed, StageResult
+from flows.supervisors import Supervisors
 from flows.trial import Trial
 from flows.within_memory import within_memory
 

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 
 from artifacts import Lease
 from artifacts.errors import StoreError
-from flows.launch import StageStopped
+from flows.stage_result import StageStopped
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from flows.launch import Event, StageFailed, StageOutOfMemory, StageResult
+from flows.stage_result import Event, StageFailed, StageOutOfMemory, StageResult
 
 LEAST_MICRO_BATCH_TOKENS = 128
 """Below, weights and optimizer need the memory, not the micro-batch."""

@@ -20,10 +20,11 @@ from artifacts import Store, open_store
 from artifacts.errors import PosttrainError
 from flows.command import LaunchSettings
 from flows.failure import explain
-from flows.launch import StageFailed, StageResult, run_stage_process
+from flows.launch import run_stage_process
 from flows.plan import Plan, plan
 from flows.recipe import Recipe
 from flows.run import Run
+from flows.stage_result import StageFailed, StageResult
 from stages.stage import STAGES
 from tests.two_ranks import Ranks
 

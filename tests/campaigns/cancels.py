@@ -15,8 +15,10 @@ from pathlib import Path
 
 import psutil
 
-from flows.launch import StageFailed, Supervisors, run_stage_process
+from flows.launch import run_stage_process
 from flows.launch_settings import Launch
+from flows.stage_result import StageFailed
+from flows.supervisors import Supervisors
 from tests.campaigns.outcome import Outcome
 
 SECONDS_UNTIL_GONE = 10.0

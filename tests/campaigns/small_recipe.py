@@ -20,10 +20,10 @@ from unittest import mock
 import flows.run
 import stages.__main__
 from artifacts import DamagedError, MissingError, PosttrainError, Store, sha256_bytes
-from flows.launch import StageResult
 from flows.plan import plan
 from flows.recipe import Recipe
 from flows.run import Run
+from flows.stage_result import StageResult
 from stages.context import Context
 from stages.spec import Spec
 from stages.stage import Config, Input, Stage

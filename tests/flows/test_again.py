@@ -14,8 +14,8 @@ from artifacts.errors import StoreError, UnreachableError
 from artifacts.retry import Patience, call
 from flows.again import again
 from flows.failure import may_pass
-from flows.launch import StageFailed, StageInterrupted, StageOutOfMemory, StageStopped
 from flows.run import Run
+from flows.stage_result import StageFailed, StageInterrupted, StageOutOfMemory, StageStopped
 from tests.flows.pipeline_stages import MAKE, World
 
 ENDED: dict[str, Any] = {"returncode": 1, "signal": None, "reason": None, "oom_kills": 0}

@@ -25,10 +25,11 @@ import pytest
 from artifacts import open_store
 from artifacts.errors import StoreError
 from flows.cli import main
-from flows.launch import StageFailed, run_stage_process
+from flows.launch import run_stage_process
 from flows.plan import plan
 from flows.recipe import Launch, Recipe
 from flows.run import Run
+from flows.stage_result import StageFailed
 from tests.bad_stages import CODE, DIVERGED, DIVERGING, RAISED, TRAINING, rewarded, stage
 from tests.in_process import assert_nothing_half_written, failures, run_here, states
 from tests.tiny_recipe import write_recipe

@@ -17,7 +17,9 @@ from artifacts.errors import StageError
 from flows import supervise
 from flows.command import default_threads, launcher_settings, stage_command
 from flows.failure import explain
-from flows.launch import STOP_SECONDS, StageFailed, StageStopped, Supervisors, run_stage_process
+from flows.launch import run_stage_process
+from flows.stage_result import StageFailed, StageStopped
+from flows.supervisors import STOP_SECONDS, Supervisors
 from flows.tail import follow_lines, is_warning
 from tests.waiting import LEFT_SECONDS, until
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from flows.failure import explain, killed_for_memory
-from flows.launch import StageFailed, StageOutOfMemory, StageResult, run_stage_process
+from flows.launch import run_stage_process
+from flows.stage_result import StageFailed, StageOutOfMemory, StageResult
 from flows.supervise import kills_since, oom_kills
 from flows.within_memory import within_memory
 from tests.flows.test_launch import launch
