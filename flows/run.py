@@ -7,38 +7,29 @@ waits and takes the result.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from artifacts import Artifact, require_shared
-from flows.again import again
-from flows.attempts import earlier_seconds, timed
 from flows.claiming import RunClaim
 from flows.decision import Decision
 from flows.entries import BROKEN, Entry, entry_of, failed_entry, in_order, ran_entry, skipped_entry
-from flows.job import spec_of
 from flows.known_failures import KnownFailures
-from flows.launch import run_stage_process
 from flows.listener import Listener, Silence
+from flows.making import Maker
 from flows.moved import MovedAliases
 from flows.plan import Plan
 from flows.recipe import RecipeStage
 from flows.run_record import RunRecord
 from flows.sharing import Occupy, holding, no_slots, renewing
-from flows.stage_result import Event, StageFailed, StageResult
+from flows.stage_result import Event
 from flows.supervisors import Supervisors
 from flows.trial import Trial
-from flows.within_memory import within_memory
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,6 +64,7 @@ class Run:
         self.listener = listener or Silence()
         self.id = run_id or new_run_id(trial.sweep if trial else None)
         self.supervisors = Supervisors()
+        self._maker = Maker(plan, self.id, self.supervisors, self.recipe.parallel * (trial.beside if trial else 1))
         self.claim = RunClaim(plan.store, self.id)
         self._moved = MovedAliases(plan.store, plan.recipe)
         self.entries: dict[str, Entry] = {}
@@ -220,38 +212,12 @@ class Run:
             if on_event is not None:
                 on_event(event)
 
-        in_vain: list[float] = []
-
-        def start(spec: dict[str, Any]) -> StageResult:
-            with timed(in_vain, StageFailed):
-                return run_stage_process(
-                    spec,
-                    stage.launch,
-                    tell,
-                    on_warning=lambda line: tell({"kind": "warning", "text": line}),
-                    supervisors=self.supervisors,
-                )
-
-        beside = self.recipe.parallel * (self.trial.beside if self.trial else 1)
-        spec, launch = spec_of(self.plan, stage, decision, self.id, beside=beside), stage.launch
-        if name in self.plan.selection.forced:
-            self.store.checkpoints(spec["fingerprint"]).clear()
-            self.store.shards(spec["fingerprint"]).clear()
-        with occupy(launch.slots, self.supervisors.stopping, lambda text: tell({"kind": "log", "text": text})):
-            result = again(
-                lambda: within_memory(spec, start, tell),
-                launch.retries,
-                launch.retry_delay_seconds,
-                self.supervisors.stopping,
-                tell,
-            )
-        outputs = _artifacts(result)
+        made = self._maker.make(stage, decision, occupy, tell)
+        outputs = made.result.artifacts()
         self._publish(name, outputs)
-        if result.resumed_from is not None:
-            in_vain += earlier_seconds(self.store.scratch.absolute(), spec["fingerprint"], Path(spec["job"]))
-        self._end(name, ran_entry(stage, decision, result, sum(in_vain) if in_vain else None))
+        self._end(name, ran_entry(stage, decision, made.result, sum(made.in_vain) if made.in_vain else None))
         self._record.write()
-        _tidy(Path(spec["job"]))
+        made.tidy()
         return Outcome(False, "; ".join(decision.reasons), outputs)
 
     def _publish(self, name: str, outputs: Mapping[str, Artifact]) -> None:
@@ -282,15 +248,3 @@ class Run:
 def new_run_id(sweep: str | None = None) -> str:
     """`20261122-134559-3fa9c1`: sorts by time, and two runs started at once differ; a trial's has its sweep in it."""
     return "-".join([f"{datetime.now(UTC):%Y%m%d-%H%M%S}", *([sweep] if sweep else []), os.urandom(3).hex()])
-
-
-def _artifacts(result: StageResult) -> dict[str, Artifact]:
-    return {
-        name: Artifact(found["kind"], found["id"].removeprefix("sha256:")) for name, found in result.outputs.items()
-    }
-
-
-def _tidy(job: Path) -> None:
-    """Drop the large parts of a job folder that is done; its spec, events and log stay."""
-    for path in [job / "out", *job.glob("scratch-*")]:
-        shutil.rmtree(path, ignore_errors=True)

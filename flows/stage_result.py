@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from artifacts import Artifact
 from artifacts.errors import StageError
 
 Event = dict[str, Any]
@@ -47,3 +48,9 @@ class StageResult:
     resumed_from: int | None
     seconds: float
     command: list[str]
+
+    def artifacts(self) -> dict[str, Artifact]:
+        """What it wrote into the store, by name."""
+        return {
+            name: Artifact(found["kind"], found["id"].removeprefix("sha256:")) for name, found in self.outputs.items()
+        }

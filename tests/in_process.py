@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import flows.run
+import flows.making
 import stages.__main__
 from artifacts import Store, open_store
 from artifacts.errors import PosttrainError
@@ -50,7 +50,7 @@ def run_here(
 def run_planned(planned: Plan, ranks: Ranks | None = None) -> Payload:
     """As `run_here`, of what was planned before."""
     run = Run(planned)
-    with mock.patch.object(flows.run, "run_stage_process", partial(_run_stage, ranks)), run.supervisors:
+    with mock.patch.object(flows.making, "run_stage_process", partial(_run_stage, ranks)), run.supervisors:
         for name in run.pending():
             if (cause := run.blocked(name)) is not None:
                 run.skip(name, cause)

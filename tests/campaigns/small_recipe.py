@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import flows.run
+import flows.making
 import stages.__main__
 from artifacts import DamagedError, MissingError, PosttrainError, Store, sha256_bytes
 from flows.plan import plan
@@ -136,7 +136,7 @@ def attempt(recipe: Recipe, store: Store, begun: Callable[[str], None] = lambda 
 
     with (
         mock.patch.object(store, "append_record", append_record),
-        mock.patch.object(flows.run, "run_stage_process", run_stage),
+        mock.patch.object(flows.making, "run_stage_process", run_stage),
         mock.patch.object(stages.__main__, "open_store", lambda url: store),
         _heard(done.warnings),
     ):
