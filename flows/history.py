@@ -8,16 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from functools import cached_property
 from typing import Any, ClassVar
 
-from artifacts import Artifact, Record, Store, collected
+from artifacts import Record, Store
 from artifacts.digest import is_sha256
-from artifacts.errors import DamagedError, MissingError
 from flows.causes import Cause, roots
 from flows.changes import Change, changes, nearest_identities
 from flows.inputs import StageOutput
+from flows.lost import Losses
 from flows.recipe import Recipe, RecipeStage
 from flows.written import source_of
 
@@ -84,6 +82,7 @@ class History:
         self.store = store
         self._records: dict[str, list[Record]] = {}
         self._writers: dict[str, dict[str, Record]] = {}
+        self._losses = Losses(store)
         self._found: dict[tuple[str, str, str], tuple[Cause, ...]] = {}
 
     @classmethod
@@ -98,31 +97,7 @@ class History:
 
     def lost(self, name: str, fingerprint: str) -> str | None:
         """What became of the outputs of a record that does not count; None: there is no record."""
-        records = self.store.records(self.steps[name].uses, fingerprint)
-        if not records:
-            return None
-        made = records[0].provenance.get("finished_at")
-        outputs = [found for found in records[0].outputs.values() if not self.store.is_intact(found)]
-        fates = [self._fate(found, made if isinstance(made, int | float) else 0.0) for found in outputs]
-        return "; ".join(dict.fromkeys(fates)) or "its result was not there a moment ago"
-
-    def _fate(self, artifact: Artifact, made: float) -> str:
-        """Of an artifact that is not whole and was made at that time (seconds since 1970)."""
-        what = f"{artifact.kind} {artifact.id[:15]}"
-        try:
-            self.store.manifest(artifact)
-        except MissingError:
-            when = self._collected.get(artifact, 0.0)
-            if when > made:
-                return f"its result was deleted by gc on {datetime.fromtimestamp(when, UTC):%Y-%m-%d}"
-            return f"its result is gone from the store: {what}"
-        except DamagedError:
-            pass
-        return f"its result is damaged: {what}"
-
-    @cached_property
-    def _collected(self) -> dict[Artifact, float]:
-        return collected.read(self.store.files)
+        return self._losses.fate(self.store.records(self.steps[name].uses, fingerprint))
 
     def own_changes(self, name: str, known: Mapping[str, Any]) -> tuple[str, ...]:
         """Why the stage will run whatever its unknown inputs turn out to be; empty: that depends on them.

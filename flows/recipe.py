@@ -30,8 +30,6 @@ from stages.rollouts.engine_split import launch_problems
 from stages.sharding import Sharding, Whole
 from stages.stage import Config, Stage
 
-__all__ = ["Launch", "Reading", "Recipe", "RecipeStage", "read_recipe", "read_values"]
-
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,60}")
 """Results get the alias `<recipe>/<stage>`, so the name must be able to be a part of one."""
 

@@ -51,6 +51,4 @@ class StageResult:
 
     def artifacts(self) -> dict[str, Artifact]:
         """What it wrote into the store, by name."""
-        return {
-            name: Artifact(found["kind"], found["id"].removeprefix("sha256:")) for name, found in self.outputs.items()
-        }
+        return {name: Artifact.from_json(found) for name, found in self.outputs.items()}

@@ -23,6 +23,7 @@ from flows.inputs import (
     parse_external,
 )
 from flows.known_part import as_far_as_known
+from flows.order import ordered
 from flows.validate import meant
 from stages.foreign import foreign
 from stages.names import nearest
@@ -207,41 +208,19 @@ class Wiring:
 
     def _order(self) -> list[str]:
         """Names so that each stage follows those it reads from, else as written; cycles are reported, and come last."""
-        needs = {name: set(sources(inputs)) for name, inputs in self.inputs.items()}
-        order: list[str] = []
-        while ready := [name for name in needs if name not in order and needs[name] <= set(order)]:
-            order.append(ready[0])
-        left = [name for name in needs if name not in order]
-        for cycle in _cycles({name: needs[name] for name in left}):
+        order, cycles = ordered({name: set(sources(inputs)) for name, inputs in self.inputs.items()})
+        for cycle in cycles:
             self._fail(
                 ("stages", cycle[0], "inputs"),
                 f"stages need each other in a circle: {' -> '.join([*cycle, cycle[0]])}; take one input out",
             )
-        return order + left
+        return order
 
 
 def sources(inputs: Mapping[str, Iterable[Reference]]) -> tuple[str, ...]:
     """The stages of the recipe that these inputs are read from."""
     entries = (entry for entries in inputs.values() for entry in entries)
     return tuple(dict.fromkeys(entry.stage for entry in entries if isinstance(entry, StageOutput)))
-
-
-def _cycles(needs: Mapping[str, set[str]]) -> list[list[str]]:
-    """Disjoint circles `[a, b]`: b reads from a, and a from b; each begins with the stage written first."""
-    cycles: list[list[str]] = []
-    done: set[str] = set()
-    for start in needs:
-        path: list[str] = []
-        name: str | None = start
-        while name is not None and name not in done and name not in path:
-            path.append(name)
-            name = next((source for source in needs if source in needs[path[-1]] and source not in done), None)
-        if name in path:
-            circle = path[path.index(name) :][::-1]  # found against the flow of data
-            first = min(range(len(circle)), key=lambda index: list(needs).index(circle[index]))
-            cycles.append(circle[first:] + circle[:first])
-        done.update(path)
-    return cycles
 
 
 def _fits(kinds: tuple[str, ...], declared: Input) -> bool:
