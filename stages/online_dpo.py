@@ -9,7 +9,8 @@ from pydantic import Field
 
 from stages.data.open_prompts import open_prompts
 from stages.data.types import PROMPT_TYPES
-from stages.rollouts.engine_settings import EngineChoice, engine_problems
+from stages.rollouts.engine_problems import engine_problems
+from stages.rollouts.engine_settings import EngineChoice
 from stages.stage import MODELS, Input, Stage
 from stages.training.config import policy_outputs
 from stages.training.eval_settings import held_out_problems

@@ -9,7 +9,8 @@ from pydantic import Field
 from artifacts.errors import RequestError
 from stages.data.open_prompts import open_prompts
 from stages.data.types import PROMPT_TYPES
-from stages.rollouts.engine_settings import CorrectedEngineChoice, engine_problems
+from stages.rollouts.engine_problems import engine_problems
+from stages.rollouts.engine_settings import CorrectedEngineChoice
 from stages.rollouts.multi_turn.settings import MultiTurnConfig, multi_turn_problems
 from stages.rollouts.requests import SamplingConfig
 from stages.rollouts.reward_spec import Reward, unknown_rewards

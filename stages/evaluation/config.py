@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from stages.rollouts.engine_settings import EngineChoice, EngineConfig, engine_problems
+from stages.rollouts.engine_problems import engine_problems
+from stages.rollouts.engine_settings import EngineChoice, EngineConfig
 from stages.rollouts.requests import SamplingConfig
 from stages.rollouts.reward_spec import Reward, unknown_rewards
 from stages.stage import operational

@@ -6,7 +6,8 @@ from pydantic import Field, field_validator
 
 from stages.data.columns import template_fields
 from stages.data.types import TEXT_COLUMNS
-from stages.rollouts.engine_settings import OverlappedEngineChoice, engine_problems
+from stages.rollouts.engine_problems import engine_problems
+from stages.rollouts.engine_settings import OverlappedEngineChoice
 from stages.training.config import PolicyConfig, check_measured
 from stages.training.cross_settings import CrossTokenizer, cross_problems
 from stages.training.eval_settings import SampledMeasuringConfig, eval_sampling_problems

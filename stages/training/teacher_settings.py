@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import Field
 
-from stages.rollouts.engine_settings import EngineChoice, EngineConfig, engine_problems
+from stages.rollouts.engine_problems import engine_problems
+from stages.rollouts.engine_settings import EngineChoice, EngineConfig
 from stages.stage import Config
 
 

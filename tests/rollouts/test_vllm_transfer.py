@@ -15,7 +15,8 @@ import torch
 from artifacts.errors import StageError
 from stages.rollouts import vllm_transfer
 from stages.rollouts.engine import ServedModel
-from stages.rollouts.engine_settings import EngineConfig, OverlappedEngineConfig, server_problems
+from stages.rollouts.engine_problems import server_problems
+from stages.rollouts.engine_settings import EngineConfig, OverlappedEngineConfig
 from stages.rollouts.vllm_connection import Address, Connection
 from stages.rollouts.vllm_given_servers import GivenServers
 from stages.rollouts.vllm_transfer import NcclTransfer, address_towards, parts, vllm_group
