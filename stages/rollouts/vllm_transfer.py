@@ -7,13 +7,11 @@ The tensors of a part are one broadcast of their bytes from rank 0, while /updat
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from typing import Any, Protocol, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,31 +19,11 @@ from torch import Tensor
 from artifacts.errors import StageError
 from stages.rollouts.vllm_connection import Address, Connection, ServerSilence
 from stages.rollouts.vllm_in_flight import between_tokens
+from stages.rollouts.vllm_nccl_group import Group, OpenGroup, address_towards, free_port
+from stages.rollouts.vllm_weight_parts import init_info, packed, parts, update_info
 
 T = TypeVar("T")
-Part = list[tuple[str, Tensor]]
-
-PART_BYTES = 2**30
-"""A part ends with the tensor that makes it larger than this; trainer and servers cut alike."""
-_BUFFERS = 2
 _POLL_SECONDS = 0.001
-_LOOPBACK = "127.0.0.1"
-
-
-class Group(Protocol):
-    """The trainer, as rank 0, and all workers of the servers."""
-
-    def broadcast(self, packed: Tensor) -> Callable[[], bool]:
-        """Begins to send it to all; the answer tells, as often as it is called, whether that is done."""
-        ...
-
-    def close(self) -> None:
-        """Leaves the group."""
-        ...
-
-
-OpenGroup = Callable[[str, int, int], Group]
-"""(the trainer's address, port, size of the group) -> the group, once all have come."""
 
 
 class NcclTransfer:
@@ -105,7 +83,7 @@ class NcclTransfer:
         self._ask_all(connections, "/shutdown_weight_transfer_engine", None, "leave the group that it was in")
         sizes = [_world_size(connection) for connection in connections]
         address, size = address_towards([one.address for one in connections]), 1 + sum(sizes)
-        port = _free_port(address)
+        port = free_port(address)
         asked = [
             _begin(
                 connection.post,
@@ -137,108 +115,6 @@ class NcclTransfer:
             time.sleep(_POLL_SECONDS)
         for one in asked:
             one.result()
-
-
-def init_info(address: str, port: int, size: int, *, rank_offset: int) -> dict[str, Any]:
-    """What a server is told of the group; its first worker has rank `rank_offset`."""
-    return {
-        "master_address": address,
-        "master_port": port,
-        "rank_offset": rank_offset,
-        "world_size": size,
-        "packed": True,
-        "packed_buffer_size_bytes": PART_BYTES,
-        "packed_num_buffers": _BUFFERS,
-    }
-
-
-def update_info(part: Part) -> dict[str, list[Any]]:
-    """What a server is told of a part."""
-    return {
-        "names": [name for name, _ in part],
-        "dtype_names": [str(tensor.dtype).removeprefix("torch.") for _, tensor in part],
-        "shapes": [list(tensor.shape) for _, tensor in part],
-    }
-
-
-def parts(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> Iterator[Part]:
-    """One after the other, cut where vLLM cuts, so that each is one broadcast; floating-point tensors as `dtype`."""
-    part: Part = []
-    size = 0
-    for name, tensor in weights:
-        sent = tensor.detach().to(dtype) if tensor.is_floating_point() else tensor.detach()
-        part.append((name, sent))
-        size += sent.nbytes
-        if size > PART_BYTES:
-            yield part
-            part, size = [], 0
-    if part:
-        yield part
-
-
-def packed(part: Part) -> Tensor:
-    """[bytes] of its tensors, one behind the other."""
-    return torch.cat([tensor.contiguous().view(-1).view(torch.uint8) for _, tensor in part])
-
-
-def vllm_group() -> OpenGroup:
-    """Opens groups on this process's GPU by vLLM's own helper. Raises StageError where there is no GPU or no vLLM."""
-    if not torch.cuda.is_available():
-        raise StageError("rollouts.weight_transfer nccl is between GPUs, and the trainer has none here; use folder")
-    try:
-        from vllm.distributed.weight_transfer.nccl_common import trainer_init
-    except ImportError as error:
-        raise StageError(
-            "rollouts.weight_transfer nccl takes vLLM in the environment of the stage as well, which has none "
-            f"({error}); install it, or use folder"
-        ) from error
-    device = torch.cuda.current_device()
-
-    def open_group(address: str, port: int, size: int) -> Group:
-        torch.cuda.set_device(device)  # of this thread
-        communicator = trainer_init({"master_address": address, "master_port": port, "world_size": size})
-        if communicator.disabled:  # it would send nothing, and say nothing
-            raise StageError("rollouts.weight_transfer nccl: vLLM finds no NCCL library here; use folder")
-        return _NcclGroup(communicator, device)
-
-    return open_group
-
-
-class _NcclGroup:
-    """A communicator of vLLM."""
-
-    def __init__(self, communicator: Any, device: int) -> None:
-        self._communicator, self._device = communicator, device
-        self._sent: Tensor | None = None
-
-    def broadcast(self, packed: Tensor) -> Callable[[], bool]:
-        self._sent = packed.to(torch.device("cuda", self._device))  # kept until the next one
-        self._communicator.broadcast(self._sent, src=0, stream=torch.cuda.current_stream())
-        done = torch.cuda.Event()
-        done.record()
-        return done.query
-
-    def close(self) -> None:
-        self._communicator.destroy()  # which ends what still waits in it
-
-
-def address_towards(addresses: Sequence[Address]) -> str:
-    """Under which the servers reach this machine: on the loopback where all of them are here."""
-    hosts = [_LOOPBACK if one.socket is not None else urlsplit(one.url).hostname or _LOOPBACK for one in addresses]
-    found = [_own_address(host) for host in hosts]
-    return next((address for address in found if not address.startswith("127.")), found[0])
-
-
-def _own_address(host: str) -> str:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((host, 9))  # sends nothing: it only says which way it would go
-        return str(probe.getsockname()[0])
-
-
-def _free_port(address: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])
 
 
 def _world_size(connection: Connection) -> int:

@@ -14,9 +14,10 @@ from stages.rollouts.engine_settings import EngineConfig
 from stages.rollouts.kept_folder import KeptFolder
 from stages.rollouts.vllm_client import ServerEngine, Servers
 from stages.rollouts.vllm_given_servers import GivenServers
+from stages.rollouts.vllm_nccl_group import vllm_group
 from stages.rollouts.vllm_own_servers import OwnServers
 from stages.rollouts.vllm_seen_servers import SeenServers
-from stages.rollouts.vllm_transfer import NcclTransfer, vllm_group
+from stages.rollouts.vllm_transfer import NcclTransfer
 from stages.rollouts.weight_files import WeightFiles
 from stages.training.processes import Processes
 

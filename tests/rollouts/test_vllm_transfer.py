@@ -13,13 +13,14 @@ import pytest
 import torch
 
 from artifacts.errors import StageError
-from stages.rollouts import vllm_transfer
 from stages.rollouts.engine import ServedModel
 from stages.rollouts.engine_problems import server_problems
 from stages.rollouts.engine_settings import EngineConfig, OverlappedEngineConfig
 from stages.rollouts.vllm_connection import Address, Connection
 from stages.rollouts.vllm_given_servers import GivenServers
-from stages.rollouts.vllm_transfer import NcclTransfer, address_towards, parts, vllm_group
+from stages.rollouts.vllm_nccl_group import address_towards, vllm_group
+from stages.rollouts.vllm_transfer import NcclTransfer
+from stages.rollouts.vllm_weight_parts import parts
 from stages.rollouts.weight_files import WeightFiles
 from tests.rollouts.fake_vllm import serving
 from tests.rollouts.memory_group import MemoryGroup
@@ -172,10 +173,10 @@ def test_amid_completions_they_come_between_two_tokens(
 
 def test_parts_are_cut_behind_the_tensor_that_is_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     """bfloat16: 12, 4 and 12 bytes, and 8 of the integer; a part of more than 16 ends."""
-    monkeypatch.setattr(vllm_transfer, "PART_BYTES", 16)
+    monkeypatch.setattr(vllm_weight_parts, "PART_BYTES", 16)
     found = [[name for name, _ in part] for part in parts(WEIGHTS, torch.bfloat16)]
     assert found == [["embed.weight", "norm.weight", "steps"], ["head.weight"]]
-    monkeypatch.setattr(vllm_transfer, "PART_BYTES", 11)
+    monkeypatch.setattr(vllm_weight_parts, "PART_BYTES", 11)
     found = [[name for name, _ in part] for part in parts(WEIGHTS, torch.bfloat16)]
     assert found == [["embed.weight"], ["norm.weight", "steps"], ["head.weight"]]
 

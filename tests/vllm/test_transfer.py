@@ -18,11 +18,12 @@ import torch
 from transformers import LlamaForCausalLM
 
 from artifacts.errors import StageError
-from stages.rollouts import vllm_transfer
 from stages.rollouts.engine_settings import EngineConfig
 from stages.rollouts.vllm_connection import Address, Connection
 from stages.rollouts.vllm_engine import VllmEngine
-from stages.rollouts.vllm_transfer import NcclTransfer, init_info, packed, parts, update_info
+from stages.rollouts.vllm_nccl_group import vllm_group
+from stages.rollouts.vllm_transfer import NcclTransfer
+from stages.rollouts.vllm_weight_parts import init_info, packed, parts, update_info
 from stages.training.whole_weights import whole_weights
 from tests.rollouts.memory_group import MemoryGroup, Worker
 from tests.vllm.models import save_model, served, teacher_forced, worst
@@ -123,7 +124,7 @@ def test_a_model_of_vllm_has_the_weights_that_are_sent(
 ) -> None:
     """Through vLLM's HTTP routes, `Worker`, `NCCLWeightTransferEngine` and the model's own loading, several parts of
     them; a second time after others."""
-    monkeypatch.setattr(vllm_transfer, "PART_BYTES", 20_000)
+    monkeypatch.setattr(vllm_weight_parts, "PART_BYTES", 20_000)
     for seed in (1, 2):
         save_model(tmp_path / str(seed), seed, tied=tied)
     import vllm
@@ -188,7 +189,7 @@ def test_what_we_say_is_what_vllms_own_trainer_says(without_gpu: None, monkeypat
             sent.append(tensor.clone())
 
     monkeypatch.setattr(nccl_engine, "open_trainer_endpoint", lambda info: Sender())
-    assert packed_tensor.DEFAULT_PACKED_BUFFER_SIZE_BYTES == vllm_transfer.PART_BYTES
+    assert packed_tensor.DEFAULT_PACKED_BUFFER_SIZE_BYTES == vllm_weight_parts.PART_BYTES
     theirs = nccl_engine.NCCLTrainerInitInfo("127.0.0.1", 1234, 3, rank=0)
     nccl_engine.NCCLTrainerWeightTransferEngine.trainer_init(theirs, client=Control(), source=Source()).send_weights()
     (ours,) = parts(weights, torch.float32)
@@ -209,8 +210,8 @@ def test_the_trainer_joins_by_vllms_helper(without_gpu: None, monkeypatch: pytes
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(Worker, "disabled", False, raising=False)
-    vllm_transfer.vllm_group()("127.0.0.1", 4321, 2)
+    vllm_group()("127.0.0.1", 4321, 2)
     assert GROUPS[-1][1] == {0: {"master_address": "127.0.0.1", "master_port": 4321, "world_size": 2}}
     monkeypatch.setattr(Worker, "disabled", True)
     with pytest.raises(StageError, match="vLLM finds no NCCL library here"):
-        vllm_transfer.vllm_group()("127.0.0.1", 4321, 2)
+        vllm_group()("127.0.0.1", 4321, 2)
