@@ -17,6 +17,7 @@ from stages.rollouts.requests import Completion, Progress, SampleRequest, Sampli
 from stages.rollouts.vllm_connection import Address, Connection, ServerFailure
 from stages.rollouts.vllm_in_flight import Amid, Named
 from stages.rollouts.vllm_requests import Answer, Asked, Reading, bundles, filled, parameters, stop_tokens, wanted
+from stages.rollouts.vllm_scoring import NO_PLACES, Likely, Scoring, likeliest_tokens, own_tokens
 from stages.rollouts.vllm_spread import Asking, Homes, Job, Round
 
 T = TypeVar("T")
@@ -26,10 +27,6 @@ QUESTIONS_AT_ONCE = 256
 _CONNECTIONS = 768
 """To all servers together; each is an open file."""
 _POLL_SECONDS = 0.2
-_NOT_PLACES = (KeyError, TypeError, ValueError, AttributeError)
-"""What reading places raises where an answer has none."""
-Likely = list[tuple[int, float]]
-"""Tokens that are likely in a place, with their log-probabilities."""
 
 
 class Servers(Named, Protocol):
@@ -112,35 +109,22 @@ class ServerEngine:
 
     def plain_logprobs(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
         """One pass over each sequence, as if all but its last token were a prompt."""
-
-        async def score(server: int, client: httpx.AsyncClient, index: int) -> list[float]:
-            prompt, completion = sequences[index]
-            body = {**_reading(prompt, completion, 0), "logprobs": 1, "logprob_token_ids": [completion[-1]]}
-            (choice,) = await self._connections[server].choices(client, body)
-            try:
-                places = _places(choice, len(prompt))
-                return [place[token] for place, token in zip(places, completion, strict=True)]
-            except _NOT_PLACES as error:
-                found = f"no log-probabilities of a prompt's tokens ({error!r})"
-                raise self._connections[server].malformed(found) from error
-
-        jobs = [Job(f"sequence {index}", len(prompt) + len(rest), 1) for index, (prompt, rest) in enumerate(sequences)]
-        return self._run(jobs, score, None)
+        return self._score(sequences, own_tokens())
 
     def top_logprobs(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], most: int) -> list[list[Likely]]:
         """Of (prompt, completion) pairs, for every place of the completion: the `most` likeliest tokens there and their
         log-probabilities under the model's own distribution, the likeliest first."""
+        return self._score(sequences, likeliest_tokens(most))
 
-        async def score(server: int, client: httpx.AsyncClient, index: int) -> list[Likely]:
+    def _score(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], scoring: Scoring[T]) -> list[list[T]]:
+        async def score(server: int, client: httpx.AsyncClient, index: int) -> list[T]:
             prompt, completion = sequences[index]
-            body = {**_reading(prompt, completion, most), "logprobs": most}
-            (choice,) = await self._connections[server].choices(client, body)
+            connection = self._connections[server]
+            (choice,) = await connection.choices(client, scoring.asked(prompt, completion))
             try:
-                places = _places(choice, len(prompt))
-                return [_likeliest(place, most) for place, _ in zip(places, completion, strict=True)]
-            except _NOT_PLACES as error:
-                found = f"no {most} likeliest tokens of each place of a prompt ({error!r})"
-                raise self._connections[server].malformed(found) from error
+                return scoring.read(choice, len(prompt), completion)
+            except NO_PLACES as error:
+                raise connection.malformed(f"no {scoring.what} ({error!r})") from error
 
         jobs = [Job(f"sequence {index}", len(prompt) + len(rest), 1) for index, (prompt, rest) in enumerate(sequences)]
         return self._run(jobs, score, None)
@@ -220,30 +204,6 @@ class _Asking(Generic[T]):
 
     async def doubt(self, server: int) -> str | None:
         return await asyncio.to_thread(self._servers.doubt, server)
-
-
-def _reading(prompt: Sequence[int], completion: Sequence[int], most: int) -> dict[str, Any]:
-    """All but the last token are read, and one is drawn for its place: what fills the model's context would leave no
-    room for one behind it, and vLLM does not read without drawing."""
-    return {"prompt": [*prompt, *completion[:-1]], "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": most}
-
-
-def _places(choice: dict[str, Any], start: int) -> list[dict[int, float]]:
-    """Token -> log-probability, of every place from `start` on; the last one is that of the token that was drawn."""
-    read = [
-        {int(token): float(values["logprob"]) for token, values in place.items()}
-        for place in choice["prompt_logprobs"][start:]
-    ]
-    (drawn,) = choice["logprobs"]["top_logprobs"]
-    return [*read, {int(name.removeprefix("token_id:")): float(value) for name, value in drawn.items()}]
-
-
-def _likeliest(place: dict[int, float], most: int) -> Likely:
-    """Of a place, which may have another token beside them."""
-    found = sorted((-value, token) for token, value in place.items())
-    if len(found) < most:
-        raise ValueError(f"{len(found)} tokens")
-    return [(token, -negative) for negative, token in found[:most]]
 
 
 def _tokens_of(answer: Sequence[Any]) -> int:

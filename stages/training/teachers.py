@@ -18,7 +18,8 @@ from stages.losses.top_divergence import TopTokens, top_tokens
 from stages.rollouts.engine import ServedModel
 from stages.rollouts.engine_settings import EngineConfig
 from stages.rollouts.requests import Completion, SampleRequest, SamplingConfig
-from stages.rollouts.vllm_client import Likely, ServerEngine
+from stages.rollouts.vllm_client import ServerEngine
+from stages.rollouts.vllm_scoring import Likely
 from stages.training.answers_ahead import Answered
 from stages.training.batch import Group, TokenBatch
 from stages.training.distillation import teacher_hidden

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from artifacts.errors import StageError
+from stages.rollouts import vllm_weight_parts
 from stages.rollouts.engine import ServedModel
 from stages.rollouts.engine_problems import server_problems
 from stages.rollouts.engine_settings import EngineConfig, OverlappedEngineConfig

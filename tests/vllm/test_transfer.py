@@ -18,6 +18,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from artifacts.errors import StageError
+from stages.rollouts import vllm_weight_parts
 from stages.rollouts.engine_settings import EngineConfig
 from stages.rollouts.vllm_connection import Address, Connection
 from stages.rollouts.vllm_engine import VllmEngine
