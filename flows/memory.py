@@ -21,10 +21,11 @@ from flows.memory_advice import Change, smallest_change
 from flows.plan import Plan
 from flows.recipe import RecipeStage
 from stages.adapters import CONFIG, Base, read_adapter_config
-from stages.training.memory import PARTS, Phase, Request
-from stages.training.memory import worst as worst_of
 from stages.training.memory_adapters import Adapters
 from stages.training.memory_allocator import Device
+from stages.training.memory_phase import PARTS, Phase
+from stages.training.memory_phase import worst as worst_of
+from stages.training.memory_request import Request
 from stages.training.memory_shape import ModelShape, UnknownShapeError, read_shape
 from stages.training.memory_training import Setup
 

@@ -10,7 +10,8 @@ from flows.machine import Machine
 from flows.memory_engine_advice import differences, engine_changes
 from flows.within_memory import LEAST_MICRO_BATCH_TOKENS
 from stages.sharding import Whole, Zero
-from stages.training.memory import Phase, Request, worst
+from stages.training.memory_phase import Phase, worst
+from stages.training.memory_request import Request
 from stages.training.memory_training import Setup
 
 Memory = Callable[[Request], Sequence[Phase]]

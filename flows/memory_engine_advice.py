@@ -9,8 +9,8 @@ from pydantic import BaseModel
 
 from stages.identity import is_operational
 from stages.rollouts.engine_settings import EngineConfig
-from stages.training.memory import Request
 from stages.training.memory_engine import takes_a_share
+from stages.training.memory_request import Request
 
 _SHARES = tuple(number / 10 for number in range(1, 10))
 """Of a GPU."""

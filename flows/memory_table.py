@@ -10,7 +10,7 @@ from rich.text import Text
 
 from flows.memory import Prediction
 from flows.tables import size_in_words
-from stages.training.memory import PARTS
+from stages.training.memory_phase import PARTS
 
 _NOTE = (
     "At most, of one process: every micro-batch full, every row as long as max_length allows. On a CPU, `process` is "

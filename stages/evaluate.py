@@ -11,7 +11,9 @@ from stages.evaluation.config import AnswerConfig, answer_problems
 from stages.evaluation.memory import answering_phases
 from stages.evaluation.tasks import Task, holds_reward_model, permitted_tasks
 from stages.stage import MODELS, Input, Stage
-from stages.training.memory import Phase, Request, scoring
+from stages.training.memory import scoring
+from stages.training.memory_phase import Phase
+from stages.training.memory_request import Request
 
 if TYPE_CHECKING:
     from stages.context import Context

@@ -14,9 +14,11 @@ from stages.rollouts.engine_settings import EngineChoice
 from stages.stage import MODELS, Input, Stage
 from stages.training.config import policy_outputs
 from stages.training.eval_settings import held_out_problems
-from stages.training.memory import Phase, Request, same_shape
+from stages.training.memory import same_shape
 from stages.training.memory_head import HeadUse
 from stages.training.memory_online import longest_prompt, online_phases
+from stages.training.memory_phase import Phase
+from stages.training.memory_request import Request
 from stages.training.memory_sampling import Sampled
 from stages.training.preference_config import PairLossConfig, loss_problems, names_of
 from stages.training.rollout_settings import JudgedRolloutConfig, dropout_problems, reward_problems

@@ -11,8 +11,10 @@ from stages.data.pairs import pairs_of
 from stages.data.types import PAIRED
 from stages.stage import MODELS, Input, Stage
 from stages.training.config import policy_outputs
-from stages.training.memory import Phase, Request, reference_scoring, same_shape, training_step
+from stages.training.memory import reference_scoring, same_shape, training_step
 from stages.training.memory_head import HeadUse
+from stages.training.memory_phase import Phase
+from stages.training.memory_request import Request
 from stages.training.preference_config import PreferenceConfig, check, names_of
 
 if TYPE_CHECKING:

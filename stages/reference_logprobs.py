@@ -8,7 +8,9 @@ from stages.data.truncation import RowLimit, TruncationMode
 from stages.data.types import PAIRED, SEQUENCE_TYPES
 from stages.stage import MODELS, Input, Stage
 from stages.training.config import PassConfig
-from stages.training.memory import Phase, Request, scoring
+from stages.training.memory import scoring
+from stages.training.memory_phase import Phase
+from stages.training.memory_request import Request
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,7 +9,9 @@ from pydantic import Field
 from artifacts.errors import StageError
 from stages.rollouts.reward_spec import Reward, unknown_rewards
 from stages.stage import Config, Input, Stage, operational
-from stages.training.memory import Phase, Request, phase, scoring
+from stages.training.memory import scoring
+from stages.training.memory_phase import Phase, phase
+from stages.training.memory_request import Request
 
 if TYPE_CHECKING:
     from stages.context import Context

@@ -13,8 +13,10 @@ from stages.data.truncation import TruncationMode
 from stages.data.types import PAIRED
 from stages.stage import Input, Stage
 from stages.training.config import MeasuredConfig, check_measured
-from stages.training.memory import Phase, Request, training_step
+from stages.training.memory import training_step
 from stages.training.memory_head import HeadUse
+from stages.training.memory_phase import Phase
+from stages.training.memory_request import Request
 from stages.training.memory_shape import ModelShape
 
 if TYPE_CHECKING:

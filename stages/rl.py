@@ -18,9 +18,11 @@ from stages.stage import MODELS, Input, Stage
 from stages.training.advantage_settings import AdvantageConfig, advantage_problems
 from stages.training.config import PolicyConfig, policy_outputs
 from stages.training.eval_settings import held_out_problems
-from stages.training.memory import Phase, Request, same_shape
+from stages.training.memory import same_shape
 from stages.training.memory_head import HeadUse
 from stages.training.memory_online import longest_prompt, online_phases
+from stages.training.memory_phase import Phase
+from stages.training.memory_request import Request
 from stages.training.memory_sampling import Sampled
 from stages.training.overlap_settings import overlap_problems
 from stages.training.policy_settings import PolicyLossConfig, policy_problems

@@ -12,7 +12,8 @@ from stages.data.types import PROMPT_TYPES
 from stages.evaluation.config import AnswerConfig, answer_problems
 from stages.evaluation.memory import answering_phases
 from stages.stage import MODELS, Input, Stage
-from stages.training.memory import Phase, Request
+from stages.training.memory_phase import Phase
+from stages.training.memory_request import Request
 
 if TYPE_CHECKING:
     from stages.context import Context

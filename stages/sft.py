@@ -12,8 +12,10 @@ from stages.data.types import SEQUENCE_TYPES
 from stages.losses.supervised import SUPERVISED_LOSSES
 from stages.stage import MODELS, Input, Stage
 from stages.training.config import MeasuredConfig, PolicyConfig, check_measured, policy_outputs
-from stages.training.memory import Phase, Request, same_shape, training_step
+from stages.training.memory import same_shape, training_step
 from stages.training.memory_head import HeadUse
+from stages.training.memory_phase import Phase
+from stages.training.memory_request import Request
 
 if TYPE_CHECKING:
     from stages.context import Context

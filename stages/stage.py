@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from stages.data.seen import TokenizedRow
     from stages.data.types import Dataset
     from stages.sharding import Sharding
-    from stages.training.memory import Phase, Request
+    from stages.training.memory_phase import Phase
+    from stages.training.memory_request import Request
     from stages.training.memory_shape import ModelShape
 
 STAGES = (

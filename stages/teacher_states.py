@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 from stages.data.types import SEQUENCE_TYPES
 from stages.stage import MODELS, Input, Stage
 from stages.training.config import PassConfig
-from stages.training.memory import Phase, Request, scoring
+from stages.training.memory import scoring
+from stages.training.memory_phase import Phase
+from stages.training.memory_request import Request
 
 if TYPE_CHECKING:
     from stages.context import Context

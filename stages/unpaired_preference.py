@@ -13,8 +13,10 @@ from stages.data.types import PAIRED
 from stages.losses.unpaired import UNPAIRED_LOSSES
 from stages.stage import MODELS, Input, Stage, operational
 from stages.training.config import MeasuredConfig, PolicyConfig, check_measured, policy_outputs
-from stages.training.memory import Phase, Request, reference_scoring, same_shape, training_step
+from stages.training.memory import reference_scoring, same_shape, training_step
 from stages.training.memory_head import HeadUse
+from stages.training.memory_phase import Phase
+from stages.training.memory_request import Request
 
 if TYPE_CHECKING:
     from stages.context import Context

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stages.training.memory import Phase, Request, scoring
+from stages.training.memory import scoring
 from stages.training.memory_engine import beside, rollout_engine, sampling_apart
+from stages.training.memory_phase import Phase
+from stages.training.memory_request import Request
 from stages.training.memory_sampling import Sampled, sampling
 
 _COMPLETIONS_AT_ONCE = 256

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stages.training.memory import Phase, Request, training_step
+from stages.training.memory import training_step
 from stages.training.memory_engine import Asked, beside, engine_memory, rollout_engine, sampling_apart
 from stages.training.memory_head import HeadUse
 from stages.training.memory_online import held_bytes, sent_bytes
+from stages.training.memory_phase import Phase
+from stages.training.memory_request import Request
 from stages.training.memory_sampling import Sampled, sampling_at_most
 from stages.training.memory_shape import ModelShape
 

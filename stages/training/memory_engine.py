@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 
 from stages.rollouts.engine_settings import EngineConfig
 from stages.rollouts.requests import SamplingConfig
-from stages.training.memory import Phase, Request, phase
 from stages.training.memory_activations import Layers, passing_bytes
 from stages.training.memory_allocator import ALLOCATOR_SHARE
+from stages.training.memory_phase import Phase, phase
+from stages.training.memory_request import Request
 from stages.training.memory_sampling import Sampled
 from stages.training.memory_shape import ModelShape
 from stages.training.memory_training import Setup

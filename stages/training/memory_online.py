@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from stages.rollouts.engine_settings import OverlappedEngineConfig
-from stages.training.memory import Passes, Phase, Request, scoring, training_step
+from stages.training.memory import scoring, training_step
 from stages.training.memory_engine import beside, rollout_engine, sampling_apart
 from stages.training.memory_head import HeadUse
+from stages.training.memory_phase import Phase
+from stages.training.memory_request import Passes, Request
 from stages.training.memory_sampling import Sampled, sampling_at_most
 from stages.training.memory_shape import ModelShape
 

@@ -14,9 +14,10 @@ from stages.rollouts.room import (
     padded_rows,
     room_for,
 )
-from stages.training.memory import Phase, Request, phase
 from stages.training.memory_activations import Layers, passing_bytes
 from stages.training.memory_allocator import ALLOCATOR_SHARE
+from stages.training.memory_phase import Phase, phase
+from stages.training.memory_request import Request
 from stages.training.memory_shape import ModelShape
 from stages.training.memory_training import Setup
 

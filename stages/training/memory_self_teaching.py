@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from stages.training.memory import Passes, Phase, Request, scoring
+from stages.training.memory import scoring
 from stages.training.memory_head import HeadUse
 from stages.training.memory_online import longest_prompt, online_phases
+from stages.training.memory_phase import Phase
+from stages.training.memory_request import Passes, Request
 from stages.training.memory_sampling import Sampled
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from stages.training.memory import Passes, Phase, Request, training_step
+from stages.training.memory import training_step
 from stages.training.memory_head import HeadUse
+from stages.training.memory_phase import Phase
+from stages.training.memory_request import Passes, Request
 from stages.training.memory_shape import ModelShape
 from stages.training.memory_training import Training
 

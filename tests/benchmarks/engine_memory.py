@@ -31,7 +31,8 @@ from stages.context import local_context
 from stages.rl import Config, memory
 from stages.rollouts.engine_settings import PYTHON_VARIABLE
 from stages.rollouts.weight_files import SHARED_MEMORY
-from stages.training.memory import Phase, Request, worst
+from stages.training.memory_phase import Phase, worst
+from stages.training.memory_request import Request
 from stages.training.memory_training import Setup
 from tests.benchmarks.cases import MODELS, Case, case_of
 from tests.benchmarks.folder import CaseFolder

@@ -21,8 +21,10 @@ from typing import Any
 from rich.console import Console
 
 from stages.training.batch import Branch, Group, plan_micro_batches
-from stages.training.memory import Passes, Phase, scoring, training_step
+from stages.training.memory import scoring, training_step
 from stages.training.memory_head import HeadUse
+from stages.training.memory_phase import Phase
+from stages.training.memory_request import Passes
 from stages.training.memory_shape import ModelShape, read_shape
 from stages.training.memory_training import Setup, Training
 from tests.benchmarks.cases import MATRIX, STEPS, TAUGHT, Architecture, Case, case_of, teacher_of

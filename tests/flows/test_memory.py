@@ -15,8 +15,9 @@ from flows.memory import Prediction, predict
 from flows.plan import plan
 from flows.recipe import Recipe
 from stages.sharding import Zero
-from stages.training.memory import Request, worst
 from stages.training.memory_head import HeadUse, chunk_bytes, held_tensors
+from stages.training.memory_phase import worst
+from stages.training.memory_request import Request
 from stages.training.memory_shape import read_shape
 from stages.training.memory_training import Setup
 from tests.test_architecture import loaded_after

@@ -18,7 +18,7 @@ from stages.reward_model import Config as RewardConfig
 from stages.sft import Config
 from stages.training.adapter_settings import MOVING
 from stages.training.adapters import add_adapters, load_adapter, write_adapter
-from stages.training.memory import Request
+from stages.training.memory_request import Request
 from stages.training.memory_shape import read_shape
 from stages.training.memory_training import Setup
 from stages.training.optimization import Optimization

@@ -18,8 +18,8 @@ from stages.training.engine_sync import sent
 from stages.training.in_flight_engine import InFlightEngine
 from stages.training.lagging_engine import Held, LaggingEngine
 from stages.training.line import Line
-from stages.training.memory import Request
 from stages.training.memory_online import held_bytes
+from stages.training.memory_request import Request
 from stages.training.memory_shape import read_shape
 from stages.training.memory_training import Setup
 from stages.training.model import Scorer

@@ -16,7 +16,7 @@ from stages.sharding import Fsdp, Whole, Zero
 from stages.training import memory_head, model
 from stages.training.adapters import add_adapters
 from stages.training.batch import Branch, Group
-from stages.training.memory import PROCESS_BYTES, passes, training_step
+from stages.training.memory import training_step
 from stages.training.memory_activations import (
     READS_FEW_BELOW,
     Layers,
@@ -27,6 +27,8 @@ from stages.training.memory_activations import (
 from stages.training.memory_adapters import Adapters
 from stages.training.memory_allocator import ALLOCATOR_SHARE, HEAP_BYTES, room_for, slack
 from stages.training.memory_head import HeadUse, held_tensors
+from stages.training.memory_phase import PROCESS_BYTES
+from stages.training.memory_request import passes
 from stages.training.memory_sampling import Sampled, sampling
 from stages.training.memory_shape import ModelShape, UnknownShapeError, read_shape
 from stages.training.memory_training import Setup, Training

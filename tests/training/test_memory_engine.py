@@ -9,7 +9,6 @@ import pytest
 
 from stages.rl import Config, memory
 from stages.rollouts.engine_settings import EngineConfig
-from stages.training.memory import PROCESS_BYTES, Phase, Request, worst
 from stages.training.memory_engine import (
     IN_PROCESS_BYTES,
     IN_PROCESS_WORD_BYTES,
@@ -19,6 +18,8 @@ from stages.training.memory_engine import (
     EngineMemory,
     engine_memory,
 )
+from stages.training.memory_phase import PROCESS_BYTES, Phase, worst
+from stages.training.memory_request import Request
 from stages.training.memory_sampling import Sampled
 from stages.training.memory_shape import ModelShape
 from stages.training.memory_training import Setup
