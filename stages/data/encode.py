@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from artifacts.errors import DataError
-from stages.data.chat import Arguments, Encoder, Tools
+from stages.data.chat import Encoder
+from stages.data.chat_template import Arguments, Tools
 from stages.data.ledger import RowLedger
 from stages.data.tools import TEMPLATE_ARGUMENTS, TOOLS
 from stages.data.truncation import RowLimit

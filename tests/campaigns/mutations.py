@@ -118,7 +118,7 @@ def read_template(text: bytes, folder: Path) -> None:
     tokenizer = _tokenizer()
     tokenizer.chat_template = text.decode("utf-8", "replace")
     conversation = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "c"}]
-    with mock.patch("stages.data.chat.check_template"):  # a process each would take all the time
+    with mock.patch("stages.data.chat_template.check_template"):  # a process each would take all the time
         Encoder(tokenizer).conversations([conversation], ["r1"])
 
 

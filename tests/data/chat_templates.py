@@ -12,7 +12,8 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from stages.data.chat import Encoder, Tools
+from stages.data.chat import Encoder
+from stages.data.chat_template import Tools
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
