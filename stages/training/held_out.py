@@ -16,9 +16,9 @@ from stages.data.given_tokens import require_vocabulary
 from stages.data.ledger import RowLedger, say_dropped
 from stages.data.types import Dataset
 from stages.training.batch import Group
-from stages.training.metrics import Mean, MetricSums, pairs
-from stages.training.objective import Bounding, Completing, Concluding, Objective, Windows
-from stages.training.turns import turns_of
+from stages.training.metrics import pairs
+from stages.training.micro_batches import balance_loss, passes
+from stages.training.objective import Completing, Concluding, Objective, Windows
 
 if TYPE_CHECKING:
     from stages.training.loop import Trainer
@@ -166,10 +166,10 @@ def measure(trainer: Trainer, groups: Sequence[Group]) -> dict[str, float]:
     processes, objective = trainer.processes, trainer.objective
     items = sum(objective.count(group) for group in groups)
     trainer.scorer.eval()
-    sums = trainer.budget.fit(lambda tokens: _passes(trainer, groups, tokens), alone=processes.size == 1)
+    sums = trainer.budget.fit(lambda tokens: passes(trainer, groups, tokens), alone=processes.size == 1)
     names = ["loss", *trainer.metric_names]
     totals = pairs(names, processes.sum(sums.stacked(names, processes.device)).tolist())
-    loss = totals.pop("loss")[0] / items + trainer.balance_loss(totals)
+    loss = totals.pop("loss")[0] / items + balance_loss(trainer, totals)
     if not math.isfinite(loss):
         raise StageError(
             f"the loss of input {INPUT} is {loss} after step {trainer.steps_done}, though that of the step is "
@@ -184,16 +184,3 @@ def measure(trainer: Trainer, groups: Sequence[Group]) -> dict[str, float]:
 def named(metrics: dict[str, float]) -> dict[str, float]:
     """As metrics of rows that are not trained on."""
     return {f"{PREFIX}{name}": value for name, value in metrics.items()}
-
-
-def _passes(trainer: Trainer, groups: Sequence[Group], budget_tokens: int) -> MetricSums:
-    objective, parallel, scorer = trainer.objective, trainer.parallel, trainer.scorer
-    sums = MetricSums(signs=objective.extremes if isinstance(objective, Bounding) else {})
-    for turn in turns_of(
-        groups, budget_tokens, trainer.processes, shared=scorer.share_prefixes, lockstep=parallel.lockstep
-    ):
-        with trainer.budget.micro_batch(turn.groups):
-            loss, metrics, _ = trainer.losses(scorer.layout(turn.groups))
-        if turn.weight:
-            sums.add({**metrics, "loss": Mean(loss, 0)})
-    return sums

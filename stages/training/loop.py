@@ -13,26 +13,22 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from artifacts.errors import StageError
 from stages.context import Context
 from stages.data.ledger import say_dropped
 from stages.monitors import Notice, Watch, notices_of_rows
-from stages.seeds import derive
 from stages.sharding import Whole
 from stages.training import checkpoint, held_out
 from stages.training.averaging import Averaging
-from stages.training.batch import Branch, Group, TokenBatch
 from stages.training.config import TrainingConfig
 from stages.training.held_out import Measured
 from stages.training.keeping import Keeping
-from stages.training.metrics import Mean, MetricSums
+from stages.training.micro_batches import backward, balance_loss
 from stages.training.model import Scorer
 from stages.training.not_finite import stop_on_nan
-from stages.training.objective import Bounding, Concluding, Objective, Readout, Remembering, Window, Windows
+from stages.training.objective import Concluding, Objective, Remembering, Window, Windows
 from stages.training.occupancy import clocked
 from stages.training.out_of_memory import TokenBudget
 from stages.training.parallel import PolicyCopy, copy_weights, spread
@@ -43,7 +39,6 @@ from stages.training.router_balance import AUX_LOSS, RouterBalance
 from stages.training.schedule import Schedule
 from stages.training.so_far import MetricsLog
 from stages.training.step_totals import measure
-from stages.training.turns import turns_of
 from stages.training.utilization import Utilization
 
 
@@ -153,16 +148,19 @@ class Trainer:
                 report_step(context, step + 1, total, row, seconds, step_tokens)
                 self._tell(row, log, trackers, watch)
                 if step + 1 < total and self.saver.is_due(step + 1):
-                    asked = time.monotonic()
-                    progress.windows = windows.state()
-                    waited_seconds = time.monotonic() - asked
-                    if isinstance(self.objective, Remembering):
-                        progress.objective = self.objective.state()
-                    tensors = {**windows.tensors(), **keeping.tensors()}
-                    parts = self.averaging.tensors()
-                    self.saver.save(replace(progress, tensors=tensors, parts=parts), waited_seconds)
+                    self._save(progress, windows, keeping)
         report_end(context, keeping.row(progress.metrics), self.utilization)
         return Trained(self._whole(keeping), progress.metrics, keeping.trained(progress.rows))
+
+    def _save(self, progress: checkpoint.Progress, windows: Windows, keeping: Keeping) -> None:
+        asked = time.monotonic()
+        progress.windows = windows.state()
+        waited_seconds = time.monotonic() - asked
+        if isinstance(self.objective, Remembering):
+            progress.objective = self.objective.state()
+        tensors = {**windows.tensors(), **keeping.tensors()}
+        parts = self.averaging.tensors()
+        self.saver.save(replace(progress, tensors=tensors, parts=parts), waited_seconds)
 
     def _take_up(self, windows: Windows, measured: Measured | None) -> tuple[checkpoint.Progress, Keeping]:
         """The newest saved state, or the beginning."""
@@ -187,12 +185,12 @@ class Trainer:
         if items <= 0:
             raise StageError(f"step {step + 1} has nothing to learn from: every item of its rows is masked")
         sums = self.budget.fit(
-            lambda tokens: self.backward(step, window.groups, items, tokens),
+            lambda tokens: backward(self, step, window.groups, items, tokens),
             drop=self.parallel.discard,
             alone=self.processes.size == 1,
         )
         totals, found, grad_norm = measure(self, sums)
-        loss, tokens = totals.pop("loss")[0] / items + self.balance_loss(totals), int(totals.pop("num_tokens")[0])
+        loss, tokens = totals.pop("loss")[0] / items + balance_loss(self, totals), int(totals.pop("num_tokens")[0])
         if not math.isfinite(loss) or not math.isfinite(grad_norm):
             stop_on_nan(self, step, window, loss, grad_norm)
         self.parallel.step(rate)
@@ -234,52 +232,6 @@ class Trainer:
             if notice.monitor in self.config.stop_on:
                 self.saver.background.wait()
                 raise StageError(f"{notice} (stop_on names {notice.monitor})")
-
-    def backward(self, step: int, groups: Sequence[Group], items: float, budget_tokens: int) -> MetricSums:
-        """Accumulate the gradient of summed loss / items over this process's share; sums of its loss and metrics."""
-        turns = turns_of(
-            groups,
-            budget_tokens,
-            self.processes,
-            shared=self.scorer.share_prefixes,
-            lockstep=self.parallel.lockstep,
-        )
-        sums, sequences = MetricSums(signs=self._signs()), sum(len(group.branches) for group in groups)
-        for turn in turns:
-            torch.manual_seed(derive(self.config.seed, "dropout", step, turn.index))
-            with self.budget.micro_batch(turn.groups):
-                batch = self.scorer.layout(turn.groups)
-                loss, metrics, balance = self.losses(batch)
-                share = loss * (turn.weight / items)
-                if balance is not None:
-                    share = share + balance * (turn.weight / sequences)
-                self.parallel.backward(share, last=turn is turns[-1])
-            if turn.weight:
-                sums.add({**metrics, "loss": Mean(loss, 0), "num_tokens": Mean(batch.num_tokens, 0)})
-        if not turns and self.parallel.lockstep:
-            self._empty_pass()
-        return sums
-
-    def losses(self, batch: TokenBatch) -> tuple[Tensor, dict[str, Mean], Tensor | None]:
-        """(the objective's summed loss, metrics, the summed loss of the model's routers, where it is added)."""
-        if self.balance is None:
-            return *self.objective(self.parallel.forward, batch), None
-        return self.balance.beside(self.objective, self.parallel.forward, batch)
-
-    def balance_loss(self, totals: Mapping[str, tuple[float, float]]) -> float:
-        """What the routers add to the loss of a step, from (sum, count) of every metric."""
-        total, count = totals.get(AUX_LOSS, (0.0, 0.0))
-        return self.balance.coefficient * total / count if self.balance is not None and count else 0.0
-
-    def _empty_pass(self) -> None:
-        """A gradient of zero where no group has one: collective ways reduce what a backward pass leaves."""
-        batch = self.scorer.layout([Group("nothing", (0,), (Branch((0,)),))])
-        hidden = self.parallel.forward(batch, Readout(batch.source_N, lambda hidden_NH, _: hidden_NH))
-        self.parallel.backward(hidden.sum() * 0.0, last=True)
-
-    def _signs(self) -> Mapping[str, int]:
-        """Which metrics are Extremes."""
-        return self.objective.extremes if isinstance(self.objective, Bounding) else {}
 
     def _whole(self, keeping: Keeping) -> Scorer | None:
         """The weights that are left, in float32, on the first process."""

@@ -114,7 +114,7 @@ def noise_dropped() -> Iterator[None]:
         drawn[0] += 1
         return derive(seed, "state", drawn[0])
 
-    with mock.patch.object(Trainer, "run", started), mock.patch("stages.training.loop.derive", next_draw):
+    with mock.patch.object(Trainer, "run", started), mock.patch("stages.training.micro_batches.derive", next_draw):
         yield
 
 

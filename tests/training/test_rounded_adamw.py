@@ -18,6 +18,7 @@ from stages.training.export import export
 from stages.training.language_modeling import TokenLoss
 from stages.training.loop import Trained, Trainer
 from stages.training.memory_training import Setup, Training
+from stages.training.micro_batches import backward
 from stages.training.model import Scorer
 from stages.training.processes import prepare_process
 from stages.training.rounded_adamw import CHUNK, RoundedAdamW, round_at_random
@@ -149,7 +150,7 @@ def test_gradients_stay_bfloat16_over_micro_batches(tmp_path: Path) -> None:
         context = context_for(tmp_path / str(low), bf16=low, pure_bf16=low)
         make = lambda: Scorer(tiny_model())  # noqa: E731
         trainer = Trainer(context, context.config, prepare_process(context), make(), TokenLoss(), make)
-        trainer.backward(0, sequences(), 40.0, 20)
+        backward(trainer, 0, sequences(), 40.0, 20)
         norm = float(trainer.parallel.gradient_norm())
         parameters = dict(trainer.scorer.named_parameters())
         found[low] = ({name: one.grad for name, one in parameters.items()}, norm)
