@@ -15,11 +15,10 @@ from stages.data.columns import ColumnPlan
 from stages.data.convert import RECOGNIZED, Converter
 from stages.data.dataset import column_types
 from stages.data.faults import BadRow, Dropped, RowError
-from stages.data.json_values import plain
 from stages.data.ledger import RowLedger
 from stages.data.media import refuse_media
 from stages.data.schema import ColumnTypes
-from stages.data.sources import Source, SourceRow
+from stages.data.sources import Source, SourceRow, plain
 from stages.data.tools import read, stored
 from stages.data.types import Row, required_columns, text_columns
 from stages.identity import load_code
