@@ -11,6 +11,7 @@ from stages.evaluation.config import AnswerConfig, answer_problems
 from stages.evaluation.memory import answering_phases
 from stages.evaluation.tasks import Task, holds_reward_model, permitted_tasks
 from stages.stage import MODELS, Input, Stage
+from stages.training.length_settings import one_reference
 from stages.training.memory import scoring
 from stages.training.memory_phase import Phase
 from stages.training.memory_request import Request
@@ -68,8 +69,7 @@ def check(config: Config, wired: frozenset[str]) -> list[str]:
     if tasks and config.structured is not None and not tasks & {"accuracy", "reward"}:
         problems.append("structured is given, but tasks has neither accuracy nor reward, so nothing is sampled")
     references = {"reference_logprobs", "reference"} & wired
-    if len(references) == 2:
-        problems.append("inputs reference_logprobs and reference exclude each other; wire one of them")
+    problems += one_reference(wired)
     if tasks and references and "preference_accuracy" not in tasks:
         problems.append(
             f"input {min(references)} is wired in, but tasks has no preference_accuracy, so it would not be used"

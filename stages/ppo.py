@@ -11,7 +11,6 @@ from stages.data.open_prompts import open_prompts
 from stages.data.types import PROMPT_TYPES
 from stages.rollouts.engine_problems import engine_problems
 from stages.rollouts.engine_settings import EngineChoice
-from stages.rollouts.reward_spec import Reward
 from stages.stage import MODELS, Input, Stage
 from stages.training.config import PolicyConfig, policy_outputs
 from stages.training.correction_settings import CorrectionConfig, correction_problems
@@ -24,14 +23,14 @@ from stages.training.memory_request import Request
 from stages.training.memory_sampling import Sampled
 from stages.training.memory_shape import ModelShape
 from stages.training.memory_value import beside_value_model
-from stages.training.rollout_settings import RolloutConfig, dropout_problems, reward_problems
+from stages.training.rollout_settings import PenalizedConfig, RolloutConfig, dropout_problems, reward_problems
 from stages.training.value_settings import VALUE_MODEL, ValueConfig, value_problems
 
 if TYPE_CHECKING:
     from stages.context import Context
 
 
-class Config(EngineChoice, CorrectionConfig, ValueConfig, RolloutConfig, PolicyConfig):
+class Config(EngineChoice, CorrectionConfig, ValueConfig, PenalizedConfig, RolloutConfig, PolicyConfig):
     """Settings of PPO, under TRL's names. An item of train_batch_size is a completion, one of each prompt.
 
     Values are those of a head on the policy, or of input `value_model`, which starts as it comes: a reward model with
@@ -43,12 +42,6 @@ class Config(EngineChoice, CorrectionConfig, ValueConfig, RolloutConfig, PolicyC
     """Peak learning rate, of the policy."""
     train_batch_size: int = Field(64, gt=0)
     """Completions of one optimizer step over all processes."""
-    rewards: tuple[Reward, ...] = ()
-    """Reward functions: built-in names, or `file.py:name` of your own; input reward_model adds one more."""
-    reward_weights: tuple[float, ...] | None = None
-    """One weight a reward, the reward model's last; null: all 1."""
-    missing_eos_penalty: float | None = Field(None, gt=0)
-    """Taken off the reward of completions that ended at max_completion_length."""
     num_ppo_epochs: int = Field(4, gt=0)
     """Times that every completion is used."""
     num_mini_batches: int = Field(1, gt=0)

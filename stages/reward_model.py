@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from stages.data.pairs import pairs_of
-from stages.data.truncation import TruncationMode
 from stages.data.types import PAIRED
 from stages.stage import Input, Stage
 from stages.training.config import MeasuredConfig, check_measured
+from stages.training.length_settings import CompletionLengthConfig
 from stages.training.memory import training_step
 from stages.training.memory_head import HeadUse
 from stages.training.memory_phase import Phase
@@ -26,19 +26,13 @@ if TYPE_CHECKING:
     from stages.training.batch import Group
 
 
-class Config(MeasuredConfig):
+class Config(CompletionLengthConfig, MeasuredConfig):
     """Settings of reward-model training."""
 
     learning_rate: float = Field(1e-4, gt=0)
     """Peak learning rate."""
     center_rewards_coefficient: float = Field(0.0, ge=0)
     """Weight of the term that keeps the scores of a pair centred at zero."""
-    max_length: int = Field(1024, gt=1)
-    """Longest prompt with completion in tokens; what is done with longer ones says truncation_mode, the ledger counts
-    them."""
-    truncation_mode: TruncationMode = "keep_start"
-    """Of longer rows, cut the end of the completions, or the start of the prompt (keep_end); or drop them; or stop
-    (error)."""
 
 
 def run(context: Context) -> None:

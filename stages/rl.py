@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
 from artifacts.errors import RequestError
 from stages.data.open_prompts import open_prompts
 from stages.data.types import PROMPT_TYPES
 from stages.rollouts.engine_problems import engine_problems
 from stages.rollouts.engine_settings import CorrectedEngineChoice
 from stages.rollouts.multi_turn.settings import MultiTurnConfig, multi_turn_problems
-from stages.rollouts.requests import SamplingConfig
-from stages.rollouts.reward_spec import Reward, unknown_rewards
+from stages.rollouts.reward_spec import unknown_rewards
 from stages.stage import MODELS, Input, Stage
 from stages.training.advantage_settings import AdvantageConfig, advantage_problems
 from stages.training.config import PolicyConfig, policy_outputs
@@ -27,7 +24,7 @@ from stages.training.memory_sampling import Sampled
 from stages.training.overlap_settings import overlap_problems
 from stages.training.policy_settings import PolicyLossConfig, policy_problems
 from stages.training.replay_settings import replay_problems
-from stages.training.rollout_settings import RolloutConfig, dropout_problems, reward_problems, sampler_tolerance
+from stages.training.rollout_settings import GroupedRolloutConfig, dropout_problems, reward_problems, sampler_tolerance
 from stages.training.selection_settings import SelectionConfig, selection_problems
 
 if TYPE_CHECKING:
@@ -43,32 +40,11 @@ class Config(
     PolicyLossConfig,
     AdvantageConfig,
     SelectionConfig,
-    RolloutConfig,
+    GroupedRolloutConfig,
     MultiTurnConfig,
-    SamplingConfig,
     PolicyConfig,
 ):
     """Settings of on-line reinforcement learning. An item of train_batch_size is a completion."""
-
-    learning_rate: float = Field(1e-6, gt=0)
-    """Peak learning rate."""
-    train_batch_size: int = Field(64, gt=0)
-    """Completions of one optimizer step over all processes; a multiple of those of a group that are trained."""
-    num_generations: int = Field(8, ge=2)
-    """Completions of one prompt: the group that they are compared in."""
-    rewards: tuple[Reward, ...] = ()
-    """Reward functions: built-in names, `file.py:name` of your own, or a mapping with more; input reward_model adds
-    one."""
-    steps_per_generation: int = Field(1, gt=0)
-    """Optimizer steps that one generation is cut into."""
-    num_iterations: int = Field(1, gt=0)
-    """Times that every completion is used."""
-    mask_truncated_completions: bool = False
-    """Leave completions out that ended at max_completion_length."""
-    temperature: float = Field(1.0, gt=0)
-    """Sampling temperature; also divides the logits in the loss."""
-    max_length: int = Field(1024, gt=1)
-    """Longest prompt in tokens; longer ones are dropped and counted in the ledger."""
 
 
 def check(config: Config, wired: frozenset[str]) -> list[str]:

@@ -11,8 +11,6 @@ from stages.data.open_prompts import open_prompts
 from stages.data.types import PROMPT_TYPES
 from stages.rollouts.engine_problems import engine_problems
 from stages.rollouts.engine_settings import EngineChoice
-from stages.rollouts.requests import SamplingConfig
-from stages.rollouts.reward_spec import Reward
 from stages.stage import MODELS, Input, Stage
 from stages.training.advantage_settings import AdvantageConfig, advantage_problems
 from stages.training.config import PolicyConfig, policy_outputs
@@ -20,7 +18,7 @@ from stages.training.eval_settings import held_out_problems
 from stages.training.memory import same_shape
 from stages.training.memory_self_teaching import self_taught_phases
 from stages.training.policy_settings import PolicyLossConfig, policy_problems
-from stages.training.rollout_settings import RolloutConfig, dropout_problems, reward_problems, sampler_tolerance
+from stages.training.rollout_settings import GroupedRolloutConfig, dropout_problems, reward_problems, sampler_tolerance
 from stages.training.self_teaching_settings import SelfTeachingConfig, self_teaching_problems
 
 if TYPE_CHECKING:
@@ -32,28 +30,9 @@ if TYPE_CHECKING:
     from stages.training.self_teacher import SelfTeacher
 
 
-class Config(
-    EngineChoice, SelfTeachingConfig, PolicyLossConfig, AdvantageConfig, RolloutConfig, SamplingConfig, PolicyConfig
-):
+class Config(EngineChoice, SelfTeachingConfig, PolicyLossConfig, AdvantageConfig, GroupedRolloutConfig, PolicyConfig):
     """Settings of SDPO, under TRL's names. An item of train_batch_size is a completion."""
 
-    learning_rate: float = Field(1e-6, gt=0)
-    """Peak learning rate."""
-    train_batch_size: int = Field(64, gt=0)
-    """Completions of one optimizer step over all processes; a multiple of num_generations."""
-    num_generations: int = Field(8, ge=2)
-    """Completions of one prompt: the group that a success is looked for in."""
-    rewards: tuple[Reward, ...] = ()
-    """Reward functions: built-in names, `file.py:name` of your own, or a mapping with more; input reward_model adds
-    one."""
-    steps_per_generation: int = Field(1, gt=0)
-    """Optimizer steps that one generation is cut into."""
-    num_iterations: int = Field(1, gt=0)
-    """Times that every completion is used."""
-    mask_truncated_completions: bool = False
-    """Leave completions out that ended at max_completion_length."""
-    temperature: float = Field(1.0, gt=0)
-    """Sampling temperature; also divides the logits of policy and teacher in the loss."""
     max_length: int = Field(1024, gt=1)
     """Longest prompt in tokens; longer ones are dropped and counted in the ledger. The teacher's: max_reprompt_len."""
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from stages.data.truncation import RowLimit, TruncationMode
+from stages.data.truncation import RowLimit
 from stages.data.types import PAIRED
 from stages.losses.unpaired import UNPAIRED_LOSSES
-from stages.stage import MODELS, Input, Stage, operational
+from stages.stage import MODELS, Input, Stage
 from stages.training.config import MeasuredConfig, PolicyConfig, check_measured, policy_outputs
+from stages.training.length_settings import ReferencedConfig, one_reference
 from stages.training.memory import reference_scoring, same_shape, training_step
 from stages.training.memory_head import HeadUse
 from stages.training.memory_phase import Phase
@@ -32,7 +33,7 @@ else:  # the table of losses is what may be chosen
     LossName = Literal[tuple(UNPAIRED_LOSSES)]
 
 
-class Config(PolicyConfig, MeasuredConfig):
+class Config(ReferencedConfig, PolicyConfig, MeasuredConfig):
     """Settings of learning from judged completions."""
 
     learning_rate: float = Field(1e-6, gt=0)
@@ -53,21 +54,11 @@ class Config(PolicyConfig, MeasuredConfig):
     """Smaller density ratios count as this."""
     max_density_ratio: float = Field(10.0, gt=0)
     """Larger density ratios count as this."""
-    max_length: int = Field(1024, gt=1)
-    """Longest prompt with completion in tokens; what is done with longer ones says truncation_mode, the ledger counts
-    them."""
-    truncation_mode: TruncationMode = "keep_start"
-    """Of longer rows, cut the end of the completions, or the start of the prompt (keep_end); or drop them; or stop
-    (error)."""
-    shard_rows: int = operational(256, gt=0)
-    """Rows of the reference pass that are saved at a time, where the reference is not precomputed."""
 
 
 def check(config: Config, wired: frozenset[str]) -> list[str]:
     """What is wrong with the configuration and the inputs together."""
-    problems = []
-    if {"reference_logprobs", "reference"} <= wired:
-        problems.append("inputs reference_logprobs and reference exclude each other; wire one of them")
+    problems = one_reference(wired)
     weights = (config.desirable_weight, config.undesirable_weight)
     if "desirable_weight" not in UNPAIRED_LOSSES[config.loss_type].parameters and weights != (1.0, 1.0):
         takers = ", ".join(loss.name for loss in UNPAIRED_LOSSES.values() if "desirable_weight" in loss.parameters)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from stages.stage import Config
+from stages.training.rollout_settings import JudgedConfig
 
 
-class AdvantageConfig(Config):
+class AdvantageConfig(JudgedConfig):
     """How rewards become advantages."""
 
-    reward_weights: tuple[float, ...] | None = None
-    """One weight a reward, the reward model's last; null: all 1."""
     multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
     """Several rewards are added up first, or each is normalized in its group first and their sum over the generation
     (GDPO, arXiv:2601.05242), so that none drowns another."""

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
-from stages.data.truncation import TruncationMode
 from stages.losses.f_divergence import F_DIVERGENCES
 from stages.losses.preference import PREFERENCE_LOSSES
 from stages.losses.registry import Loss
-from stages.stage import operational
 from stages.training.config import MeasuredConfig, PolicyConfig, check_measured
+from stages.training.length_settings import ReferencedConfig, one_reference
 
 if TYPE_CHECKING:
     LossName = str
@@ -93,24 +92,13 @@ class PairLossConfig(PolicyConfig):
         return any(loss.reference for loss in self.losses)
 
 
-class PreferenceConfig(PairLossConfig, MeasuredConfig):
+class PreferenceConfig(ReferencedConfig, PairLossConfig, MeasuredConfig):
     """Settings of preference optimization."""
-
-    max_length: int = Field(1024, gt=1)
-    """Longest prompt with completion in tokens; what is done with longer ones says truncation_mode, the ledger counts
-    them."""
-    truncation_mode: TruncationMode = "keep_start"
-    """Of longer rows, cut the end of the completions, or the start of the prompt (keep_end); or drop them; or stop
-    (error)."""
-    shard_rows: int = operational(256, gt=0)
-    """Rows of the reference pass that are saved at a time, where the reference is not precomputed."""
 
 
 def check(config: PreferenceConfig, wired: frozenset[str]) -> list[str]:
     """What is wrong with the configuration and the inputs together."""
-    problems = []
-    if {"reference_logprobs", "reference"} <= wired:
-        problems.append("inputs reference_logprobs and reference exclude each other; wire one of them")
+    problems = one_reference(wired)
     if config.sync_ref_model and "reference_logprobs" in wired:
         problems.append("sync_ref_model moves the reference, so reference_logprobs would not hold; wire reference")
     if not config.needs_reference:

@@ -10,7 +10,7 @@ from pydantic import Field
 from stages.rollouts.engine_settings import EngineChoice, OverlappedEngineChoice
 from stages.rollouts.requests import SamplingConfig
 from stages.rollouts.reward_spec import Reward, unknown_rewards
-from stages.stage import operational
+from stages.stage import Config, operational
 from stages.training.config import PolicyConfig
 from stages.training.eval_settings import SampledMeasuringConfig
 
@@ -22,20 +22,52 @@ class RolloutConfig(SampledMeasuringConfig):
     """Show a table of sample completions in the log and in Prefect every so many steps; null: ten times a run."""
 
 
-class JudgedRolloutConfig(RolloutConfig, SamplingConfig):
-    """How completions are sampled and judged; the names and defaults of TRL's on-line trainers."""
+class JudgedConfig(Config):
+    """How completions are judged."""
 
     rewards: tuple[Reward, ...] = ()
-    """Reward functions: built-in names, or `file.py:name` of your own; input reward_model adds one more."""
+    """Reward functions: built-in names, `file.py:name` of your own, or a mapping with more; input reward_model adds
+    one."""
     reward_weights: tuple[float, ...] | None = None
     """One weight a reward, the reward model's last; null: all 1."""
+
+
+class PenalizedConfig(JudgedConfig):
+    """With a penalty for what does not end."""
+
     missing_eos_penalty: float | None = Field(None, gt=0)
     """Taken off the reward of completions that ended at max_completion_length."""
+
+
+class JudgedRolloutConfig(PenalizedConfig, RolloutConfig, SamplingConfig):
+    """How completions are sampled and judged; the names and defaults of TRL's on-line trainers."""
+
     temperature: float = Field(0.9, gt=0)
     """Sampling temperature; the loss is of the model without it, as in TRL."""
     max_completion_length: int = Field(64, gt=0)
     """Most tokens of a completion."""
     max_length: int = Field(512, gt=1)
+    """Longest prompt in tokens; longer ones are dropped and counted in the ledger."""
+
+
+class GroupedRolloutConfig(JudgedConfig, RolloutConfig, SamplingConfig):
+    """How completions of one prompt are sampled, judged together and trained on. An item of train_batch_size is one."""
+
+    learning_rate: float = Field(1e-6, gt=0)
+    """Peak learning rate."""
+    train_batch_size: int = Field(64, gt=0)
+    """Completions of one optimizer step over all processes; a multiple of those of a group that are trained."""
+    num_generations: int = Field(8, ge=2)
+    """Completions of one prompt: the group that they are compared in."""
+    steps_per_generation: int = Field(1, gt=0)
+    """Optimizer steps that one generation is cut into."""
+    num_iterations: int = Field(1, gt=0)
+    """Times that every completion is used."""
+    mask_truncated_completions: bool = False
+    """Leave completions out that ended at max_completion_length."""
+    temperature: float = Field(1.0, gt=0)
+    """Sampling temperature; also divides the logits in the loss."""
+    max_length: int = Field(1024, gt=1)
     """Longest prompt in tokens; longer ones are dropped and counted in the ledger."""
 
 

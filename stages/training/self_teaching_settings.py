@@ -11,6 +11,7 @@ from stages.data.columns import template_fields
 from stages.stage import CodeRef, Config
 from stages.training.advantage_settings import AdvantageConfig
 from stages.training.policy_settings import PolicyLossConfig, given_fields
+from stages.training.rollout_settings import JudgedConfig
 
 _FIELDS = {
     "reprompt_template": ("prompt", "solution", "feedback"),
@@ -98,7 +99,7 @@ def self_teaching_problems(config: SelfTeachingConfig) -> list[str]:
         # rewards of different weights add up to what is a success
         problems += [
             f"{name} is of advantages, which distillation_weight 1 leaves out; give less"
-            for name in given_fields(config, set(AdvantageConfig.model_fields) - {"reward_weights"})
+            for name in given_fields(config, set(AdvantageConfig.model_fields) - set(JudgedConfig.model_fields))
         ]
     return problems
 
