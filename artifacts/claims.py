@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from artifacts.digest import sha256_bytes
@@ -81,16 +81,12 @@ def acquit(files: Files) -> None:
     files.delete(CONDEMNED)
 
 
-def _pause() -> None:
-    time.sleep(_SECONDS_BETWEEN_LOOKS)
-
-
-def await_sweep(files: Files, artifacts: Collection[Artifact], pause: Callable[[], None] = _pause) -> bool:
+def await_sweep(files: Files, artifacts: Collection[Artifact]) -> bool:
     """Returns when none of these is being deleted. True: one was, so look again whether it is there."""
     waited = False
     while _condemned(files, artifacts) and Lease(files, SWEEPER, "").holder() is not None:
         waited = True
-        pause()
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
     return waited
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -69,3 +69,11 @@ class DamagedError(StoreError):
 
 class MissingError(StoreError):
     """The store answered, and what was asked for is not there."""
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it was raised for, one behind the other."""
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__

@@ -30,11 +30,11 @@ def inspect(store: Store) -> Iterator[Checked]:
     for stage in store.files.children("index"):
         yield from _records(store, stage)
     for path in sorted(store.files.tree("aliases")):
-        yield _checked(store, "alias", f"aliases/{path}", partial(_read_alias, store, path))
+        yield _checked("alias", f"aliases/{path}", partial(_read_alias, store, path))
     for path in sorted(store.files.tree("runs")):
-        yield _checked(store, "run", f"runs/{path}", partial(_read_run, store, path))
+        yield _checked("run", f"runs/{path}", partial(_read_run, store, path))
     if store.files.children("claims"):
-        yield _checked(store, "claim", "claims", partial(claims.read_all, store.files))
+        yield _checked("claim", "claims", partial(claims.read_all, store.files))
     yield from _work(store)
 
 
@@ -46,10 +46,10 @@ def _records(store: Store, stage: str) -> Iterator[Checked]:
         return
     for path in found:
         key = f"index/{stage}/{path}"
-        yield _checked(store, "record", key, partial(_read_record, store, key, stage))
+        yield _checked("record", key, partial(_read_record, store, key, stage))
 
 
-def _checked(store: Store, what: str, name: str, read: Callable[[], object]) -> Checked:
+def _checked(what: str, name: str, read: Callable[[], object]) -> Checked:
     try:
         read()
     except FileNotFoundError:
@@ -91,4 +91,4 @@ def _unfinished(store: Store, fingerprint: str) -> Iterator[Checked]:
     shards = store.shards(fingerprint)
     for name in sorted(shards.names()):
         key = f"work/{fingerprint}/shards/{name}"
-        yield _checked(store, "shard", key, partial(shards.load, name))
+        yield _checked("shard", key, partial(shards.load, name))

@@ -49,6 +49,11 @@ class Artifact:
         """Its folder in the store."""
         return f"artifacts/{self.kind}/{self.digest}"
 
+    @classmethod
+    def of(cls, kind: str, identifier: str) -> Artifact:
+        """From its id, with or without `sha256:`. Raises RequestError."""
+        return cls(kind, identifier.removeprefix("sha256:"))
+
     def to_json(self) -> dict[str, str]:
         return {"kind": self.kind, "id": self.id}
 
@@ -58,7 +63,7 @@ class Artifact:
         kind, digest = (value.get(name) if isinstance(value, dict) else None for name in ("kind", "id"))
         if not isinstance(kind, str) or not isinstance(digest, str):
             raise RequestError(f"not an artifact: {str(value)[:80]!r}")
-        return cls(kind=kind, digest=digest.removeprefix("sha256:"))
+        return cls.of(kind, digest)
 
     def __str__(self) -> str:
         return f"{self.kind} {self.id[:19]}"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from artifacts.errors import StoreError, UnreachableError
+from artifacts.errors import StoreError, UnreachableError, causes
 from artifacts.sealed import scrub
 
 R = TypeVar("R")
@@ -61,7 +61,7 @@ def call(operation: str, target: str, function: Callable[[], R], patience: Patie
 
 def status_of(error: BaseException) -> int | None:
     """The HTTP status behind an error, if there is one."""
-    for link in _chain(error):
+    for link in causes(error):
         response = getattr(link, "response", None)
         if isinstance(response, dict):
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
@@ -74,18 +74,11 @@ def status_of(error: BaseException) -> int | None:
 
 
 def _error_code(error: BaseException) -> str | None:
-    for link in _chain(error):
+    for link in causes(error):
         response = getattr(link, "response", None)
         if isinstance(response, dict):
             return str(response.get("Error", {}).get("Code"))
     return None
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    link: BaseException | None = error
-    while link is not None:
-        yield link
-        link = link.__cause__
 
 
 def _may_pass(error: Exception) -> bool:

@@ -59,7 +59,7 @@ def survey(store: Store, policy: Policy, pages: Path | None = None) -> Survey:
     young = now - policy.grace_hours * HOUR
     roots = find_roots(store, policy, now, _perhaps_worked_on(stock, now))
     found = Survey(policy, Lineage(store, stock.artifacts), workers=tuple(roots.workers))
-    _enter_artifacts(store, stock, roots, young, found)
+    _enter_artifacts(stock, roots, young, found)
     _enter_work(store, stock.work, roots, now, found)
     for name, modified in roots.dead_claims.items():
         found.enter(Item("claim", f"claims/{name}.json", 0, "its process is gone", modified), kept=False)
@@ -80,7 +80,7 @@ def _perhaps_worked_on(stock: Stock, now: float) -> list[str]:
     return [name for name, work in stock.work.items() if work.leased is not None and work.leased > now - DAY]
 
 
-def _enter_artifacts(store: Store, stock: Stock, roots: Roots, young: float, found: Survey) -> None:
+def _enter_artifacts(stock: Stock, roots: Roots, young: float, found: Survey) -> None:
     recent = f"stored or used in the last {found.policy.grace_hours:g} h"
     roots.add((artifact for artifact, lot in stock.artifacts.items() if lot.manifest >= young), recent)
     kept = found.lineage.extend(roots.reasons)

@@ -103,7 +103,7 @@ def artifact_bill(store: Store, artifact: Artifact) -> Bill:
     for node in reversed(list(ancestry.down(artifact).walk())):
         if not node.kind or node.repeated:
             continue
-        record = ancestry.record_of(Artifact(node.kind, node.identifier.removeprefix("sha256:")))
+        record = ancestry.record_of(Artifact.of(node.kind, node.identifier))
         if record is not None:
             costs.setdefault(record.fingerprint, Cost.of(node.stage or node.uses, "ran", record.timings))
     return Bill.of(f"{artifact.kind} {artifact.id} and all that it was made of", list(costs.values()))

@@ -24,7 +24,7 @@ _ERROR_LINE = re.compile(r"^(\[rank\d+\]:\s*)?([\w.]*(Error|Exception|Interrupt|
 
 def explain(job: Path, returncode: int) -> tuple[str, bool]:
     """(message, whether the stage itself worded it for the user) for a stage process that gave no result."""
-    error, ended = _read(job / "error.json"), _read(job / "exit.json")
+    error, ended = read_json(job / "error.json"), read_json(job / "exit.json")
     log = last_lines(job / "log.txt")
     if error is not None and error.get("expected"):
         return str(error["message"]), True
@@ -62,13 +62,13 @@ def _killed_by(number: int, ended: Mapping[str, Any] | None = None) -> str:
 
 def smaller_micro_batch(job: Path) -> int | None:
     """What a process that ran out of memory asks for, in tokens; None: none did, or it was killed."""
-    error = _read(job / "error.json")
+    error = read_json(job / "error.json")
     return None if error is None else error.get("smaller_micro_batch_tokens")
 
 
 def killed_for_memory(job: Path) -> bool:
     """Whether the kernel killed a process of the stage and says that it was for memory."""
-    ended = _read(job / "exit.json")
+    ended = read_json(job / "exit.json")
     if ended is None or ended.get("reason") or not ended.get("oom_kills"):
         return False
     return (ended.get("signal") or _signal_of_a_rank(last_lines(job / "log.txt"))) == signal.SIGKILL
@@ -77,7 +77,7 @@ def killed_for_memory(job: Path) -> bool:
 def may_pass(job: Path) -> bool:
     """Whether a stage failed for a reason outside itself that a later try may not meet: a store that did not answer, a
     port that was taken, a machine that went away. Not where a process was killed, or ran out of memory."""
-    error, ended = _read(job / "error.json"), _read(job / "exit.json")
+    error, ended = read_json(job / "error.json"), read_json(job / "exit.json")
     if error is not None and error["type"] == UnreachableError.__name__:
         return True
     if ended is None or ended.get("reason") or ended.get("signal"):
@@ -91,7 +91,7 @@ def may_pass(job: Path) -> bool:
 
 def fails_again(job: Path) -> bool:
     """Whether the stage said of itself that what it was given is wrong, so that every later try fails too."""
-    error = _read(job / "error.json")
+    error = read_json(job / "error.json")
     return error is not None and error.get("fails_again") is True
 
 
@@ -123,7 +123,8 @@ def _last_error(log: list[str]) -> str:
     return causes[-1] if causes else "it printed nothing"
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What a stage process left; None: it did not, or not whole."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

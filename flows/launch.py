@@ -17,7 +17,7 @@ from typing import Any
 
 from artifacts.sealed import scrub
 from flows.command import Command, LaunchSettings, stage_command, stage_environment
-from flows.failure import explain, fails_again, killed_for_memory, may_pass, smaller_micro_batch
+from flows.failure import explain, fails_again, killed_for_memory, may_pass, read_json, smaller_micro_batch
 from flows.stage_result import Event, StageFailed, StageInterrupted, StageOutOfMemory, StageResult, StageStopped
 from flows.supervisors import Supervisors, has_ended
 from flows.tail import before_failure, follow_json, follow_lines, is_warning
@@ -96,7 +96,7 @@ def _prepare(job: Path, spec: dict[str, Any], launch: LaunchSettings) -> Command
 
 
 def _result(job: Path, process: subprocess.Popen[bytes], live: Supervisors, run: StageRun) -> StageResult:
-    result = _read_json(job / "result.json")
+    result = read_json(job / "result.json")
     if process.returncode == 0 and result is not None:
         return StageResult(
             outputs=result["outputs"],
@@ -118,11 +118,3 @@ def _result(job: Path, process: subprocess.Popen[bytes], live: Supervisors, run:
     if may_pass(job):
         raise StageInterrupted(message, expected=expected)
     raise StageFailed(message, expected=expected, lasting=expected and fails_again(job))
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None

@@ -15,10 +15,10 @@ from stages.context import FAILED_LINE
 logger = logging.getLogger(__name__)
 LONGEST_LINE_BYTES = 100_000
 """A longer one is passed on in pieces; Prefect's log cuts a record at 1 MB."""
+_LAST_LINES, _LAST_BYTES = 400, 200_000
+"""What is looked at of a log's end; the file may be huge."""
 
 _WARNING = re.compile(r"\b(WARN(ING)?|ERROR|CRITICAL|FATAL)\b|\b\w*(Error|Exception|Warning)\b(:|$)")
-
-
 _IDLE = re.compile(r"\[real_accelerator\.py:\d+:get_accelerator\] Setting accelerator to CPU\.")
 """DeepSpeed, where it is installed, of every machine without GPU: also of stages that do not use it."""
 
@@ -57,14 +57,14 @@ def follow_json(path: Path) -> Iterator[list[dict[str, Any]]]:
         yield [json.loads(line) for line in lines]
 
 
-def last_lines(path: Path, count: int = 400, most_bytes: int = 200_000) -> list[str]:
+def last_lines(path: Path) -> list[str]:
     """The last non-empty lines of a file that may be huge or absent."""
     try:
-        start = max(0, path.stat().st_size - most_bytes)
+        start = max(0, path.stat().st_size - _LAST_BYTES)
     except FileNotFoundError:
         return []
     lines = re.split(rb"[\r\n]+", _read_from(path, start))
-    return [line.decode("utf-8", "replace") for line in lines if line.strip()][-count:]
+    return [line.decode("utf-8", "replace") for line in lines if line.strip()][-_LAST_LINES:]
 
 
 def scrub_file(path: Path) -> None:

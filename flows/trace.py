@@ -188,7 +188,7 @@ def _trainings(root: Node, reader: Reader) -> Iterable[Training]:
     for node in root.walk():
         if node.kind not in MODELS or node.repeated:
             continue
-        artifact = Artifact(node.kind, node.identifier.removeprefix("sha256:"))
+        artifact = Artifact.of(node.kind, node.identifier)
         rows: dict[str, list[int]] = {}
         steps = 0
         for line in reader.lines(artifact, "steps.jsonl", node.name or node.stage or node.kind, MOST_LINES):

@@ -49,7 +49,7 @@ class Base:
     @property
     def artifact(self) -> Artifact | None:
         """Where it is in a store; None: it is on the Hub."""
-        return Artifact("model", self.name.removeprefix("sha256:")) if self.revision is None else None
+        return Artifact.of("model", self.name) if self.revision is None else None
 
     def __str__(self) -> str:
         return self.name if self.revision is None else f"{self.name}@{self.revision}"

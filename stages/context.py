@@ -198,7 +198,7 @@ class Context:
 
 
 def _artifact(wired: Mapping[str, Any]) -> Artifact:
-    return Artifact(wired["kind"], str(wired["artifact"]).removeprefix("sha256:"))
+    return Artifact.of(wired["kind"], str(wired["artifact"]))
 
 
 def local_context(

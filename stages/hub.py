@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-from artifacts.errors import RequestError, StageError
+from artifacts.errors import RequestError, StageError, causes
 from stages.hub_cache import MAIN, cached_commit, cached_commits, note, remember
 
 _HTTP_CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
@@ -135,11 +135,3 @@ def _cache() -> str:
 def _quotable(error: Exception) -> Exception | None:
     """The error, unless its message would quote the token."""
     return None if any(isinstance(link, UnicodeEncodeError) for link in causes(error)) else error
-
-
-def causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it was raised for, one behind the other."""
-    link: BaseException | None = error
-    while link is not None:
-        yield link
-        link = link.__cause__

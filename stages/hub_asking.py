@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from artifacts.errors import StageError, UnreachableError
-from stages.hub import causes, is_unanswered
+from artifacts.errors import StageError, UnreachableError, causes
+from stages.hub import is_unanswered
 from stages.hub_parts import Kind
 
 Answer = TypeVar("Answer")

@@ -31,9 +31,9 @@ def note(text: str) -> None:
         notes.append(text)
 
 
-def cached_commit(name: str, kind: str, branch: str = MAIN) -> str | None:
-    """The commit in the cache that the branch was when something was last fetched by its name."""
-    found = (revision for revision in _revisions(name, kind) if branch in revision.refs)
+def cached_commit(name: str, kind: str) -> str | None:
+    """The commit in the cache that the main branch was when something was last fetched by its name."""
+    found = (revision for revision in _revisions(name, kind) if MAIN in revision.refs)
     return next((str(revision.commit_hash) for revision in found), None)
 
 

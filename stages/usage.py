@@ -103,10 +103,10 @@ def machine_facts() -> dict[str, Any]:
     }
 
 
-def _processor(path: Path = Path("/proc/cpuinfo")) -> str:
+def _processor() -> str:
     """`AMD EPYC 7B13`, as the kernel names it."""
     with contextlib.suppress(OSError):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor()

@@ -56,14 +56,6 @@ def jsd(student_NV: Tensor, teacher_NV: Tensor, *, beta: float = 0.5) -> Tensor:
     return beta * _kl(teacher_logs, mixture_logs) + (1 - beta) * _kl(student_logs, mixture_logs)
 
 
-DIVERGENCES: dict[str, Callable[..., Tensor]] = {
-    "forward_kl": forward_kl,
-    "reverse_kl": reverse_kl,
-    "jsd": jsd,
-}
-"""Name -> divergence(student_logits, teacher_logits) -> [N]; jsd takes `beta` as well."""
-
-
 def divergence_of(beta: float) -> Divergence:
     """TRL's reading of `beta`: 0 is the forward KL, 1 the reverse KL, between them the generalized JSD.
 

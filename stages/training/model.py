@@ -216,9 +216,11 @@ def token_losses(batch: TokenBatch, token_loss: TokenLossFunction, *, temperatur
 def branch_rewards(batch: TokenBatch) -> Readout:
     """A readout: reward [K] of every branch, from the hidden state of its last token."""
 
-    def read(hidden_KH: Tensor, scorer: nn.Module) -> Tensor:
-        assert isinstance(scorer, Scorer)
-        rewards_K1: Tensor = scorer.transformers_model.score(hidden_KH)
-        return rewards_K1[:, 0].float()
+    return Readout(batch.last_K, head_scores)
 
-    return Readout(batch.last_K, read)
+
+def head_scores(hidden_NH: Tensor, scorer: nn.Module) -> Tensor:
+    """[N] of the scalar head of a model that has one, at hidden states of its trunk."""
+    assert isinstance(scorer, Scorer)
+    scores_N1: Tensor = scorer.transformers_model.score(hidden_NH)
+    return scores_N1[:, 0].float()

@@ -23,7 +23,7 @@ from stages.training.classifiers import load_value_model, padding_of
 from stages.training.dropout import without_dropout
 from stages.training.export import write_merged
 from stages.training.loop import Trained
-from stages.training.model import Scorer, load_tokenizer, token_logprobs
+from stages.training.model import Scorer, head_scores, load_tokenizer, token_logprobs
 from stages.training.objective import Readout
 from stages.training.start import tokenizer_of
 from stages.training.value_settings import VALUE_MODEL
@@ -56,14 +56,8 @@ class PolicyAndValueModel(Scorer):
 
     def values(self, hidden_NH: Tensor, batch: TokenBatch) -> Tensor:
         """[N] of the positions that the policy was read at; its hidden states do not matter."""
-        values_N: Tensor = self.value_model(batch, Readout(batch.source_N, _score))
+        values_N: Tensor = self.value_model(batch, Readout(batch.source_N, head_scores))
         return values_N
-
-
-def _score(hidden_NH: Tensor, scorer: nn.Module) -> Tensor:
-    assert isinstance(scorer, Scorer)
-    values_N1: Tensor = scorer.transformers_model.score(hidden_NH)
-    return values_N1[:, 0].float()
 
 
 ValuedPolicy = ActorCritic | PolicyAndValueModel
