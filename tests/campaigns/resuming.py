@@ -21,7 +21,8 @@ from stages.seeds import derive
 from stages.training.loop import Trainer
 from stages.training.prompt_order import PromptOrder
 from stages.training.replicated import Replicated
-from tests.stages.small_models import Killed, output, save_dataset, save_model
+from tests.stages.interruptions import Killed
+from tests.stages.small_models import output, save_dataset, save_model
 
 ROWS = [
     {"prompt": "abc", "completion": "de"},

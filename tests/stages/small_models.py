@@ -120,25 +120,6 @@ def reward_of(model: torch.nn.Module, token_ids: list[int]) -> float:
         return float(model(input_ids=torch.tensor([token_ids])).logits[0, 0])
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL: no handler of the stage sees it."""
-
-
-def kill_after(monkeypatch: Any, saves: int) -> None:
-    """Die right after so many shards are saved."""
-    from artifacts import Shards
-
-    original, done = Shards.save, []
-
-    def save(self: Shards, name: str, data: bytes) -> None:
-        original(self, name, data)
-        done.append(name)
-        if len(done) == saves:
-            raise Killed
-
-    monkeypatch.setattr(Shards, "save", save)
-
-
 def record_samples(monkeypatch: Any) -> list[tuple[list[int], list[int]]]:
     """(prompt, completion) of what stages sample from now on, as token ids."""
     from stages.training.generation import Sampling

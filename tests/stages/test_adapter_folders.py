@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from artifacts import Artifact, open_store, transfer
@@ -20,11 +19,6 @@ from stages.__main__ import publish
 from stages.context import local_context
 from tests.stages.adapter_chain import APART, CHAIN, LORA, TRAINING, Chain, on
 from tests.tiny_recipe import BASE, write_recipe
-
-
-@pytest.fixture(autouse=True)
-def _fresh_process() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_a_folder_as_base_is_kept_in_the_store(chain: Chain, run_on_chain: Callable[..., Path], tmp_path: Path) -> None:

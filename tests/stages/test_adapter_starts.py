@@ -17,11 +17,12 @@ from transformers import AutoModelForCausalLM
 from artifacts.errors import StageError
 from stages.context import Context, local_context
 from stages.training.loop import Trainer
-from tests.stages.small_models import output, read_lines, run_stage, save_dataset, save_model
-from tests.stages.test_resume import ROWS, files_of, killed_in
+from tests.stages.interruptions import files_of, killed_in
+from tests.stages.resuming import LORA, Case, run_on_adapters, save_inputs
+from tests.stages.small_models import output, read_lines, run_stage
 
-LORA: dict[str, Any] = {"lora_r": 2, "lora_alpha": 4, "learning_rate": 5e-3, "train_batch_size": 2, "max_steps": 4}
-CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+RATE = {"learning_rate": 5e-3}
+CASES: dict[str, Case] = {
     "sft": ("sft", "prompt_completion", {"init_lora_weights": "olora", "bf16": True, "loraplus_lr_ratio": 4}),
     "preference": ("preference", "triple_preference", {"init_lora_weights": "pissa", "layers_to_transform": [1]}),
     "rl": (
@@ -39,25 +40,14 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _fresh_process() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("made")
-    save_model(folder / "model", seed=1)
-    kinds = ("prompt_completion", "triple_preference")
-    return {"model": folder / "model", **{kind: save_dataset(folder / kind, kind, ROWS[kind]) for kind in kinds}}
+    return save_inputs(tmp_path_factory.mktemp("made"))
 
 
 def train(case: str, folder: Path, made: dict[str, Path], *inputs: str, **more: Any) -> Context:
     """`inputs`: those that are the model as it came."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    stage, rows, settings = CASES[case]
-    wired = dict.fromkeys(("model", *inputs), made["model"])
-    return run_stage(stage, folder, {**wired, "dataset": made[rows]}, **{**LORA, **settings, **more})
+    return run_on_adapters(CASES[case], folder, made, RATE | more, **dict.fromkeys(inputs, made["model"]))
 
 
 def metrics(context: Context, name: str = "model") -> list[dict[str, float]]:
@@ -103,7 +93,7 @@ def test_lora_plus_on_an_adapter_that_came(made: dict[str, Path], tmp_path: Path
     """AdamW's first step is the learning rate in every direction, and 4 times that for B. Without adapters there is
     none of it."""
     came = output(train("sft", tmp_path / "came", made, merge_adapters=False, init_lora_weights="default"), "adapter")
-    settings: dict[str, Any] = {**LORA, "max_steps": 1, "weight_decay": 0.0, "merge_adapters": False}
+    settings: dict[str, Any] = {**LORA, **RATE, "max_steps": 1, "weight_decay": 0.0, "merge_adapters": False}
     settings = {name: value for name, value in settings.items() if not name.startswith("lora_")}
     wired = {"model": came, "dataset": made["prompt_completion"]}
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -9,18 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stages.data.dataset import read_dataset
 from stages.training.loop import Trainer
 from tests.stages.adapter_chain import APART, ROLLOUTS, TRAINING, Chain
-
-
-@pytest.fixture(autouse=True)
-def _fresh_process() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
+from tests.stages.interruptions import Killed
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -133,10 +128,6 @@ def test_the_chain_ends_in_a_plain_model(chain: Chain) -> None:
     base = load_file(chain.folder("base") / "model.safetensors")
     changed = {name for name, tensor in load_file(folder / "model.safetensors").items() if not tensor.equal(base[name])}
     assert changed and all("_proj" in name for name in changed)
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: no handler of the stage sees it."""
 
 
 @pytest.mark.parametrize(("uses", "model", "dataset"), [("preference", "sft", "pairs"), ("rl", "dpo", "rows")])

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from accelerate.state import AcceleratorState
 from transformers import AutoModelForCausalLM
 
 from tests.stages.small_models import labels_loss, output, read_lines, run_stage, save_dataset
@@ -16,11 +15,6 @@ ROWS = [("abc", "de"), ("da", "bbcaaa"), ("hgf", "e")]
 
 BOUNDED = {**GATED_NORMS, "llama4_text": LLAMA4}
 MODELS = {**BOUNDED, **UNBOUNDED_ROWS, "mpt": MPT}
-
-
-@pytest.fixture(autouse=True)
-def _fresh_process() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def trained(folder: Path, model: Path, **config: Any) -> tuple[list[Any], Path]:

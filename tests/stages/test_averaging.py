@@ -41,11 +41,6 @@ SETTINGS: dict[str, Any] = {
 EMA: dict[str, Any] = {"kind": "ema", "decay": 0.75}
 
 
-@pytest.fixture(autouse=True)
-def _fresh_process() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return save_completions(tmp_path_factory.mktemp("inputs"), dataset=ROWS, eval_dataset=APART)

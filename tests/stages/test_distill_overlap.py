@@ -3,15 +3,8 @@ whatever is slow; what the loss is of; killed and resumed."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 import threading
-from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -24,13 +17,13 @@ from artifacts.errors import DataError, StageError
 from stages.context import Context, local_context
 from stages.distill import Config, check
 from stages.seeds import generator
-from stages.training.loop import Trainer
 from stages.training.planner import RowOrder
 from tests.rollouts.model_server import ModelServer, model_server
+from tests.stages.interruptions import process_killed_in_step
+from tests.stages.overlapped_runs import SlowOnes, Weights, before_steps, copied, name_of
 from tests.stages.small_models import output, read_lines, save_dataset, save_model
 from tests.stages.test_other_engines import divergence
-from tests.stages.test_overlap import PROGRAM, ROOT, Weights, before_steps, copied, done, logprobs, name_of
-from tests.waiting import LIMIT_SECONDS
+from tests.stages.test_overlap import done, logprobs
 
 ROWS = [("abc", "de", 0), ("da", "b", 1), ("hgf", "cc", 1), ("cab", "a", 0), ("e", "ha", 1), ("bad", "fg", 0)]
 A_STEP = 2
@@ -170,8 +163,6 @@ def test_whoever_is_slow_the_run_is_the_same(
     teacher: Server,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A teacher's server that answers for a step only when the step before has begun, against a trainer that begins a
-    step only when the teacher has answered for the next one: neither could go on if the other waited for it."""
     (model, engine), more = teacher, {"teacher_engine": teacher[1]}
     rollouts = {**student[1], "max_staleness": 1}
     if several:  # the other one is here, and reads its rows with the batch
@@ -180,37 +171,13 @@ def test_whoever_is_slow_the_run_is_the_same(
     order = RowOrder(len(ROWS), A_STEP, Config().seed, 1, STEPS)
     its = [[row for row in order.rows(step) if ROWS[row][2] == 1 or not several] for step in range(STEPS)]
     ends = list(accumulate(map(len, its)))
-    changed, one = threading.Condition(), model._one
-    asked, answered, begun = 0, 0, 0
-
-    def slow_answer(body: dict[str, Any], seed: int) -> dict[str, Any]:
-        nonlocal asked, answered
-        if not body["prompt_logprobs"]:  # a proof that it has the weights
-            return one(body, seed)
-        with changed:
-            generation, asked = bisect_right(ends, asked), asked + 1
-            assert changed.wait_for(lambda: not is_slow or begun >= generation, timeout=LIMIT_SECONDS)
-        made = one(body, seed)
-        with changed:
-            answered += 1
-            changed.notify_all()
-        return made
-
-    def slow_step(number: int, _: Trainer) -> None:
-        nonlocal begun
-        with changed:
-            begun = number + 1
-            changed.notify_all()
-            enough = ends[min(number + 1, STEPS - 1)]
-            assert changed.wait_for(lambda: is_slow or answered >= enough, timeout=LIMIT_SECONDS)
-
-    monkeypatch.setattr(model, "_one", slow_answer)
-    before_steps(monkeypatch, slow_step)
+    # what has none is a proof that it has the weights
+    slow = SlowOnes(model, ends, monkeypatch, counts=lambda body: bool(body["prompt_logprobs"]))
     found = []
     for is_slow in (True, False):
-        asked = answered = begun = 0
+        slow.begin(server_is_slow=is_slow)
         found.append(results(done(context_of(tmp_path / str(is_slow), inputs, rollouts, **more))))
-        assert answered == ends[-1] == asked
+        assert slow.answered == ends[-1] == slow.asked
     assert found[0] == found[1]
 
 
@@ -265,17 +232,8 @@ def test_killed_and_resumed(
         more = {**TWO, "teacher_engines": [{}, teacher[1]]}
     more |= {"checkpoint_steps": 1, "lmbda": lmbda}
     whole = results(done(context_of(tmp_path / "whole", inputs, rollouts, **more)))
-    spec = tmp_path / "spec.json"
-    spec.write_text(json.dumps(asdict(context_of(tmp_path / "killed", inputs, rollouts, **more).spec)))
-    killed = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(number=number), str(spec)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed = context_of(tmp_path / "killed", inputs, rollouts, **more)
+    process_killed_in_step(killed, number, tmp_path / "spec.json")
     before = student[0].asked
     again = done(context_of(tmp_path / "killed", inputs, rollouts, **more))
     assert again.resumed_from == number

@@ -13,11 +13,10 @@ from stages.evaluate import STAGE, Config, check
 from stages.evaluation import answers, text
 from tests.data.characters import answers as spoken
 from tests.data.characters import build_tokenizer, ids
+from tests.stages.interruptions import Killed, kill_after
 from tests.stages.small_models import (
-    Killed,
     count_saves,
     greedy,
-    kill_after,
     labels_loss,
     logged,
     output,

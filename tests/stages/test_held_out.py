@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from artifacts.errors import DataError, StageError
@@ -31,11 +30,6 @@ ROWS = [("abc", "de"), ("da", "bbcaaa"), ("hgf", "e"), ("cab", "aabbcc")]
 APART = [("ga", "abc"), ("bad", "e"), ("h", "cafe")]
 PAIRS = [("ga", "abc", "e"), ("bad", "e", "hh"), ("h", "cafe", "face")]
 SETTINGS: dict[str, Any] = {"learning_rate": 1e-2, "train_batch_size": 2, "max_steps": 5, "max_length": 16}
-
-
-@pytest.fixture(autouse=True)
-def _fresh_process() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from accelerate.state import AcceleratorState
 from transformers import AutoModelForCausalLM
 
 from stages import preference, process_reward_model, unpaired_preference
@@ -38,11 +37,6 @@ STEPS = [
     {"prompt": "gf", "completions": ["e"], "labels": [False]},
 ]
 SETTINGS: dict[str, Any] = {"learning_rate": 1e-2, "lr_scheduler_type": "constant", "max_steps": 3, "eval_steps": 1}
-
-
-@pytest.fixture(autouse=True)
-def _fresh_process() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from stages.training.held_out_rewards import HeldOutRewards
 from stages.training.keeping import Keeping
 from tests.data.characters import build_tokenizer, ids
 from tests.rollouts.model_server import model_server
+from tests.stages.interruptions import files_of
 from tests.stages.small_models import (
     EOS,
     greedy,
@@ -76,11 +77,6 @@ def drawn(completions: Sequence[str], **_: Any) -> list[float]:
 def never(completions: Sequence[str], prompts: Sequence[str], **_: Any) -> list[float | None]:
     """Nothing is said of the prompts that are held out."""
     return [1.0 if prompt in PROMPTS else None for prompt in prompts]
-
-
-@pytest.fixture(autouse=True)
-def _fresh_process() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")
@@ -152,11 +148,6 @@ def test_rewards_are_those_of_greedy_completions(
     assert context.counts["eval_rows"] == 5 and context.timings["eval_seconds"] > 0
     said = [line.split(":")[0] for line in logged(Path(context.spec.job)) if "eval/reward" in line]
     assert said == ["step 0", "step 2", "step 4", "step 5"]
-
-
-def files_of(folder: Path, *, leave: Sequence[str] = ()) -> dict[str, bytes]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in leave)
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.mark.parametrize("stage", OF_STAGE)

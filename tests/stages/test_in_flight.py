@@ -3,13 +3,7 @@ which token is known by hand; and one killed and resumed."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 import threading
-from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -21,19 +15,9 @@ from transformers import AutoModelForCausalLM
 from stages import rl
 from stages.training.loop import Trainer
 from tests.rollouts.model_server import ModelServer
-from tests.stages.test_overlap import (
-    A_STEP,
-    PROGRAM,
-    ROOT,
-    SETTINGS,
-    Weights,
-    before_steps,
-    context_of,
-    copied,
-    done,
-    logprobs,
-    results,
-)
+from tests.stages.interruptions import process_killed_in_step
+from tests.stages.overlapped_runs import Weights, before_steps, copied
+from tests.stages.test_overlap import A_STEP, SETTINGS, context_of, done, logprobs, results
 from tests.stages.test_overlap import inputs as inputs
 from tests.stages.test_overlap import server as server
 from tests.vllm.models import over_kept_cache
@@ -158,13 +142,7 @@ def test_killed_and_resumed_with_weights_that_stay_the_same_it_is_the_synchronou
     more = {"learning_rate": 1e-30, "checkpoint_steps": 1, "max_steps": STEPS}
     _, whole, weights = results(done(context_of(tmp_path / "whole", inputs, rollouts, **more)))
     engine = {**rollouts, **IN_FLIGHT}
-    context = context_of(tmp_path / "killed", inputs, engine, **more)
-    spec = tmp_path / "spec.json"
-    spec.write_text(json.dumps(asdict(context.spec)))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", PROGRAM.format(number=2), str(spec)]
-    killed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    process_killed_in_step(context_of(tmp_path / "killed", inputs, engine, **more), 2, tmp_path / "spec.json")
     again = done(context_of(tmp_path / "killed", inputs, engine, **more))
     assert again.resumed_from == 2
     metrics, records, same = results(again)

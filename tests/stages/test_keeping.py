@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from accelerate.state import AcceleratorState
 
 from stages import sft
 from stages.context import Context
@@ -23,11 +22,6 @@ SETTINGS: dict[str, Any] = {
     "max_steps": 14,
     "eval_steps": 1,
 }
-
-
-@pytest.fixture(autouse=True)
-def _fresh_process() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")

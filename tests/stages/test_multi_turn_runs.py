@@ -19,7 +19,8 @@ from flows.launch import run_stage_process
 from flows.launch_settings import Launch
 from stages.context import local_context
 from tests.data.characters import build_tokenizer
-from tests.stages.small_models import Killed, kill_after, output, read_lines, rows_of, run_stage, save_dataset
+from tests.stages.interruptions import Killed, kill_after
+from tests.stages.small_models import output, read_lines, rows_of, run_stage, save_dataset
 
 HERE = "tests.stages.multi_turn_code"
 TEMPLATE = (

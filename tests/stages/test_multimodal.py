@@ -23,11 +23,6 @@ PAIRS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _fresh_process() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def inputs(folder: Path, model: Path) -> dict[str, Path]:
     rows = [{"prompt": prompt, "completion": completion} for prompt, completion in ROWS]
     return {"model": model, "dataset": save_dataset(folder / "rows", "prompt_completion", rows)}

@@ -3,15 +3,8 @@ correction for them; killed and resumed."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +16,10 @@ from transformers import AutoModelForCausalLM
 from artifacts.errors import StageError
 from stages import rl
 from stages.context import Context, local_context
-from stages.training.loop import Trainer
 from tests.rollouts.model_server import ModelServer, model_server
+from tests.stages.interruptions import process_killed_in_step
+from tests.stages.overlapped_runs import SlowOnes, Weights, before_steps, copied, name_of
 from tests.stages.small_models import output, read_lines, rows_of, save_dataset, save_model
-from tests.waiting import LIMIT_SECONDS
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = [{"prompt": prompt, "completion": ""} for prompt in ("abc", "da", "hgf", "cab", "e", "bad")]
@@ -41,7 +34,6 @@ SETTINGS: dict[str, Any] = {
     "lr_scheduler_type": "constant",
     "max_steps": 6,
 }
-Weights = dict[str, torch.Tensor]
 
 
 def letters(completions: list[str], **_: Any) -> list[float]:
@@ -83,25 +75,6 @@ def results(context: Context) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     folder = output(context, "model")
     (weights,) = folder.glob("*.safetensors")
     return read_lines(folder / "metrics.jsonl"), rows_of(output(context, "rollouts")), weights.read_bytes()
-
-
-def copied(model: Any) -> Weights:
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
-
-
-def name_of(weights: Weights) -> str:
-    return hashlib.sha256(b"".join(weights[name].numpy().tobytes() for name in sorted(weights))).hexdigest()
-
-
-def before_steps(monkeypatch: pytest.MonkeyPatch, then: Callable[[int, Trainer], None]) -> None:
-    """Have it called with the number of a step before every one."""
-    step = Trainer.step
-
-    def noted(self: Trainer, number: int, *rest: Any) -> Any:
-        then(number, self)
-        return step(self, number, *rest)
-
-    monkeypatch.setattr(Trainer, "step", noted)
 
 
 CASES = [
@@ -167,40 +140,14 @@ def test_whoever_is_slow_the_run_is_the_same(
     server: tuple[ModelServer, dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A server that answers for a generation only when the step before is over, against a trainer that begins a step
-    only when the next generation has been answered: neither could go on if the other waited for it."""
     model, rollouts = server
     rollouts = {**rollouts, "max_staleness": 1, "proof_interval": 100}
-    generations, changed, one = 6, threading.Condition(), model._one
-    asked, answered, begun = 0, 0, 0
-
-    def slow_answer(body: dict[str, Any], seed: int) -> dict[str, Any]:
-        nonlocal asked, answered
-        with changed:
-            generation, asked = asked // A_STEP, asked + 1
-            # step g is over when step g + 1 is asked for, which needs generation g + 1: so the step has begun at least
-            assert changed.wait_for(lambda: not is_slow or begun >= generation, timeout=LIMIT_SECONDS)
-        made = one(body, seed)
-        with changed:
-            answered += 1
-            changed.notify_all()
-        return made
-
-    def slow_step(number: int, _: Trainer) -> None:
-        nonlocal begun
-        with changed:
-            begun = number + 1
-            changed.notify_all()
-            enough = min(number + 2, generations) * A_STEP
-            assert changed.wait_for(lambda: is_slow or answered >= enough, timeout=LIMIT_SECONDS)
-
-    monkeypatch.setattr(model, "_one", slow_answer)
-    before_steps(monkeypatch, slow_step)
-    found = []
+    ends = range(A_STEP, 6 * A_STEP + 1, A_STEP)
+    slow, found = SlowOnes(model, ends, monkeypatch), []
     for is_slow in (True, False):
-        asked = answered = begun = 0
+        slow.begin(server_is_slow=is_slow)
         found.append(results(done(context_of(tmp_path / str(is_slow), inputs, rollouts))))
-        assert answered == generations * A_STEP
+        assert slow.answered == ends[-1]
     assert found[0] == found[1]
 
 
@@ -294,22 +241,6 @@ def test_adapters_are_merged_into_what_is_held_or_are_it(
 
 # --- killed and resumed
 
-PROGRAM = """
-import os, signal, sys
-import stages.__main__
-from stages.training.loop import Trainer
-
-step = Trainer.step
-
-def deadly(self, number, total, window):
-    if number == {number}:
-        self.saver.background.wait()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(self, number, total, window)
-
-Trainer.step = deadly
-sys.exit(stages.__main__.main([sys.argv[1]]))
-"""
 KILLED: list[tuple[int, int, dict[str, Any]]] = [
     (1, 3, {}),
     (
@@ -344,19 +275,7 @@ def test_killed_and_resumed(
     engine = {**rollouts, "max_staleness": staleness}
     more = {**more, "checkpoint_steps": 1}
     whole = results(done(context_of(tmp_path / "whole", inputs, engine, **more)))
-    context = context_of(tmp_path / "killed", inputs, engine, **more)
-    spec = tmp_path / "spec.json"
-    spec.write_text(json.dumps(asdict(context.spec)))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    killed = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(number=number), str(spec)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    process_killed_in_step(context_of(tmp_path / "killed", inputs, engine, **more), number, tmp_path / "spec.json")
     again = done(context_of(tmp_path / "killed", inputs, engine, **more))
     assert again.resumed_from == number
     assert results(again) == whole

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from accelerate.state import AcceleratorState
 
 from artifacts.errors import DataError, StageError
 from stages.losses.preference import PREFERENCE_LOSSES
@@ -45,11 +44,6 @@ AT_THE_START: dict[str, tuple[dict[str, Any], float]] = {
 }
 NOT_THERE = {"aot_unpaired"}
 """Compares completions with those of other pairs: not 0 at the start only by their order. See tests/training."""
-
-
-@pytest.fixture(autouse=True)
-def _fresh_process() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import AutoModelForTokenClassification
 
@@ -29,11 +28,6 @@ SETTINGS: dict[str, Any] = {
     "step_separator": "h",
     "seed": 3,
 }
-
-
-@pytest.fixture(autouse=True)
-def _fresh_process() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def train(folder: Path, model: Path, **config: Any) -> Path:

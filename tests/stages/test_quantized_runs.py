@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -17,11 +16,12 @@ from stages.context import Context
 from stages.training.loop import Trainer
 from stages.training.model import load_causal_lm
 from stages.training.quantization import dequantized, is_quantized, quantized
-from tests.stages.small_models import logged, output, read_lines, run_stage, save_dataset, save_model
-from tests.stages.test_resume import ROWS, files_of, killed_in
+from tests.stages.interruptions import files_of, killed_in
+from tests.stages.resuming import LORA, ROWS, Case, run_on_adapters, save_inputs
+from tests.stages.small_models import logged, output, read_lines, run_stage, save_dataset
 
-LORA: dict[str, Any] = {"lora_r": 2, "lora_alpha": 4, "learning_rate": 1e-2, "train_batch_size": 2, "max_steps": 4}
-CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+RATE = {"learning_rate": 1e-2}
+CASES: dict[str, Case] = {
     "nf4": ("sft", "prompt_completion", {"quantization": "nf4", "lora_dropout": 0.2}),
     "fp4": ("preference", "triple_preference", {"quantization": "fp4", "bf16": True}),
     "reward": ("reward_model", "triple_preference", {"quantization": "nf4", "center_rewards_coefficient": 0.1}),
@@ -40,24 +40,14 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _fresh_process() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("made")
-    save_model(folder / "model", seed=1)
-    kinds = ("prompt_completion", "triple_preference", "stepwise_supervision")
-    return {"model": folder / "model", **{kind: save_dataset(folder / kind, kind, ROWS[kind]) for kind in kinds}}
+    return save_inputs(tmp_path_factory.mktemp("made"))
 
 
 def train(case: str, folder: Path, made: dict[str, Path], **more: Any) -> Context:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    stage, rows, settings = CASES[case]
-    inputs = {"model": more.pop("model", made["model"]), "dataset": made[rows]}
-    return run_stage(stage, folder, inputs, **{**LORA, **settings, **more})
+    inputs = {"model": more.pop("model")} if "model" in more else {}
+    return run_on_adapters(CASES[case], folder, made, RATE | more, **inputs)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -134,7 +124,7 @@ def test_the_reference_is_the_quantized_base(made: dict[str, Path], tmp_path: Pa
     assert abs(last["rewards/margins"]) > 1e-4
     stage, rows, settings = CASES["fp4"]
     inputs = {"model": made["model"], "dataset": made[rows], "reference": made["model"]}
-    wired = run_stage(stage, tmp_path / "wired", inputs, **{**LORA, **settings, "bf16": False})
+    wired = run_stage(stage, tmp_path / "wired", inputs, **{**LORA, **RATE, **settings, "bf16": False})
     assert read_lines(output(wired, "model") / "metrics.jsonl")[0]["rewards/margins"] != 0
     assert any(
         line.startswith("input reference is of weights in full precision")
@@ -146,7 +136,7 @@ def test_the_model_in_full_precision_as_its_own_teacher_is_said(made: dict[str, 
     """Of distill, whose teacher is a model of its own; sdpo's is the policy as it came, quantized with it."""
     rows = [{"prompt": "ab", "privileged_context": "c"}, {"prompt": "cd", "privileged_context": "e"}]
     dataset = save_dataset(tmp_path / "rows", "privileged_context", rows)
-    settings = {**LORA, "max_steps": 1, "quantization": "nf4", "max_completion_length": 4}
+    settings = {**LORA, **RATE, "max_steps": 1, "quantization": "nf4", "max_completion_length": 4}
     run_stage("distill", tmp_path / "run", {"model": made["model"], "dataset": dataset}, **settings)
     (said,) = [line for line in logged(tmp_path / "run" / "job") if line.startswith("the teacher is input model")]
     assert "starts from those of nf4" in said

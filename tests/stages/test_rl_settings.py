@@ -107,11 +107,6 @@ def test_other_tools_names_lead_to_ours() -> None:
         assert f"here it is `{ours}`" in foreign(name, list(Config.model_fields))
 
 
-@pytest.fixture(autouse=True)
-def _fresh_process() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("made")

@@ -13,10 +13,9 @@ from stages.evaluation import answers as answers_module
 from stages.evaluation.answers import Answer
 from stages.evaluation.choosing import best_answers, choose_pairs, why_no_best, why_no_pair
 from stages.sample import STAGE, Config, check
+from tests.stages.interruptions import Killed, kill_after
 from tests.stages.small_models import (
-    Killed,
     count_saves,
-    kill_after,
     logged,
     output,
     read_json,

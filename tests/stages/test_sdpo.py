@@ -101,11 +101,6 @@ def numbers(completions: Sequence[str], **_: Any) -> list[float]:
     return [1.0] * len(completions)
 
 
-@pytest.fixture(autouse=True)
-def _fresh_process() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("made")

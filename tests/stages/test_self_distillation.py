@@ -32,11 +32,6 @@ KNOWN = {tuple(ids(row["prompt"])): (row["prompt"], f"{row['prompt']} {row['priv
 """A prompt's token ids -> its text, and what the teacher sees."""
 
 
-@pytest.fixture(autouse=True)
-def _fresh_process() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def metrics(folder: Path, inputs: dict[str, Path], **settings: Any) -> list[dict[str, float]]:
     AcceleratorState._reset_state(reset_partial_state=True)
     context = run_stage("distill", folder, inputs, **{**SETTINGS, **settings})

@@ -21,11 +21,6 @@ from tests.training.conftest import tiny_model
 TALK = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "cd"}]
 
 
-@pytest.fixture(autouse=True)
-def _fresh_process() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def save_base(folder: Path, *, spare: int = 0, tied: bool = True, template: str | None = None) -> Any:
     """A model without a chat template, whose end token ends documents; `spare` rows fill its embedding up."""
     tokenizer = build_tokenizer(template=template or "")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from accelerate.state import AcceleratorState
 
 from artifacts.errors import DataError
 from stages.sft import STAGE, Config
@@ -21,11 +20,6 @@ ROWS = [
     {"prompt": "b", "completion": "c", "source": "web", "w": 2.0},
 ]
 SETTINGS: dict[str, Any] = {"learning_rate": 1e-3, "train_batch_size": 8, "max_steps": 3, "max_length": 12}
-
-
-@pytest.fixture(autouse=True)
-def _fresh_process() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
@@ -35,11 +34,6 @@ SAMPLING: dict[str, dict[str, Any]] = {
     "distill": SHORT,
 }
 LETTER = {token: character for character, token in IDS.items() if character in CHARACTERS}
-
-
-@pytest.fixture(autouse=True)
-def _fresh_process() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from stages.training.loop import Trainer
 from stages.training.model import Scorer
 from stages.training.state_files import StateFiles, write_head, write_rows, write_states
 from tests.data.characters import ids
+from tests.stages.interruptions import Killed
 from tests.stages.small_models import EOS, output, read_json, read_lines, save_dataset, save_model
 from tests.stages.test_other_engines import done
 from tests.training.conftest import random_groups, tiny_model
@@ -147,10 +148,6 @@ def test_rows_apart_are_of_the_same_teacher(tmp_path: Path, inputs: dict[str, Pa
         StageError, match=r"teacher_states and eval_teacher_states are of two models \(\w+ and \w+\); make both by one"
     ):
         train(tmp_path / "run", told)
-
-
-class Killed(BaseException):
-    """In the place of SIGKILL."""
 
 
 def test_killed_after_two_shards(tmp_path: Path, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from accelerate.state import AcceleratorState
 
 from artifacts.errors import DataError, StageError
 from stages.unpaired_preference import STAGE, Config
@@ -22,11 +21,6 @@ ROWS = [
     {"prompt": "cab", "completion": "ha", "label": False},
 ]
 SETTINGS: dict[str, Any] = {"beta": 0.4, "learning_rate": 1e-3, "train_batch_size": 6, "max_steps": 2}
-
-
-@pytest.fixture(autouse=True)
-def _fresh_process() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,8 @@ from stages.training.loop import Trainer
 from stages.training.replaying import Replaying
 from stages.training.rollout_plan import Plan
 from tests.data.characters import IDS
-from tests.stages.small_models import Killed, output, read_lines, rows_of, run_stage, save_dataset, save_model
+from tests.stages.interruptions import killed_in
+from tests.stages.small_models import output, read_lines, rows_of, run_stage, save_dataset, save_model
 
 RUN: dict[str, Any] = {
     "learning_rate": 1e-3,
@@ -128,20 +129,11 @@ def test_groups_come_in_their_order_and_again(made: dict[str, Path]) -> None:
 
 
 @pytest.mark.usefixtures("no_sampling")
-def test_a_killed_replay(tmp_path: Path, made: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_replay(tmp_path: Path, made: dict[str, Path]) -> None:
     """Steps that use a generation twice, killed in the fourth of six: the bytes of a whole run."""
     settings = {"num_iterations": 2, "steps_per_generation": 2, "beta": 0.1}
     whole = replay(tmp_path / "whole", made, made["rollouts"], **settings)
-    original, calls = Trainer.step, []
-
-    def deadly(*arguments: Any, **keywords: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 4:
-            raise Killed
-        return original(*arguments, **keywords)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Trainer, "step", deadly)
+    with killed_in(Trainer, "step", calls=4):
         replay(tmp_path / "killed", made, made["rollouts"], **settings)
     last = replay(tmp_path / "killed", made, made["rollouts"], **settings)
     assert last.resumed_from == 2

@@ -28,7 +28,8 @@ from stages.training.rollout_export import write_rollouts
 from stages.training.rollout_metrics import rollout_metrics
 from stages.training.rollout_records import Recorder, Sampled, to_parquet
 from stages.training.rollout_table import text_table
-from tests.stages.small_models import Killed, output, read_lines, save_dataset, save_model
+from tests.stages.interruptions import killed_in
+from tests.stages.small_models import output, read_lines, save_dataset, save_model
 
 Prompt = Any
 
@@ -211,27 +212,15 @@ def rl_in(folder: Path, made: dict[str, Path]) -> Context:
     return local_context("rl", settings, folder=folder, inputs=dict(made))
 
 
-def test_a_killed_run_keeps_the_same_rollouts(
-    tmp_path: Path, made: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_keeps_the_same_rollouts(tmp_path: Path, made: dict[str, Path]) -> None:
     """Killed in sampling, in rewarding, after a generation is saved, in a step, in a checkpoint, and at the end before
     all is written: the bytes of a whole run."""
     whole = rl_in(tmp_path / "whole", made)
     whole.stage.run(whole)
 
     def killed(owner: Any, name: str, *, call: int, after: bool = False) -> None:
-        original, calls = getattr(owner, name), []
-
-        def deadly(*arguments: Any, **keywords: Any) -> Any:
-            calls.append(name)
-            result = original(*arguments, **keywords) if after or len(calls) != call else None
-            if len(calls) == call:
-                raise Killed
-            return result
-
         context = rl_in(tmp_path / "killed", made)
-        with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(owner, name, deadly)
+        with killed_in(owner, name, calls=call, after=after):
             context.stage.run(context)
 
     killed(Sampling, "__call__", call=2)

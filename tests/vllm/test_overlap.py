@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +9,9 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from stages.context import Context, local_context
+from tests.stages.interruptions import process_killed_in_step
 from tests.stages.small_models import output, read_lines, rows_of
-from tests.stages.test_overlap import PROGRAM, ROOT, done
+from tests.stages.test_overlap import done
 from tests.vllm.models import teacher_forced, worst
 from tests.vllm.test_stage import saved
 
@@ -69,13 +64,7 @@ def test_one_step_off(inputs: dict[str, Path], whole: Context) -> None:
 @pytest.mark.nightly
 def test_killed_and_resumed(inputs: dict[str, Path], whole: Context, tmp_path: Path) -> None:
     """SIGKILL before step 3, with its successor's rollouts in flight: the same tokens as if nothing had happened."""
-    context = context_of(tmp_path, inputs)
-    spec = tmp_path / "spec.json"
-    spec.write_text(json.dumps(asdict(context.spec)))
-    command = [sys.executable, "-c", PROGRAM.format(number=2), str(spec)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    killed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    process_killed_in_step(context_of(tmp_path, inputs), 2, tmp_path / "spec.json")
     again = done(context_of(tmp_path, inputs))
     assert again.resumed_from == 2
     one, other = rows_of(output(whole, "rollouts")), rows_of(output(again, "rollouts"))
