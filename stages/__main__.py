@@ -90,23 +90,7 @@ def publish(context: Context) -> None:
     """Put the outputs, append the record, drop the working state that it replaces, write `result.json` last."""
     spec = context.spec
     context.held.require_unchanged()
-    outputs = {}
-    for name, kind in context.stage.outputs_of(context.config).items():
-        if name in context.handed_on:
-            outputs[name] = _kept(context, context.handed_on[name])
-            continue
-        folder = Path(spec.job) / "out" / name
-        if not folder.is_dir():
-            raise StageError(f"stage {spec.stage} ended without writing its output {name!r}")
-        context.phase(f"storing {name}")
-        outputs[name] = context.store.put(
-            kind,
-            folder,
-            producer={key: spec.identity[key] for key in ("stage", "version", "config", "inputs")},
-            metrics=context.metrics,
-            counts=context.counts,
-            needs=context.needs,
-        )
+    outputs = {name: _put(context, name, kind) for name, kind in context.stage.outputs_of(context.config).items()}
     context.store.append_record(
         Record(
             stage=spec.stage,
@@ -133,10 +117,25 @@ def publish(context: Context) -> None:
     )
 
 
-def _kept(context: Context, artifact: Artifact) -> Artifact:
-    if not context.store.renew(artifact):
-        raise StageError(f"{artifact}, which was to be handed on, is gone from {context.store.url}; run again")
-    return artifact
+def _put(context: Context, name: str, kind: str) -> Artifact:
+    """The output as an artifact, which it is already where it was handed on."""
+    spec = context.spec
+    if (artifact := context.handed_on.get(name)) is not None:
+        if not context.store.renew(artifact):
+            raise StageError(f"{artifact}, which was to be handed on, is gone from {context.store.url}; run again")
+        return artifact
+    folder = Path(spec.job) / "out" / name
+    if not folder.is_dir():
+        raise StageError(f"stage {spec.stage} ended without writing its output {name!r}")
+    context.phase(f"storing {name}")
+    return context.store.put(
+        kind,
+        folder,
+        producer={key: spec.identity[key] for key in ("stage", "version", "config", "inputs")},
+        metrics=context.metrics,
+        counts=context.counts,
+        needs=context.needs,
+    )
 
 
 def _provenance(context: Context) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from stages.context import Context
 from stages.data.tokenize import TokenizedPrompt
 from stages.evaluation.config import AnswerConfig
 from stages.rollouts.form_masks import say_spelled_out
-from stages.rollouts.rewards import RewardSet, failed_metric
+from stages.rollouts.requests import Completion
+from stages.rollouts.rewards import RewardSet, Scores, failed_metric
 from stages.seeds import derive
 from stages.shards import in_shards
 from stages.training.frozen_engine import frozen_engine_of
@@ -80,33 +81,7 @@ def answer_prompts(
         context.tokens += sum(len(completion.token_ids) for group in sampled for completion in group)
         texts = [[sampling.text(completion) for completion in group] for group in sampled]
         scored = {name: rewards.score(part, sampled, texts, some_scored=False) for name, rewards in scorings.items()}
-        return [
-            {
-                "answers": [
-                    {
-                        "row_id": prompt.row_id,
-                        "sample": index,
-                        "text": texts[row][index],
-                        "tokens": len(completion.token_ids),
-                        "finished": completion.finished,
-                        "totals": {name: found.totals[row][index] for name, found in scored.items()},
-                        "rewards": {
-                            name: values[row][index]
-                            for found in scored.values()
-                            for name, values in found.by_function.items()
-                        },
-                        "failed": [
-                            name
-                            for found in scored.values()
-                            for name, failed in found.failed.items()
-                            if failed[row][index]
-                        ],
-                    }
-                    for index, completion in enumerate(sampled[row])
-                ]
-            }
-            for row, prompt in enumerate(part)
-        ]
+        return [{"answers": _answers(part, row, sampled[row], texts[row], scored)} for row in range(len(part))]
 
     size = max(1, _SHARD_COMPLETIONS // config.num_generations)
     context.phase("answering prompts")
@@ -116,3 +91,28 @@ def answer_prompts(
     for name in (name for rewards in scorings.values() for name in rewards.may_fail):
         context.metrics[failed_metric(name)] = float(sum(name in one.failed for group in answers for one in group))
     return answers
+
+
+def _answers(
+    part: Sequence[TokenizedPrompt],
+    row: int,
+    completions: Sequence[Completion],
+    texts: Sequence[str],
+    scored: Mapping[str, Scores],
+) -> list[dict[str, Any]]:
+    """The fields of an `Answer` for every completion of one prompt of a shard."""
+    by_function = {name: values[row] for found in scored.values() for name, values in found.by_function.items()}
+    failed = {name: values[row] for found in scored.values() for name, values in found.failed.items()}
+    return [
+        {
+            "row_id": part[row].row_id,
+            "sample": index,
+            "text": texts[index],
+            "tokens": len(completion.token_ids),
+            "finished": completion.finished,
+            "totals": {name: found.totals[row][index] for name, found in scored.items()},
+            "rewards": {name: values[index] for name, values in by_function.items()},
+            "failed": [name for name, values in failed.items() if values[index]],
+        }
+        for index, completion in enumerate(completions)
+    ]

@@ -55,18 +55,7 @@ def add_adapters(model: Any, config: TrainingConfig) -> Any:
     from peft import LoraConfig
 
     check_experts(model, config)
-    targets = config.lora_target_modules
-    if config.layers_to_transform is not None:
-        targets = linear_names(model) if isinstance(targets, str) else targets
-    if not isinstance(targets, str):
-        require_modules(model, "lora_target_modules", targets)
-        if config.layers_to_transform is not None:
-            require_layers(model, config.layers_to_transform, targets)
-    if config.init_lora_weights == "olora":
-        check_olora(model, targets)
-    require_modules(model, "modules_to_save", config.modules_to_save, whole=True)
-    if not isinstance(targets, str) and (both := set(targets) & set(config.modules_to_save)):
-        raise StageError(f"{min(both)} is in lora_target_modules and in modules_to_save; name it in one of them")
+    targets = _checked_targets(model, config)
     classifier = hasattr(model, "score")
     torch.manual_seed(derive(config.seed, "lora"))
     adapted = _adapted(
@@ -92,6 +81,23 @@ def add_adapters(model: Any, config: TrainingConfig) -> Any:
     if config.init_lora_weights in MOVING:
         keep_start(adapted)
     return adapted
+
+
+def _checked_targets(model: Any, config: TrainingConfig) -> Any:
+    """What gets adapters: names, or peft's word for all of a kind. Raises StageError for what the model has not."""
+    targets = config.lora_target_modules
+    if config.layers_to_transform is not None:
+        targets = linear_names(model) if isinstance(targets, str) else targets
+    if not isinstance(targets, str):
+        require_modules(model, "lora_target_modules", targets)
+        if config.layers_to_transform is not None:
+            require_layers(model, config.layers_to_transform, targets)
+    if config.init_lora_weights == "olora":
+        check_olora(model, targets)
+    require_modules(model, "modules_to_save", config.modules_to_save, whole=True)
+    if not isinstance(targets, str) and (both := set(targets) & set(config.modules_to_save)):
+        raise StageError(f"{min(both)} is in lora_target_modules and in modules_to_save; name it in one of them")
+    return targets
 
 
 def load_adapter(model: Any, folder: Path, dropout: float = 0.0) -> Any:

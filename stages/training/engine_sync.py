@@ -168,24 +168,14 @@ def engine_of(trainer: Trainer, end_token_ids: Sequence[int], config: Any) -> Sa
         raise StageError(
             f"rollouts.max_staleness is for one training process, here are {trainer.processes.size}; leave it out"
         )
-    source, dtype = model_source(trainer.context, "model"), settings.computes_in(training.bf16)
-    adapter = served_adapter(trainer.scorer.model) if settings.lora_sync == "adapter" else None
-    model = ServedModel(
-        source.folder,
-        source.tokenizer,
-        dtype,
-        trainer.scorer.vocabulary,
-        tuple(end_token_ids),
-        training.seed,
-        adapter,
-        structured=config.structured is not None,
-    )
+    model = _served_model(trainer, end_token_ids, config)
+    adapter = model.adapter is not None
     engine: Engine = Clocked(open_engine(trainer.context, trainer.processes, settings, model), trainer.context.timings)
     proof = SyncProof(
         engine,
         TokenBudget(trainer.context, training.micro_batch_tokens),
         tolerance=settings.tolerance(training.bf16),
-        dtypes=(dtype, "bfloat16" if training.bf16 else "float32"),
+        dtypes=(model.dtype, "bfloat16" if training.bf16 else "float32"),
     )
     if is_ahead:
         from stages.training.in_flight_engine import InFlightEngine
@@ -195,7 +185,7 @@ def engine_of(trainer: Trainer, end_token_ids: Sequence[int], config: Any) -> Sa
         return kind(
             engine,
             proof,
-            partial(sent, adapter=adapter is not None),
+            partial(sent, adapter=adapter),
             policy=trainer.policy,
             version=lambda: trainer.weights_version,
             interval=settings.proof_interval,
@@ -203,10 +193,25 @@ def engine_of(trainer: Trainer, end_token_ids: Sequence[int], config: Any) -> Sa
     return SyncedEngine(
         engine,
         proof,
-        lambda engine, scorer: send_weights(engine, trainer.processes, scorer, settings, adapter=adapter is not None),
+        lambda engine, scorer: send_weights(engine, trainer.processes, scorer, settings, adapter=adapter),
         policy=trainer.policy,
         version=lambda: trainer.weights_version,
         interval=settings.proof_interval,
+    )
+
+
+def _served_model(trainer: Trainer, end_token_ids: Sequence[int], config: EngineChoice) -> ServedModel:
+    """Input `model` in training, as the engine of its rollouts has it."""
+    settings, source = config.rollouts, model_source(trainer.context, "model")
+    return ServedModel(
+        source.folder,
+        source.tokenizer,
+        settings.computes_in(trainer.config.bf16),
+        trainer.scorer.vocabulary,
+        tuple(end_token_ids),
+        trainer.config.seed,
+        served_adapter(trainer.scorer.model) if settings.lora_sync == "adapter" else None,
+        structured=config.structured is not None,
     )
 
 
