@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from artifacts.ahead import fetched_ahead
 from artifacts.digest import FileEntry
 from artifacts.errors import DamagedError, StoreError
 from artifacts.files import Publication, Stored, swap_alone
 from artifacts.folder import hash_folder, in_parallel
+from artifacts.prefetch import fetched_ahead
 from artifacts.retry import Patience, WrongContentError, call
 from artifacts.sealed import LARGEST_BYTES
 

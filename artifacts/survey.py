@@ -9,8 +9,8 @@ from pathlib import Path
 from artifacts import claims, index
 from artifacts.errors import StoreError
 from artifacts.job_folders import JobFolder, job_folders, run_pages
-from artifacts.keeping import DAY, GROUNDS, HOUR, Lineage, Policy, Roots, find_roots
 from artifacts.manifest import Artifact
+from artifacts.retention import DAY, GROUNDS, HOUR, Lineage, Policy, Roots, find_roots
 from artifacts.stock import Lot, Stock, Work, take_stock
 from artifacts.store import Store
 from artifacts.work_names import work_names

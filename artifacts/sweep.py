@@ -18,10 +18,10 @@ from artifacts.contents import MANIFEST
 from artifacts.errors import StoreError
 from artifacts.folder import in_parallel
 from artifacts.job_folders import job_folder
-from artifacts.keeping import find_roots
 from artifacts.leases import Lease
 from artifacts.local_errors import reported
 from artifacts.manifest import Artifact
+from artifacts.retention import find_roots
 from artifacts.store import Store
 from artifacts.survey import Item, Survey
 

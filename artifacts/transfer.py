@@ -14,10 +14,10 @@ from artifacts.disk import temporary_name
 from artifacts.errors import DamagedError, RequestError
 from artifacts.folder import differences
 from artifacts.index import Record
-from artifacts.keeping import Lineage, digests_in
 from artifacts.local import LocalFiles
 from artifacts.local_errors import reported
 from artifacts.manifest import Artifact, Manifest
+from artifacts.retention import Lineage, digests_in
 from artifacts.store import Store
 
 

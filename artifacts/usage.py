@@ -11,8 +11,8 @@ from artifacts import collected
 from artifacts.errors import DamagedError, MissingError, StoreError
 from artifacts.folder import in_parallel
 from artifacts.job_folders import job_folders
-from artifacts.keeping import Lineage, outputs_of
 from artifacts.manifest import Artifact
+from artifacts.retention import Lineage, outputs_of
 from artifacts.stock import Lot, Stock, take_stock
 from artifacts.store import Store
 

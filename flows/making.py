@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.again import again
 from flows.attempts import earlier_seconds, timed
 from flows.decision import Decision
 from flows.job import spec_of
 from flows.launch import run_stage_process
 from flows.plan import Plan
 from flows.recipe import RecipeStage
+from flows.retries import with_retries
 from flows.sharing import Occupy
 from flows.stage_result import Event, StageFailed, StageResult
 from flows.supervisors import Supervisors
@@ -70,7 +70,7 @@ class Maker:
             return within_memory(spec, start, tell)
 
         with occupy(launch.slots, stopping, lambda text: tell({"kind": "log", "text": text})):
-            result = again(start_within_memory, launch.retries, launch.retry_delay_seconds, stopping, tell)
+            result = with_retries(start_within_memory, launch.retries, launch.retry_delay_seconds, stopping, tell)
         job = Path(spec["job"])
         if result.resumed_from is not None:
             in_vain += earlier_seconds(store.scratch.absolute(), spec["fingerprint"], job)

@@ -22,7 +22,7 @@ from flows.entries import BROKEN, Entry, entry_of, failed_entry, in_order, ran_e
 from flows.known_failures import KnownFailures
 from flows.listener import Listener, Silence
 from flows.making import Maker
-from flows.moved import MovedAliases
+from flows.moved_aliases import MovedAliases
 from flows.plan import Plan
 from flows.recipe import RecipeStage
 from flows.run_record import RunRecord

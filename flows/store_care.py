@@ -61,7 +61,7 @@ def du(options: Namespace) -> int:
 
 def gc(options: Namespace) -> int:
     """`posttrain gc`"""
-    from artifacts.keeping import Policy
+    from artifacts.retention import Policy
     from artifacts.survey import survey
 
     policy = Policy(options.keep_runs, options.keep_days, options.grace_hours, options.keep_reward_days)

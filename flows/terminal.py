@@ -23,7 +23,7 @@ from rich.text import Text
 from flows.attempts import total_seconds
 from flows.closing import STYLES, closing_table, main_metric
 from flows.console import console_of
-from flows.moved import in_words as moved_in_words
+from flows.moved_aliases import in_words as moved_in_words
 from stages.visible import visible
 
 if TYPE_CHECKING:

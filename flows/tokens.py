@@ -14,13 +14,13 @@ from stages.names import nearest
 from stages.spec import Spec
 
 if TYPE_CHECKING:
-    from stages.training.seeing import Reading
+    from stages.training.token_view import Reading
 
 
 def read_tokens(plan: Plan, name: str, *, input: str = "dataset", row: str | None = None, limit: int = 3) -> Reading:
     """Raises RequestError for a stage that learns from no rows, one whose model or rows are not there yet, and a row
     that does not exist."""
-    from stages.training.seeing import Wanted, seen_rows
+    from stages.training.token_view import Wanted, seen_rows
 
     stage = _stage(plan, name)
     inputs = {"model": _found(plan, stage, "model").spec(), "dataset": _found(plan, stage, input).spec()}

@@ -12,7 +12,7 @@ from flows.tables import plain_table
 from stages.visible import visible
 
 if TYPE_CHECKING:
-    from stages.training.seeing import Reading, ReadRow
+    from stages.training.token_view import Reading, ReadRow
 
 LEARNED, READ, MARK = "bold green", "", "bold magenta"
 OPEN, CLOSE = "«", "»"

@@ -45,8 +45,8 @@ def run(context: Context) -> None:
     from stages.training.classifiers import load_step_judge
     from stages.training.export import export
     from stages.training.held_out import HeldOut
+    from stages.training.process_reward import StepLoss, step_group
     from stages.training.start import start_classifier
-    from stages.training.steps import StepLoss, step_group
     from stages.training.windows import DatasetWindows
 
     config: Config = context.config

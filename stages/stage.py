@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from stages.context import Context
     from stages.data.ledger import RowLedger
-    from stages.data.seen import TokenizedRow
+    from stages.data.token_parts import TokenizedRow
     from stages.data.types import Dataset
     from stages.sharding import Sharding
     from stages.training.memory_phase import Phase

@@ -161,7 +161,7 @@ def _judged(config: Config, rows: Sequence[TokenizedCompletion], longest: int) -
 
 def _referenced(context: Context, trainer: Trainer, sets: Sequence[Sequence[Group]]) -> list[list[Group]]:
     """The completions that are trained on, and those apart, with all that the reference says of them."""
-    from stages.training.density import with_densities
+    from stages.training.density_ratio import with_densities
     from stages.training.initial import reference_of
     from stages.training.reference import LOGPROBS, read_unpaired, require_one_reference, score_rows
     from stages.training.unpaired import referenced, scored_groups

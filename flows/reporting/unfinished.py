@@ -18,7 +18,7 @@ from flows.entries import BROKEN
 from flows.reporting.reading import MAX_FILE_BYTES, Reader
 from stages.stage import STAGES, load_stage
 from stages.training.config import TrainingConfig
-from stages.training.so_far import METRICS, PROGRESS, ROLLOUTS
+from stages.training.metrics_log import METRICS, PROGRESS, ROLLOUTS
 
 _NOT_READ = frozenset({"prompt_ids", "token_ids", "logprobs", "free_logprobs", "loss_mask", "weight_versions"})
 """Columns of rollouts with a number a token."""

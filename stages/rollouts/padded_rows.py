@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from stages.rollouts.cache import STATES, cache_name, keep_rows, reserved_cache
+from stages.rollouts.kv_cache import STATES, cache_name, keep_rows, reserved_cache
 from stages.rollouts.rows import Leaving, Row
 
 FINISHED_SHARE = 8

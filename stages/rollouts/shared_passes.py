@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from stages.rollouts.arena import Arena
+from stages.rollouts.kv_arena import Arena
 from stages.rollouts.partial_attention import (
     KEYS_AT_ONCE,
     Part,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.rollouts.arena import Arena
+from stages.rollouts.kv_arena import Arena
 from stages.rollouts.model_attention import in_progress
 from stages.rollouts.prompt_groups import PromptGroups, group_rows
 from stages.rollouts.room import PROMPT_TOKENS_AT_ONCE, Room, padded_rows, padded_tokens

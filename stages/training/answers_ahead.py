@@ -15,7 +15,7 @@ from torch import Tensor
 from stages.data.ledger import RowLedger
 from stages.losses.top_divergence import TopTokens
 from stages.training.batch import Group
-from stages.training.line import Line
+from stages.training.job_queue import JobQueue
 from stages.training.rollout_drawing import Draws
 from stages.training.rollout_records import Sampled
 
@@ -53,7 +53,7 @@ class AnswersAhead:
         drawing: Draws,
         teacher: Foretelling,
         groups_of: Callable[[int, Sequence[Sampled]], list[Group]],
-        line: Line,
+        line: JobQueue,
     ) -> None:
         """`groups_of`: (generation, what was drawn) -> its groups."""
         self.drawing, self._teacher, self._groups_of, self._line = drawing, teacher, groups_of, line

@@ -27,9 +27,9 @@ from stages.context import Context
 from stages.disk import require_disk
 from stages.losses import products
 from stages.training.background import Background
+from stages.training.metrics_log import PROGRESS
 from stages.training.parallel import Parallel
 from stages.training.processes import Processes
-from stages.training.so_far import PROGRESS
 
 _COPYING_SHARE = 0.05
 _WRITING_SHARE = 0.2

@@ -25,6 +25,7 @@ from stages.training.averaging import Averaging
 from stages.training.config import TrainingConfig
 from stages.training.held_out import Measured
 from stages.training.keeping import Keeping
+from stages.training.metrics_log import MetricsLog
 from stages.training.micro_batches import backward, balance_loss
 from stages.training.model import Scorer
 from stages.training.not_finite import stop_on_nan
@@ -37,7 +38,6 @@ from stages.training.processes import Processes, launched_sharding
 from stages.training.reporting import Trackers, report_end, report_step
 from stages.training.router_balance import AUX_LOSS, RouterBalance
 from stages.training.schedule import Schedule
-from stages.training.so_far import MetricsLog
 from stages.training.step_totals import measure
 from stages.training.utilization import Utilization
 

@@ -23,7 +23,7 @@ from stages.training.batch import Group, TokenBatch, layout
 from stages.training.model_check import check_loaded, check_no_code, load_checked
 from stages.training.multimodal import LanguageModels, freeze_beside_text, template_of_processor
 from stages.training.objective import Readout
-from stages.training.tied import TiedEmbedding
+from stages.training.tied_embedding import TiedEmbedding
 from stages.training.trunk import context_of, language_model, trunk_of
 
 _SHAPES_MULTIPLE = {"cuda": 256}

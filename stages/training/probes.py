@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from artifacts.errors import StageError
-from stages.training import attention, gated, last_layer, linear, rms_norm, rope
+from stages.training import attention, gated_mlp, last_layer, linear, rms_norm, rope
 from stages.training.batch import Branch, Group, TokenBatch, layout
 from stages.training.model import Scorer, token_logprobs
 from stages.training.objective import Readout
@@ -81,7 +81,7 @@ def _settle(scorer: Scorer) -> str | None:
     rms_norm.install(scorer.transformers_model)
     rope.install(scorer.transformers_model)
     linear.install(scorer.transformers_model)
-    gated.install(scorer.transformers_model)
+    gated_mlp.install(scorer.transformers_model)
     ids = _probe_ids(scorer)
     groups = [Group("a", ids[:4], (Branch(ids[4:7]), Branch(ids[7:]))), Group("b", ids[1:3], (Branch(ids[5:]),))]
     separate_NH = _asked_hidden(scorer, layout(groups, share_prefixes=False))

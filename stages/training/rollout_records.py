@@ -24,8 +24,8 @@ from stages.rollouts.recorded import FREE
 from stages.rollouts.requests import Completion
 from stages.training import lesson
 from stages.training.lesson import Lesson
+from stages.training.metrics_log import ROLLOUTS
 from stages.training.rollout_table import log_completions
-from stages.training.so_far import ROLLOUTS
 
 if TYPE_CHECKING:
     import pyarrow

@@ -23,8 +23,8 @@ from stages.data.tokenize import TokenizedPrompt
 from stages.rollouts.multi_turn.episode import Episode, Opening
 from stages.rollouts.requests import Completion, SamplingConfig
 from stages.training.generation import Completing, Sampling
+from stages.training.job_queue import JobQueue
 from stages.training.lagging_engine import Held, LaggingEngine
-from stages.training.line import Line
 from stages.training.rollout_drawing import Draws
 from stages.training.rollout_metrics import mixture_metrics, staleness_metrics
 from stages.training.rollout_records import Sampled
@@ -81,7 +81,7 @@ class Ahead:
         drawing: Draws,
         plan: Pace,
         engine: LaggingEngine,
-        line: Line,
+        line: JobQueue,
         *,
         staleness: int,
         settings: SamplingConfig,
@@ -188,7 +188,7 @@ def ahead_of(
     -> the optimizer step that it is, where the run has others between them."""
     if not isinstance(sampling, Sampling) or not isinstance(sampling.engine, LaggingEngine):
         return drawing
-    line = Line()
+    line = JobQueue()
     context.resources.callback(line.close)  # before the engine's: nobody asks a server that is being stopped
     rollouts = context.config.rollouts
     measure = mixture_metrics if rollouts.changes_in_flight else staleness_metrics

@@ -16,7 +16,7 @@ from stages.seeds import derive
 from stages.training.answers_ahead import AnswersAhead, Foretelling
 from stages.training.batch import Group
 from stages.training.generation import Completing
-from stages.training.line import Line
+from stages.training.job_queue import JobQueue
 from stages.training.occupancy import WAITING, clocked
 from stages.training.planner import RowOrder
 from stages.training.rollout_drawing import Draws
@@ -102,7 +102,7 @@ class StudentGenerations:
         draws: Draws = drawing
         asks = config.loss_top_k is not None and isinstance(teacher, Foretelling)
         if config.rollouts.max_staleness and asks:
-            line = Line()
+            line = JobQueue()
             context.resources.callback(line.close)  # before the engine's: nobody asks a server that is being stopped
             self._answers = draws = AnswersAhead(drawing, teacher, self._groups_of, line)
         self.draws = ahead_of(context, draws, drawing, sampling, drawing.steps.__getitem__)

@@ -10,9 +10,9 @@ import pytest
 
 from artifacts import Artifact, Record, Store, StoreError, claims, collected, open_store, s3
 from artifacts.disk import UNSYNCED
-from artifacts.keeping import DAY, Policy
 from artifacts.local import LocalFiles
 from artifacts.manifest import library_versions
+from artifacts.retention import DAY, Policy
 from artifacts.survey import survey
 from artifacts.sweep import sweep
 from artifacts.usage import usage

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from artifacts import Store, open_store
-from artifacts.keeping import Policy
+from artifacts.retention import Policy
 from artifacts.survey import survey
 from artifacts.sweep import sweep
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from artifacts import Artifact, RequestError, Store
-from artifacts.keeping import Policy
+from artifacts.retention import Policy
 from artifacts.runs import key
 from artifacts.sealed import seal
 from artifacts.survey import survey

@@ -24,9 +24,9 @@ from artifacts import (
     sha256_bytes,
 )
 from artifacts.digest import FileEntry
-from artifacts.keeping import Policy
 from artifacts.leases import _parsed
 from artifacts.materialize import problems_of
+from artifacts.retention import Policy
 from artifacts.survey import survey
 from artifacts.sweep import sweep
 from stages.rollouts.reward_cache import RewardCache

@@ -17,8 +17,8 @@ from unittest import mock
 
 from artifacts import Artifact, Record, Store, open_store
 from artifacts.errors import MissingError
-from artifacts.keeping import HOUR, Policy
 from artifacts.materialize import problems_of
+from artifacts.retention import HOUR, Policy
 from artifacts.survey import survey
 from artifacts.sweep import sweep
 from tests.campaigns.outcome import Outcome

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from artifacts import Artifact, MissingError, Record, RequestError, Store, StoreError, aliases, digest_of, sha256_bytes
 from artifacts.digest import FileEntry
-from artifacts.keeping import Policy
+from artifacts.retention import Policy
 from artifacts.survey import survey
 from artifacts.sweep import sweep
 

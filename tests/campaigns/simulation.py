@@ -200,7 +200,7 @@ def _quickly() -> Iterator[Path]:
         tempfile.TemporaryDirectory(dir=memory) as folder,
         every_holder_is_dead(),
         mock.patch("artifacts.folder.ThreadPoolExecutor", OneThread),
-        mock.patch("artifacts.keeping.is_dead", lambda tag: True),
+        mock.patch("artifacts.retention.is_dead", lambda tag: True),
     ):
         yield Path(folder)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from artifacts import Store, open_store
 from artifacts.inspection import inspect
-from artifacts.keeping import Policy
+from artifacts.retention import Policy
 from artifacts.survey import survey
 from artifacts.sweep import sweep
 from flows.listener import Silence

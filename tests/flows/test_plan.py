@@ -12,7 +12,7 @@ import pytest
 
 from artifacts import Record, open_store
 from artifacts.errors import RequestError
-from artifacts.keeping import DAY, Policy
+from artifacts.retention import DAY, Policy
 from artifacts.survey import survey
 from artifacts.sweep import sweep
 from flows.plan import plan

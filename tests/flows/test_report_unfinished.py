@@ -10,7 +10,7 @@ import pytest
 
 from artifacts import Store, open_store
 from flows.report import render_report
-from stages.training.so_far import METRICS
+from stages.training.metrics_log import METRICS
 from tests.flows.test_report import Page, series_of
 from tests.in_process import Payload, run_here
 from tests.tiny_recipe import artifact_folder, metrics_of, write_recipe

@@ -15,7 +15,7 @@ from artifacts.errors import RequestError
 from flows import cli
 from flows.many_runs import sweep_named
 from flows.sweep_report import render_sweep_report, write_sweep_report
-from stages.training.so_far import METRICS
+from stages.training.metrics_log import METRICS
 from tests.flows.report_run import ATTACK, jsonl
 from tests.flows.sweep_runs import STEPS, SmallSweep, interval
 from tests.flows.test_report import Page, series_of

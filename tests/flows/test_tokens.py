@@ -14,7 +14,7 @@ from flows.cli import main
 from flows.plan import plan
 from flows.recipe import Recipe
 from flows.tokens import read_tokens
-from stages.training.seeing import Reading
+from stages.training.token_view import Reading
 from tests.every_stage import Done, local_run  # noqa: F401
 
 

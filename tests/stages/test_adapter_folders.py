@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from artifacts import Artifact, open_store, transfer
 from artifacts.errors import StageError
-from artifacts.keeping import Policy
+from artifacts.retention import Policy
 from artifacts.survey import survey
 from stages.__main__ import publish
 from stages.context import local_context

@@ -294,7 +294,7 @@ def test_a_teacher_that_fails_ahead(
     rollouts = {**student[1], "max_staleness": 1}
     with pytest.raises(StageError, match="the student knows"):
         done(context_of(tmp_path, inputs, rollouts, teacher_engine=teacher[1]))
-    assert not [thread for thread in threading.enumerate() if thread.name == "line"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "job queue"]
 
 
 @pytest.mark.parametrize(

@@ -320,7 +320,7 @@ def test_a_reward_that_fails_ahead_is_named(
     rewards = ["tests.stages.test_overlap:complaining"]
     with pytest.raises(StageError, match=r"'complaining' raised KeyError: 'no such thing' \(\w+\.py:\d+\), .* row r\d"):
         done(context_of(tmp_path, inputs, {**rollouts, "max_staleness": 2}, rewards=rewards))
-    assert not [thread for thread in threading.enumerate() if thread.name == "line"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "job queue"]
 
 
 REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [

@@ -16,8 +16,8 @@ from stages import rl
 from stages.rollouts.requests import Completion, SamplingConfig
 from stages.training.engine_sync import sent
 from stages.training.in_flight_engine import InFlightEngine
+from stages.training.job_queue import JobQueue
 from stages.training.lagging_engine import Held, LaggingEngine
-from stages.training.line import Line
 from stages.training.memory_online import held_bytes
 from stages.training.memory_request import Request
 from stages.training.memory_shape import read_shape
@@ -67,7 +67,7 @@ class Nothing:
 @pytest.mark.parametrize("staleness", [1, 2, 3])
 def test_so_many_copies_wait_at_most_as_generations(staleness: int) -> None:
     plan = Plan(1, 1, 1, 1, mask_truncated=False, seed=0, epochs=1, max_steps=STEPS)
-    holding, line = Holding(), Line()
+    holding, line = Holding(), JobQueue()
     ahead = Ahead(Nothing(), plan, holding, line, staleness=staleness, settings=SamplingConfig())
     for generation in range(STEPS):
         ahead.draw(generation)

@@ -12,8 +12,8 @@ import pytest
 from stages.data.tokenize import TokenizedPrompt
 from stages.rollouts.multi_turn.episode import Episode, Opening
 from stages.rollouts.requests import Completion
-from stages.training import line as line_module
-from stages.training.line import Line
+from stages.training import job_queue
+from stages.training.job_queue import JobQueue
 from stages.training.occupancy import SAMPLING, WAITING, utilization
 from stages.training.rollout_records import Sampled
 from stages.training.rollouts_ahead import Drawn
@@ -21,7 +21,7 @@ from tests.waiting import LIMIT_SECONDS
 
 
 def test_jobs_are_done_in_order_beside_whoever_gave_them() -> None:
-    line, go, done = Line(), threading.Event(), []
+    line, go, done = JobQueue(), threading.Event(), []
 
     def job(number: int) -> int:
         assert number or go.wait(LIMIT_SECONDS)
@@ -36,7 +36,7 @@ def test_jobs_are_done_in_order_beside_whoever_gave_them() -> None:
 
 
 def test_after_a_failure_nothing_is_done() -> None:
-    line, done = Line(), []
+    line, done = JobQueue(), []
     first = line.submit(lambda: 1 / 0)
     second = line.submit(lambda: done.append(2))
     for future in (first, second):
@@ -47,8 +47,8 @@ def test_after_a_failure_nothing_is_done() -> None:
 
 
 def test_a_closed_line_begins_nothing_and_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(line_module, "_PATIENCE_SECONDS", 0.01)
-    line, go, running, done = Line(), threading.Event(), threading.Event(), []
+    monkeypatch.setattr(job_queue, "_PATIENCE_SECONDS", 0.01)
+    line, go, running, done = JobQueue(), threading.Event(), threading.Event(), []
 
     def hangs() -> None:
         running.set()

@@ -26,7 +26,7 @@ from stages.training.online_loss import JudgedPair, OnlinePairLoss
 from stages.training.pairs import Reference, RewardLoss
 from stages.training.policy_known import Rollouts
 from stages.training.preference import PairSettings, PreferenceLoss
-from stages.training.steps import StepLabels, StepLoss
+from stages.training.process_reward import StepLabels, StepLoss
 from stages.training.unpaired import Judged, UnpairedLoss
 from tests.training.conftest import packing_scorer, random_groups, tiny_model
 from tests.training.test_objectives import gradients

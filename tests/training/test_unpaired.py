@@ -13,9 +13,9 @@ from torch.testing import assert_close
 from artifacts.errors import DataError
 from stages.context import Context, local_context
 from stages.losses.unpaired import UNPAIRED_LOSSES
-from stages.training import density
+from stages.training import density_ratio
 from stages.training.batch import Branch, Group
-from stages.training.density import logistic_regression, prompt_states
+from stages.training.density_ratio import logistic_regression, prompt_states
 from stages.training.loop import Trainer
 from stages.training.model import Scorer
 from stages.training.out_of_memory import TokenBudget
@@ -191,17 +191,19 @@ def test_density_ratios_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     solves w = 2 s(-w) for two rows: 0.674832, so the ratios are e^0.674832 = 1.963703 and its inverse 0.509242."""
     rows = [Group(f"r{index}", [3, 4], (Branch([5]),), Judged(index == 0, 0.0)) for index in range(2)]
     states = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
-    monkeypatch.setattr(density, "prompt_states", lambda *_: states)
+    monkeypatch.setattr(density_ratio, "prompt_states", lambda *_: states)
     context, scorer = context_for(tmp_path, loss_type="bco", use_density_ratio=True), packing_scorer(tiny_model())
-    found = density.density_ratios(scorer, rows, context, context.config)
+    found = density_ratio.density_ratios(scorer, rows, context, context.config)
     assert found == pytest.approx([1.963703, 0.509242], abs=1e-5)
     # within bounds, and neither units nor an offset of the states matter
     states = 7.0 + 50.0 * states
     bounded = context.config.model_copy(update={"min_density_ratio": 0.6, "max_density_ratio": 1.5})
-    assert density.density_ratios(scorer, rows, context, bounded) == [1.5, 0.6]
-    assert density.density_ratios(scorer, rows, context, context.config) == pytest.approx(found, abs=1e-5)
+    assert density_ratio.density_ratios(scorer, rows, context, bounded) == [1.5, 0.6]
+    assert density_ratio.density_ratios(scorer, rows, context, context.config) == pytest.approx(found, abs=1e-5)
     with pytest.raises(DataError, match="all 2 rows are of one kind"):
-        density.density_ratios(scorer, [replace(row, data=Judged(True, 0.0)) for row in rows], context, context.config)
+        density_ratio.density_ratios(
+            scorer, [replace(row, data=Judged(True, 0.0)) for row in rows], context, context.config
+        )
 
 
 @pytest.mark.parametrize("name", ["kto", "bco"])

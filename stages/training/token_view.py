@@ -17,7 +17,7 @@ from stages.adapters import model_source
 from stages.context import Context
 from stages.data.dataset import read_dataset
 from stages.data.ledger import RowLedger
-from stages.data.seen import Part, TokenizedRow, parts_of
+from stages.data.token_parts import Part, TokenizedRow, parts_of
 from stages.data.types import ROW_ID, Dataset
 from stages.training.start import tokenizer_of
 from stages.training.trunk import context_of

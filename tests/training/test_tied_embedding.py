@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from stages.losses.head import Head
 from stages.losses.token_loss import linear_token_loss
 from stages.training.model import token_logprobs
-from stages.training.tied import TiedEmbedding
+from stages.training.tied_embedding import TiedEmbedding
 from tests.training.conftest import VOCABULARY, packing_scorer, random_groups, tiny_model
 
 IDS = torch.tensor([[0, 5, 5, 17, 60, 3, 5, 0, 9]])

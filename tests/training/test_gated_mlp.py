@@ -6,32 +6,32 @@ import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from stages.training import gated
+from stages.training import gated_mlp
 from tests.training.conftest import tiny_model
 
 
 def test_gradient_equals_finite_differences() -> None:
     generator = torch.Generator().manual_seed(0)
     gate, up = (torch.randn(7, 5, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    assert torch.autograd.gradcheck(gated._Gated.apply, (gate, up))
+    assert torch.autograd.gradcheck(gated_mlp._Gated.apply, (gate, up))
 
 
 def test_by_hand() -> None:
     # silu(ln 3) = ln 3 * 3/4, and silu(0) = 0
-    found = gated.gated(torch.tensor([[3.0, 1.0]]).log(), torch.tensor([[4.0, 9.0]]))
+    found = gated_mlp.gated(torch.tensor([[3.0, 1.0]]).log(), torch.tensor([[4.0, 9.0]]))
     torch.testing.assert_close(found, torch.tensor([[3 * torch.tensor(3.0).log(), 0.0]]))
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen3", "mistral"])
 def test_same_bits_as_the_models_own(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same operations on the same numbers; in blocks of 2 rows, whose last one is short."""
-    monkeypatch.setattr(gated, "BLOCK_BYTES", 2 * 48 * 4)
+    monkeypatch.setattr(gated_mlp, "BLOCK_BYTES", 2 * 48 * 4)
     ids = torch.tensor([[5, 6, 7, 8, 9]])
     results = []
     for replace in (False, True):
         model = tiny_model(model_type)
         if replace:
-            gated.install(model)
+            gated_mlp.install(model)
             assert all("forward" in vars(layer.mlp) for layer in model.model.layers)
         loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
@@ -43,7 +43,7 @@ def test_same_bits_as_the_models_own(model_type: str, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("model_type", ["gemma2", "gpt2"])
 def test_other_formulas_are_left_alone(model_type: str) -> None:
     model = tiny_model(model_type) if model_type != "gpt2" else tiny_model("gpt2", n_embd=32, n_layer=2, n_head=4)
-    gated.install(model)
+    gated_mlp.install(model)
     assert not any("forward" in vars(module) for module in model.modules())
 
 
@@ -53,7 +53,7 @@ def test_the_product_is_not_kept() -> None:
     def is_kept(replace: bool) -> bool:
         part = tiny_model(num_hidden_layers=1).model.layers[0].mlp
         if replace:
-            gated.install(torch.nn.Sequential(part))
+            gated_mlp.install(torch.nn.Sequential(part))
         seen = []
         part.down_proj.register_forward_pre_hook(
             lambda _, inputs: seen.append(StorageWeakRef(inputs[0].untyped_storage()))
@@ -72,7 +72,7 @@ def test_checkpointing_goes_its_own_way() -> None:
     results = []
     for checkpointing in (False, True):
         model = tiny_model()
-        gated.install(model)
+        gated_mlp.install(model)
         if checkpointing:
             model.train()
             model.gradient_checkpointing_enable({"use_reentrant": False})

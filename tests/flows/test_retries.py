@@ -12,8 +12,8 @@ import pytest
 
 from artifacts.errors import StoreError, UnreachableError
 from artifacts.retry import Patience, call
-from flows.again import again
 from flows.failure import may_pass
+from flows.retries import with_retries
 from flows.run import Run
 from flows.stage_result import StageFailed, StageInterrupted, StageOutOfMemory, StageStopped
 from tests.flows.pipeline_stages import MAKE, World
@@ -85,7 +85,7 @@ def interrupted(count: int) -> list[Exception]:
 
 def test_pauses_double_and_are_announced() -> None:
     attempts, said = Attempts(*interrupted(2)), list[str]()
-    result: Any = again(attempts, 2, 0.01, threading.Event(), lambda event: said.append(event["text"]))
+    result: Any = with_retries(attempts, 2, 0.01, threading.Event(), lambda event: said.append(event["text"]))
     assert result == "done" and attempts.made == 3
     assert said == [
         "storage 0; this may pass: trying again in 0 s (1 of 2)",
@@ -96,7 +96,7 @@ def test_pauses_double_and_are_announced() -> None:
 def test_the_last_failure_is_raised() -> None:
     attempts = Attempts(*interrupted(3))
     with pytest.raises(StageInterrupted, match="storage 2"):
-        again(attempts, 2, 0.0, threading.Event(), lambda event: None)
+        with_retries(attempts, 2, 0.0, threading.Event(), lambda event: None)
     assert attempts.made == 3
 
 
@@ -104,7 +104,7 @@ def test_the_last_failure_is_raised() -> None:
 def test_other_failures_are_final(error: Exception) -> None:
     attempts = Attempts(error)
     with pytest.raises(type(error)):
-        again(attempts, 5, 0.0, threading.Event(), lambda event: None)
+        with_retries(attempts, 5, 0.0, threading.Event(), lambda event: None)
     assert attempts.made == 1
 
 
@@ -113,7 +113,7 @@ def test_a_run_that_ends_waits_for_no_retry() -> None:
     stopping.set()
     attempts = Attempts(*interrupted(1))
     with pytest.raises(StageStopped, match="storage 0; it was not tried again: the run ended"):
-        again(attempts, 5, 1e6, stopping, lambda event: None)
+        with_retries(attempts, 5, 1e6, stopping, lambda event: None)
     assert attempts.made == 1
 
 

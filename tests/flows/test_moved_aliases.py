@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from flows.moved import in_words
+from flows.moved_aliases import in_words
 from flows.pipeline import run_pipeline
 from flows.terminal import Terminal
 from tests.flows.pipeline_stages import World

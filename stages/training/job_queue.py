@@ -14,7 +14,7 @@ _PATIENCE_SECONDS = 30.0
 """How long a run that has failed waits for the job in flight."""
 
 
-class Line:
+class JobQueue:
     """After a job that fails none is done: those behind it fail as it did, for each goes on from the one before."""
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Line:
         self._jobs.put((future, job))
         if self._thread is None:
             # a daemon: an interpreter that ends in an error does not wait for a server that never answers
-            self._thread = threading.Thread(target=self._work, name="line", daemon=True)
+            self._thread = threading.Thread(target=self._work, name="job queue", daemon=True)
             self._thread.start()
         return future
 

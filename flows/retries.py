@@ -8,7 +8,7 @@ from collections.abc import Callable
 from flows.stage_result import Event, StageInterrupted, StageResult, StageStopped
 
 
-def again(
+def with_retries(
     start: Callable[[], StageResult],
     retries: int,
     delay_seconds: float,
