@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from stages.data.ledger import RowLedger
     from stages.data.tokenize import TokenizedPrompt
     from stages.data.types import Dataset
-    from stages.training.rollout_plan import Plan
 
 
 class Config(
@@ -80,6 +79,7 @@ def run(context: Context) -> None:
     from stages.training.policy import PolicyLoss
     from stages.training.policy_step import step_of
     from stages.training.replaying import drawing_of, of_old_weights
+    from stages.training.rollout_plan import grouped_plan
     from stages.training.rollout_windows import Learning, RolloutWindows
     from stages.training.start import start
 
@@ -91,7 +91,7 @@ def run(context: Context) -> None:
     trainer, tokenizer = start(context, config, objective)
     reference = reference_of(context, trainer) if config.beta else None
     ledger = RowLedger()
-    plan = _plan(config)
+    plan = grouped_plan(config, trained=_trained(config), selection=config.selection())
     drawing = drawing_of(trainer, tokenizer, plan, ledger)
     # completions that come again are off policy, and a batch knows the old log-probabilities of all or of none
     reuse = _is_reused(config)
@@ -115,22 +115,6 @@ def run(context: Context) -> None:
         ),
     )
     train_on_rollouts(context, trainer, tokenizer, windows, windows, ledger)
-
-
-def _plan(config: Config) -> Plan:
-    from stages.training.rollout_plan import Plan
-
-    return Plan(
-        prompts_per_step=config.train_batch_size // _trained(config),
-        num_generations=config.num_generations,
-        steps_per_generation=config.steps_per_generation,
-        num_iterations=config.num_iterations,
-        mask_truncated=config.mask_truncated_completions,
-        seed=config.seed,
-        epochs=config.num_train_epochs,
-        max_steps=config.max_steps,
-        selection=config.selection(),
-    )
 
 
 def _trained(config: Config) -> int:

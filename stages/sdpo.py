@@ -62,7 +62,7 @@ def run(context: Context) -> None:
     from stages.training.lessons import taught
     from stages.training.online_run import read_prompts, train_on_rollouts
     from stages.training.rollout_drawing import Drawing, Generate
-    from stages.training.rollout_plan import Plan
+    from stages.training.rollout_plan import grouped_plan
     from stages.training.rollout_windows import RolloutWindows
     from stages.training.self_teacher import SelfTeacher
     from stages.training.start import start
@@ -81,16 +81,7 @@ def run(context: Context) -> None:
         dataset = read_dataset(context.input("dataset"))
         longest = trainer.scorer.context_length
         generate = taught(context, generation, dataset, prompts, longest, config.mask_truncated_completions)
-    plan = Plan(
-        prompts_per_step=config.train_batch_size // config.num_generations,
-        num_generations=config.num_generations,
-        steps_per_generation=config.steps_per_generation,
-        num_iterations=config.num_iterations,
-        mask_truncated=config.mask_truncated_completions,
-        seed=config.seed,
-        epochs=config.num_train_epochs,
-        max_steps=config.max_steps,
-    )
+    plan = grouped_plan(config, trained=config.num_generations)
     rollouts = RolloutWindows(context, Drawing(prompts, plan, generate), plan, learning)
     windows = rollouts if teacher is None else teacher.followed(trainer, rollouts, config)
     train_on_rollouts(context, trainer, tokenizer, windows, rollouts, ledger)

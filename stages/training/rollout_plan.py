@@ -39,6 +39,21 @@ class Plan:
         return self.max_steps if self.max_steps is not None else generations * self.steps_per_batch
 
 
+def grouped_plan(config: Any, *, trained: int, selection: Selection | None = None) -> Plan:
+    """Of a `GroupedRolloutConfig`, with a completion an item; so many of a group are `trained`."""
+    return Plan(
+        prompts_per_step=config.train_batch_size // trained,
+        num_generations=config.num_generations,
+        steps_per_generation=config.steps_per_generation,
+        num_iterations=config.num_iterations,
+        mask_truncated=config.mask_truncated_completions,
+        seed=config.seed,
+        epochs=config.num_train_epochs,
+        max_steps=config.max_steps,
+        selection=selection or Selection(),
+    )
+
+
 def one_step_plan(config: Any, *, num_generations: int, selection: Selection | None = None) -> Plan:
     """Of a stage's configuration with a prompt an item: every generation is trained on in one step, once."""
     return Plan(
