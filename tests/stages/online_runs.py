@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from accelerate.state import AcceleratorState
 
+from artifacts.errors import StageError
+from stages.training.token_table import TokenTable
 from tests.stages.small_models import output, read_lines, rows_of, run_stage, save_dataset, save_model
 
 PROMPTS = [{"prompt": prompt, "completion": ""} for prompt in ("abc", "da", "hgf", "cab")]
@@ -49,3 +51,25 @@ def beta_changes(run: Callable[..., list[dict[str, Any]]], folder: Path) -> None
     for step, (row, beta) in enumerate(zip(rows, betas, strict=True)):
         assert row == pytest.approx(plain[beta][step], rel=1e-6)
     assert rows[2]["loss"] != pytest.approx(plain[0.2][2]["loss"], rel=1e-3)
+
+
+def first_alone(completions: list[str], **_: Any) -> list[float | None]:
+    """A reward: only the first completion of all is scored."""
+    return [1.0, *[None] * (len(completions) - 1)]
+
+
+def share_of_a(completions: list[str], **_: Any) -> list[float]:
+    """A reward: the share of one letter of twelve in six."""
+    return [text.count("a") / 6 for text in completions]
+
+
+def assert_sampler_out_of_step_is_an_error(run: Callable[[], Any]) -> None:
+    """The first generation's log-probabilities, moved by one nat."""
+    original = TokenTable.of
+
+    def moved(groups: Any, old: Any, *others: Any) -> TokenTable:
+        return original(groups, [[[value - 1 for value in one] for one in group] for group in old], *others)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(StageError, match="the sampler has other weights"):
+        patch.setattr(TokenTable, "of", moved)
+        run()

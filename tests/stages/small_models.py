@@ -115,6 +115,12 @@ def labels_loss(model: torch.nn.Module, prompt: str, completion: str) -> tuple[f
         return float(model(input_ids=token_ids, labels=labels).loss) * tokens, tokens
 
 
+def mean_labels_loss(model: torch.nn.Module, rows: Sequence[tuple[str, str]]) -> float:
+    """The same a token of several rows."""
+    losses = [labels_loss(model, *row) for row in rows]
+    return sum(loss for loss, _ in losses) / sum(tokens for _, tokens in losses)
+
+
 def reward_of(model: torch.nn.Module, token_ids: list[int]) -> float:
     with torch.no_grad():
         return float(model(input_ids=torch.tensor([token_ids])).logits[0, 0])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
-from tests.stages.small_models import labels_loss, output, read_lines, run_stage, save_dataset
+from tests.stages.small_models import mean_labels_loss, output, read_lines, run_stage, save_dataset
 from tests.training.architectures import GATED_NORMS, LLAMA4, MPT, UNBOUNDED_ROWS, save_architecture
 
 ROWS = [("abc", "de"), ("da", "bbcaaa"), ("hgf", "e")]
@@ -27,18 +27,12 @@ def trained(folder: Path, model: Path, **config: Any) -> tuple[list[Any], Path]:
     return read_lines(made / "metrics.jsonl"), made
 
 
-def own_loss(model: Any) -> float:
-    """A token of the rows."""
-    losses = [labels_loss(model, *row) for row in ROWS]
-    return sum(loss for loss, _ in losses) / sum(tokens for _, tokens in losses)
-
-
 @pytest.mark.parametrize("model_type", MODELS)
 def test_sft_begins_at_the_models_own_loss_and_lowers_it(model_type: str, tmp_path: Path) -> None:
     model = save_architecture(tmp_path / "model", model_type, MODELS[model_type], bounded=model_type in BOUNDED)
     metrics, made = trained(tmp_path / "run", tmp_path / "model")
-    assert metrics[0]["loss"] == pytest.approx(own_loss(model), rel=1e-5)
-    assert own_loss(AutoModelForCausalLM.from_pretrained(made).eval()) < metrics[0]["loss"]
+    assert metrics[0]["loss"] == pytest.approx(mean_labels_loss(model, ROWS), rel=1e-5)
+    assert mean_labels_loss(AutoModelForCausalLM.from_pretrained(made).eval(), ROWS) < metrics[0]["loss"]
 
 
 @pytest.mark.parametrize("model_type", ["qwen3_5_text", "llama4_text", "bloom", "mamba"])

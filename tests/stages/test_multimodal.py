@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoModelForSequenceClassification
 
 from tests.data.characters import ids
-from tests.stages.small_models import labels_loss, logged, output, read_lines, reward_of, run_stage, save_dataset
+from tests.stages.small_models import logged, mean_labels_loss, output, read_lines, reward_of, run_stage, save_dataset
 from tests.training.multimodal_models import is_beside_text, save
 
 ROWS = [("abc", "de"), ("da", "bbcaaa"), ("hgf", "e")]
@@ -26,12 +26,6 @@ PAIRS = [
 def inputs(folder: Path, model: Path) -> dict[str, Path]:
     rows = [{"prompt": prompt, "completion": completion} for prompt, completion in ROWS]
     return {"model": model, "dataset": save_dataset(folder / "rows", "prompt_completion", rows)}
-
-
-def own_loss(model: Any) -> float:
-    """A token of the rows."""
-    losses = [labels_loss(model, *row) for row in ROWS]
-    return sum(loss for loss, _ in losses) / sum(tokens for _, tokens in losses)
 
 
 def assert_only_text_changed(before: Path, after: Path) -> None:
@@ -57,10 +51,10 @@ def test_sft(model_type: str, tmp_path: Path) -> None:
     metrics = read_lines(made / "metrics.jsonl")
     assert ("aux_loss" in metrics[0]) == has_routers
     balance = 1e-3 * metrics[0].get("aux_loss", 0.0)
-    assert metrics[0]["loss"] == pytest.approx(own_loss(model) + balance, rel=1e-5)
+    assert metrics[0]["loss"] == pytest.approx(mean_labels_loss(model, ROWS) + balance, rel=1e-5)
     assert_only_text_changed(tmp_path / "model", made)
     again = AutoModelForImageTextToText.from_pretrained(made).eval()
-    assert type(again) is type(model) and own_loss(again) < metrics[0]["loss"]
+    assert type(again) is type(model) and mean_labels_loss(again, ROWS) < metrics[0]["loss"]
 
 
 def test_adapters_alone_and_merged(tmp_path: Path) -> None:

@@ -10,13 +10,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from artifacts.errors import RequestError, StageError
+from artifacts.errors import RequestError
 from flows.recipe import Recipe
 from stages.nash_md import STAGE, Config
-from stages.training.token_table import TokenTable
 from tests.data.characters import ids
 from tests.stages import online_runs
-from tests.stages.online_runs import beta_changes, make_inputs
+from tests.stages.online_runs import assert_sampler_out_of_step_is_an_error, beta_changes, make_inputs
 from tests.tiny_recipe import write_recipe
 
 BETA = 0.3
@@ -118,36 +117,20 @@ def test_the_higher_reward_is_always_preferred(made: dict[str, Any], tmp_path: P
     )
 
 
-def some(completions: list[str], **_: Any) -> list[float | None]:
-    """Only the first completion of all is scored."""
-    return [1.0, *[None] * (len(completions) - 1)]
-
-
 def test_of_unknown_rewards_neither_is_preferred(made: dict[str, Any], tmp_path: Path) -> None:
-    (row,), _ = trained(made, tmp_path, rewards=["tests.stages.test_nash_md:some"])
+    (row,), _ = trained(made, tmp_path, rewards=["tests.stages.online_runs:first_alone"])
     assert row["rewards/probabilities"] == 0.5 and row["loss/score"] == 0.0
-
-
-def share_of_a(completions: list[str], **_: Any) -> list[float]:
-    return [text.count("a") / 6 for text in completions]
 
 
 def test_it_raises_its_reward(made: dict[str, Any], tmp_path: Path) -> None:
     """The share of one letter of twelve, from about 0.03; on 4 prompts."""
     changes = {"learning_rate": 3e-3, "train_batch_size": 32, "max_steps": 12, "beta": 0.01, "preference": "higher"}
-    rows, _ = trained(made, tmp_path, rewards=["tests.stages.test_nash_md:share_of_a"], **changes)
+    rows, _ = trained(made, tmp_path, rewards=["tests.stages.online_runs:share_of_a"], **changes)
     assert rows[-1]["objective/model_scores"] > rows[0]["objective/model_scores"] + 0.08
 
 
 def test_a_sampler_out_of_step_is_an_error(made: dict[str, Any], tmp_path: Path) -> None:
-    original = TokenTable.of
-
-    def moved(groups: Any, old: Any, *others: Any) -> TokenTable:
-        return original(groups, [[[value - 1 for value in one] for one in group] for group in old], *others)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(StageError, match="the sampler has other weights"):
-        patch.setattr(TokenTable, "of", moved)
-        trained(made, tmp_path)
+    assert_sampler_out_of_step_is_an_error(lambda: trained(made, tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,10 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from artifacts.errors import StageError
 from stages.online_dpo import STAGE, Config
-from stages.training.token_table import TokenTable
 from tests.data.characters import ids
 from tests.stages import online_runs
-from tests.stages.online_runs import beta_changes, make_inputs
+from tests.stages.online_runs import assert_sampler_out_of_step_is_an_error, beta_changes, make_inputs
 from tests.stages.small_models import output, read_lines, rows_of, run_stage, states
 
 BETA = 0.3
@@ -187,13 +185,8 @@ def test_equal_completions_teach_nothing(made: dict[str, Any], tmp_path: Path) -
     assert states(output(context, "model")) == {"without signal": 4}
 
 
-def some(completions: list[str], **_: Any) -> list[float | None]:
-    """Only the first completion of all is scored."""
-    return [1.0, *[None] * (len(completions) - 1)]
-
-
 def test_a_pair_needs_two_scores(made: dict[str, Any], tmp_path: Path) -> None:
-    (row,), _ = trained(made, tmp_path, rewards=["tests.stages.test_online_dpo:some"])
+    (row,), _ = trained(made, tmp_path, rewards=["tests.stages.online_runs:first_alone"])
     assert row["loss"] == row["grad_norm"] == 0.0
 
 
@@ -213,25 +206,13 @@ def test_a_reference_that_follows_the_model_at_once_is_the_model(made: dict[str,
 
 
 def test_a_sampler_out_of_step_is_an_error(made: dict[str, Any], tmp_path: Path) -> None:
-    """The first generation's log-probabilities, moved by one nat."""
-    original = TokenTable.of
-
-    def moved(groups: Any, old: Any, *others: Any) -> TokenTable:
-        return original(groups, [[[value - 1 for value in one] for one in group] for group in old], *others)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(StageError, match="the sampler has other weights"):
-        patch.setattr(TokenTable, "of", moved)
-        trained(made, tmp_path)
-
-
-def share(completions: list[str], **_: Any) -> list[float]:
-    return [text.count("a") / 6 for text in completions]
+    assert_sampler_out_of_step_is_an_error(lambda: trained(made, tmp_path))
 
 
 def test_it_raises_its_reward(made: dict[str, Any], tmp_path: Path) -> None:
     """The share of one letter of twelve, from about 0.03; on 4 prompts."""
     changes = {"learning_rate": 3e-3, "max_completion_length": 6, "train_batch_size": 16, "max_steps": 12}
-    rows, _ = trained(made, tmp_path, rewards=["tests.stages.test_online_dpo:share"], **changes)
+    rows, _ = trained(made, tmp_path, rewards=["tests.stages.online_runs:share_of_a"], **changes)
     assert rows[-1]["reward"] > rows[0]["reward"] + 0.08
 
 

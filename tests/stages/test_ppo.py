@@ -175,13 +175,9 @@ def nothing(completions: list[str], **_: Any) -> list[None]:
     return [None] * len(completions)
 
 
-def some(completions: list[str], **_: Any) -> list[float | None]:
-    return [1.0, *[None] * (len(completions) - 1)]
-
-
 def test_a_completion_without_a_reward_is_an_error(made: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"no reward function scored completion 0 of row r\d"):
-        trained(made, tmp_path, rewards=["tests.stages.test_ppo:some"])
+        trained(made, tmp_path, rewards=["tests.stages.online_runs:first_alone"])
 
 
 def test_a_sampler_out_of_step_is_an_error(made: dict[str, Any], tmp_path: Path) -> None:
@@ -227,10 +223,6 @@ def test_completions_that_the_sampler_finds_likelier_are_corrected_for(made: dic
     assert f"{ratio}/mean" not in plain[0]
 
 
-def share(completions: list[str], **_: Any) -> list[float]:
-    return [text.count("a") / 6 for text in completions]
-
-
 def test_it_raises_its_reward(made: dict[str, Any], tmp_path: Path) -> None:
     """The share of one letter of twelve, from about 0.03; on 4 prompts."""
     changes = {
@@ -242,7 +234,7 @@ def test_it_raises_its_reward(made: dict[str, Any], tmp_path: Path) -> None:
         "train_batch_size": 32,
         "max_steps": 18,
     }
-    rows, _ = trained(made, tmp_path, rewards=["tests.stages.test_ppo:share"], **changes)
+    rows, _ = trained(made, tmp_path, rewards=["tests.stages.online_runs:share_of_a"], **changes)
     assert rows[-1]["reward"] > rows[0]["reward"] + 0.08
 
 

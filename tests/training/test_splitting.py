@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
@@ -29,7 +28,7 @@ from stages.training.preference import PairSettings, PreferenceLoss
 from stages.training.process_reward import StepLabels, StepLoss
 from stages.training.unpaired import Judged, UnpairedLoss
 from tests.training.conftest import packing_scorer, random_groups, tiny_model
-from tests.training.test_objectives import gradients
+from tests.training.test_self_distillation import summed
 
 ROWS = 4
 FIELDS = {"beta": 0.3, "label_smoothing": 0.1}
@@ -121,18 +120,6 @@ def scorers() -> dict[str, Scorer]:
     steps = AutoModelForTokenClassification.from_config(AutoConfig.for_model(**values | {"num_labels": 2}))
     made = {"words": base, "rewards": rewards, "rewards of steps": steps}
     return {name: packing_scorer(model.eval()).double() for name, model in made.items()}
-
-
-def summed(objective: Any, scorer: Scorer, batches: list[list[Group]]) -> tuple[Tensor, list[Tensor], dict[str, Any]]:
-    """(loss, gradients, sums and counts of the metrics) over the batches."""
-    loss, totals = torch.zeros((), dtype=torch.float64), dict[str, list[float]]()
-    for batch in batches:
-        part, metrics = objective(scorer, scorer.layout(batch))
-        loss = loss + part
-        for name, mean in metrics.items():
-            total = totals.setdefault(name, [0.0, 0.0])
-            total[0], total[1] = total[0] + float(mean.sum), total[1] + float(mean.count)
-    return loss, gradients(scorer, loss), totals
 
 
 @pytest.mark.parametrize("case", CASES)
