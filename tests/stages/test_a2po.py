@@ -103,13 +103,17 @@ def test_prompts_that_are_left_out_are_counted(made: dict[str, Any], tmp_path: P
     assert states(output(context, "model")) == {"used": 3, "without samples": 1}
 
 
+def share(completions: list[str], **_: Any) -> list[float]:
+    return [text.count("a") / 5 for text in completions]
+
+
 def test_it_raises_its_reward(made: dict[str, Any], tmp_path: Path) -> None:
     """The share of one letter of twelve; on 4 prompts whose values are all about 0.1."""
     AcceleratorState._reset_state(reset_partial_state=True)
     samples = save_samples(tmp_path / "samples", [[0.1, 0.1]] * 4)
     inputs = {"model": made["folder"] / "policy", "dataset": made["rows"], "samples": samples}
     settings = {"learning_rate": 3e-3, "train_batch_size": 32, "max_steps": 15, "beta2": 0.01}
-    settings["rewards"] = ["tests.stages.online_runs:share_of_a"]
+    settings["rewards"] = ["tests.stages.test_a2po:share"]
     context = run_stage("a2po", tmp_path, inputs, **(SETTINGS | settings))
     rows = read_lines(output(context, "model") / "metrics.jsonl")
     assert rows[-1]["reward"] > rows[0]["reward"] + 0.08

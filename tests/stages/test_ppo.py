@@ -171,10 +171,6 @@ def test_the_head_has_a_learning_rate_of_its_own() -> None:
     assert tensors["value_head.weight"].flatten().tolist() == pytest.approx([1 - 7.5e-2] * 2, abs=1e-5)
 
 
-def nothing(completions: list[str], **_: Any) -> list[None]:
-    return [None] * len(completions)
-
-
 def test_a_completion_without_a_reward_is_an_error(made: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"no reward function scored completion 0 of row r\d"):
         trained(made, tmp_path, rewards=["tests.stages.online_runs:first_alone"])
