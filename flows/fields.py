@@ -16,6 +16,8 @@ from stages.identity import is_operational
 from stages.stage import External
 
 _NONE = type(None)
+_REQUIRED = object()
+"""In the place of a default where there is none."""
 _PLURALS = (
     ("a whole number", "whole numbers"),
     ("a number", "numbers"),
@@ -199,27 +201,37 @@ class FieldRow:
     operational: bool
 
 
-def field_rows(model: type[BaseModel], prefix: str = "") -> Iterator[FieldRow]:
-    """Every field of a Config in the order declared."""
+def field_rows(model: type[BaseModel], prefix: str = "", given: BaseModel | None = None) -> Iterator[FieldRow]:
+    """Every field of a Config in the order declared. `given`: the value that is there by default, where the Config is
+    that of a field; its fields' values are the defaults, and the field itself says that they stand below."""
     for name, info in model.model_fields.items():
         alternatives = field_slots(info)
         plain = [slot for slot in alternatives if not is_model(slot.annotation)]
+        default = _REQUIRED if given is None and info.is_required() else _default(name, info, given)
         yield FieldRow(
             prefix + name,
             expectation(alternatives if len(plain) == len(alternatives) else [*plain, Slot(dict)]),
-            _default(info),
+            _shown(default),
             " ".join((info.description or "").split()),
             is_operational(info),
         )
         for slot in alternatives:
             if is_model(slot.annotation):
-                yield from field_rows(slot.annotation, f"{prefix}{name}.")
+                own = default if isinstance(default, slot.annotation) else None
+                yield from field_rows(slot.annotation, f"{prefix}{name}.", own)
 
 
-def _default(info: FieldInfo) -> str:
-    if info.is_required():
+def _default(name: str, info: FieldInfo, given: BaseModel | None) -> Any:
+    if given is not None:
+        return getattr(given, name)
+    return info.get_default(call_default_factory=True, validated_data={})
+
+
+def _shown(default: Any) -> str:
+    if default is _REQUIRED:
         return "required"
-    value = info.get_default(call_default_factory=True, validated_data={})
-    if isinstance(value, str):
-        return value
-    return json.dumps(value, default=lambda other: other.model_dump(mode="json"), ensure_ascii=False)
+    if isinstance(default, BaseModel):
+        return "as below"
+    if isinstance(default, str):
+        return default
+    return json.dumps(default, default=lambda other: other.model_dump(mode="json"), ensure_ascii=False)
