@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from rich.markup import escape
@@ -18,8 +18,8 @@ SHORT_ID = 12
 """Hexadecimal digits of an id that are shown; the store finds an artifact by eight."""
 
 
-def closing_table(payload: Mapping[str, Any]) -> Table:
-    """One row a stage of a run's payload."""
+def closing_table(payload: Mapping[str, Any], left_out: Collection[str] = ()) -> Table:
+    """One row a stage of a run's payload, but for those that were left out."""
     table = Table(title=f"{payload['recipe']} · run {payload['run']} · {payload['state']}", title_justify="left")
     table.add_column("stage", style="bold")
     table.add_column("state")
@@ -27,6 +27,8 @@ def closing_table(payload: Mapping[str, Any]) -> Table:
     table.add_column("main metric")
     table.add_column("artifact")
     for name, entry in payload["stages"].items():
+        if name in left_out:
+            continue
         state = f"[{STYLES[entry['state']]}]{state_in_words(entry)}[/]"
         artifact = ", ".join(short_id(found["id"]) for found in entry["outputs"].values())
         table.add_row(escape(name), state, _time(entry), escape(main_metric(entry)), artifact or _where(entry))

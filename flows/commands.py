@@ -60,10 +60,12 @@ def plan(options: Namespace) -> int:
             described["stages"][name]["memory"] = prediction.to_json()
         _print_json(described)
     else:
+        from flows.decision import left_out_line
         from flows.memory_table import memory_table
         from flows.tables import plan_table, show
 
-        show(plan_table(made), *([memory_table(predicted)] if predicted else []))
+        left_out = left_out_line(made.decisions)
+        show(plan_table(made), *([left_out] if left_out else []), *([memory_table(predicted)] if predicted else []))
     return 0
 
 

@@ -46,6 +46,11 @@ class Decision:
         """`resume at step 40: with.beta: 0.1 -> 0.2`"""
         return f"{self.state_in_words}: {'; '.join(self.reasons)}"
 
+    @property
+    def left_out(self) -> bool:
+        """It is not selected, and nothing of it is read."""
+        return self.state == "skipped" and self.record is None
+
     def to_json(self) -> dict[str, Any]:
         """For `posttrain plan --json`."""
         return {
@@ -56,3 +61,12 @@ class Decision:
             "inputs": {name: [entry.label for entry in entries] for name, entries in self.inputs.items()},
             "outputs": {name: {"kind": found.kind, "id": found.id} for name, found in self.outputs.items()},
         }
+
+
+def left_out_line(decisions: Mapping[str, Decision]) -> str | None:
+    """`not selected by --until sft: dpo, eval_dpo`: the stages that tables do without; None: there are none."""
+    left = {name: decision for name, decision in decisions.items() if decision.left_out}
+    if not left:
+        return None
+    reason = "; ".join(next(iter(left.values())).reasons)  # the same of each: what was selected
+    return f"{reason}: {', '.join(left)}"

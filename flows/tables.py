@@ -28,9 +28,11 @@ def show(*parts: RenderableType) -> None:
 
 
 def plan_table(plan: Plan) -> Table:
-    """Each stage with what happens to it and why, one reason a line."""
+    """Each stage that is read or run, with what happens to it and why, one reason a line."""
     table = plain_table("stage", "uses", "decision", "why")
     for name, decision in plan.decisions.items():
+        if decision.left_out:
+            continue
         state = Text(decision.state_in_words, style=STATE_STYLES[decision.state])
         table.add_row(Text(name, style="bold"), plan.recipe.stages[name].uses.name, state, _lines(decision.reasons))
     return table

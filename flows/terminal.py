@@ -23,6 +23,7 @@ from rich.text import Text
 from flows.attempts import total_seconds
 from flows.closing import STYLES, closing_table, main_metric
 from flows.console import console_of
+from flows.decision import left_out_line
 from flows.moved_aliases import in_words as moved_in_words
 from stages.visible import visible
 
@@ -104,6 +105,8 @@ class Terminal:
         self._lines: dict[str, StageLine] = {}
         self._lock = threading.Lock()
         self._live: Live | None = None
+        self._unselected: dict[str, bool] = {}
+        """Stages that the plan leaves out -> whether nothing of them is read either, so that no table has them."""
 
     def __enter__(self) -> Terminal:
         if self._console.is_terminal:
@@ -122,8 +125,13 @@ class Terminal:
         """Before anything runs: what will be done and why."""
         table = Table(box=None, pad_edge=False, show_header=False)
         for name, decision in decisions.items():
-            table.add_row(escape(name), decision.state_in_words, escape("; ".join(decision.reasons)))
+            if decision.state == "skipped":
+                self._unselected[name] = decision.left_out
+            if not decision.left_out:
+                table.add_row(escape(name), decision.state_in_words, escape("; ".join(decision.reasons)))
         self._console.print(table)
+        if (left_out := left_out_line(decisions)) is not None:
+            self._console.print(Text(left_out), soft_wrap=True)
 
     def started(self, name: str, reason: str) -> None:
         """A stage process is about to be started."""
@@ -151,7 +159,9 @@ class Terminal:
             self._say(name, line.describe())
 
     def ended(self, name: str, entry: Mapping[str, Any]) -> None:
-        """A stage is `cached`, `ran`, `failed` or `skipped`."""
+        """A stage is `cached`, `ran`, `failed` or `skipped`; of one that is not selected the plan said all."""
+        if name in self._unselected:
+            return
         with self._lock:
             self._lines.pop(name, None)
         what = f"{entry['state']} in {clock(entry['seconds'])}" if entry["state"] == "ran" else entry["state"]
@@ -167,7 +177,8 @@ class Terminal:
         if self._live is not None:
             self._live.stop()
             self._live = None
-        self._closing.print(closing_table(payload))
+        left_out = [name for name, wholly in self._unselected.items() if wholly]
+        self._closing.print(closing_table(payload, left_out))
         if (moved := moved_in_words(payload)) is not None:
             self._console.print(Text(visible(moved)), soft_wrap=True)
 

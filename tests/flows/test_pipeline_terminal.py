@@ -9,7 +9,9 @@ import types
 import pytest
 from rich.console import Console
 
+from artifacts import Record
 from flows.closing import format_metric, main_metric
+from flows.decision import Decision
 from flows.terminal import StageLine, Terminal, clock
 from tests.flows.pipeline_stages import MAKE
 
@@ -150,3 +152,31 @@ def test_metrics_with_intervals() -> None:
     held_out = {"rewards/accuracies": 1.0, "eval/rewards/accuracies": 0.625}
     assert main_metric({"uses": "preference", "metrics": held_out}) == "eval/rewards/accuracies 0.625"
     assert format_metric(3) == "3"
+
+
+def test_stages_that_are_not_selected_are_named_once(make: None) -> None:
+    text = io.StringIO()
+    reason = "not selected by --until two"
+    taken = Decision("zero", "skipped", (f"{reason}; its result is taken", "done by run r"), record=Record("make", "f"))
+    plan = {
+        "zero": taken,
+        "two": Decision("two", "run", ("first run",)),
+        "three": Decision("three", "skipped", (reason,)),
+        "four": Decision("four", "skipped", (reason,)),
+    }
+    skipped = {**ENTRY, "state": "skipped", "reason": reason, "outputs": {}}
+    stages = {"zero": {**ENTRY, "state": "skipped"}, "two": ENTRY, "three": skipped, "four": skipped}
+    with Terminal(console=Console(file=text, width=200)) as terminal:
+        terminal.planned(plan)
+        for name in ("zero", "three", "four"):
+            terminal.ended(name, stages[name])
+        terminal.finished({"recipe": "r", "run": "1", "state": "ok", "stages": stages})
+    said = text.getvalue()
+    assert [line.rstrip() for line in said.splitlines()[:3]] == [
+        "zero  skipped  not selected by --until two; its result is taken; done by run r",
+        "two   run      first run",
+        "not selected by --until two: three, four",
+    ]
+    assert said.count("three") == said.count("four") == 1
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in said.splitlines() if "│" in line]
+    assert [row[0] for row in rows] == ["zero", "two"]
