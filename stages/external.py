@@ -169,7 +169,7 @@ def data_identity(reference: str) -> dict[str, str]:
     located = _located(reference)
     if located.saved is None and len(located.files) == 1:
         (file,) = located.files
-        return {"sha256": _stream_digest(file), "suffix": file.suffix + (".gz" if file.packed else "")}
+        return {"sha256": _stream_digest(file), "suffix": file.suffix + file.packing}
     # of a folder that `datasets` saved this is its `folder_digest`, on whatever file system
     lines = [f"{file.name}:{_stream_digest(file)}" for file in _data_files(located)]
     return {"sha256": sha256_bytes("\n".join(lines).encode())}

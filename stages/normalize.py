@@ -21,7 +21,7 @@ class SourceConfig(Config):
     """Where the rows come from."""
 
     path: DataRef | None = None
-    """A file, a folder, a glob, any fsspec URL, or `hub:owner/name`. `.gz` is unpacked."""
+    """A file, a folder, a glob, any fsspec URL, or `hub:owner/name`. `.gz` and `.zst` are unpacked."""
     function: CodeRef | None = None
     """Without `path`: a function that yields rows (dicts). With it: called with each row read; gives a row, a list
     of rows, or None to leave it out."""
@@ -98,7 +98,7 @@ class NormalizeConfig(Config):
     """Rows to leave out."""
     on_bad_row: Literal["fail", "drop"] = "fail"
     """What a row does that cannot be converted, or a line of JSON lines that is none: stop the stage, or be dropped and
-    counted."""
+    counted by what is wrong with which column. (An empty line is no row.)"""
     limit: int | None = Field(default=None, ge=1)
     """Keep so many rows, drawn by seed and content."""
     test_size: int | float | None = Field(default=None, gt=0)
@@ -149,7 +149,7 @@ def run(context: Context) -> None:
 
 STAGE = Stage(
     name="normalize",
-    version=3,
+    version=4,
     config=NormalizeConfig,
     inputs={},
     outputs={"train": "dataset", "test": "dataset"},

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stages.data.faults import RowError, what_is
+from stages.data.faults import FILL, RowError, what_is
 from stages.names import nearest
 
 Template = str | Sequence[Mapping[str, str]]
@@ -84,8 +84,8 @@ def _present(row: Mapping[str, Any], name: str, where: str, *, may_be_null: bool
             if not isinstance(value, Mapping) or step not in value:
                 hint = nearest(step, value) if isinstance(value, Mapping) else ""
                 found = f"columns {', '.join(row) or 'none'}{hint}"
-                raise RowError(where, name, "missing column", found, say_drop=True)
+                raise RowError(where, name, "missing column", found, "name one of these")
             value = value[step]
     if value is None and not may_be_null:
-        raise RowError(where, name, "the column is null", do="fill it, or leave the row out", say_drop=True)
+        raise RowError(where, name, "the column is null", do=FILL)
     return value

@@ -111,7 +111,7 @@ def _text(content: Any, where: str, place: str) -> str:
         if kind != "text":
             reason = "images, videos and sound are not supported: a message's content must be text, or parts of text"
             found = f"a part of type {kind}" if kind else what_is(part)
-            raise RowError(where, f"{place}.content[{number}]", reason, found)
+            raise RowError(where, f"{place}.content[{number}]", reason, found, "leave it out where the text says all")
         texts.append(part["text"])
     return "".join(texts)
 
@@ -129,7 +129,8 @@ def check_order(messages: Sequence[Message], where: str, column: str, *, begins:
     spoken = messages[leading:]
     shown = ", ".join(turns)
     if not spoken or spoken[0]["role"] != begins:
-        raise RowError(where, column, f"wrong role order: it must begin with the {begins}", shown)
+        do = f"leave out what stands before the {begins}'s first message"
+        raise RowError(where, column, f"wrong role order: it must begin with the {begins}", shown, do)
     due: list[str | None] = []
     for number, message in enumerate(spoken):
         place = f"{column}[{number + leading}]"
@@ -140,7 +141,7 @@ def check_order(messages: Sequence[Message], where: str, column: str, *, begins:
             raise RowError(where, f"{column}[{number + leading - 1}]", MISSING_RESULT, shown)
         elif before == message["role"] or message["role"] == "system" or (before, message["role"]) == ("tool", "user"):
             reason = "wrong role order: user and assistant take turns after at most one system message"
-            raise RowError(where, column, reason, shown)
+            raise RowError(where, column, reason, shown, ONE_SYSTEM if message["role"] == "system" else JOIN)
         else:
             due = [call.get("id") for call in message.get("tool_calls", ())]
     last = spoken[-1]["role"]
@@ -148,9 +149,12 @@ def check_order(messages: Sequence[Message], where: str, column: str, *, begins:
         do = "leave the row out, or give type prompt_completion, whose completion may be a call"
         raise RowError(where, f"{column}[{len(messages) - 1}]", MISSING_RESULT, shown, do)
     if last != ends and (last, ends) != ("tool", "user"):
-        raise RowError(where, column, f"the conversation does not end with the {ends}", shown, "cut or leave it out")
+        raise RowError(where, column, f"the conversation does not end with the {ends}", shown, CUT)
 
 
+CUT = "cut what stands after its last message"
+ONE_SYSTEM = "keep one system message, at the start"
+JOIN = "join messages of one role that follow each other"
 MISSING_RESULT = "a tool call without its result"
 
 

@@ -13,7 +13,7 @@ from stages.data.conversation import (
     from_transcript,
     is_transcript,
 )
-from stages.data.faults import EMPTY_COMPLETION, EMPTY_TEXT, EQUAL_PAIR, FILL_OR_DROP, Dropped, RowError, what_is
+from stages.data.faults import EMPTY_COMPLETION, EMPTY_TEXT, EQUAL_PAIR, FILL, Dropped, RowError, what_is
 from stages.data.pretokenized import require_equal_columns
 from stages.data.shapes import (
     COMPLETIONS,
@@ -94,7 +94,7 @@ class Converter:
         """The typed row: the type's columns, then the others. Raises RowError or Dropped."""
         if ROW_ID in row:
             do = "map it to another name: columns: {source_id: row_id}"
-            raise RowError(where, ROW_ID, "the column name is ours", do=do)
+            raise RowError(where, ROW_ID, "the column name is ours", do=do, say_drop=False)
         row = from_alpaca(from_conversations(dict(row)))
         kind = self.type or (detect_type(row, where) if self._wanted == "auto" else self._wanted)
         first = not self.type
@@ -148,9 +148,9 @@ class Converter:
                 given = {**self._arguments, **(row.get(TEMPLATE_ARGUMENTS) or {})}
                 row[TEMPLATE_ARGUMENTS] = template_arguments(given, where)
         elif self._system is not None:
-            raise RowError(where, columns[0], "a system message needs conversational rows", "text")
+            raise _of_conversations("a system message needs", columns[0], "system", where)
         elif self._arguments:
-            raise RowError(where, columns[0], "chat_template_kwargs need conversational rows", "text")
+            raise _of_conversations("chat_template_kwargs need", columns[0], "chat_template_kwargs", where)
         else:
             refuse_template_arguments(row, kind, where)
         _check_texts(typed, kind, where)
@@ -172,6 +172,11 @@ def _form(row: Row, kind: str, where: str) -> bool:
         do = "give all of them as text, or all as messages (`templates` makes messages of text)"
         raise RowError(where, odd, "mixed types: text and messages in one row", held, do)
     return conversational
+
+
+def _of_conversations(reason: str, column: str, setting: str, where: str) -> RowError:
+    do = f"take {setting} out, or make messages of the text (`templates`)"
+    return RowError(where, column, f"{reason} conversational rows", "text", do, say_drop=False)
 
 
 def _check_conversation(typed: dict[str, Any], kind: str, where: str) -> None:
@@ -208,7 +213,7 @@ def _check_texts(typed: dict[str, Any], kind: str, where: str) -> None:
         if column not in (*COMPLETIONS, "messages"):
             raise Dropped(EMPTY_TEXT, column)
         place = column if isinstance(value, str) else f"{column}[{len(value) - 1}]"
-        raise RowError(where, place, EMPTY_COMPLETION, do=FILL_OR_DROP)
+        raise RowError(where, place, EMPTY_COMPLETION, do=FILL)
     if kind in PAIRED and TEXT_COLUMNS[kind] and typed["chosen"] == typed["rejected"]:
         raise Dropped(EQUAL_PAIR, "rejected")
 
@@ -225,4 +230,4 @@ def _check_margin(value: Any, where: str) -> None:
         if isinstance(value, bool) or not math.isfinite(float(value)):
             raise ValueError
     except (TypeError, ValueError):
-        raise RowError(where, "margin", "must be a number", repr(value), FILL_OR_DROP) from None
+        raise RowError(where, "margin", "must be a number", repr(value), FILL) from None

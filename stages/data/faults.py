@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from artifacts.errors import DataError
 from stages.data.types import Row
 
@@ -11,29 +13,43 @@ EQUAL_PAIR = "filtered: chosen equals rejected"
 NO_SHARED_PROMPT = "filtered: chosen and rejected share no prompt"
 
 EMPTY_COMPLETION = "the completion is empty"
-FILL_OR_DROP = "fill it in, or leave such rows out with on_bad_row: drop"
-WOULD_BE_LEFT_OUT = "on_bad_row: drop would leave such rows out"
+FILL = "fill it in"
+_LEFT_OUT = "; on_bad_row: drop would leave such rows out"
 """Said where nobody drops them: it is no part of a `detail`, which the ledger shows of a row that was dropped."""
+_INDEX = re.compile(r"\[\d+\]")
 
 
 class BadRow(DataError):
-    """A row is wrong, and those beside it need not be. `reason` is the same for every row with that fault; `detail`
-    names no path."""
+    """A row is wrong, and those beside it need not be.
 
-    def __init__(self, message: str, reason: str, detail: str) -> None:
-        self.reason, self.detail = reason, detail
-        super().__init__(message)
+    `reason` is the same for every row with that fault; `detail` says what was found and what to do, and names no path;
+    `told` has the place before it.
+    """
+
+    def __init__(self, where: str, reason: str, said: str, *, say_drop: bool = True) -> None:
+        """`said` goes on where the place ends: ` is not JSON`, `: field 'text': ...`. `say_drop`: other rows need not
+        be like it, so that they can do without it."""
+        self.reason, self.detail, self.told = reason, said.removeprefix(":").strip(), f"{where}{said}"
+        super().__init__(self.told + (_LEFT_OUT if say_drop else ""))
 
 
 class RowError(BadRow):
-    """A field of a row is wrong."""
+    """A field of a row is wrong. `column`: with the way inside it (`messages[3].tool_calls`), which is no part of the
+    reason but for the index."""
 
     def __init__(
-        self, where: str, column: str, reason: str, found: str = "", do: str = "", *, say_drop: bool = False
+        self,
+        where: str,
+        column: str,
+        reason: str,
+        found: str = "",
+        do: str = "correct the row",
+        *,
+        say_drop: bool = True,
     ) -> None:
-        text = f"field {column!r}: {reason}"
-        detail = "; ".join(part for part in (text, found and f"found {found}", do) if part)
-        super().__init__(f"{where}: {detail}{f'; {WOULD_BE_LEFT_OUT}' if say_drop else ''}", reason, detail)
+        told = "; ".join(part for part in (reason, found and f"found {found}", do) if part)
+        named = _INDEX.sub("", column)
+        super().__init__(where, f"field {named!r}: {reason}", f": field {column!r}: {told}", say_drop=say_drop)
 
 
 class Dropped(Exception):
@@ -67,4 +83,4 @@ def require_columns(row: Row, columns: tuple[str, ...], where: str, row_type: st
             found = ", ".join(name for name, value in row.items() if value is not None)
             found = f"columns {found}" if found else "null in all columns"
             do = "map it with `columns`, or choose another `type`"
-            raise RowError(where, column, reason, found, do, say_drop=True)
+            raise RowError(where, column, reason, found, do)

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from artifacts.errors import DataError
+from stages.data.unpacking import packing_of
 from stages.names import closest, nearest
 
 FORMATS = {
@@ -22,7 +23,7 @@ FORMATS = {
     ".arrow": "arrow",
     ".feather": "arrow",
 }
-"""Extension -> format; `.gz` after it is unpacked on the way."""
+"""Extension -> format; what stands after it of `PACKINGS` is unpacked on the way."""
 
 _CHUNK_BYTES = 1 << 20
 _SAVED_FILES = ({"dataset_dict.json"}, {"dataset_info.json", "state.json"})
@@ -40,11 +41,12 @@ class SourceFile:
     @property
     def suffix(self) -> str:
         """`.jsonl` of `train.jsonl.gz`."""
-        return PurePosixPath(self.path.removesuffix(".gz")).suffix.lower()
+        return PurePosixPath(self.path.removesuffix(self.packing)).suffix.lower()
 
     @property
-    def packed(self) -> bool:
-        return self.path.endswith(".gz")
+    def packing(self) -> str:
+        """`.gz` of `train.jsonl.gz`; empty where it is not compressed."""
+        return packing_of(self.path)
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def _nearest_file(filesystem: Any, path: str) -> str:
     if not filesystem.isdir(parent):
         return f"; the folder {parent} does not exist"
     names = [PurePosixPath(entry).name for entry in filesystem.ls(parent, detail=False)]
-    beside = [other for other in names if PurePosixPath(other.removesuffix(".gz")).suffix in ("", *FORMATS)]
+    beside = [other for other in names if PurePosixPath(other.removesuffix(packing_of(other))).suffix in ("", *FORMATS)]
     # without what all files of rows end with, which makes any two of them alike
     close = closest(_stem(name), filter(None, map(_stem, beside)))
     same = [other for other in beside if _stem(other) == close]

@@ -17,8 +17,9 @@ from stages.data.dataset import column_types
 from stages.data.faults import BadRow, Dropped, RowError
 from stages.data.ledger import RowLedger
 from stages.data.media import refuse_media
+from stages.data.plain import plain
 from stages.data.schema import ColumnTypes
-from stages.data.sources import Source, SourceRow, plain
+from stages.data.sources import Source, SourceRow
 from stages.data.tools import read, stored
 from stages.data.types import Row, required_columns, text_columns
 from stages.identity import load_code
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from stages.normalize import NormalizeConfig
 
 DUPLICATE = "duplicate"
+BAD = "bad row"
 _DIGEST_BYTES = 16
 
 
@@ -61,6 +63,8 @@ class FirstPass:
         self.converter = Converter(config.type, config.system, config.chat_template_kwargs)
         self.types: ColumnTypes | None = None
         self.seen = 0
+        self.first_bad: dict[str, str] = {}
+        """State -> the first row that was dropped with it: its file, place and fault."""
         self._duplicates: set[bytes] = set()
         self._keep = None if config.filters.keep is None else load_code(config.filters.keep)
         templates: dict[str, Any] = {
@@ -87,7 +91,9 @@ class FirstPass:
         except BadRow as error:
             if self.config.on_bad_row == "fail":
                 raise
-            self.ledger.drop(label, f"bad row: {error.reason}", error.detail)
+            state = f"{BAD}: {error.reason}"
+            self.first_bad.setdefault(state, error.told)
+            self.ledger.drop(label, state, error.detail)
             return
         if self.types is None:
             self.types = column_types(self.converter.type, self.converter.conversational)
@@ -159,7 +165,7 @@ def _column_digest(row: Row, columns: Sequence[str], where: str) -> bytes:
     for column in columns:
         if column not in row:
             found = f"columns {', '.join(row)}{nearest(column, row)}"
-            raise RowError(where, column, "no such column to group or deduplicate by", found)
+            raise RowError(where, column, "no such column to group or deduplicate by", found, "name one of these")
     return _digest(canonical_json([row[column] for column in columns]))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from artifacts.errors import DataError
 from stages.data.dataset import write_dataset
-from stages.data.first_pass import FirstPass, KeptRows, short_name
+from stages.data.first_pass import BAD, FirstPass, KeptRows, short_name
 from stages.data.ledger import say_dropped
 from stages.data.selection import held_out_indices, sample_indices
 from stages.data.sources import Source, function_source, hub_source, mapped, path_source
@@ -45,8 +45,9 @@ def normalize(context: Context) -> None:
 def _why_none(done: FirstPass) -> str:
     """What became of the rows, and where the first of the most frequent fault is."""
     ((state, _),) = done.ledger.states.most_common(1)
-    first = done.ledger.to_json()["examples"][state][0]
-    return f"{done.ledger.summary()}; the first: {', '.join(part for part in first.values() if part)}"
+    example = done.ledger.to_json()["examples"][state][0]
+    first = done.first_bad.get(state) or ", ".join(part for part in example.values() if part)
+    return f"{done.ledger.summary()}; the first: {first}"
 
 
 def _source(context: Context, scratch: Path) -> Source:
@@ -84,6 +85,8 @@ def _write(context: Context, source: Source, done: FirstPass) -> None:
         context.metrics["rows" if name == "train" else f"{name}_rows"] = len(splits[name])
     sizes = {name: len(rows) for name, rows in splits.items()}
     say_dropped(context, done.ledger.states, sizes if len(sizes) > 1 else {"used": len(selected)})
+    for state, first in done.first_bad.items():
+        context.log(f"{BAD}, {done.ledger.states[state]} of this kind, the first: {first}")
     context.counts.update({"input": done.seen, "used": len(selected), **done.ledger.states, **done.ledger.changes})
 
 

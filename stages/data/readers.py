@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import csv
-import gzip
+import io
 import sys
-import zlib
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from artifacts.errors import DataError
-from stages.data.faults import WOULD_BE_LEFT_OUT, BadRow, what_is
+from stages.data.faults import BadRow, what_is
 from stages.data.files import FORMATS, SourceFile
-from stages.data.strict_json import JsonError, lines, parse, parse_object
+from stages.data.strict_json import JsonError, lines, no_object, parse, parse_object
 from stages.data.tools import JSON_COLUMNS
+from stages.data.unpacking import DAMAGES, PACKINGS
 
 if TYPE_CHECKING:
     import pyarrow
@@ -22,21 +23,26 @@ if TYPE_CHECKING:
 ROWS_PER_BATCH = 1024
 
 
-def read_rows(file: SourceFile, path: Path, wanted: str) -> Iterator[dict[str, Any] | BadRow]:
-    """The rows of the local copy `path` of `file`, in `wanted` format or by its extension; in the place of a line of
-    JSON lines that is no row, why.
+def read_rows(file: SourceFile, path: Path, wanted: str) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
+    """(number from 1, row) of the local copy `path` of `file`, in `wanted` format or by its extension; in the place of
+    a line that is no row, why. Rows of JSON lines have the numbers of their lines.
 
     Raises DataError for an unknown extension, a file without rows and whatever else is wrong with a row.
     """
     name = _format(file, path, wanted)
-    count = 0
+    number, empty = 0, True
     try:
-        for row in READERS[name](file, path):
-            count += 1
-            yield row
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{file.shown} row {count + 1}: the gzip file is damaged or cut off: {error}") from error
-    if count == 0:
+        for number, row in enumerate(READERS[name](file, path), 1):
+            if row is not None:
+                empty = False
+                yield number, row
+    except DAMAGES as error:
+        if not file.packing or getattr(error, "errno", None) is not None:
+            raise
+        kind = {".gz": "gzip", ".zst": "zstd"}[file.packing]
+        damaged = f"{file.shown} row {number + 1}: the {kind} file is damaged or cut off: {error}; get it again"
+        raise DataError(damaged) from error
+    if empty:
         raise DataError(f"{file.shown} is empty: it has no row; give a file with rows or leave it out")
 
 
@@ -48,19 +54,21 @@ def _format(file: SourceFile, path: Path, wanted: str) -> str:
         )
     if name == "json" and wanted == "auto":
         with _opened(file, path) as stream:  # many files of JSON lines are called .json
-            start = stream.read(64).lstrip()
+            start = stream.read(64).removeprefix(BOM_UTF8).lstrip()
         return "jsonl" if start.startswith(b"{") else "json"
     return name
 
 
 def _opened(file: SourceFile, path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if file.packed else open(path, "rb")  # type: ignore[return-value]
+    return PACKINGS[file.packing](path) if file.packing else open(path, "rb")
 
 
-def _jsonl(file: SourceFile, path: Path) -> Iterator[dict[str, Any] | BadRow]:
+def _jsonl(file: SourceFile, path: Path) -> Iterator[dict[str, Any] | BadRow | None]:
+    """An empty line holds no row, wherever it stands, as in pandas, Arrow, jq and `datasets`."""
     with _opened(file, path) as stream:
         for number, line in enumerate(lines(stream, file.shown), 1):
-            yield _row_of_line(line, f"{file.shown} row {number}")
+            found = line if number > 1 else line.removeprefix(BOM_UTF8)  # which Windows likes to write
+            yield _row_of_line(found, f"{file.shown} row {number}") if found.strip() else None
 
 
 def _row_of_line(line: bytes, where: str) -> dict[str, Any] | BadRow:
@@ -68,23 +76,20 @@ def _row_of_line(line: bytes, where: str) -> dict[str, Any] | BadRow:
     try:
         return parse_object(line, where)
     except JsonError as error:
-        advice = "" if error.of_the_file else f"; {WOULD_BE_LEFT_OUT}"
-        return BadRow(f"{error}{advice}", error.reason, error.detail)
+        return BadRow(where, error.reason, error.said, say_drop=not error.of_the_file)
 
 
-def _json(file: SourceFile, path: Path) -> Iterator[dict[str, Any]]:
+def _json(file: SourceFile, path: Path) -> Iterator[dict[str, Any] | BadRow]:
     with _opened(file, path) as stream:
-        data = stream.read()
+        data = stream.read().removeprefix(BOM_UTF8)
     rows = parse(data, file.shown) if data.strip() else []
     if not isinstance(rows, list):
         raise DataError(f"{file.shown} holds {what_is(rows)}; give a list of objects, or JSON lines")
     for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise DataError(f"{file.shown} row {number} is {what_is(row)}, not an object")
-        yield row
+        yield row if isinstance(row, dict) else BadRow(f"{file.shown} row {number}", *no_object(row))
 
 
-def _csv(file: SourceFile, path: Path) -> Iterator[dict[str, Any]]:
+def _csv(file: SourceFile, path: Path) -> Iterator[dict[str, Any] | None]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     number = 0
     try:
@@ -94,6 +99,9 @@ def _csv(file: SourceFile, path: Path) -> Iterator[dict[str, Any]]:
             if header is not None and len(set(header)) != len(header):
                 raise DataError(f"{file.shown}: the header names a column twice: {', '.join(header)}")
             for number, fields in enumerate(reader, 1):
+                if not fields or (len(fields) == 1 != len(header or []) and not fields[0].strip()):
+                    yield None  # an empty line, as csv.DictReader has it
+                    continue
                 if header is None or len(fields) != len(header):
                     raise DataError(
                         f"{file.shown} row {number} (line {reader.line_num}) has {len(fields)} fields, the header "
@@ -101,15 +109,16 @@ def _csv(file: SourceFile, path: Path) -> Iterator[dict[str, Any]]:
                     )
                 yield dict(zip(header, fields, strict=True))
     except csv.Error as error:
-        raise DataError(f"{file.shown} row {number + 1} is not CSV: {error}") from error
+        raise DataError(
+            f"{file.shown} row {number + 1} is not CSV: {error}; close every quote, and double those inside of quoted "
+            'fields: "she said ""no"""'
+        ) from error
     except UnicodeDecodeError as error:
         raise DataError(f"{file.shown} after row {number} is not UTF-8; convert the file") from error
 
 
 def _text(file: SourceFile, path: Path) -> IO[str]:
-    if file.packed:
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return open(path, encoding="utf-8-sig", newline="")
+    return io.TextIOWrapper(_opened(file, path), encoding="utf-8-sig", newline="")
 
 
 def _parquet(file: SourceFile, path: Path) -> Iterator[dict[str, Any]]:
@@ -175,7 +184,7 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(entry) for entry in value] if isinstance(value, list) else value
 
 
-READERS: dict[str, Callable[[SourceFile, Path], Iterator[dict[str, Any] | BadRow]]] = {
+READERS: dict[str, Callable[[SourceFile, Path], Iterator[dict[str, Any] | BadRow | None]]] = {
     "jsonl": _jsonl,
     "json": _json,
     "csv": _csv,

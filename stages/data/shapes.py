@@ -10,7 +10,7 @@ from stages.data.conversation import common_prompt, common_text
 from stages.data.faults import (
     EMPTY_COMPLETION,
     EQUAL_PAIR,
-    FILL_OR_DROP,
+    FILL,
     NO_SHARED_PROMPT,
     Dropped,
     RowError,
@@ -186,9 +186,9 @@ def _shape_steps(row: Row, where: str) -> Row:
         if not isinstance(step, str):
             raise RowError(where, f"completions[{number}]", "a step is text", what_is(step))
         if not step.strip():
-            raise RowError(where, f"completions[{number}]", EMPTY_COMPLETION, do=FILL_OR_DROP)
+            raise RowError(where, f"completions[{number}]", EMPTY_COMPLETION, do=FILL)
     if not steps:
-        raise RowError(where, "completions", "a row without steps", do=FILL_OR_DROP)
+        raise RowError(where, "completions", "a row without steps", do=FILL)
     return {**row, "labels": [_label(value, where, f"labels[{number}]") for number, value in enumerate(labels)]}
 
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import date, datetime, time
-from decimal import Decimal
-from math import isinf, isnan
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ from artifacts.digest import canonical_json
 from artifacts.errors import DataError
 from stages.data.faults import BadRow, what_is
 from stages.data.files import SourceFile, local_copy, locate
+from stages.data.plain import plain
 from stages.data.readers import ROWS_PER_BATCH, read_rows, table_rows
 from stages.hub_cache import remember
 from stages.raised import raised
@@ -95,9 +93,10 @@ def path_source(url: str, wanted: str, split: str | None, scratch: Path) -> Sour
             part = source.add(file.name if several else "")
             with local_copy(file, scratch) as (path, sha256, size):
                 count = 0
-                for count, row in enumerate(read_rows(file, path, wanted), 1):
+                for number, row in read_rows(file, path, wanted):
+                    count += 1
                     values, fault = ({}, row) if isinstance(row, BadRow) else (row, None)
-                    yield SourceRow(part, str(count - 1), f"{file.shown} row {count}", values, fault)
+                    yield SourceRow(part, str(number - 1), f"{file.shown} row {number}", values, fault)
             source.finish(part, sha256, size, count)
 
     return Source(stream, ignored=located.ignored)
@@ -172,7 +171,11 @@ def _digested(source: Source, rows: Iterable[Any], shown: str) -> Iterator[Sourc
     for count, values in enumerate(rows, 1):
         where = f"{shown} row {count}"
         _require_dict(values, where)
-        data = canonical_json(plain(values, where, digest_binary=True)) + b"\n"
+        try:
+            data = canonical_json(plain(values, where, digest_binary=True)) + b"\n"
+        except BadRow as fault:
+            yield SourceRow(part, str(count - 1), where, {}, fault)
+            continue
         digest.update(data)
         size += len(data)
         yield SourceRow(part, str(count - 1), where, values)
@@ -211,48 +214,3 @@ def _one_split(loaded: Any, split: str | None, shown: str) -> Any:
 def _require_dict(values: Any, where: str) -> None:
     if not isinstance(values, dict):
         raise DataError(f"{where} is {what_is(values)}; a row is a dict of columns")
-
-
-def plain(value: Any, where: str, *, digest_binary: bool = False) -> Any:
-    """The value as JSON has it: dates and decimals as text, NaN (a gap, in tables) as null.
-
-    digest_binary: bytes as their SHA-256, for digests over rows with columns that nobody keeps.
-    Raises DataError for infinities, half surrogates and anything JSON has no form for.
-    """
-    if value is None or isinstance(value, bool | int):
-        return value
-    if isinstance(value, str):
-        if not value.isascii():
-            _require_unicode(value, where)
-        return value
-    if isinstance(value, float):
-        if isinf(value):
-            raise DataError(f"{where} holds an infinite number; write null")
-        return None if isnan(value) else value
-    if isinstance(value, dict):
-        return {_key(name, where): plain(entry, where, digest_binary=digest_binary) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(entry, where, digest_binary=digest_binary) for entry in value]
-    if isinstance(value, datetime | date | time):
-        return value.isoformat()
-    if isinstance(value, Decimal):
-        return str(value)
-    if isinstance(value, bytes) and digest_binary:
-        return hashlib.sha256(value).hexdigest()
-    raise DataError(
-        f"{where} holds {what_is(value)}; a dataset keeps text, numbers, true/false, lists and objects: "
-        f"convert it, or name the columns to keep in keep_columns"
-    )
-
-
-def _key(name: Any, where: str) -> str:
-    if not isinstance(name, str):
-        raise DataError(f"{where} has the key {name!r}; keys are text")
-    return name
-
-
-def _require_unicode(text: str, where: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(f"{where} has half of a surrogate pair (\\ud800 to \\udfff alone); remove it") from error

@@ -20,12 +20,12 @@ LONGEST_NUMBER = 4000
 
 
 class JsonError(DataError):
-    """Something is no JSON, or none that a dataset may hold. `reason` is the same wherever there is that fault,
-    `detail` says what was found, without the place; `of_the_file`: other lines have it too, most likely."""
+    """Something is no JSON, or none that a dataset may hold. `reason` is the same wherever there is that fault;
+    `of_the_file`: other lines have it too, most likely."""
 
     def __init__(self, where: str, reason: str, said: str, *, of_the_file: bool = False) -> None:
         """`said` goes on where the place ends: ` is not JSON`, `: NaN is not JSON`."""
-        self.reason, self.detail, self.of_the_file = reason, said.removeprefix(":").strip(), of_the_file
+        self.reason, self.said, self.of_the_file = reason, said, of_the_file
         super().__init__(f"{where}{said}")
 
 
@@ -59,14 +59,16 @@ def parse(data: bytes, where: str) -> Any:
 
 
 def parse_object(data: bytes, where: str) -> dict[str, Any]:
-    """The object in `data`. Raises JsonError when it holds anything else, or nothing."""
-    if not data.strip():
-        raise JsonError(where, "an empty line", " is an empty line; remove it")
+    """The object in `data`. Raises JsonError when it holds anything else."""
     value = parse(data, where)
     if not isinstance(value, dict):
-        said = f" is {what_is(value)}, not an object; each row is {{column: value}}"
-        raise JsonError(where, "not an object", said)
+        raise JsonError(where, *no_object(value))
     return value
+
+
+def no_object(value: Any) -> tuple[str, str]:
+    """(reason, what is said) of something that is no row."""
+    return "not an object", f" is {what_is(value)}, not an object; each row is {{column: value}}"
 
 
 def lines(stream: IO[bytes], where: str) -> Iterator[bytes]:
@@ -117,7 +119,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _hint(error: json.JSONDecodeError) -> str:
     """What the text most likely is instead, and what to do about it."""
     if "BOM" in error.msg:
-        return "; the file starts with a byte order mark: save it as plain UTF-8"
+        return "; a byte order mark stands before the row: remove it, or save the file as plain UTF-8"
     if error.doc.startswith("{'"):
         return '; this is how Python prints a dict: write rows with json.dumps, which puts "..." around text'
     if error.doc.lstrip().startswith("["):

@@ -280,6 +280,7 @@ def test_faults_can_be_dropped_and_counted(tmp_path: Path) -> None:
     ledger = normalized(tmp_path, rows, on_bad_row="drop").ledger()
     assert ledger["states"] == {
         "used": 1,
-        "bad row: the completion is empty": 2,
-        "bad row: a preference row has no 'chosen'": 1,
+        "bad row: field 'chosen': the completion is empty": 1,
+        "bad row: field 'rejected': the completion is empty": 1,
+        "bad row: field 'chosen': a preference row has no 'chosen'": 1,
     }

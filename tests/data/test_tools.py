@@ -171,7 +171,7 @@ def test_images_and_sound_are_refused_not_ignored(tmp_path: Path, column: str) -
         normalized(tmp_path, {"messages": PLAIN, column: None}, row)
     made = normalized(tmp_path / "dropped", {"messages": TALK}, row, on_bad_row="drop")
     (state,) = [name for name in made.ledger()["states"] if name != "used"]
-    assert state.startswith("bad row: images, videos and sound are not supported")
+    assert state.startswith(f"bad row: field '{column}': images, videos and sound are not supported")
     assert normalized(tmp_path / "text", row, keep_columns=[]).rows() == [{"messages": PLAIN}]
 
 

@@ -36,6 +36,11 @@ class Normalized:
         assert sum(ledger["states"].values()) == ledger["input"]
         return ledger
 
+    def logged(self) -> list[str]:
+        """The lines of the log, in their order."""
+        events = (self.out.parent / "events.jsonl").read_text(encoding="utf-8").splitlines()
+        return [event["text"] for event in map(json.loads, events) if event["kind"] == "log"]
+
     def digest(self, name: str = "train") -> str:
         """Of the rows, not of Parquet's bytes, which are the library's business."""
         return sha256_bytes(canonical_json(list(self.dataset(name))))

@@ -26,7 +26,9 @@ def test_line_separators_inside_strings_are_no_line_ends(tmp_path):
 def test_parquet_values(tmp_path):
     table = {"text": ["a", "b"], "score": [1.5, float("nan")], "raw": [b"x", b"y"]}
     pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=r"a\.parquet row 1 holds a bytes; .* keep_columns"):
+    with pytest.raises(
+        DataError, match=r"a\.parquet row 1: field 'raw': a dataset keeps text.*; found a bytes; .* keep_columns"
+    ):
         Normalized(tmp_path, tmp_path / "a.parquet")
     made = Normalized(tmp_path / "1", tmp_path / "a.parquet", keep_columns=["score"])
     assert made.rows() == [{"text": "a", "score": 1.5}, {"text": "b", "score": None}]

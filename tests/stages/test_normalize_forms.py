@@ -4,8 +4,10 @@ import csv
 import json
 from hashlib import sha256
 
+import pyarrow
 import pytest
 
+from artifacts.errors import DataError
 from tests.stages.normalized import Normalized, assistant, system, user, write_jsonl
 
 TALK = [user("a"), assistant("b"), user("c"), assistant("d")]
@@ -232,49 +234,102 @@ def test_bad_rows_can_be_dropped_and_counted(tmp_path):
     rows = [{"messages": TALK}, {"messages": TALK[:3]}, {"messages": TALK[1:]}, {"other": 1}]
     made = normalized(tmp_path, rows, on_bad_row="drop")
     assert made.ledger()["states"] == {
-        "bad row: a language_modeling row has no 'messages'": 1,
-        "bad row: the conversation does not end with the assistant": 1,
-        "bad row: wrong role order: it must begin with the user": 1,
+        "bad row: field 'messages': a language_modeling row has no 'messages'": 1,
+        "bad row: field 'messages': the conversation does not end with the assistant": 1,
+        "bad row: field 'messages': wrong role order: it must begin with the user": 1,
         "used": 1,
     }
-    assert made.ledger()["examples"]["bad row: the conversation does not end with the assistant"] == [
-        {
-            "row": "row 2",
-            "detail": "field 'messages': the conversation does not end with the assistant; "
-            "found user, assistant, user; cut or leave it out",
-        }
+    detail = (
+        "field 'messages': the conversation does not end with the assistant; "
+        "found user, assistant, user; cut what stands after its last message"
+    )
+    assert made.ledger()["examples"]["bad row: field 'messages': the conversation does not end with the assistant"] == [
+        {"row": "row 2", "detail": detail}
     ]
 
 
-def test_lines_that_are_no_rows_can_be_dropped_and_counted(tmp_path):
-    """The others keep the ids that their places give them; a function sees the good ones alone."""
-    good = ['{"text": "a"}', '{"text": "b"}', '{"text": "c"}']
-    bad = ['{"text": "x"', "", '["x"]', '{"text": "x", "text": "y"}', '{"n": NaN}', '{"n": 1e999}', "   "]
-    lines = [good[0], *bad, good[1], b"\xe9".decode("latin-1"), good[2]]
+def test_the_log_names_the_file_the_row_and_the_field_of_what_was_dropped(tmp_path):
+    """One line a kind of fault; where it stands inside of a column does not make another kind."""
+    unknown = {"role": "narrator", "content": "x"}
+    rows = [{"messages": TALK}, {"messages": [unknown, *TALK]}, {"messages": [*TALK[:1], unknown]}, {"messages": 3}]
+    made = normalized(tmp_path, rows, on_bad_row="drop")
+    file = tmp_path / "in" / "rows.jsonl"
+    said = made.logged()
+    assert said[0] == (
+        "4 rows: 1 used; 3 dropped: 2 bad row: field 'messages': unknown role, "
+        "1 bad row: field 'messages': must be text or a list of messages"
+    )
+    assert said[1].startswith(
+        f"bad row, 2 of this kind, the first: {file} row 2: field 'messages[0]': unknown role; found 'narrator'; roles"
+    )
+    assert said[2] == (
+        f"bad row, 1 of this kind, the first: {file} row 4: field 'messages': must be text or a list of messages; "
+        "found a whole number; correct the row"
+    )
+
+
+def test_empty_lines_are_no_rows(tmp_path):
+    """At the end or amid the others, and whatever the line ends; rows keep the numbers of their lines."""
     path = tmp_path / "a.jsonl"
-    path.write_bytes("\n".join(lines).encode("latin-1") + b"\n\n")
-    (tmp_path / "code.py").write_text("def upper(row): return {'text': row['text'].upper()}\n")
-    made = Normalized(tmp_path, path, on_bad_row="drop")
-    assert [row["text"] for row in made.rows()] == ["a", "b", "c"]
-    assert made.ledger()["input"] == 12
-    assert made.ledger()["states"] == {
-        "bad row: a key twice": 1,
-        "bad row: a number too large": 1,
-        "bad row: an empty line": 3,
-        "bad row: no number of JSON": 1,
-        "bad row: not JSON": 1,
-        "bad row: not UTF-8": 1,
-        "bad row: not an object": 1,
-        "used": 3,
-    }
-    assert made.ledger()["examples"]["bad row: not an object"] == [
-        {"row": "row 4", "detail": "is a list, not an object; each row is {column: value}"}
-    ]
+    path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n\r\n{"text": "b"}\r\n \t\r\n\r\n')
+    made = Normalized(tmp_path, path)
+    assert [row["text"] for row in made.rows()] == ["a", "b"]
+    assert made.ledger()["states"] == {"used": 2}
     digest = sha256(path.read_bytes()).hexdigest()
-    ids = [sha256(f"{digest}:{index}".encode()).hexdigest()[:24] for index in (0, 8, 10)]
+    ids = [sha256(f"{digest}:{index}".encode()).hexdigest()[:24] for index in (0, 2)]
     assert [row["row_id"] for row in made.rows(ids=True)] == ids
-    source = {"path": str(path), "function": f"{tmp_path}/code.py:upper"}
-    assert Normalized(tmp_path / "mapped", source, on_bad_row="drop").rows() == [{"text": t} for t in "ABC"]
+    path.write_bytes(b"\n \n")
+    with pytest.raises(DataError, match=r"a\.jsonl is empty: it has no row"):
+        Normalized(tmp_path / "none", path)
+    path.write_bytes(b'\n{"text": 1}\n')
+    with pytest.raises(DataError, match=r"a\.jsonl row 2: field 'text': must be text"):
+        Normalized(tmp_path / "second", path)
+
+
+def test_empty_lines_of_tables_are_no_rows(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"prompt,completion\r\na,b\r\n\r\nc,d\r\n \r\n\r\n")
+    rows = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
+    assert Normalized(tmp_path, path).rows() == rows
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.zst", "rows.csv.zst", "rows.jsonl.gz"])
+def test_compressed_files(tmp_path, name):
+    content = {"jsonl": b'{"text": "\xc3\xa4"}\n{"text": "b"}\n', "csv": b"text\n\xc3\xa4\nb\n"}[name.split(".")[1]]
+    kind = {"gz": "gzip", "zst": "zstd"}[name.split(".")[2]]
+    packed = pyarrow.compress(content, codec=kind, asbytes=True)
+    path = tmp_path / name
+    path.write_bytes(packed)
+    assert Normalized(tmp_path, path).rows() == [{"text": "\u00e4"}, {"text": "b"}]
+    path.write_bytes(packed[:-9])
+    with pytest.raises(DataError, match=rf"{name} row \d: the {kind} file is damaged or cut off: .*; get it again"):
+        Normalized(tmp_path / "cut", path)
+
+
+@pytest.mark.parametrize("holds", ["[", "{"])
+def test_a_byte_order_mark_before_json(tmp_path, holds):
+    """Windows writes it; what is called .json may hold a list or JSON lines."""
+    path = tmp_path / "a.json"
+    path.write_bytes(b"\xef\xbb\xbf" + {"[": b'[{"text": "a"}]', "{": b'{"text": "a"}\n'}[holds])
+    assert Normalized(tmp_path, path).rows() == [{"text": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("float('inf')", r"a number must be finite; found inf; write null; on_bad_row: drop"),
+        ("{'a': ['\\ud800']}", r"half of a surrogate pair \(.*\); found .*; remove it; on_bad_row: drop"),
+        ("{'a': {1, 2}}", r"a dataset keeps text.*; found a set; convert it, or name the columns"),
+    ],
+)
+def test_a_value_that_a_dataset_cannot_hold_is_named_by_its_column(tmp_path, value, said):
+    """Only functions and tables give such values."""
+    lines = ["def rows():", "    yield {'text': 'a'}", f"    yield {{'text': 'b', 'score': {value}}}"]
+    (tmp_path / "code.py").write_text("\n".join(lines))
+    source = {"function": f"{tmp_path}/code.py:rows"}
+    with pytest.raises(DataError, match=rf"code.py:rows row 2: field 'score': {said}"):
+        Normalized(tmp_path, source)
+    assert Normalized(tmp_path / "dropped", source, on_bad_row="drop").rows() == [{"text": "a"}]
 
 
 def test_columns_of_other_types_stay_as_they_are(tmp_path):
