@@ -41,6 +41,7 @@ def plan_problems(plan: Plan, broken: Collection[str], open_: Collection[str]) -
         if plan.decisions[name].state in _RUNS:
             problems += [*_type_problems(plan, stage, found), *_made_otherwise(plan, stage)]
             problems += _not_recorded(plan, stage)
+            problems += stage.asked(_columns_of_rewards, plan, stage)
             if name in broken or name not in open_:
                 problems += stage.asked(_package_problems, plan, stage)
     return [*problems, *_model_problems(plan, broken)]
@@ -66,7 +67,7 @@ class DatasetTypes:
         """What it has written, or will write."""
         for output, artifact in self.plan.decisions[stage.name].outputs.items():
             if artifact.kind == "dataset" and (known := _in_store(artifact, self.plan.store)):
-                self.made[stage.name, output] = known
+                self.made[stage.name, output] = known["type"]
         single = {name: types[0] for name, types in inputs.items() if len(set(types)) == 1 and types[0] is not None}
         for output, known in stage.asked(_dataset_types, stage, single):
             self.made.setdefault((stage.name, output), known)
@@ -74,31 +75,39 @@ class DatasetTypes:
     def _of(self, reference: Reference) -> str | None:
         if isinstance(reference, StageOutput):
             return self.made.get((reference.stage, reference.output))
-        resolved = self.plan.externals.get(reference)
-        if resolved is None:
-            return None
-        if resolved.artifact is not None:
-            return _in_store(resolved.artifact, self.plan.store)
-        return None if resolved.path is None else _type((resolved.path / _DESCRIPTION).read_bytes())
+        return _described(self.plan, reference).get("type")
 
 
 def _dataset_types(stage: RecipeStage, inputs: Mapping[str, str]) -> list[tuple[str, str]]:
     return [] if stage.uses.dataset_types is None else [*stage.uses.dataset_types(stage.config, inputs).items()]
 
 
-def _in_store(artifact: Artifact, store: Store) -> str | None:
+def _described(plan: Plan, reference: Reference) -> Mapping[str, Any]:
+    """What `dataset.json` says of rows that are there; empty where they are not, or nothing can be read."""
+    artifact: Artifact | None
+    if isinstance(reference, StageOutput):
+        decision = plan.decisions.get(reference.stage)
+        artifact = None if decision is None else decision.outputs.get(reference.output)
+    elif (resolved := plan.externals.get(reference)) is not None and resolved.path is not None:
+        return _parsed((resolved.path / _DESCRIPTION).read_bytes())
+    else:
+        artifact = None if resolved is None else resolved.artifact
+    return {} if artifact is None else _in_store(artifact, plan.store)
+
+
+def _in_store(artifact: Artifact, store: Store) -> Mapping[str, Any]:
     try:
-        return _type(store.files.read(f"{artifact.key}/{PAYLOAD}/{_DESCRIPTION}"))
+        return _parsed(store.files.read(f"{artifact.key}/{PAYLOAD}/{_DESCRIPTION}"))
     except (StoreError, FileNotFoundError):  # whoever reads its rows says what is wrong with it
-        return None
+        return {}
 
 
-def _type(content: bytes) -> str | None:
+def _parsed(content: bytes) -> Mapping[str, Any]:
     try:
-        found: Any = json.loads(content)["type"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return found if isinstance(found, str) else None
+        found = json.loads(content)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) and isinstance(found.get("type"), str) else {}
 
 
 def _type_problems(plan: Plan, stage: RecipeStage, inputs: Mapping[str, list[str | None]]) -> Iterator[Problem]:
@@ -150,6 +159,21 @@ def _not_recorded(plan: Plan, stage: RecipeStage) -> Iterator[Problem]:
                 f"{maker} ({uses.name}) has no tokens with the log-probabilities that they were drawn with; wire in "
                 "output `rollouts` of a stage rl or rescore",
             )
+
+
+def _columns_of_rewards(plan: Plan, stage: RecipeStage) -> Iterator[Problem]:
+    """Of rows that are there already. Of others the stage says it, before it loads a model."""
+    rewards = getattr(stage.config, "rewards", ())
+    if not rewards:
+        return
+    from stages.rollouts.reward_columns import INPUTS, missing_columns
+
+    for name in INPUTS:
+        for reference in stage.inputs.get(name, ()):
+            for what in missing_columns(rewards, _described(plan, reference)):
+                yield plan.recipe.problem(
+                    ("stages", stage.name, "with", "rewards"), f"input {name} ({reference}): {what}"
+                )
 
 
 def _model_problems(plan: Plan, broken: Collection[str]) -> Iterator[Problem]:

@@ -71,10 +71,19 @@ def run_spec(spec: Spec) -> None:
         raise StageError(f"{spec.name} ({spec.stage}) runs in one process, but the launcher made {world}; start one")
     with context.held:
         with context.resources:
+            _require_columns(context)
             context.stage.run(context)
         if context.is_main:
             context.timings = _timings(context, meter.read())
             publish(context)
+
+
+def _require_columns(context: Context) -> None:
+    """Rewards that ask for what the rows do not have would say so once models are loaded and completions made."""
+    if getattr(context.config, "rewards", ()):
+        from stages.rollouts.reward_columns import require_columns_of_rewards
+
+        require_columns_of_rewards(context)
 
 
 def _timings(context: Context, used: Mapping[str, float]) -> dict[str, Any]:

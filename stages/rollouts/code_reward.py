@@ -54,6 +54,10 @@ class Code(BuiltIn):
                 "Parameter unsafe: true runs it nevertheless, with the rights of this user"
             )
 
+    def needed_columns(self) -> Sequence[tuple[str, ...]]:
+        """The tests'."""
+        return (("tests",),)
+
     def score(
         self, completions: Sequence[Any], tests: Sequence[Any], setup: Sequence[str | None] | None = None
     ) -> list[float | Exception | None]:

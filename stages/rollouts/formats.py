@@ -83,6 +83,10 @@ class JsonSchema(BuiltIn):
             for schema, made in zip(schemas, completions, strict=True)
         ]
 
+    def needed_columns(self) -> Sequence[tuple[str, ...]]:
+        """The schemas', where the rows have them."""
+        return () if self.column is None else ((self.column,),)
+
     def _schemas(self, count: int, columns: Any) -> list[str | None]:
         if self.column is None:
             return [json.dumps(self.expected)] * count

@@ -94,6 +94,10 @@ class Judge(BuiltIn):
         """Prompts, completions, and the columns of the template."""
         return frozenset({"prompts", "completions", *_FIELD.findall(self.template)} - {"prompt", "completion"})
 
+    def needed_columns(self) -> Sequence[tuple[str, ...]]:
+        """Those of the template."""
+        return tuple((name,) for name in sorted(self.columns_used() - {"prompts", "completions"}))
+
     def asks(self) -> str:
         """Two servers may call different models by one name."""
         return address_in(self.base_url_variable)

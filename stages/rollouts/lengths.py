@@ -40,6 +40,10 @@ class CosineLength(Verdict):
     def prepare(self) -> None:
         VERDICTS[self.correct]().prepare()
 
+    def needed_columns(self) -> Sequence[tuple[str, ...]]:
+        """Those of the reward that says what is right."""
+        return VERDICTS[self.correct](column=self.column).needed_columns()
+
     def score(
         self, completions: Sequence[Any], completion_ids: Sequence[Sequence[int]], **columns: Sequence[Any]
     ) -> list[float | Exception | None]:

@@ -35,6 +35,10 @@ class BuiltIn(Config):
         """The arguments that the rewards follow from; None: all that `score` names or takes."""
         return None
 
+    def needed_columns(self) -> Sequence[tuple[str, ...]]:
+        """Columns of the rows without which `score` fails; of several in one entry, one is enough."""
+        return ()
+
     def asks(self) -> str | None:
         """The server that the rewards come from, for what they follow from; None: nobody is asked. No credential."""
         return None

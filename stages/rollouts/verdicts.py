@@ -19,6 +19,10 @@ class Verdict(BuiltIn):
     column: str | None = None
     """Column with the right answer; null: the first of answer, completion, messages, solution that there is."""
 
+    def needed_columns(self) -> Sequence[tuple[str, ...]]:
+        """The right answer's."""
+        return (REFERENCE_COLUMNS if self.column is None else (self.column,),)
+
     def references(self, columns: Mapping[str, Sequence[Any]]) -> list[str | None]:
         """The right answers as text. Raises DataError when the dataset has none."""
         for column in REFERENCE_COLUMNS if self.column is None else (self.column,):

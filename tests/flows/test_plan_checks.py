@@ -235,3 +235,23 @@ def test_a_limit_below_what_is_held_out() -> None:
     given = {"source": {"path": "rows.jsonl"}, "limit": 400, "test_size": 5000}
     with pytest.raises(RequestError, match="limit 400 leaves no row to train on beside test_size 5000; raise limit or"):
         Recipe.from_dict({"name": "wrong", "stages": {"rows": {"uses": "normalize", "with": given}}})
+
+
+def test_columns_that_rewards_ask_for(folder: Path) -> None:
+    """Of rows that are there; of those that are still to be made the stage says it."""
+    (folder / "checks.py").write_text("def right(completions, answer, **columns): return [1.0] * len(answer)\n")
+    rewards = {"rewards": ["checks.py:right"]}
+    stages = {
+        "rows": normalize("prompt_completion"),
+        "made": {"uses": "evaluate", "inputs": {"model": "./model", "dataset": "rows"}, "with": rewards},
+        "there": {"uses": "evaluate", "inputs": {"model": "./model", "dataset": "./rows"}, "with": rewards},
+        "fits": {
+            "uses": "evaluate",
+            "inputs": {"model": "./model", "dataset": "./rows"},
+            "with": {"rewards": ["math"]},
+        },
+    }
+    assert problems(folder, stages) == {
+        "there.with.rewards": "input dataset (./rows): reward 'right' asks for column answer; the rows have completion"
+        ": keep it, or give it that name, in normalize"
+    }
