@@ -6,6 +6,7 @@ Datasets of a type that a stage does not take, packages that are not installed, 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,9 @@ def plan_problems(plan: Plan, broken: Collection[str], open_: Collection[str]) -
         if plan.decisions[name].state in _RUNS:
             problems += [*_type_problems(plan, stage, found), *_made_otherwise(plan, stage)]
             problems += _not_recorded(plan, stage)
-            problems += stage.asked(_columns_of_rewards, plan, stage)
+            if name not in broken:  # its code may be what is wrong
+                problems += stage.asked(_columns_of_rewards, plan, stage)
+            problems += stage.asked(_lacking_environment, plan, stage)
             if name in broken or name not in open_:
                 problems += stage.asked(_package_problems, plan, stage)
     return [*problems, *_model_problems(plan, broken)]
@@ -66,8 +69,8 @@ class DatasetTypes:
     def add_outputs(self, stage: RecipeStage, inputs: Mapping[str, list[str | None]]) -> None:
         """What it has written, or will write."""
         for output, artifact in self.plan.decisions[stage.name].outputs.items():
-            if artifact.kind == "dataset" and (known := _in_store(artifact, self.plan.store)):
-                self.made[stage.name, output] = known["type"]
+            if artifact.kind == "dataset" and (found := _in_store(artifact, self.plan.store)):
+                self.made[stage.name, output] = found["type"]
         single = {name: types[0] for name, types in inputs.items() if len(set(types)) == 1 and types[0] is not None}
         for output, known in stage.asked(_dataset_types, stage, single):
             self.made.setdefault((stage.name, output), known)
@@ -127,6 +130,20 @@ def _package_problems(plan: Plan, stage: RecipeStage) -> Iterator[Problem]:
         return
     for name, what in missing_packages(stage.config).items():
         yield plan.recipe.problem(("stages", stage.name, "with", name), what)
+
+
+def _lacking_environment(plan: Plan, stage: RecipeStage) -> Iterator[Problem]:
+    """Tokens and addresses, in the environment that the stage's process will have."""
+    environment = {**os.environ, **stage.launch.env}
+    for name, what in stage.config.lacks(environment).items():
+        yield plan.recipe.problem(("stages", stage.name, "with", name), what)
+    if not (rewards := getattr(stage.config, "rewards", ())):
+        return
+    from stages.rollouts.reward_spec import usable_specs
+
+    for built_in in filter(None, (spec.built_in() for spec in usable_specs(rewards))):
+        for what in built_in.lacks(environment).values():
+            yield plan.recipe.problem(("stages", stage.name, "with", "rewards"), what)
 
 
 def _made_otherwise(plan: Plan, stage: RecipeStage) -> Iterator[Problem]:

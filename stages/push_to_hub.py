@@ -14,6 +14,7 @@ from stages.data.dataset import rows_files
 from stages.hub_asking import Repository
 from stages.hub_card import README, is_generated
 from stages.hub_parts import MODEL, OURS, Content, Kind, Part, laid_out
+from stages.hub_token import lacking_token
 from stages.stage import MODELS, Input, Stage
 from stages.stage import Config as StageConfig
 
@@ -46,6 +47,11 @@ class Config(StageConfig):
     """null: names the artifact."""
     records: bool = False
     """Upload what the artifact has of how it was made too: metrics, the row ledger, samples. The latter quote rows."""
+
+    def lacks(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """A token: a run would find that out after all the training."""
+        wrong = lacking_token(environment)
+        return {} if wrong is None else {"repo": wrong}
 
     @field_validator("endpoint")
     @classmethod

@@ -70,6 +70,11 @@ class Config(BaseModel):
         """Field -> the optional packages that its value needs, and what pip installs them by."""
         return {}
 
+    def lacks(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """Field -> what it needs of the environment of the stage's process that is not there, and what to do; without
+        any value of a variable that may be secret."""
+        return {}
+
     def against(self, sharding: Sharding) -> dict[str, str]:
         """Fields that do not go with the way the launcher spreads a model, and why."""
         return {}

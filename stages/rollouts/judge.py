@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from artifacts.errors import DataError
-from stages.rollouts.judge_server import JudgeError, JudgeServer, Retries, address_in
+from stages.rollouts.judge_server import JudgeError, JudgeServer, Retries, address_in, unset_variables
 from stages.rollouts.reward_base import BuiltIn, Value, content_of
 
 QUESTION = """\
@@ -97,6 +97,10 @@ class Judge(BuiltIn):
     def needed_columns(self) -> Sequence[tuple[str, ...]]:
         """Those of the template."""
         return tuple((name,) for name in sorted(self.columns_used() - {"prompts", "completions"}))
+
+    def lacks(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """The server's address, and its key."""
+        return unset_variables(environment, self.base_url_variable, self.api_key_variable)
 
     def asks(self) -> str:
         """Two servers may call different models by one name."""

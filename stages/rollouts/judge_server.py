@@ -47,6 +47,24 @@ def address_in(variable: str) -> str:
     return f"{url.scheme}://{url.netloc.rpartition('@')[2].lower()}{url.path.rstrip('/')}"
 
 
+def unset_variables(environment: Mapping[str, str], url_variable: str, key_variable: str | None) -> dict[str, str]:
+    """Parameter -> what is wrong with the environment variable that it names, whose value is not said."""
+    base_url, wrong = environment.get(url_variable, ""), {}
+    if urlsplit(base_url).scheme not in ("http", "https"):
+        wrong["base_url_variable"] = (
+            f"reward judge asks the server in the environment variable {url_variable}, which "
+            f"{'holds no http address' if base_url else 'is not set'}; set it to one like http://localhost:8000/v1"
+        )
+    key = None if key_variable is None else environment.get(key_variable, "").strip()
+    if key is not None and not (key and key.isascii() and key.isprintable()):
+        wrong["api_key_variable"] = (
+            f"reward judge takes its key from the environment variable {key_variable}, which "
+            f"{'holds characters that no key has' if key else 'is not set'}; set it, or give api_key_variable: "
+            "null for a server without keys"
+        )
+    return wrong
+
+
 class JudgeServer:
     """One server, reached by connections that stay open; a context manager."""
 
@@ -60,20 +78,10 @@ class JudgeServer:
         cls, url_variable: str, key_variable: str | None, request_seconds: float, retries: Retries
     ) -> JudgeServer:
         """Raises RequestError when a variable is not set."""
-        base_url = os.environ.get(url_variable, "")
-        if urlsplit(base_url).scheme not in ("http", "https"):
-            raise RequestError(
-                f"reward judge asks the server in the environment variable {url_variable}, which "
-                f"{'holds no http address' if base_url else 'is not set'}; set it to one like http://localhost:8000/v1"
-            )
-        key = None if key_variable is None else os.environ.get(key_variable, "").strip()
-        if key is not None and not (key and key.isascii() and key.isprintable()):
-            raise RequestError(
-                f"reward judge takes its key from the environment variable {key_variable}, which "
-                f"{'holds characters that no key has' if key else 'is not set'}; set it, or give api_key_variable: "
-                "null for a server without keys"
-            )
-        return cls(base_url, key, request_seconds, retries)
+        for wrong in unset_variables(os.environ, url_variable, key_variable).values():
+            raise RequestError(wrong)
+        key = None if key_variable is None else os.environ[key_variable].strip()
+        return cls(os.environ[url_variable], key, request_seconds, retries)
 
     async def __aenter__(self) -> JudgeServer:
         import httpx

@@ -9,11 +9,11 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from artifacts.errors import RequestError, StageError
+from artifacts.errors import StageError
 from stages.data.types import PROMPT_TYPES, ROW_ID
 from stages.external import load_named
 from stages.names import nearest
-from stages.rollouts.reward_spec import Reward, RewardSpec, spec_of
+from stages.rollouts.reward_spec import Reward, RewardSpec, usable_specs
 from stages.user_code.places import place_of
 from stages.user_code.sources import parsed
 
@@ -60,7 +60,7 @@ def missing_columns(
     if description.get("type") not in PROMPT_TYPES:
         return
     columns = [name for name in description["columns"] if name not in ("prompt", ROW_ID)]
-    for spec in map(spec_of, rewards):
+    for spec in usable_specs(rewards):
         for choice in _needed(spec, arguments):
             if not {*columns, *GIVEN, ROW_ID} & {*choice}:
                 near = nearest(choice[0], columns)
@@ -85,9 +85,5 @@ def require_columns_of_rewards(context: Context) -> None:
         if name not in context.stage.inputs or not context.has(name):
             continue
         description = json.loads((context.input(name) / _DESCRIPTION).read_bytes())
-        try:
-            wrong = list(missing_columns(rewards, description, loaded_arguments))
-        except RequestError:  # of a reward that is none the stage says it
-            return
-        if wrong:
+        if wrong := list(missing_columns(rewards, description, loaded_arguments)):
             raise StageError(f"input {name}: {'; '.join(wrong)}")

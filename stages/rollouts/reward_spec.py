@@ -120,6 +120,11 @@ def spec_of(reward: Reward) -> RewardSpec:
     return reward
 
 
+def usable_specs(rewards: Sequence[Reward]) -> list[RewardSpec]:
+    """Without those of which `unknown_rewards` says something."""
+    return [spec_of(reward) for reward in rewards if not unknown_rewards([reward])]
+
+
 def unknown_rewards(rewards: Sequence[Reward]) -> list[str]:
     """What is wrong with the names of rewards; functions in files are checked where paths are resolved."""
     problems = []

@@ -255,3 +255,17 @@ def test_columns_that_rewards_ask_for(folder: Path) -> None:
         "there.with.rewards": "input dataset (./rows): reward 'right' asks for column answer; the rows have completion"
         ": keep it, or give it that name, in normalize"
     }
+
+
+def test_a_judge_without_address_or_key(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come from the environment; the address may stand in `launch`."""
+    judge = {"name": "judge", "parameters": {"model": "m"}}
+    stage = {"uses": "evaluate", "inputs": {"model": "./model", "dataset": "./rows"}, "with": {"rewards": [judge]}}
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", "key")
+    said = problems(folder, {"asked": stage})
+    assert list(said) == ["asked.with.rewards"] and "OPENAI_BASE_URL, which is not set" in said["asked.with.rewards"]
+    there = {**stage, "launch": {"env": {"OPENAI_BASE_URL": "http://localhost:8000/v1"}}}
+    assert problems(folder, {"asked": there}) == {}
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert "OPENAI_API_KEY, which is not set" in problems(folder, {"asked": there})["asked.with.rewards"]
