@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ import psutil
 from artifacts import Store
 from artifacts.errors import RequestError
 from artifacts.owner import lives_here
+from flows.left import Left
 from flows.supervisors import JOB_VARIABLE
 from flows.which_run import LATEST
 from flows.which_run import run_id as find_run
@@ -77,6 +78,8 @@ class Answer:
     """Its name there."""
     process: int | None = None
     """Of this machine, which was told."""
+    left: Left | None = field(default=None, compare=False)
+    """What is there of its stages; None: the store does not know it."""
 
     def to_json(self) -> dict[str, Any]:
         """For `posttrain cancel --json`."""
@@ -115,7 +118,8 @@ def cancel(
     after = store.read_run(run_id)
     at_work = _stages(after.get("stages", {}), "interrupted") or _stages(payload.get("stages", {}), "running")
     state = str(after["state"]) if after["state"] in ("ok", "failed") else "cancelled"
-    return Answer(run_id, recipe, state, at_work, True, sweep, known.name if known else None, told)
+    left = Left.of(store, after)
+    return Answer(run_id, recipe, state, at_work, True, sweep, known.name if known else None, told, left)
 
 
 def in_words(answer: Answer) -> list[str]:
@@ -127,9 +131,11 @@ def in_words(answer: Answer) -> list[str]:
     stages = f", {', '.join(answer.stages)} at work" if answer.stages else ""
     of = f" ({answer.recipe}{stages})" if answer.recipe else ""
     whole = f"its sweep {answer.sweep} ended with it, for both are one process; " if answer.sweep else ""
+    left = answer.left.in_words() if answer.left is not None else ""
     return [
         f"cancelled: run {answer.run}{of}; no process of it is left",
-        f"{whole}the same command goes on from its last checkpoint, and so does the next run of its deployment, if any",
+        *([left] if left else []),
+        f"{whole}to go on, give the same command again; the next run of its deployment, if any, goes on too",
     ]
 
 

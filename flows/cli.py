@@ -145,7 +145,8 @@ def main(arguments: list[str] | None = None) -> int:
         _say(f"posttrain: {error}")
         return FAILED
     except KeyboardInterrupt:
-        _say("posttrain: interrupted")
+        kept = "; what is done is kept, and the same command goes on from there" if options.command in RUNNING else ""
+        _say(f"posttrain: interrupted{kept}")
         return 130
     except BrokenPipeError:
         # whoever read our output has enough; nothing may be written when the interpreter closes stdout

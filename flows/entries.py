@@ -15,6 +15,8 @@ Entry = dict[str, Any]
 T = TypeVar("T")
 BROKEN = ("failed", "interrupted")
 """States of stages that were at work and gave nothing."""
+ENDED_BEFORE = "the run ended before"
+"""Why a stage was skipped whose turn never came."""
 
 
 def entry_of(stage: RecipeStage, decision: Decision, *, state: str, reason: str | None = None) -> Entry:

@@ -18,7 +18,7 @@ from typing import Any
 from artifacts import Artifact, require_shared
 from flows.claiming import RunClaim
 from flows.decision import Decision
-from flows.entries import BROKEN, Entry, entry_of, failed_entry, in_order, ran_entry, skipped_entry
+from flows.entries import BROKEN, ENDED_BEFORE, Entry, entry_of, failed_entry, in_order, ran_entry, skipped_entry
 from flows.known_failures import KnownFailures
 from flows.listener import Listener, Silence
 from flows.making import Maker
@@ -167,7 +167,7 @@ class Run:
         for name, decision in self.plan.decisions.items():
             if name not in self.entries:
                 self._cut_short = True
-                self._end(name, skipped_entry(self._stage(name), decision, "the run ended before"))
+                self._end(name, skipped_entry(self._stage(name), decision, ENDED_BEFORE))
         self._final = payload = self.payload()
         try:
             self._record.end(payload)

@@ -9,6 +9,7 @@ from pydantic import Field
 from artifacts.errors import StageError
 from stages.evaluation.config import AnswerConfig, answer_problems
 from stages.evaluation.memory import answering_phases
+from stages.evaluation.seen import tokenized
 from stages.evaluation.tasks import Task, holds_reward_model, permitted_tasks
 from stages.stage import MODELS, Input, Stage
 from stages.training.length_settings import one_reference
@@ -202,4 +203,5 @@ STAGE = Stage(
     check=check,
     main_metric="accuracy",
     memory=memory,
+    tokenized=tokenized,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from artifacts.errors import DataError
 from stages.data.types import Row
@@ -46,10 +47,18 @@ class RowError(BadRow):
         do: str = "correct the row",
         *,
         say_drop: bool = True,
+        theirs: str = "",
     ) -> None:
+        self._parts = (where, column, reason, found, do, say_drop)
         told = "; ".join(part for part in (reason, found and f"found {found}", do) if part)
-        named = _INDEX.sub("", column)
-        super().__init__(where, f"field {named!r}: {reason}", f": field {column!r}: {told}", say_drop=say_drop)
+        named, came_as = _INDEX.sub("", column), f" (column {theirs!r})" if theirs else ""
+        super().__init__(where, f"field {named!r}: {reason}", f": field {column!r}{came_as}: {told}", say_drop=say_drop)
+
+    def of(self, columns: Mapping[str, str]) -> RowError:
+        """The same with the name that the source has for the column. `columns`: ours -> theirs."""
+        where, column, reason, found, do, say_drop = self._parts
+        theirs = columns.get(column.partition(".")[0].partition("[")[0], "")
+        return RowError(where, column, reason, found, do, say_drop=say_drop, theirs=theirs)
 
 
 class Dropped(Exception):
@@ -82,5 +91,5 @@ def require_columns(row: Row, columns: tuple[str, ...], where: str, row_type: st
             reason = f"a {row_type} row has no {column!r}"
             found = ", ".join(name for name, value in row.items() if value is not None)
             found = f"columns {found}" if found else "null in all columns"
-            do = "map it with `columns`, or choose another `type`"
+            do = f"map it with `columns: {{{column}: theirs}}`, or choose another `type`"
             raise RowError(where, column, reason, found, do)

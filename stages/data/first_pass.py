@@ -115,7 +115,10 @@ class FirstPass:
         def note(reason: str, detail: str) -> None:
             self.ledger.change(reason, label, detail)
 
-        row = self.converter.convert(planned, source_row.where, note)
+        try:
+            row = self.converter.convert(planned, source_row.where, note)
+        except RowError as error:
+            raise error.of(self.config.columns) from None
         row = stored(row, self._message_columns())
         if self.config.keep_columns is None:
             return row

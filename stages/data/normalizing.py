@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,9 +85,13 @@ def _write(context: Context, source: Source, done: FirstPass) -> None:
         _write_split(context, source, done, splits, name)
         context.metrics["rows" if name == "train" else f"{name}_rows"] = len(splits[name])
     sizes = {name: len(rows) for name, rows in splits.items()}
-    say_dropped(context, done.ledger.states, sizes if len(sizes) > 1 else {"used": len(selected)})
+    states = done.ledger.states
+    told = Counter({state: count for state, count in states.items() if state not in done.first_bad})
+    for state in done.first_bad:  # each of which has a line of its own
+        told[BAD] += states[state]
+    say_dropped(context, told, sizes if len(sizes) > 1 else {"used": len(selected)})
     for state, first in done.first_bad.items():
-        context.log(f"{BAD}, {done.ledger.states[state]} of this kind, the first: {first}")
+        context.log(f"{BAD}, {states[state]} of this kind, the first: {first}")
     context.counts.update({"input": done.seen, "used": len(selected), **done.ledger.states, **done.ledger.changes})
 
 

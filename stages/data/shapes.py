@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from artifacts.errors import DataError
-from stages.data.conversation import common_prompt, common_text
+from stages.data.conversation import CUT, common_prompt, common_text
 from stages.data.faults import (
     EMPTY_COMPLETION,
     EQUAL_PAIR,
@@ -81,9 +81,16 @@ def detect_type(row: Row, where: str) -> str:
     if {"chosen_ids", "rejected_ids"} <= present:
         return "pretokenized_preference"
     raise DataError(
-        f"{where}: cannot tell the dataset type from the columns {', '.join(row) or '(none)'}; set `type`, and name "
-        f"the columns with `columns: {{prompt: theirs}}` or `templates`"
+        f"{where}: cannot tell the dataset type from the columns {', '.join(row) or '(none)'}; {_meant(row)}"
     )
+
+
+def _meant(row: Row) -> str:
+    """What to write, where a column looks like a conversation."""
+    for name, value in row.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict) and {"role", "from"} & value[0].keys():
+            return f"{name!r} looks like a conversation: name it with `columns: {{messages: {name}}}`"
+    return "set `type`, and name the columns with `columns: {prompt: theirs}` or `templates`"
 
 
 def from_conversations(row: Row) -> Row:
@@ -151,7 +158,12 @@ def _shape_prompt(row: Row, where: str) -> Row:
 
 def _shape_completion(row: Row, where: str, kind: str = "prompt_completion") -> Row:
     messages = row.get("messages")
-    if row.get("prompt") is None and isinstance(messages, list) and messages:
+    if row.get("prompt") is None and isinstance(messages, list):
+        if not messages:
+            raise RowError(where, "messages", "a conversation without messages")
+        if messages[-1]["role"] != "assistant":
+            shown = ", ".join(message["role"] for message in messages)
+            raise RowError(where, "messages", "the conversation does not end with the assistant", shown, CUT)
         del row["messages"]
         row["prompt"], row["completion"] = messages[:-1], messages[-1:]
     require_columns(row, ("prompt", "completion"), where, kind)

@@ -15,12 +15,12 @@ from stages.context import Context
 from stages.data.ledger import RowLedger
 from stages.data.open_prompts import open_prompts
 from stages.data.pairs import tokenize_pairs
-from stages.data.tokenize import tokenize_sequences
 from stages.data.truncation import RowLimit
 from stages.data.types import Dataset
 from stages.evaluation.answer_metrics import pass_rates, reward_means
 from stages.evaluation.answers import Answer, answer_prompts, reward_model_of
 from stages.evaluation.intervals import Estimate, mean_estimate, ratio_estimate, share_estimate
+from stages.evaluation.seen import loss_rows
 from stages.evaluation.text import pair_logprobs, pair_rewards, sequence_losses
 from stages.rollouts.rewards import REWARD_MODEL, RewardSet
 from stages.training.batch import Group
@@ -61,14 +61,7 @@ class Measured:
 def measure_loss(subject: Subject, tasks: Sequence[str], ledger: RowLedger) -> Measured:
     """`loss`: mean negative log-probability of a trained token, and `perplexity`, its exponential."""
     config = subject.context.config
-    rows = tokenize_sequences(
-        subject.dataset,
-        subject.tokenizer,
-        max_length=subject.max_length,
-        ledger=ledger,
-        assistant_only_loss=config.assistant_only_loss,
-        completion_only_loss=config.completion_only_loss,
-    )
+    rows = loss_rows(config, subject.dataset, subject.tokenizer, subject.max_length, ledger)
     subject.context.phase("loss of the rows")
     losses = sequence_losses(subject.context, subject.accelerator, subject.scorer, rows)
     loss = ratio_estimate([total for total, _ in losses], [tokens for _, tokens in losses], config.seed)

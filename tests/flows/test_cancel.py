@@ -84,7 +84,8 @@ def test_a_run_of_a_terminal_is_cancelled_and_its_pages_say_so(
     out = capsys.readouterr().out
     assert out == (
         f"cancelled: run {going.id} (small, two at work); no process of it is left\n"
-        "the same command goes on from its last checkpoint, and so does the next run of its deployment, if any\n"
+        "kept: one; two had saved nothing yet and begins anew; not begun: three\n"
+        "to go on, give the same command again; the next run of its deployment, if any, goes on too\n"
     )
     assert api.read(shown.id).name == "Cancelled"
     assert api.task_states(going.id, 2)["two"].name == "Cancelled"
@@ -247,7 +248,7 @@ def test_a_trial_ends_with_its_sweep(world: World, api: Api, prefect_home: Path)
             process.kill()
     assert (answer.state, answer.stages, answer.process) == ("cancelled", ("two",), process.pid)
     assert answer.sweep is not None and world.store.runs() == [answer.run]  # the other one never began
-    assert f"its sweep {answer.sweep} ended with it, for both are one process; the same" in in_words(answer)[1]
+    assert f"its sweep {answer.sweep} ended with it, for both are one process; to go on, give" in in_words(answer)[-1]
 
 
 def test_cancel_in_the_pages_ends_a_sweep(world: World, api: Api, prefect_home: Path) -> None:

@@ -14,7 +14,8 @@ from flows.cli import main
 from flows.plan import plan
 from flows.recipe import Recipe
 from flows.tokens import read_tokens
-from stages.training.token_view import Reading
+from stages.context import local_context
+from stages.training.token_view import Reading, Wanted, seen_rows
 from tests.every_stage import Done, local_run  # noqa: F401
 
 
@@ -74,9 +75,26 @@ def test_settings_show_what_they_would_do(local_run: Done) -> None:  # noqa: F81
     assert (none.parts, none.state) == ((), "masked")
 
 
+def test_what_an_evaluation_reads(local_run: Done, tmp_path: Path) -> None:  # noqa: F811
+    """Prompts where answers are judged, else the rows with what counts in the loss, or pairs."""
+    assert texts(read(local_run, "scores", limit=14), 13) == [("prompt", [("1+3=", False)])]
+    for rows, like, config in (("rows", "sft", {}), ("pairs", "dpo", {}), ("rows", "grpo", {"tasks": ["reward"]})):
+        inputs = {"model": made(local_run, "sft"), "dataset": made(local_run, rows)}
+        fits = {"max_completion_length": 6, **config}
+        context = local_context("evaluate", fits, folder=tmp_path / like, inputs=inputs)
+        evaluated = seen_rows(context, Wanted("dataset", None, 14))
+        assert texts(evaluated, 13) == texts(read(local_run, like, limit=14), 13)
+
+
+def made(done: Done, stage: str) -> Path:
+    """The folder of its first output."""
+    outputs = done.payload["stages"][stage]["outputs"]
+    return open_store(str(done.store)).materialize(Artifact.from_json(next(iter(outputs.values()))))
+
+
 def test_what_cannot_be_shown(local_run: Done, tmp_path: Path) -> None:  # noqa: F811
-    with pytest.raises(RequestError, match=r"scores \(evaluate\) has no rows .* those that have: sft, drawn, dpo"):
-        read(local_run, "scores")
+    with pytest.raises(RequestError, match=r"merged \(merge_adapter\) has no rows .* those that have: sft, drawn, dpo"):
+        read(local_run, "merged")
     with pytest.raises(RequestError, match="get what its tools add when it runs"):
         read(local_run, "grpo", "grpo.tools=[task.py:length]")
     with pytest.raises(RequestError, match="has no stage 'sfd'; did you mean 'sft'"):

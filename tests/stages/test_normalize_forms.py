@@ -255,10 +255,7 @@ def test_the_log_names_the_file_the_row_and_the_field_of_what_was_dropped(tmp_pa
     made = normalized(tmp_path, rows, on_bad_row="drop")
     file = tmp_path / "in" / "rows.jsonl"
     said = made.logged()
-    assert said[0] == (
-        "4 rows: 1 used; 3 dropped: 2 bad row: field 'messages': unknown role, "
-        "1 bad row: field 'messages': must be text or a list of messages"
-    )
+    assert said[0] == ("4 rows: 1 used; 3 dropped: bad row")
     assert said[1].startswith(
         f"bad row, 2 of this kind, the first: {file} row 2: field 'messages[0]': unknown role; found 'narrator'; roles"
     )
@@ -266,6 +263,26 @@ def test_the_log_names_the_file_the_row_and_the_field_of_what_was_dropped(tmp_pa
         f"bad row, 1 of this kind, the first: {file} row 4: field 'messages': must be text or a list of messages; "
         "found a whole number; correct the row"
     )
+
+
+def test_what_is_wrong_is_told_of_the_column_that_the_file_has(tmp_path):
+    rows = [{"talk": TALK}, {"talk": [user("a"), {"role": "narrator", "content": "x"}]}]
+    with pytest.raises(DataError, match=r"row 2: field 'messages\[1\]' \(column 'talk'\): unknown role"):
+        normalized(tmp_path, rows, columns={"messages": "talk"})
+    with pytest.raises(DataError, match=r"row 2: field 'a': missing column; found columns b; name one of these"):
+        normalized(tmp_path / "1", [{"a": "x", "b": "y"}, {"b": "y"}], columns={"prompt": "a", "a": "b"})
+    with pytest.raises(DataError, match=r"'talk' looks like a conversation: name it with `columns: {messages: talk}`"):
+        normalized(tmp_path / "2", rows)
+
+
+def test_a_conversation_that_is_to_be_prompt_and_completion(tmp_path):
+    rows = [{"messages": TALK}, {"messages": []}, {"messages": TALK[:3]}]
+    states = normalized(tmp_path, rows, type="prompt_completion", on_bad_row="drop").ledger()["states"]
+    assert states == {
+        "used": 1,
+        "bad row: field 'messages': a conversation without messages": 1,
+        "bad row: field 'messages': the conversation does not end with the assistant": 1,
+    }
 
 
 def test_empty_lines_are_no_rows(tmp_path):
