@@ -125,10 +125,11 @@ class RowLedger:
 def say_dropped(
     context: Context, states: Mapping[str, int], kept: Mapping[str, int] | None = None, *, output: str = ""
 ) -> None:
-    """Logs what a ledger's `states` say was dropped: `400 rows: 48 train, 50 test; 302 dropped: duplicate`; nothing
-    where nothing was. `kept`: rows by output, where the states do not have them; `output`: the one that it is about."""
+    """Logs what a ledger's `states` say was dropped or cut: `400 rows: 48 train, 50 test; 302 dropped: duplicate`,
+    `400 rows: 350 used, 50 truncated`; nothing where nothing was. `kept`: rows by output, where the states do not have
+    them; `output`: the one that it is about."""
     dropped = {state: count for state, count in states.items() if not _is_kept(state)}
-    if not dropped:
+    if not dropped and not any(_kind(state) == "truncated" for state in states):
         return
     if kept is None:
         kept = Counter()
@@ -138,7 +139,8 @@ def say_dropped(
     left = ", ".join(f"{count} {name}" for name, count in kept.items()) or "none left"
     causes = sorted(dropped.items(), key=lambda item: (-item[1], item[0]))
     why = causes[0][0] if len(causes) == 1 else ", ".join(f"{count} {state}" for state, count in causes)
-    context.log(f"{output}{output and ': '}{rows} rows: {left}; {sum(dropped.values())} dropped: {why}")
+    gone = f"; {sum(dropped.values())} dropped: {why}" if dropped else ""
+    context.log(f"{output}{output and ': '}{rows} rows: {left}{gone}")
 
 
 def _is_kept(state: str) -> bool:
