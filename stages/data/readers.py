@@ -98,6 +98,11 @@ def _csv(file: SourceFile, path: Path) -> Iterator[dict[str, Any] | None]:
             header = next(reader, None)
             if header is not None and len(set(header)) != len(header):
                 raise DataError(f"{file.shown}: the header names a column twice: {', '.join(header)}")
+            if header is not None and len(header) == 1 and (apart := next((c for c in ";\t" if c in header[0]), None)):
+                raise DataError(
+                    f"{file.shown}: the header is one field, {header[0]!r}: its columns are apart by {apart!r}; "
+                    + ("call the file .tsv" if apart == "\t" else "save it with commas between them")
+                )
             for number, fields in enumerate(reader, 1):
                 if not fields or (len(fields) == 1 != len(header or []) and not fields[0].strip()):
                     yield None  # an empty line, as csv.DictReader has it

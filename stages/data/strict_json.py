@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import math
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator
 from typing import IO, Any
 
 from artifacts.errors import DataError
 from stages.data.faults import what_is
 
+_WIDE = (BOM_UTF16_LE, BOM_UTF16_BE)
 LONGEST_LINE_BYTES = 256 << 20
 LONGEST_NUMBER = 4000
 """Digits of a whole number; Python reads a few more."""
@@ -42,8 +44,9 @@ def parse(data: bytes, where: str) -> Any:
         if b"\\ud" in data.lower():
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
-        said = f" is not UTF-8 ({error.reason} at byte {error.start}); convert the file"
-        raise JsonError(where, "not UTF-8", said) from error
+        wide = data.startswith(_WIDE)
+        found = "it looks like UTF-16" if wide else f"{error.reason} at byte {error.start}"
+        raise JsonError(where, "not UTF-8", f" is not UTF-8 ({found}); convert the file", of_the_file=wide) from error
     except UnicodeEncodeError as error:
         said = " has half of a surrogate pair (\\ud800 to \\udfff alone); remove it"
         raise JsonError(where, "half of a surrogate pair", said) from error
