@@ -25,6 +25,7 @@ from artifacts.errors import RequestError
 from artifacts.owner import machine, owner_tag, start_time
 from flows.cancel import Answer, cancel, in_words
 from flows.cli import main
+from flows.left import Left
 from flows.listener import Silence
 from flows.pipeline import run_pipeline
 from flows.prefect_api import api as api_at
@@ -81,15 +82,16 @@ def test_a_run_of_a_terminal_is_cancelled_and_its_pages_say_so(
         assert main(["cancel", going.id[:19], "--store", store]) == 0  # its date, time and a digit are enough
         assert not psutil.pid_exists(going.process.pid) or ended(psutil.Process(going.process.pid))
         going.end()
-    out = capsys.readouterr().out
-    assert out == (
+    payload = world.store.read_run(going.id)
+    left = Left.of(world.store, payload)
+    assert "one" in left.done and left.begun == {"two": ""} and "three" in left.waiting
+    assert capsys.readouterr().out == (
         f"cancelled: run {going.id} (small, two at work); no process of it is left\n"
-        "kept: one; two had saved nothing yet and begins anew; not begun: three\n"
+        f"{left.in_words()}\n"
         "to go on, give the same command again; the next run of its deployment, if any, goes on too\n"
     )
     assert api.read(shown.id).name == "Cancelled"
     assert api.task_states(going.id, 2)["two"].name == "Cancelled"
-    payload = world.store.read_run(going.id)
     assert (payload["state"], payload["stages"]["two"]["state"]) == ("interrupted", "interrupted")
     assert main(["cancel", "latest", "--store", store]) == 0
     assert capsys.readouterr().out == f"run {going.id} has ended (interrupted): nothing is left to cancel\n"
