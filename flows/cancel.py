@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -131,12 +131,9 @@ def in_words(answer: Answer) -> list[str]:
     stages = f", {', '.join(answer.stages)} at work" if answer.stages else ""
     of = f" ({answer.recipe}{stages})" if answer.recipe else ""
     whole = f"its sweep {answer.sweep} ended with it, for both are one process; " if answer.sweep else ""
-    left = answer.left.in_words() if answer.left is not None else ""
-    return [
-        f"cancelled: run {answer.run}{of}; no process of it is left",
-        *([left] if left else []),
-        f"{whole}to go on, give the same command again; the next run of its deployment, if any, goes on too",
-    ]
+    left = "" if answer.left is None else answer.left.in_words()
+    goes_on = f"{whole}to go on, give the same command again; the next run of its deployment, if any, goes on too"
+    return [line for line in (f"cancelled: run {answer.run}{of}; no process of it is left", left, goes_on) if line]
 
 
 def _in_store(store: Store, reference: str) -> str | None:
@@ -249,5 +246,4 @@ def _end_known(pages: Pages, known: Known, say: Callable[[str], None], wait_seco
 
 
 def _stages(stages: dict[str, Any], state: str) -> tuple[str, ...]:
-    entries: Iterable[tuple[str, Any]] = stages.items()
-    return tuple(name for name, entry in entries if entry.get("state") == state)
+    return tuple(name for name, entry in stages.items() if entry.get("state") == state)
