@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -28,18 +29,21 @@ def in_parallel(function: Callable[[T], R], items: Iterable[T], threads: int = T
         return list(pool.map(function, work))
 
 
-def scan(folder: Path) -> dict[str, os.stat_result]:
-    """Relative path -> lstat of everything below a folder that is not a folder, links and pipes included."""
+def scan(folder: Path, busy: bool = False) -> dict[str, os.stat_result]:
+    """Relative path -> lstat of everything below a folder that is not a folder, links and pipes included. `busy`:
+    others work there, and what they take away meanwhile is not there; else it is an OSError."""
     found: dict[str, os.stat_result] = {}
+    passing = (FileNotFoundError, NotADirectoryError) if busy else ()
     # no recursion: whoever made the folder chose its depth
     folders = [""]
     while folders:
         prefix = folders.pop()
-        with os.scandir(folder / prefix if prefix else folder) as items:
+        with contextlib.suppress(*passing), os.scandir(folder / prefix if prefix else folder) as items:
             for item in sorted(items, key=lambda entry: entry.name):
                 if item.is_dir(follow_symlinks=False):
                     folders.append(f"{prefix}{item.name}/")
-                else:
+                    continue
+                with contextlib.suppress(*passing):
                     found[prefix + item.name] = item.stat(follow_symlinks=False)
     return found
 

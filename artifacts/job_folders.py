@@ -3,6 +3,7 @@ store, and pages of them, <run>.html or <run>.sweep.html, that somebody gives ou
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -32,8 +33,8 @@ class JobFolder:
 
 
 def job_folder(path: Path) -> JobFolder:
-    """Raises OSError."""
-    found = scan(path).values()
+    """Raises OSError where it is gone; its run may be at work in it."""
+    found = scan(path, busy=True).values()
     written = max((status.st_mtime for status in found), default=os.stat(path).st_mtime)
     return JobFolder(path.name, sum(status.st_size for status in found), written)
 
@@ -44,8 +45,11 @@ def job_folders(scratch: Path) -> tuple[float, list[JobFolder]]:
         return 0.0, []
     with reported("list", scratch):
         now = _now(scratch)
-        paths = sorted(path for path in scratch.iterdir() if path.is_dir() and not path.is_symlink())
-        return now, [job_folder(path) for path in paths]
+        found = []
+        for path in sorted(path for path in scratch.iterdir() if path.is_dir() and not path.is_symlink()):
+            with contextlib.suppress(FileNotFoundError):  # another one clears it away
+                found.append(job_folder(path))
+        return now, found
 
 
 def last_sign(folder: Path) -> float | None:

@@ -1,9 +1,12 @@
 """Garbage collection: what is kept and why, and that nothing which somebody uses is ever deleted."""
 
+import contextlib
 import os
+import subprocess
 import threading
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -213,6 +216,31 @@ def test_job_folders_of_runs_that_are_not_kept_go(tmp_path, fill):
     assert stays["kept"] == stays["claimed"] == "of a run that is kept" and "new" in stays
     sweep(store, survey(store, Policy()), "me")
     assert {path.name for path in store.scratch.iterdir()} == {"kept", "new", "claimed"}
+
+
+def test_job_folders_in_which_a_run_is_at_work_are_counted(tmp_path, monkeypatch):
+    """Between the list of a folder and the look at what is in it, the run takes some of that away."""
+    store = open_store(str(tmp_path / "store"))
+    job = store.scratch / "run" / "sft"
+    for place in ("log.txt", "checkpoint-1/state", "checkpoint-2/state"):
+        (job / place).parent.mkdir(parents=True, exist_ok=True)
+        (job / place).write_text(place)
+    (store.scratch / "another").mkdir()
+    scandir = os.scandir
+    goes_after = {"run": "another", "sft": "run/sft/checkpoint-1", "checkpoint-2": "run/sft/checkpoint-2/state"}
+
+    @contextlib.contextmanager
+    def late(path):
+        with scandir(path) as found:
+            listed = list(found)
+        if (gone := goes_after.pop(Path(path).name, None)) is not None:
+            subprocess.run(["rm", "-r", store.scratch / gone], check=True)
+        yield listed
+
+    monkeypatch.setattr("artifacts.job_folders.sorted", lambda paths: sorted(paths, reverse=True), raising=False)
+    monkeypatch.setattr(os, "scandir", late)
+    assert usage(store).others == {"job folders": len("log.txt")}
+    assert goes_after == {}
 
 
 def test_job_folders_of_another_store_stay(bucket, tmp_path):
