@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -221,8 +222,13 @@ def test_a_deployed_run_that_fails_is_told(ui: Ui, scheduled: Any) -> None:
     assert text.endswith(f"\n{ui.address}/runs/flow-run/{run.id}")
     assert not any(scheduled.name in text for text in ui.told.texts)
     assert "deployed runs that fail are told to 127.0.0.1\n" in (ui.folder / "ui.log").read_text()
-    readable = [path for path in ui.folder.rglob("*") if path.is_file() and ALERT_PATH.encode() in path.read_bytes()]
-    assert readable == []
+    read = 0
+    for folder, _, names in os.walk(ui.folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # the database's journals come and go
+                assert ALERT_PATH.encode() not in Path(folder, name).read_bytes(), name
+                read += 1
+    assert read > 10
 
 
 def test_what_was_told_is_not_told_again(ui: Ui, scheduled: Any, tmp_path: Path) -> None:
