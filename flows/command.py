@@ -190,7 +190,7 @@ def _abilities(python: str, env: Sequence[tuple[str, str]]) -> tuple[bool, bool]
             capture_output=True,
             text=True,
             env={**os.environ, **dict(env)},
-            timeout=120,
+            timeout=600,  # to import torch takes many seconds, and minutes from a slow disk
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise StageError(f"launch.python {python!r} cannot be started: {error}") from error

@@ -28,7 +28,9 @@ from flows.ports import listen
 STARTUP_SECONDS = 240
 """A new database takes ten seconds to make, and many times that on a machine that is busy; a server that ended is
 noticed at once."""
-ANSWER_SECONDS = 10
+ANSWER_SECONDS = 60
+"""As long as Prefect's own questions wait: on a machine that is busy a server is slow to say that it is well. One that
+is not there refuses at once."""
 ENDING_SECONDS = 20.0
 """It writes what it holds in one; one that is ended before has lost it."""
 _HEALTH_BYTES = 1024
