@@ -101,7 +101,7 @@ def test_what_the_plan_saw_goes_to_the_process_as_json(tmp_path: Path, hashed: l
     with Held([named], known, tmp_path.parent / "told.json") as held:
         held.require_unchanged()
         assert len(hashed) == 1
-        (tmp_path / "a.txt").write_text("b")
+        (tmp_path / "a.txt").write_text("bb")  # within a tick of the clock only its size tells
         with pytest.raises(StageError, match=r"input model: .* has changed since the run was planned \(.*\); of its"):
             held.require_unchanged()
     with pytest.raises(StageError, match=r"input model: .* has changed since the run was planned; of its files a\.txt"):
