@@ -13,6 +13,7 @@ from torch import Tensor
 from artifacts.errors import StageError
 from stages.sharding import Zero
 from stages.training.batch import TokenBatch
+from stages.training.compiled import build_for_cpu
 from stages.training.config import TrainingConfig
 from stages.training.model import Scorer
 from stages.training.objective import Readout
@@ -42,6 +43,8 @@ class ZeroSharded:
         self._shapes = {name: one.shape for name, one in self.trained.items()}
         self.adamw = build_adamw(self.trained, config)
         exact = {name: one.detach().cpu().clone() for name, one in self.trained.items()} if config.bf16 else {}
+        if processes.device.type == "cpu":
+            build_for_cpu()
         deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
         settings = _engine_config(config, sharding, self._shapes)
         if self.stage == 3:  # parameter by parameter, so that the whole model is never on the device
