@@ -12,15 +12,18 @@ from artifacts import Store
 from flows.cost_table import cost_rows
 from flows.costs import run_bill
 from flows.reporting import page
+from flows.reporting.boxes import BOX
 from flows.reporting.charts import PLOT
 from flows.reporting.contamination import read_contamination
 from flows.reporting.curves import read_curves
-from flows.reporting.graph import BOX, draw
+from flows.reporting.graph import draw
 from flows.reporting.headline import BARS, read_headline
 from flows.reporting.ledgers import read_ledgers
 from flows.reporting.lineage import read_lineage
+from flows.reporting.outcome import read_outcome
 from flows.reporting.reading import Reader
 from flows.reporting.samples import read_samples
+from flows.reporting.scoreboard import read_scoreboard
 from flows.reporting.sections import read_sections
 from flows.reporting.wiring import in_order, read_wiring, without_handed_on
 
@@ -55,6 +58,7 @@ def render_report(store: Store, run_payload: Mapping[str, Any]) -> str:
     anchors = {name: f"stage-{index}" for index, name in enumerate(run["stages"], start=1)}
     made = without_handed_on(run, wiring)
     headline = read_headline(made, wiring, Reader(store))
+    curves = read_curves(made, Reader(store))
     comparisons, comparison_notes = read_contamination(run, Reader(store))
     return page.render(
         "page.html.j2",
@@ -63,9 +67,12 @@ def render_report(store: Store, run_payload: Mapping[str, Any]) -> str:
         anchors=anchors,
         tally=Counter(str(entry["state"]) for entry in run["stages"].values()),
         headline=headline,
-        drawing=draw(run, wiring, anchors),
+        outcome=read_outcome(run),
+        board=read_scoreboard(made, wiring, headline.measurements, store),
+        store_url=store.url,
+        drawing=draw(run, wiring, anchors, Counter(stage for stage, _ in curves.notices)),
         sections=read_sections(run, wiring, anchors, Reader(store)),
-        curves=read_curves(made, Reader(store)),
+        curves=curves,
         ledgers=read_ledgers(made, Reader(store)),
         costs=cost_rows(run_bill(run)),
         comparisons=comparisons,

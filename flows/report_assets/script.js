@@ -20,10 +20,11 @@
     return best;
   };
 
-  const place = (event) => {
+  const place = (x, y) => {
     const width = tip.offsetWidth;
-    const left = event.clientX + 14 + width > innerWidth ? event.clientX - 14 - width : event.clientX + 14;
-    tip.style.transform = `translate(${Math.max(4, left)}px, ${Math.max(4, event.clientY + 14)}px)`;
+    const left = x + 14 + width > innerWidth ? x - 14 - width : x + 14;
+    const top = Math.min(y + 14, innerHeight - tip.offsetHeight - 4);
+    tip.style.transform = `translate(${Math.max(4, left)}px, ${Math.max(4, top)}px)`;
   };
 
   const shape = (svg, tag, attributes) => {
@@ -44,22 +45,21 @@
       overlay = [];
       tip.hidden = true;
     };
-    svg.addEventListener("pointerleave", clear);
-    svg.addEventListener("pointermove", (event) => {
-      lines ??= [...svg.querySelectorAll(".line")].map((group) => ({
-        name: group.dataset.run,
-        color: [...group.classList].find((name) => /^c\d$/.test(name)),
-        place: Number(group.dataset.place ?? 0),
-        points: JSON.parse(group.dataset.points),
-      })).sort((a, b) => a.place - b.place);
+    const linesOf = () => (lines ??= [...svg.querySelectorAll(".line")].map((group) => ({
+      name: group.dataset.run,
+      color: [...group.classList].find((name) => /^c\d$/.test(name)),
+      place: Number(group.dataset.place ?? 0),
+      points: JSON.parse(group.dataset.points),
+    })).sort((a, b) => a.place - b.place));
+    const across = (step) => left + ((step - x0) / (x1 - x0)) * (right - left);
+    let at = null; // the step that is shown
+
+    const show = (x, clientX, clientY) => {
       clear();
-      const box = svg.getBoundingClientRect();
-      const at = ((event.clientX - box.left) / box.width) * svg.viewBox.baseVal.width;
-      const x = x0 + ((Math.min(right, Math.max(left, at)) - left) / (right - left)) * (x1 - x0);
-      const found = lines.map((line) => ({ ...line, point: nearest(line.points, x) })).filter((line) => line.point);
+      const found = linesOf().map((line) => ({ ...line, point: nearest(line.points, x) })).filter((line) => line.point);
       if (!found.length) return;
-      const across = (step) => left + ((step - x0) / (x1 - x0)) * (right - left);
       const step = found.reduce((a, b) => (Math.abs(b.point[0] - x) < Math.abs(a.point[0] - x) ? b : a)).point[0];
+      at = step;
       overlay.push(shape(svg, "line", { class: "cross", x1: across(step), x2: across(step), y1: top, y2: bottom }));
       for (const line of found) {
         const down = bottom - ((line.point[1] - y0) / (y1 - y0)) * (bottom - top);
@@ -71,7 +71,27 @@
         ...(found.length > MOST ? [`and ${found.length - MOST} more`] : []),
       ].join("\n");
       tip.hidden = false;
-      place(event);
+      place(clientX, clientY);
+    };
+
+    svg.addEventListener("pointerleave", clear);
+    svg.addEventListener("blur", clear);
+    svg.addEventListener("pointermove", (event) => {
+      const { a, e } = svg.getScreenCTM();
+      const inside = Math.min(right, Math.max(left, (event.clientX - e) / a));
+      show(x0 + ((inside - left) / (right - left)) * (x1 - x0), event.clientX, event.clientY);
+    });
+    svg.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") return clear();
+      const steps = [...new Set(linesOf().flatMap((line) => line.points.map((point) => point[0])))].sort((a, b) => a - b);
+      const now = at === null ? -1 : steps.indexOf(at);
+      const to = { ArrowRight: now + 1, ArrowLeft: now - 1, PageDown: now + 10, PageUp: now - 10, Home: 0, End: steps.length - 1 }[event.key];
+      if (to === undefined) return;
+      event.preventDefault();
+      const { a, e, f } = svg.getScreenCTM();
+      const step = steps[Math.min(steps.length - 1, Math.max(0, to))];
+      show(step, e + across(step) * a, f + top * a);
+      at = step;
     });
   }
 
@@ -86,20 +106,23 @@
     for (const node of graph.querySelectorAll(".node")) {
       node.addEventListener("pointerenter", () => focus(node.dataset.stage));
       node.addEventListener("pointerleave", () => focus(null));
+      node.addEventListener("focus", () => focus(node.dataset.stage));
+      node.addEventListener("blur", () => focus(null));
     }
   }
 
   // ---- samples: filters, a page at a time
 
-  const PAGE = 20;
+  const PAGE = 6;
   for (const group of document.querySelectorAll(".group")) {
     const cards = [...group.querySelectorAll(".sample")];
     const buttons = [...group.querySelectorAll("[data-filter]")];
     const more = group.querySelector(".more");
     let filter = "all";
     let limit = PAGE;
+    const fits = (card) => filter === "all" || (filter === "changed" ? "changed" in card.dataset : (card.dataset.wrong ?? "").split(" ").includes(filter));
     const show = () => {
-      const chosen = cards.filter((card) => filter === "all" || filter in card.dataset);
+      const chosen = cards.filter(fits);
       const visible = new Set(chosen.slice(0, limit));
       for (const card of cards) card.hidden = !visible.has(card);
       for (const button of buttons) button.setAttribute("aria-pressed", String(button.dataset.filter === filter));
@@ -114,11 +137,23 @@
       });
     }
     more.querySelector("button").addEventListener("click", () => {
-      limit += 2 * PAGE;
+      limit += 4 * PAGE;
       show();
     });
     show();
   }
+
+  // ---- the section that is read
+
+  const anchors = new Map([...document.querySelectorAll("nav a")].map((link) => [link.hash.slice(1), link]));
+  const watch = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) {
+      if (!isIntersecting) continue;
+      for (const link of anchors.values()) link.removeAttribute("aria-current");
+      anchors.get(target.id)?.setAttribute("aria-current", "true");
+    }
+  }, { rootMargin: "-20% 0px -75% 0px" });
+  for (const section of document.querySelectorAll("main section")) watch.observe(section);
 
   // ---- links to a stage open its section
 

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 from flows.reporting.text import number
 
@@ -22,6 +23,16 @@ PLOT = {
 """The drawing's size and the edges of the plot in it, SVG units."""
 
 MAX_POINTS = 1_000
+DIGITS = 6
+"""Significant ones of the values that pointing shows."""
+
+SMOOTHED_FROM = 40
+"""Points that a line has at least where its course is drawn too."""
+NOISY = 4.0
+"""The way up and down along the line, in ranges of its values, from which on it is noisy."""
+WINDOW = 20
+"""The course at a step is the mean of a stretch of 1 / WINDOW of the line around it."""
+COURSE_POINTS = 150
 
 Point = tuple[float, float | None]
 """(step, value); None where the metric is not a finite number at that step."""
@@ -35,6 +46,8 @@ class Series:
     color: int
     points_json: str
     path: str
+    course: str
+    """Path data of what is left without the noise; empty where there is little."""
     dots: tuple[tuple[float, float], ...]
     """Points without a neighbour, which a line would not show."""
     first: str
@@ -73,9 +86,32 @@ def thin(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
     return [points[index] for index in sorted(kept)]
 
 
-def line_chart(lines: Sequence[tuple[str, int, Sequence[Point]]], limit: int = MAX_POINTS) -> Chart:
+def course(points: Sequence[Point]) -> list[tuple[float, float]]:
+    """A noisy line smoothed: at each step the mean of the finite values in a window around it, which is narrower at
+    both ends so that it stays centred. Empty for a short line or one without noise."""
+    finite = [(step, value) for step, value in points if value is not None]
+    if len(finite) < SMOOTHED_FROM:
+        return []
+    values = [value for _, value in finite]
+    way = sum(abs(b - a) for a, b in pairwise(values))
+    if not way > NOISY * (max(values) - min(values)):
+        return []
+    sums = list(accumulate(values, initial=0.0))
+    half = max(2, len(values) // (2 * WINDOW))
+    means = []
+    for index, (step, _) in enumerate(finite):
+        reach = min(half, index, len(values) - 1 - index)
+        first, end = index - reach, index + reach + 1
+        means.append((step, (sums[end] - sums[first]) / (end - first)))
+    kept = range(0, len(means) - 1, -(-len(means) // COURSE_POINTS))
+    return [*(means[index] for index in kept), means[-1]]
+
+
+def line_chart(
+    lines: Sequence[tuple[str, int, Sequence[Point]]], limit: int = MAX_POINTS, *, smooth: bool = False
+) -> Chart:
     """A chart of (name, colour, points) lines, of which at least one has a finite value; each of `limit` points at
-    most."""
+    most. `smooth`: with the course of noisy ones."""
     thinned = [(name, color, points, thin(points, limit)) for name, color, points in lines]
     steps = [step for *_, kept in thinned for step, _ in kept]
     values = [value for *_, kept in thinned for _, value in kept if value is not None]
@@ -83,7 +119,7 @@ def line_chart(lines: Sequence[tuple[str, int, Sequence[Point]]], limit: int = M
     y_ticks = ticks(*_widened(min(values), max(values)))
     y_range = (min(y_ticks[0], min(values)), max(y_ticks[-1], max(values)))
     return Chart(
-        series=tuple(_series(*line, x_range, y_range) for line in thinned),
+        series=tuple(_series(*line, x_range, y_range, smooth) for line in thinned),
         x_range=x_range,
         y_range=y_range,
         x_ticks=tuple(
@@ -127,6 +163,7 @@ def _series(
     kept: Sequence[Point],
     x_range: tuple[float, float],
     y_range: tuple[float, float],
+    smooth: bool,
 ) -> Series:
     runs: list[list[tuple[float, float]]] = [[]]
     for step, value in kept:
@@ -135,11 +172,13 @@ def _series(
         else:
             runs[-1].append((_x(step, x_range), _y(value, y_range)))
     finite = [value for _, value in points if value is not None]
+    smoothed = [(_x(step, x_range), _y(value, y_range)) for step, value in (course(points) if smooth else ())]
     return Series(
         name=name,
         color=color,
-        points_json=json.dumps([list(point) for point in kept], separators=(",", ":")),
-        path="".join("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in run) for run in runs if len(run) > 1),
+        points_json=json.dumps([[_whole(step), _rounded(value)] for step, value in kept], separators=(",", ":")),
+        path="".join(_path_of(run) for run in runs if len(run) > 1),
+        course=_path_of(smoothed) if smoothed else "",
         dots=tuple(run[0] for run in runs if len(run) == 1),
         first=number(finite[0]) if finite else "–",
         last=number(finite[-1]) if finite else "–",
@@ -147,3 +186,16 @@ def _series(
         thinned=len(kept) < len(points),
         missing=len(points) - len(finite),
     )
+
+
+def _path_of(run: Sequence[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in run)
+
+
+def _whole(step: float) -> float:
+    return int(step) if step == int(step) else step
+
+
+def _rounded(value: float | None) -> float | None:
+    """To what the eye can tell: digits are most of a page of long curves."""
+    return None if value is None else float(f"{value:.{DIGITS}g}")

@@ -1,19 +1,20 @@
-"""Training curves: metrics.jsonl of every model a run made, and what unfinished stages logged; one row a metric, runs
-of a kind in one chart."""
+"""Training curves: metrics.jsonl of every model a run made, and what unfinished stages logged; kind by kind, the stages
+of a kind in one chart a metric."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 from flows.reporting.charts import MAX_POINTS, Chart, Point, line_chart
 from flows.reporting.ledgers import counts_of
+from flows.reporting.meanings import meaning
 from flows.reporting.reading import TRAINED, Reader, artifact_of
 from flows.reporting.unfinished import Unfinished, is_unfinished, metrics_so_far
-from stages.monitors import notices_of, notices_of_rows
+from stages.monitors import Notice, notices_of, notices_of_rows
+from stages.stage import STAGES, load_stage
 
 MAX_ROWS = 200_000
 COLORS = 8
@@ -29,14 +30,16 @@ LEADING = (
     "rewards/accuracies",
     "accuracy",
     "eval/accuracy",
+    "mean_token_accuracy",
     "kl",
     "entropy",
-    "mean_token_accuracy",
     "completions/mean_length",
     "grad_norm",
     "learning_rate",
 )
-"""Shown first and open, in this order; the others follow folded."""
+"""Shown first, in this order."""
+OPEN, OPEN_ALONE = 3, 6
+"""Charts of a kind of stages that are open, a row of them; and where there is no other kind."""
 
 
 @dataclass(frozen=True)
@@ -46,24 +49,25 @@ class Panel:
     metric: str
     uses: str
     chart: Chart
+    meaning: str = ""
 
 
 @dataclass(frozen=True)
-class Block:
-    """Charts that stand together: one metric of several kinds of stages, or metrics of one kind each."""
+class Kind:
+    """The charts of the stages of one kind: `leading` are open, `more` are folded."""
 
-    panels: tuple[Panel, ...]
+    uses: str
+    stages: tuple[str, ...]
+    leading: tuple[Panel, ...]
+    more: tuple[Panel, ...]
 
 
 @dataclass(frozen=True)
 class Curves:
-    """`leading` is shown, `more` (`folded` metrics) is folded."""
+    """`notices`: (stage, what a monitor noticed)."""
 
-    leading: tuple[Block, ...]
-    more: tuple[Block, ...]
-    folded: int
-    notices: tuple[tuple[str, str], ...]
-    """(stage, what a monitor noticed)"""
+    kinds: tuple[Kind, ...]
+    notices: tuple[tuple[str, Notice], ...]
     unfinished: tuple[Unfinished, ...]
     notes: tuple[str, ...]
 
@@ -79,7 +83,7 @@ class _Log:
     uses: str
     color: int
     metrics: Mapping[str, Sequence[Point]]
-    notices: tuple[str, ...]
+    notices: tuple[Notice, ...]
 
 
 def read_curves(run: Mapping[str, Any], reader: Reader) -> Curves:
@@ -89,9 +93,8 @@ def read_curves(run: Mapping[str, Any], reader: Reader) -> Curves:
         metrics_so_far(run, stage, entry, reader, MAX_ROWS) for stage, entry in entries if is_unfinished(entry)
     )
     logs = _logs(run, reader, {found.stage: found.rows for found in unfinished})
-    names = sorted({name for log in logs for name in log.metrics}, key=rank)
-    rows = {name: panels for name in names if (panels := _panels(name, logs))}
-    for panel in (panel for panels in rows.values() for panel in panels):
+    kinds = tuple(_kinds(logs))
+    for panel in (panel for kind in kinds for panel in (*kind.leading, *kind.more)):
         for series in panel.chart.series:
             if series.thinned:
                 reader.note(
@@ -100,26 +103,26 @@ def read_curves(run: Mapping[str, Any], reader: Reader) -> Curves:
                 )
             if series.missing:
                 reader.note(f"{series.name}: {series.missing:,} values of {panel.metric} are not finite numbers")
-    folded = [panels for name, panels in rows.items() if name not in LEADING]
     return Curves(
-        leading=_blocks(panels for name, panels in rows.items() if name in LEADING),
-        more=_blocks(folded),
-        folded=len(folded),
+        kinds=kinds,
         notices=tuple((log.stage, notice) for log in logs for notice in log.notices),
         unfinished=unfinished,
         notes=tuple(reader.notes),
     )
 
 
-def _blocks(rows: Iterable[tuple[Panel, ...]]) -> tuple[Block, ...]:
-    """A block for every metric of several kinds of stages; neighbours that have one chart each share one."""
-    blocks: list[Block] = []
-    for several, group in groupby(rows, key=lambda panels: len(panels) > 1):
-        if several:
-            blocks += [Block(panels) for panels in group]
-        else:
-            blocks.append(Block(tuple(panel for panels in group for panel in panels)))
-    return tuple(blocks)
+def _kinds(logs: Sequence[_Log]) -> Iterator[Kind]:
+    by_uses: dict[str, list[_Log]] = {}
+    for log in logs:
+        by_uses.setdefault(log.uses, []).append(log)
+    count = OPEN if len(by_uses) > 1 else OPEN_ALONE
+    for uses, alike in by_uses.items():
+        main = load_stage(uses).main_metric if uses in STAGES else None
+        first = (f"eval/{main}", main)  # what the stage is judged by
+        names = {name for log in alike for name in log.metrics}
+        ordered = sorted(names, key=lambda name: (name not in first, rank(name)))
+        panels = [panel for name in ordered if (panel := _panel(name, uses, alike)) is not None]
+        yield Kind(uses, tuple(log.stage for log in alike), tuple(panels[:count]), tuple(panels[count:]))
 
 
 def rank(name: str) -> tuple[int, str]:
@@ -132,7 +135,7 @@ def _logs(run: Mapping[str, Any], reader: Reader, so_far: Mapping[str, Sequence[
     logs: list[_Log] = []
 
     def add(stage: str, rows: Sequence[Mapping[str, Any]], ledger: Mapping[str, Any]) -> None:
-        notices = (*map(str, notices_of_rows(counts_of(ledger))), *_notices(rows))
+        notices = (*notices_of_rows(counts_of(ledger)), *_notices(rows))
         uses = str(run["stages"][stage]["uses"])
         logs.append(_Log(stage, uses, len(logs) % COLORS, points_of(rows), notices))
 
@@ -147,14 +150,14 @@ def _logs(run: Mapping[str, Any], reader: Reader, so_far: Mapping[str, Sequence[
     return logs
 
 
-def _notices(rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+def _notices(rows: Iterable[Mapping[str, Any]]) -> tuple[Notice, ...]:
     """What the monitors say of the numbers in the rows."""
     numbers = [
         {"step": line}
         | {name: value for name, value in row.items() if isinstance(value, int | float) and not isinstance(value, bool)}
         for line, row in enumerate(rows, start=1)
     ]
-    return tuple(str(notice) for notice in notices_of(numbers))
+    return tuple(notices_of(numbers))
 
 
 def points_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Point]]:
@@ -171,10 +174,8 @@ def points_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Point]]:
     return points
 
 
-def _panels(metric: str, logs: Sequence[_Log]) -> tuple[Panel, ...]:
-    kinds: dict[str, list[tuple[str, int, Sequence[Point]]]] = {}
-    for log in logs:
-        points = log.metrics.get(metric, ())
-        if any(value is not None for _, value in points):
-            kinds.setdefault(log.uses, []).append((log.stage, log.color, points))
-    return tuple(Panel(metric, uses, line_chart(lines)) for uses, lines in kinds.items())
+def _panel(metric: str, uses: str, logs: Sequence[_Log]) -> Panel | None:
+    """None: no stage has a finite number of it."""
+    found = [(log.stage, log.color, log.metrics.get(metric, ())) for log in logs]
+    lines = [line for line in found if any(value is not None for _, value in line[2])]
+    return Panel(metric, uses, line_chart(lines, smooth=True), meaning(metric, uses)) if lines else None

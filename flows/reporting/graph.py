@@ -7,31 +7,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from flows.reporting.text import duration, short
+from flows.reporting.boxes import BOX_HEIGHT, OUTSIDE, Box, box_of
 from flows.reporting.wiring import Wire, Wiring
 
-BOX_WIDTH, BOX_HEIGHT = 176, 46
-BOX = {"width": BOX_WIDTH, "height": BOX_HEIGHT}
-LAYER, PLACE = 84, 194
+LAYER, PLACE = 96, 194
 """From one layer down to the next, and the width that a box takes in its layer."""
 MARGIN = 12
 BEND_WIDTH = 22
 """Width that an arrow takes in a layer that it passes."""
-OUTSIDE, BEND = "outside ", "bend "
-"""Before the names of nodes that are no stage of the run; a stage's name holds no space."""
-
-
-@dataclass(frozen=True)
-class Box:
-    """A stage, or something from outside the run (`state` is `external`, no link)."""
-
-    name: str
-    caption: str
-    state: str
-    x: float
-    y: float
-    hover: str
-    anchor: str | None
+BEND = "bend "
+"""Before the names of places that an arrow passes; a stage's name holds no space."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +29,16 @@ class Drawing:
     edges: tuple[tuple[str, str, str], ...]
 
 
-def draw(run: Mapping[str, Any], wiring: Wiring, anchors: Mapping[str, str]) -> Drawing:
-    """The graph of a run's stages and of what they read from outside."""
+def draw(
+    run: Mapping[str, Any], wiring: Wiring, anchors: Mapping[str, str], alarms: Mapping[str, int] | None = None
+) -> Drawing:
+    """The graph of a run's stages and of what they read from outside. `alarms`: how many a stage has."""
     parents = _parents(wiring)
     depths = _depths(parents)
     chains = _chains(parents, depths)
     layers = _ordered(chains, depths)
     x, y, width = _coordinates(layers, chains)
-    boxes = tuple(_box(name, run, wiring, anchors, (x[name], y[name])) for name in parents)
+    boxes = tuple(box_of(name, run, wiring, anchors, alarms or {}, (x[name], y[name])) for name in parents)
     edges = tuple(
         (chain[0].removeprefix(OUTSIDE), chain[-1], _path([(x[node], y[node]) for node in chain])) for chain in chains
     )
@@ -203,27 +190,3 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
             y += BOX_HEIGHT
             parts.append(f"V{y:.1f}")
     return "".join(parts)
-
-
-def _box(
-    name: str,
-    run: Mapping[str, Any],
-    wiring: Wiring,
-    anchors: Mapping[str, str],
-    place: tuple[float, float],
-) -> Box:
-    left, top = place[0] - BOX_WIDTH / 2, place[1]
-    if name not in wiring.wires:
-        label = name.removeprefix(OUTSIDE)
-        return Box(label, "from outside", "external", left, top, f"{label}\nread from outside this run", None)
-    entry = run["stages"][name]
-    lines = [f"{name} ({entry['uses']}): {entry['state']}, {duration(entry.get('seconds'))}"]
-    if entry.get("reason"):
-        lines.append(str(entry["reason"]))
-    if entry.get("fingerprint"):
-        lines.append(f"fingerprint {short(str(entry['fingerprint']))}")
-    lines += [
-        f"{output}: {value['kind']} {short(str(value['id']))}" for output, value in (entry.get("outputs") or {}).items()
-    ]
-    time = "" if entry["state"] in ("cached", "skipped", "waiting") else f" · {duration(entry.get('seconds'))}"
-    return Box(name, f"{entry['uses']}{time}", str(entry["state"]), left, top, "\n".join(lines), anchors[name])

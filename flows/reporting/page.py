@@ -58,7 +58,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(number=text.number, duration=text.duration, short=text.short)
+    made.filters.update(number=text.number, duration=text.duration, short=text.short, moment=text.moment)
     return made
 
 

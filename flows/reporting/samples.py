@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flows.reporting.reading import Reader, artifact_of
 from flows.reporting.text import clipped, number, turns
 from flows.reporting.wiring import Wiring
 
-MAX_CARDS = 200
-MAX_PER_ANSWER = 4
+MAX_CARDS = 100
+MAX_CHARACTERS = 400_000
+"""Of all cards of a group; a card more is left out, but for the first FEW_CARDS."""
+FEW_CARDS = 8
+MAX_PER_ANSWER = 8
 """Completions of one model for one row that a card shows."""
 MAX_SCANNED = 20_000
 """Lines of one samples.jsonl that are searched for the rows of the cards."""
@@ -25,24 +28,50 @@ _SHOWN = frozenset({"reward", "score", "margin", "loss", "chosen_score", "reject
 
 @dataclass(frozen=True)
 class Answer:
-    """One completion of one model: its turns, whether it was right (None: not judged), values, and the rest."""
+    """What a model said, `times` times: its turns, whether it was right (None: not judged), values, and the rest."""
 
     turns: tuple[tuple[str, str], ...]
     correct: bool | None
     values: tuple[tuple[str, str], ...]
     rest: str
+    times: int = 1
+
+
+@dataclass(frozen=True)
+class Said:
+    """What one model made of one row; no answers where it has no record. `values` are the same under all of them, as
+    those of the row are; `right` of `judged` answers were."""
+
+    answers: tuple[Answer, ...]
+    values: tuple[tuple[str, str], ...]
+    right: int
+    judged: int
+
+    @property
+    def wrong(self) -> bool:
+        return self.right < self.judged
 
 
 @dataclass(frozen=True)
 class Card:
-    """One row of the dataset. `answers[i]` belongs to column i; empty where that model has no record."""
+    """One row of the dataset. `columns[i]` belongs to column i; `changed`: they do not agree."""
 
     row_id: str
     prompt: tuple[tuple[str, str], ...]
     expected: str
-    answers: tuple[tuple[Answer, ...], ...]
-    wrong: bool
+    columns: tuple[Said, ...]
     changed: bool
+
+    @property
+    def wrong(self) -> tuple[int, ...]:
+        """The columns with an answer that is not right."""
+        return tuple(index for index, said in enumerate(self.columns) if said.wrong)
+
+    @property
+    def size(self) -> int:
+        """Characters of its texts."""
+        said = [text for column in self.columns for answer in column.answers for _, text in answer.turns]
+        return sum(map(len, [*said, *(text for _, text in self.prompt)]))
 
 
 @dataclass
@@ -54,6 +83,14 @@ class Group:
     """(model, evaluation stage)"""
     cards: list[Card] = field(default_factory=list)
     judged: bool = False
+    several: bool = False
+    """Whether a model answered a row more than once."""
+    rows: int = 0
+    """That could have had a card."""
+
+    def wrong(self, column: int) -> int:
+        """Rows with an answer of this column that is not right."""
+        return sum(column in card.wrong for card in self.cards)
 
 
 @dataclass(frozen=True)
@@ -79,8 +116,8 @@ def read_samples(run: Mapping[str, Any], wiring: Wiring, reader: Reader) -> Samp
                 members.setdefault((data, has_text), []).append((stage, records))
     groups = [_group(data, found, wiring) for (data, _), found in members.items()]
     for group in groups:
-        if len(group.cards) == MAX_CARDS:
-            reader.note(f"{group.data}: the first {MAX_CARDS} rows are shown")
+        if len(group.cards) == MAX_CARDS or len(group.cards) < group.rows:
+            reader.note(f"{group.data}: the first {len(group.cards)} rows are shown; `posttrain trace` lists all")
     return Samples(tuple(group for group in groups if group.cards), tuple(reader.notes))
 
 
@@ -107,30 +144,50 @@ def _by_row(lines: Any, data: str, wanted: dict[tuple[str, bool], set[str]]) -> 
 def _group(data: str, members: Sequence[tuple[str, Records]], wiring: Wiring) -> Group:
     group = Group(data=data or "no dataset")
     group.columns = [(wiring.model_of(stage) or stage, stage) for stage, _ in members]
+    group.rows, size = len(members[0][1]), 0
     for row_id in members[0][1]:
-        group.cards.append(_card(row_id, [records.get(row_id, []) for _, records in members]))
-    group.judged = any(
-        answer.correct is not None for card in group.cards for column in card.answers for answer in column
-    )
+        card = _card(row_id, [records.get(row_id, []) for _, records in members])
+        size += card.size
+        if size > MAX_CHARACTERS and len(group.cards) >= FEW_CARDS:
+            break
+        group.cards.append(card)
+    said = [column for card in group.cards for column in card.columns]
+    group.judged = any(column.judged for column in said)
+    group.several = any(sum(answer.times for answer in column.answers) > 1 for column in said)
     return group
 
 
 def _card(row_id: str, columns: Sequence[Sequence[dict[str, Any]]]) -> Card:
-    answers = tuple(tuple(_answer(record) for record in column[:MAX_PER_ANSWER]) for column in columns)
+    found = [[_answer(record) for record in column] for column in columns]
     first = next(record for column in columns for record in column)
-    verdicts = [tuple(answer.correct for answer in column) for column in answers if column]
-    judged = any(verdict is not None for verdict in sum(verdicts, ()))
-    compared = verdicts if judged else [tuple(answer.turns or answer.values for answer in c) for c in answers if c]
+    judged = any(answer.correct is not None for answers in found for answer in answers)
+    compared = {tuple(answer.correct if judged else answer.turns or answer.values for answer in a) for a in found if a}
     expected = next((first[name] for name in EXPECTED if first.get(name) is not None), "")
-    said = " ".join(text for _, text in turns(expected))
     return Card(
         row_id=row_id,
-        prompt=tuple(turns(first.get("prompt"))),
-        expected=clipped(said, 300),
-        answers=answers,
-        wrong=any(verdict is False for verdict in sum(verdicts, ())),
-        changed=len(set(compared)) > 1,
+        prompt=(*turns(first.get("prompt")), *_pair(first)),
+        expected=clipped(" ".join(text for _, text in turns(expected)), 300),
+        columns=tuple(map(_said, found)),
+        changed=len(compared) > 1,
     )
+
+
+def _pair(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Both sides of a pair, which every model judged."""
+    sides = ((name, turns(record.get(name))) for name in ("chosen", "rejected"))
+    return [(name, text) for name, said in sides for _, text in said]
+
+
+def _said(answers: Sequence[Answer]) -> Said:
+    """Equal answers once, values that are the same under all of them apart."""
+    shared = tuple(value for value in (answers[0].values if answers else ()) if all(value in a.values for a in answers))
+    merged: dict[Answer, int] = {}
+    for answer in answers:
+        own = replace(answer, values=tuple(value for value in answer.values if value not in shared))
+        merged[own] = merged.get(own, 0) + 1
+    verdicts = [answer.correct for answer in answers if answer.correct is not None]
+    kept = list(merged.items())[:MAX_PER_ANSWER]
+    return Said(tuple(replace(answer, times=times) for answer, times in kept), shared, sum(verdicts), len(verdicts))
 
 
 def _answer(record: Mapping[str, Any]) -> Answer:
@@ -138,18 +195,21 @@ def _answer(record: Mapping[str, Any]) -> Answer:
     written = turns(completion)
     if len(written) == 1:  # who speaks in a completion is no news
         written = [("", written[0][1])]
-    for name in ("chosen", "rejected"):
-        if record.get(name) is not None:
-            written += [(f"{name} {role}".strip(), text) for role, text in turns(record[name])]
     correct = record.get("correct")
+    correct = bool(correct) if isinstance(correct, bool | int | float) else None
     values = [
         (name, number(value))
         for name, value in record.items()
-        if name not in _HIDDEN and isinstance(value, bool | int | float)
+        if name not in _HIDDEN and isinstance(value, bool | int | float) and not _says_no_more(name, value, correct)
     ]
     return Answer(
         turns=tuple(written),
-        correct=bool(correct) if isinstance(correct, bool | int | float) else None,
+        correct=correct,
         values=tuple((name, value) for name, value in values if name in _SHOWN),
         rest=", ".join(f"{name} {value}" for name, value in values if name not in _SHOWN),
     )
+
+
+def _says_no_more(name: str, value: float, correct: bool | None) -> bool:
+    """Of a reward that is the verdict."""
+    return name.startswith(("reward", "score")) and correct is not None and value == correct

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from stages.visible import visible
 
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+"""Whatever the machine's language is."""
 MAX_TEXT = 4_000
 """Characters of one prompt or completion that the page holds."""
 
@@ -45,6 +48,17 @@ def duration(seconds: object) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def moment(written: object) -> str:
+    """`29 Nov 2026, 13:40 UTC` of an ISO time with its zone; other texts as they are."""
+    try:
+        at = datetime.fromisoformat(str(written))
+    except ValueError:
+        return plain(written)
+    zone = "" if at.tzinfo is None else " UTC"
+    at = at if at.tzinfo is None else at.astimezone(UTC)
+    return f"{at.day} {MONTHS[at.month - 1]} {at.year}, {at.hour:02}:{at.minute:02}{zone}"
 
 
 def short(identifier: str) -> str:

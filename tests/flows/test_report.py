@@ -18,7 +18,7 @@ from artifacts.errors import RequestError
 from flows import cli
 from flows.report import render_report, write_report
 from flows.reporting.charts import MAX_POINTS
-from flows.reporting.graph import BOX_HEIGHT, BOX_WIDTH
+from flows.reporting.boxes import BOX_HEIGHT, BOX_WIDTH
 from tests.flows.report_run import ATTACK, LEDGER, METRICS, RESULTS, SmallRun, jsonl, small_run, small_stage
 
 
