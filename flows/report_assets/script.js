@@ -99,6 +99,7 @@
 
   for (const graph of document.querySelectorAll("svg.graph")) {
     const edges = [...graph.querySelectorAll(".edge")];
+    graph.parentElement.scrollLeft = (graph.parentElement.scrollWidth - graph.parentElement.clientWidth) / 2;
     const focus = (name) => {
       graph.classList.toggle("focus", name !== null);
       for (const edge of edges) edge.classList.toggle("on", edge.dataset.source === name || edge.dataset.target === name);

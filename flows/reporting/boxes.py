@@ -15,7 +15,7 @@ BOX_WIDTH, BOX_HEIGHT = 176, 60
 BOX = {"width": BOX_WIDTH, "height": BOX_HEIGHT}
 OUTSIDE = "outside "
 """Before the names of nodes that are no stage of the run; a stage's name holds no space."""
-CHARACTERS = 27
+CHARACTERS = 24
 """Of a caption in a box."""
 
 

@@ -121,8 +121,19 @@ def _kinds(logs: Sequence[_Log]) -> Iterator[Kind]:
         first = (f"eval/{main}", main)  # what the stage is judged by
         names = {name for log in alike for name in log.metrics}
         ordered = sorted(names, key=lambda name: (name not in first, rank(name)))
-        panels = [panel for name in ordered if (panel := _panel(name, uses, alike)) is not None]
+        panels = _new_first([panel for name in ordered if (panel := _panel(name, uses, alike)) is not None])
         yield Kind(uses, tuple(log.stage for log in alike), tuple(panels[:count]), tuple(panels[count:]))
+
+
+def _new_first(panels: Sequence[Panel]) -> list[Panel]:
+    """Those whose lines another one before has (a loss of one term, and that term) are last."""
+    drawn: set[tuple[str, ...]] = set()
+    new, again = [], []
+    for panel in panels:
+        lines = tuple(series.points_json for series in panel.chart.series)
+        (again if lines in drawn else new).append(panel)
+        drawn.add(lines)
+    return [*new, *again]
 
 
 def rank(name: str) -> tuple[int, str]:

@@ -10,6 +10,7 @@ from flows.entries import BROKEN
 
 FOLLOWED = ("input ", "inputs ")
 """How reasons begin that lie in another stage."""
+BEGUN = ("ran", "running", *BROKEN)
 MOST = 5
 """Causes that are listed."""
 
@@ -29,6 +30,10 @@ class Outcome:
         return dict(self.by_state).get(state, ())
 
     @property
+    def begun(self) -> int:
+        return sum(len(self.of(state)) for state in BEGUN)
+
+    @property
     def well(self) -> bool:
         """Whether every stage has what it should make."""
         return len(self.of("ran")) + len(self.of("cached")) == self.stages
@@ -41,7 +46,7 @@ def read_outcome(run: Mapping[str, Any]) -> Outcome:
     followed = 0
     for name, entry in run["stages"].items():
         states.setdefault(str(entry["state"]), []).append(name)
-        if entry["state"] not in ("ran", "running", *BROKEN):
+        if entry["state"] not in BEGUN:
             continue
         own = [str(reason) for reason in entry.get("reasons") or () if not str(reason).startswith(FOLLOWED)]
         followed += not own and bool(entry.get("reasons"))

@@ -85,8 +85,8 @@ class Group:
     judged: bool = False
     several: bool = False
     """Whether a model answered a row more than once."""
-    rows: int = 0
-    """That could have had a card."""
+    cut: bool = False
+    """Whether there may be more rows than cards."""
 
     def wrong(self, column: int) -> int:
         """Rows with an answer of this column that is not right."""
@@ -115,9 +115,6 @@ def read_samples(run: Mapping[str, Any], wiring: Wiring, reader: Reader) -> Samp
             for has_text, records in _by_row(lines, data, wanted).items():
                 members.setdefault((data, has_text), []).append((stage, records))
     groups = [_group(data, found, wiring) for (data, _), found in members.items()]
-    for group in groups:
-        if len(group.cards) == MAX_CARDS or len(group.cards) < group.rows:
-            reader.note(f"{group.data}: the first {len(group.cards)} rows are shown; `posttrain trace` lists all")
     return Samples(tuple(group for group in groups if group.cards), tuple(reader.notes))
 
 
@@ -144,11 +141,12 @@ def _by_row(lines: Any, data: str, wanted: dict[tuple[str, bool], set[str]]) -> 
 def _group(data: str, members: Sequence[tuple[str, Records]], wiring: Wiring) -> Group:
     group = Group(data=data or "no dataset")
     group.columns = [(wiring.model_of(stage) or stage, stage) for stage, _ in members]
-    group.rows, size = len(members[0][1]), 0
+    group.cut, size = len(members[0][1]) == MAX_CARDS, 0
     for row_id in members[0][1]:
         card = _card(row_id, [records.get(row_id, []) for _, records in members])
         size += card.size
         if size > MAX_CHARACTERS and len(group.cards) >= FEW_CARDS:
+            group.cut = True
             break
         group.cards.append(card)
     said = [column for card in group.cards for column in card.columns]

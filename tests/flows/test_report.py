@@ -17,8 +17,9 @@ from artifacts import Artifact
 from artifacts.errors import RequestError
 from flows import cli
 from flows.report import render_report, write_report
-from flows.reporting.charts import MAX_POINTS
 from flows.reporting.boxes import BOX_HEIGHT, BOX_WIDTH
+from flows.reporting.charts import MAX_POINTS
+from flows.reporting.samples import MAX_CARDS, MAX_CHARACTERS
 from tests.flows.report_run import ATTACK, LEDGER, METRICS, RESULTS, SmallRun, jsonl, small_run, small_stage
 
 
@@ -80,6 +81,11 @@ def series_of(page: Page, metric: str) -> dict[str, list[list[float]]]:
     return found
 
 
+def drawn(value: float) -> float:
+    """As a curve has it: six digits."""
+    return float(f"{value:.6g}")
+
+
 def test_bars_hold_the_values_of_results_json(run: SmallRun) -> None:
     shown = {
         (bar["data-stage"], bar["data-metric"]): [float(bar[f"data-{edge}"]) for edge in ("value", "low", "high")]
@@ -95,7 +101,7 @@ def test_bars_hold_the_values_of_results_json(run: SmallRun) -> None:
 def test_curves_hold_the_values_of_metrics_jsonl(run: SmallRun) -> None:
     page = page_of(run)
     for metric in ("loss", "grad_norm", "learning_rate"):
-        assert series_of(page, metric) == {"sft": [[row["step"], row[metric]] for row in METRICS]}
+        assert series_of(page, metric) == {"sft": [[row["step"], drawn(row[metric])] for row in METRICS]}
     assert series_of(page, "num_tokens") == {}
 
 
@@ -108,7 +114,7 @@ def test_a_long_curve_is_thinned_and_says_so(tmp_path: Path) -> None:
     points = series_of(page, "loss")["sft"]
     assert len(points) <= MAX_POINTS
     for index in (0, 1_234, 2_345, count - 1):
-        assert [rows[index]["step"], rows[index]["loss"]] in points
+        assert [rows[index]["step"], drawn(rows[index]["loss"])] in points
     assert "thinned to at most 1,000 of 3,000 points" in page.text
     assert "sft: 1 values of loss are not finite numbers" in page.text
 
@@ -121,8 +127,10 @@ def test_monitors_speak_in_the_report(tmp_path: Path) -> None:
     ledger = json.dumps({"input": 9, "states": {"used": 7, "masked": 2}})
     run.stage("sft", "sft", {}, {"model": ("model", {"metrics.jsonl": jsonl(rows), "ledger.json": ledger})})
     text = page_of(run).text
-    assert "step 46: loss_spike: loss 7 after 1" in text and text.count("loss_spike") == 1
-    assert "step 0: masked_rows: 2 masked of 9 rows: nothing of them is trained" in text
+    assert re.search(r"loss_spike in sft , step 46 loss 7 after 1", text) and text.count("loss_spike") == 1
+    assert "masked_rows in sft , step 0 2 masked of 9 rows: nothing of them is trained" in text
+    # said at once, before any number
+    assert text.index("⚠ 2") < text.index("⚠ 2 alarms") < text.index("loss_spike") < text.index("Graph Every stage")
 
 
 def test_user_text_is_text(run: SmallRun) -> None:
@@ -217,12 +225,38 @@ def test_contamination_is_shown_with_what_is_shared(tmp_path: Path) -> None:
 
 def test_samples_are_joined_by_row_id(run: SmallRun) -> None:
     cards = page_of(run).all("article", "sample")
-    assert [(card["data-row"], "data-wrong" in card, "data-changed" in card) for card in cards] == [
-        ("r-1", False, False),  # right, right
-        ("r-2", True, False),  # wrong, wrong with another completion
-        ("r-3", True, True),  # wrong, right
-        ("r-4", False, False),  # right, no record of the second model
+    assert [(card["data-row"], card.get("data-wrong", ""), "data-changed" in card) for card in cards] == [
+        ("r-1", "", False),  # right, right
+        ("r-2", "0 1", False),  # wrong, wrong with another completion
+        ("r-3", "0", True),  # wrong, right
+        ("r-4", "", False),  # right, no record of the second model
     ]
+
+
+def test_equal_answers_stand_once_and_what_is_of_the_row_too(tmp_path: Path) -> None:
+    """Three answers of one row, two of them equal. Its loss is the same under all; a reward that says what the verdict
+    says is left out, another one is not."""
+    run = SmallRun(tmp_path)
+    said = [("7", True, 1.0), ("8", False, 0.25), ("7", True, 1.0)]
+    rows = [
+        {"row_id": "r", "prompt": "3+4", "completion": text, "correct": right, "loss": 0.125, "reward": reward}
+        for text, right, reward in said
+    ]
+    run.stage("judge", "evaluate", {}, {"evaluation": ("evaluation", {"samples.jsonl": jsonl(rows)})})
+    html = render_report(run.store, run.payload())
+    card = Page(html[html.index("<article") : html.index("</article>")])
+    assert " ".join(card.text.split()) == "3+4 row r judge 2 of 3 right loss 0.125 ✓ 7 × 2 ✕ 8 reward 0.25"
+    assert "not all right under judge 1" in Page(html).text
+
+
+def test_long_texts_are_folded_and_bound_the_number_of_rows(tmp_path: Path) -> None:
+    run, text = SmallRun(tmp_path), "word " * 700
+    rows = [{"row_id": f"r-{i}", "prompt": text, "completion": text} for i in range(MAX_CARDS)]
+    run.stage("judge", "evaluate", {}, {"evaluation": ("evaluation", {"samples.jsonl": jsonl(rows)})})
+    page = page_of(run)
+    shown = len(page.all("article", "sample"))
+    assert shown == MAX_CHARACTERS // (2 * len(text)) and f"the first {shown} rows" in page.text
+    assert len(page.all("details", "long")) == 2 * shown
 
 
 def test_stages_stand_in_the_order_of_the_recipe(run: SmallRun, tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.reporting.charts import HEIGHT, PLOT, line_chart, thin, ticks
-from flows.reporting.text import duration, in_words, number, with_intervals
+from flows.reporting.charts import HEIGHT, PLOT, course, line_chart, thin, ticks
+from flows.reporting.text import duration, in_words, moment, number, with_intervals
 
 
 @given(st.lists(st.none() | st.floats(-1e6, 1e6), min_size=1, max_size=60), st.integers(4, 40))
@@ -52,6 +52,22 @@ def test_durations() -> None:
     assert [duration(s) for s in (0.04, 9.96, 59.6, 3599.4, 3725, None)] == [
         *("0.0 s", "10 s", "1 min 0 s", "59 min 59 s", "1 h 2 min", "–")
     ]
+
+
+def test_moments_are_of_utc_and_in_english() -> None:
+    assert moment("2026-11-29T13:40:45+00:00") == "29 Nov 2026, 13:40 UTC"
+    assert moment("2026-01-01T01:30:00+02:00") == "31 Dec 2025, 23:30 UTC"
+    assert moment("2026-01-02 03:04:05") == "2 Jan 2026, 03:04"
+    assert moment("yesterday") == "yesterday"
+
+
+def test_the_course_of_a_noisy_line() -> None:
+    """Of 0, 1, 0, 1, ... the means of 5 values are 2/5 around a 0 and 3/5 around a 1; at the ends of 1 and of 3."""
+    points = [(float(step), float(step % 2)) for step in range(80)]
+    found = course([(-1.0, None), *points])  # what is not a number is left out
+    assert [value for _, value in found[:4]] == pytest.approx([0, 1 / 3, 2 / 5, 3 / 5])
+    assert found[-1] == (79, 1) and [step for step, _ in found] == list(range(80))
+    assert course(points[:39]) == course([(step, step / 80) for step, _ in points]) == []  # short; without noise
 
 
 def test_ticks_are_round_and_reach_over_the_range() -> None:

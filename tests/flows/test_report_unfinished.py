@@ -11,7 +11,7 @@ import pytest
 from artifacts import Store, open_store
 from flows.report import render_report
 from stages.training.metrics_log import METRICS
-from tests.flows.test_report import Page, series_of
+from tests.flows.test_report import Page, drawn, series_of
 from tests.in_process import Payload, run_here
 from tests.tiny_recipe import artifact_folder, metrics_of, write_recipe
 
@@ -78,7 +78,7 @@ def test_the_curve_has_the_steps_that_were_logged(failed: Any, expected: Any) ->
     store, payload = failed
     page = page_of(store, payload)
     for metric in ("loss", "reward", "learning_rate"):
-        assert series_of(page, metric) == {"rl": [[row["step"], row[metric]] for row in expected[0][:CALLS]]}
+        assert series_of(page, metric) == {"rl": [[row["step"], drawn(row[metric])] for row in expected[0][:CALLS]]}
     assert f"failed: an unfinished stage, whose curves end with step {CALLS}, the last in its job folder" in page.text
     assert "It ended with:" in page.text and page.text.count("the judge is gone") >= 2
     assert page.all("g", "partial") and "rl (unfinished)" in page.text
@@ -103,7 +103,7 @@ def test_on_another_machine_the_last_checkpoint_has_them(failed: Any, expected: 
     for weights in (tmp_path / "store").glob("work/*/checkpoints/*/*.safetensors"):
         weights.unlink()
     page = page_of(open_store(str(tmp_path / "store")), failed[1])
-    assert series_of(page, "loss") == {"rl": [[row["step"], row["loss"]] for row in expected[0][:SAVED]]}
+    assert series_of(page, "loss") == {"rl": [[row["step"], drawn(row["loss"])] for row in expected[0][:SAVED]]}
     assert f"end with step {SAVED}, the last in its last checkpoint in the store" in page.text
 
 

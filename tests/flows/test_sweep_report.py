@@ -147,7 +147,9 @@ def test_the_heat_map(html: str) -> None:
 
 def test_curves_are_those_of_the_models_that_differ(html: str) -> None:
     series = series_of(Page(html), "loss")
-    assert series == {f"trial {trial}": [[float(step), trial / step] for step in range(1, 7)] for trial in range(1, 6)}
+    assert series == {
+        f"trial {trial}": [[float(step), float(f"{trial / step:.6g}")] for step in range(1, 7)] for trial in range(1, 6)
+    }
     assert re.findall(r'<g class="line c(\d)[^"]* best" data-run="([^"]+)"', html)[0] == ("0", "trial 3")
     assert "One model for all trials: sft." in Page(html).text and len(losses(1)) != STEPS
 
