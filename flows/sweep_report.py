@@ -68,6 +68,7 @@ def render_sweep_report(store: Store, named: NamedRuns) -> str:
         trials=read_trials(found, runs, store.url),
         plots=setting_plots(found, swept) if metric is not None else (),
         heat=heat_map(found, swept) if metric is not None else None,
+        level=[row for row in found.rows if _is_level(found, row)],
         unranked=[row for row in found.rows if _is_unranked(found, row)],
         curves=read_sweep_curves(runs, metric, Reader(store)),
         anchors={},
@@ -82,6 +83,21 @@ def _state(found: Standings, trials: int) -> str:
     if states == {"ok"}:
         return "ok" if len(found.rows) >= trials else "unfinished"
     return next((state for state in ("running", "failed") if state in states), "interrupted")
+
+
+def _is_level(found: Standings, row: Row) -> bool:
+    """Whether its interval reaches into that of the best, so that it may be as good."""
+    if found.first is None or row is found.first:
+        return False
+    (best_low, best_high), (low, high) = (_interval(found, each) for each in (found.first, row))
+    if found.best == "highest":
+        return best_low is not None and high is not None and high >= best_low
+    return best_high is not None and low is not None and low <= best_high
+
+
+def _interval(found: Standings, row: Row) -> tuple[float | None, float | None]:
+    one = row.metrics.get(found.metrics[0])
+    return (None, None) if one is None else (one.low, one.high)
 
 
 def _is_unranked(found: Standings, row: Row) -> bool:

@@ -128,7 +128,8 @@ def _kinds(logs: Sequence[_Log]) -> Iterator[Kind]:
 def _new_first(panels: Sequence[Panel]) -> list[Panel]:
     """Those whose lines another one before has (a loss of one term, and that term) are last."""
     drawn: set[tuple[str, ...]] = set()
-    new, again = [], []
+    new: list[Panel] = []
+    again: list[Panel] = []
     for panel in panels:
         lines = tuple(series.points_json for series in panel.chart.series)
         (again if lines in drawn else new).append(panel)

@@ -118,7 +118,7 @@ DRIVER = """
 <script>
 SEEN
 document.querySelectorAll("details").forEach((e) => { e.open = true; });
-document.documentElement.style.width = "WIDTHpx"; // a window is of 500 at least, where a telephone's style holds already
+document.documentElement.style.width = "WIDTHpx"; // a window is of 500 at least, which has a telephone's style
 const seen = { pale: pale(), cut: cut() };
 const topsOf = (row) => [...row.querySelectorAll("svg")].map((svg) => svg.getBoundingClientRect().top);
 seen.tops = [...document.querySelectorAll(".kind .panels")].map(topsOf);

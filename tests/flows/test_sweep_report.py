@@ -99,6 +99,17 @@ def test_the_table_is_the_standings(html: str) -> None:
     assert rows[-1] == ["6", "trial 6", "1.0", "muon", "–", "10 s", "0 of 3", "✕ failed"]
 
 
+def test_the_first_words_say_which_is_best_and_what_may_be_as_good(html: str) -> None:
+    """0.71 less 0.05 is 0.66, which 0.68 and its 0.05 reach, and 0.6 does not."""
+    text = Page(html).text
+    assert "Best: trial 3 , dpo.beta 0.1 , dpo.optim adamw ; judge.accuracy 0.71 [0.66, 0.76]" in text
+    assert "5 of 6 trials have ended well. Failed: trial 6 ." in text
+    assert (
+        "interval of 1 more reaches into that of the best, so these rows may not tell the two apart: trial 4 ." in text
+    )
+    assert "posttrain run small --set trial=3" in text[: text.index("place trial")]
+
+
 def test_a_numeric_setting_is_drawn_to_its_logarithm_with_intervals(html: str) -> None:
     assert '<svg class="setting"' in html and 'data-setting="dpo.beta" data-scale="log"' in html
     factor, offset = metric_axis(html, "dpo.beta")
