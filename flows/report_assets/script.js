@@ -114,13 +114,14 @@
 
   // ---- samples: filters, a page at a time
 
-  const PAGE = 6;
+  const PAGE = 6; // of few models; of many, fewer rows
   for (const group of document.querySelectorAll(".group")) {
     const cards = [...group.querySelectorAll(".sample")];
     const buttons = [...group.querySelectorAll("[data-filter]")];
     const more = group.querySelector(".more");
     let filter = "all";
-    let limit = PAGE;
+    const page = Math.max(2, Math.min(PAGE, Math.floor(30 / cards[0].querySelectorAll(".by").length)));
+    let limit = page;
     const fits = (card) => filter === "all" || (filter === "changed" ? "changed" in card.dataset : (card.dataset.wrong ?? "").split(" ").includes(filter));
     const show = () => {
       const chosen = cards.filter(fits);
@@ -133,12 +134,12 @@
     for (const button of buttons) {
       button.addEventListener("click", () => {
         filter = button.dataset.filter;
-        limit = PAGE;
+        limit = page;
         show();
       });
     }
     more.querySelector("button").addEventListener("click", () => {
-      limit += 4 * PAGE;
+      limit += 4 * page;
       show();
     });
     show();

@@ -18,6 +18,8 @@ from stages.stage import STAGES, load_stage
 
 MAX_ROWS = 200_000
 COLORS = 8
+POINTS, FEWEST_POINTS = 40_000, 150
+"""Of all curves of a page together, and of one of many."""
 NOT_CURVES = frozenset({"step", "epoch", "num_tokens"})
 """Counters; they grow by themselves."""
 
@@ -93,13 +95,14 @@ def read_curves(run: Mapping[str, Any], reader: Reader) -> Curves:
         metrics_so_far(run, stage, entry, reader, MAX_ROWS) for stage, entry in entries if is_unfinished(entry)
     )
     logs = _logs(run, reader, {found.stage: found.rows for found in unfinished})
-    kinds = tuple(_kinds(logs))
+    limit = _points_of_a_line(logs)
+    kinds = tuple(_kinds(logs, limit))
     for panel in (panel for kind in kinds for panel in (*kind.leading, *kind.more)):
         for series in panel.chart.series:
             if series.thinned:
                 reader.note(
-                    f"{series.name}: curves are thinned to at most {MAX_POINTS:,} of {series.count:,} points "
-                    "(first, last, and the lowest and highest of every stretch are kept)"
+                    f"curves of more than {limit:,} points are thinned to so many: first, last, and the lowest and "
+                    "highest of every stretch are kept"
                 )
             if series.missing:
                 reader.note(f"{series.name}: {series.missing:,} values of {panel.metric} are not finite numbers")
@@ -111,7 +114,12 @@ def read_curves(run: Mapping[str, Any], reader: Reader) -> Curves:
     )
 
 
-def _kinds(logs: Sequence[_Log]) -> Iterator[Kind]:
+def _points_of_a_line(logs: Sequence[_Log]) -> int:
+    """The more curves a page has, the fewer each: it is to stay a page that can be sent."""
+    return max(FEWEST_POINTS, min(MAX_POINTS, POINTS // max(1, sum(len(log.metrics) for log in logs))))
+
+
+def _kinds(logs: Sequence[_Log], limit: int) -> Iterator[Kind]:
     by_uses: dict[str, list[_Log]] = {}
     for log in logs:
         by_uses.setdefault(log.uses, []).append(log)
@@ -121,7 +129,7 @@ def _kinds(logs: Sequence[_Log]) -> Iterator[Kind]:
         first = (f"eval/{main}", main)  # what the stage is judged by
         names = {name for log in alike for name in log.metrics}
         ordered = sorted(names, key=lambda name: (name not in first, rank(name)))
-        panels = _new_first([panel for name in ordered if (panel := _panel(name, uses, alike)) is not None])
+        panels = _new_first([panel for name in ordered if (panel := _panel(name, uses, alike, limit)) is not None])
         yield Kind(uses, tuple(log.stage for log in alike), tuple(panels[:count]), tuple(panels[count:]))
 
 
@@ -186,8 +194,8 @@ def points_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Point]]:
     return points
 
 
-def _panel(metric: str, uses: str, logs: Sequence[_Log]) -> Panel | None:
+def _panel(metric: str, uses: str, logs: Sequence[_Log], limit: int) -> Panel | None:
     """None: no stage has a finite number of it."""
     found = [(log.stage, log.color, log.metrics.get(metric, ())) for log in logs]
     lines = [line for line in found if any(value is not None for _, value in line[2])]
-    return Panel(metric, uses, line_chart(lines, smooth=True), meaning(metric, uses)) if lines else None
+    return Panel(metric, uses, line_chart(lines, limit, smooth=True), meaning(metric, uses)) if lines else None

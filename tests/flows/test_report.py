@@ -19,6 +19,7 @@ from flows import cli
 from flows.report import render_report, write_report
 from flows.reporting.boxes import BOX_HEIGHT, BOX_WIDTH
 from flows.reporting.charts import MAX_POINTS
+from flows.reporting.curves import POINTS
 from flows.reporting.samples import MAX_CARDS, MAX_CHARACTERS
 from tests.flows.report_run import ATTACK, LEDGER, METRICS, RESULTS, SmallRun, jsonl, small_run, small_stage
 
@@ -115,8 +116,18 @@ def test_a_long_curve_is_thinned_and_says_so(tmp_path: Path) -> None:
     assert len(points) <= MAX_POINTS
     for index in (0, 1_234, 2_345, count - 1):
         assert [rows[index]["step"], drawn(rows[index]["loss"])] in points
-    assert "thinned to at most 1,000 of 3,000 points" in page.text
+    assert "curves of more than 1,000 points are thinned to so many" in page.text
     assert "sft: 1 values of loss are not finite numbers" in page.text
+
+
+def test_the_more_curves_the_fewer_points_each_has(tmp_path: Path) -> None:
+    run, metrics = SmallRun(tmp_path), 100
+    rows = [{"step": step, **{f"m/{name}": math.sin(step + name) for name in range(metrics)}} for step in range(900)]
+    run.stage("sft", "sft", {}, {"model": ("model", {"metrics.jsonl": jsonl(rows)})})
+    html = render_report(run.store, run.payload())
+    found = [len(json.loads(points)) for points in re.findall(r'data-points="([^"]*)"', html)]
+    assert len(found) == metrics and 390 < max(found) <= POINTS // metrics
+    assert "curves of more than 400 points are thinned to so many" in html
 
 
 def test_monitors_speak_in_the_report(tmp_path: Path) -> None:
