@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -20,12 +21,13 @@ SHORT_ID = 12
 
 def closing_table(payload: Mapping[str, Any], left_out: Collection[str] = ()) -> Table:
     """One row a stage of a run's payload, but for those that were left out."""
-    table = Table(title=f"{payload['recipe']} · run {payload['run']} · {payload['state']}", title_justify="left")
-    table.add_column("stage", style="bold")
+    title = f"{payload['recipe']} · run {payload['run']} · {payload['state']}"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("stage", style="bold", no_wrap=True)
     table.add_column("state")
     table.add_column("time", justify="right")
-    table.add_column("main metric")
-    table.add_column("artifact")
+    table.add_column("main metric", overflow="fold")  # breaks before its interval
+    table.add_column("artifact", overflow="fold", min_width=SHORT_ID + 1)  # between ids
     for name, entry in payload["stages"].items():
         if name in left_out:
             continue

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from rich.console import RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -14,26 +16,59 @@ from flows.closing import STYLES, metric_in_words
 from flows.reporting.text import duration, plain
 from flows.standings import Row, Standings
 
+WIDEST = 10_000
+"""Columns in which every table has room."""
 LONGEST_ERROR = 120
 """Characters; JSON has all of it, and so has the run's report."""
 
 
-def standings_table(found: Standings, title: str = "") -> Table:
-    """A row a run."""
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="dim")
-    for name in columns(found):
-        table.add_column(name, overflow="fold", justify="right" if name in (*found.metrics, "time") else "left")
-    for row in found.rows:
-        cells = _cells(found, row)
-        table.add_row(*(Text(text) for text in cells[:-1]), Text(cells[-1], style=STYLES.get(row.state, "")))
-    return table
+@dataclass(frozen=True)
+class StandingsTable:
+    """A row a run, with its id where all are listed; `most`: only the first so many, while others are to come.
+
+    A terminal that is too narrow for all columns goes without `cached` and tears names of settings before numbers;
+    run ids stay whole, so that they can be copied.
+    """
+
+    found: Standings
+    title: str = ""
+    most: int | None = None
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        names = [name for name in columns(self.found) if name != "run" or self.most is None]
+        whole = self.table(names)
+        fits = Measurement.get(console, options.update(max_width=WIDEST), whole).maximum <= options.max_width
+        yield whole if fits else self.table([name for name in names if name != "cached"], narrow=True)
+
+    def table(self, names: Sequence[str], *, narrow: bool = False) -> Table:
+        """With these of `columns`. `narrow`: an interval stands below its number."""
+        table = Table(title=self.title or None, title_justify="left", box=None, pad_edge=False, header_style="dim")
+        kept = self.found.rows[: self.most]
+        rows = [dict(zip(columns(self.found), _cells(self.found, row), strict=True)) for row in kept]
+        for name in names:
+            number = name in self.found.metrics
+            table.add_column(
+                name,
+                overflow="fold",
+                justify="right" if number or name == "time" else "left",
+                no_wrap=name in ("run", "time", "trial") or (number and narrow),
+            )
+            for cells in rows if number and narrow else ():
+                cells[name] = cells[name].replace(" [", "\n[")
+        for row, cells in zip(kept, rows, strict=True):
+            cell_of = {name: Text(cells[name]) for name in names}
+            cell_of["state"].stylize(STYLES.get(row.state, ""))
+            table.add_row(*cell_of.values())
+        if len(kept) < len(self.found.rows):
+            table.caption, table.caption_justify = f"and {len(self.found.rows) - len(kept)} more", "left"
+        return table
 
 
 def many_tables(found: Standings, sweep: str | None) -> list[RenderableType]:
     """Of `posttrain diff`: the table, and what is the same in all."""
     title = "" if sweep is None else heading(sweep, None, found)
     same = [Text(f"the same in all: {', '.join(found.same)}", style="dim")] if found.same else []
-    return [standings_table(found, title), *same]
+    return [StandingsTable(found, title), *same]
 
 
 def rows_of_text(found: Standings) -> list[dict[str, str]]:

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.console import console_of
-from flows.standings_table import heading, setting_in_words, standings_table
+from flows.standings_table import StandingsTable, heading, setting_in_words
 from flows.terminal import WIDTH_OF_FILES, Terminal
 
 if TYPE_CHECKING:
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from flows.standings import Standings
     from flows.sweep import Sweep
     from flows.trial import Trial
+
+
+BEST_SO_FAR = 5
+"""Rows of the table after each trial but the last."""
 
 
 class SweepTerminal:
@@ -55,13 +59,14 @@ class SweepTerminal:
         """How those stand that have begun; the closing table is for all."""
         begun = replace(standings, rows=tuple(row for row in standings.rows if row.state != "waiting"))
         if len(begun.rows) < trial.of or any(row.state == "running" for row in begun.rows):
-            self._console.print(standings_table(begun, f"sweep {trial.sweep}: trial {trial.number} has ended"))
+            title = f"sweep {trial.sweep}: trial {trial.number} of {trial.of} has ended"
+            self._console.print(StandingsTable(begun, title, BEST_SO_FAR))
 
     def finished(self, payload: Mapping[str, Any], standings: Standings) -> None:
         """The closing table, and how the best one gets the recipe's aliases."""
         self._terminal.__exit__(None, None, None)
         title = heading(payload["sweep"], payload["recipe"], standings, [payload["state"]])
-        self._closing.print(standings_table(standings, title))
+        self._closing.print(StandingsTable(standings, title))
         if (first := standings.first) is not None and first.command is not None:
             text = f"to name the best @{payload['recipe']}/..., run it again from the store:\n  {first.command}"
             self._console.print(Text(text), soft_wrap=True)

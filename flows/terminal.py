@@ -35,8 +35,15 @@ if TYPE_CHECKING:
 WIDTH_OF_FILES = 140
 """Columns where there is no terminal and COLUMNS is not set."""
 
+BAR, SHORT_BAR, WIDE = 24, 10, 100
+"""Columns of a progress bar, and of one in a terminal that is not so wide."""
+
 SECONDS_BETWEEN_LINES = 10.0
 """Without a terminal: at most one line a stage in this time."""
+
+
+SAID = {"log": "", "command": "dim", "warning": "yellow", "table": ""}
+"""Kinds of events that are lines of their own, and how they look in a terminal."""
 
 
 @dataclass
@@ -75,17 +82,27 @@ class StageLine:
 
     def describe(self) -> str:
         """`12/100 steps, 3,120 tokens/s, loss 1.234, 0:41 left`"""
-        if not self.total:
-            return self.phase
-        parts = [f"{self.step:,}/{self.total:,} {self.unit}s"]
+        return ", ".join(filter(None, [self.progress(), self.numbers(), self.left()]))
+
+    def progress(self) -> str:
+        """`12/100 steps`, or the phase where there are no steps to count."""
+        return f"{self.step:,}/{self.total:,} {self.unit}s" if self.total else self.phase
+
+    def left(self) -> str:
+        """`0:41 left`; empty where nobody knows."""
         rate = self.rate()
+        return "" if rate is None or self.step >= self.total else f"{clock((self.total - self.step) / rate)} left"
+
+    def numbers(self) -> str:
+        """`3,120 tokens/s, loss 1.234`"""
+        if not self.total:
+            return ""
+        parts, rate = [], self.rate()
         if "tokens_per_second" in self.values:
             parts.append(f"{self.values['tokens_per_second']:,.0f} tokens/s")
         elif rate is not None:
             parts.append(f"{rate:,.3g} {self.unit}s/s")
         parts += [f"{name} {self.values[name]:.4g}" for name in ("loss", "reward") if name in self.values]
-        if rate is not None and self.step < self.total:
-            parts.append(f"{clock((self.total - self.step) / rate)} left")
         return ", ".join(parts)
 
 
@@ -151,8 +168,8 @@ class Terminal:
             due = self._live is None and line is not None and now - line.printed >= SECONDS_BETWEEN_LINES
             if due and line is not None:
                 line.printed = now
-        if event["kind"] in ("log", "command", "warning", "table"):
-            self._say(name, event["text"])
+        if event["kind"] in SAID:
+            self._say(name, event["text"], SAID[event["kind"]])
         elif event["kind"] == "resumed":
             self._say(name, f"resumed at step {event['step']}")
         elif due and line is not None:
@@ -187,11 +204,18 @@ class Terminal:
 
     def _render(self) -> Group:
         with self._lock:
+            lines = list(self._lines.values())
             table = Table.grid(padding=(0, 1))
-            for line in self._lines.values():
-                bar = ProgressBar(total=line.total or None, completed=line.step, width=24, pulse=not line.total)
-                spent = clock(self._monotonic() - line.started)
-                table.add_row(Text(line.name, style="bold"), bar, spent, Text(line.describe()))
+            width, now = self._console.width, self._monotonic()
+            bar = BAR if width >= WIDE else SHORT_BAR
+            rows = [(line.name, clock(now - line.started), line.progress(), line.left()) for line in lines]
+            # what there is room for beside the others, each with a blank; a line that goes on below cannot be redrawn
+            room = width - bar - 6 - sum(max(map(len, column)) for column in zip(*rows, strict=True))
+            for line, (name, spent, progress, left) in zip(lines, rows, strict=True):
+                numbers = Text(line.numbers())
+                numbers.truncate(max(room, 1), overflow="ellipsis")
+                drawn = ProgressBar(total=line.total or None, completed=line.step, width=bar, pulse=not line.total)
+                table.add_row(Text(name, style="bold"), drawn, spent, Text(progress), left, numbers)
         return Group(table)
 
 

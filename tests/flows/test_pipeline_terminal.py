@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 import types
 
@@ -107,10 +108,10 @@ def test_closing_table(make: None) -> None:
     stages = {"a": ENTRY, "b": failed, "c": resumed, "d": {**resumed, "earlier_seconds": None}}
     payload = {"recipe": "r", "run": "1", "state": "failed", "stages": stages}
     Terminal(console=Console(file=text, width=200)).finished(payload)
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.getvalue().splitlines() if "│" in line]
+    rows = [re.split(" {2,}", line.strip()) for line in text.getvalue().splitlines()[3:]]
     assert rows == [
         ["a", "ran", "61.0 s", "length 3", "abababababab"],
-        ["b", "failed", "0.2 s", "", "its error is above"],
+        ["b", "failed", "0.2 s", "its error is above"],
         ["c", "ran, resumed at step 1,200", "61.0 s, 81.2 s in all", "length 3", "abababababab"],
         ["d", "ran, resumed at step 1,200", "61.0 s", "length 3", "abababababab"],
     ]
@@ -142,6 +143,21 @@ def test_a_terminal_is_redrawn_in_place(make: None) -> None:
         terminal.finished({"recipe": "r", "run": "1", "state": "ok", "stages": {"sft": ENTRY}})
     assert "40/100 steps" in text.getvalue() and "sft: a line above" in text.getvalue()
     assert "\x1b[2K" in text.getvalue()  # a line was cleared to be drawn again
+
+
+def test_in_a_narrow_terminal_a_stage_stays_one_line(make: None) -> None:
+    """What does not fit are the last numbers, not how far it is and how long it takes."""
+    clock_of, text = iter(range(0, 1000, 10)), io.StringIO()
+    console = Console(file=text, width=64, force_terminal=True, color_system=None)
+    with Terminal(console=console, monotonic=lambda: float(next(clock_of))) as terminal:
+        terminal.started("eval_reward_pairs", "first run")
+        for step in (40, 50):
+            terminal.event("eval_reward_pairs", progress(step, loss=0.123456789, tokens_per_second=12345.0))
+        terminal.finished({"recipe": "r", "run": "1", "state": "ok", "stages": {"sft": ENTRY}})
+    drawn = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\n", text.getvalue()))
+    told = [line.rstrip() for line in drawn if "/100 steps" in line]
+    assert told and re.fullmatch(r"eval_reward_pairs \S+ +\d+:\d\d +50/100 steps 0:\d\d left \S+.*…", told[-1])
+    assert not any(line.startswith(" ") for line in drawn[: drawn.index(told[-1])] if line.strip())  # nor goes on below
 
 
 def test_metrics_with_intervals() -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from artifacts.errors import RequestError
 from flows import cli
-from flows.many_runs import sweep_named
+from flows.many_runs import compare_many, sweep_named
+from flows.standings_table import StandingsTable
 from flows.sweep_report import render_sweep_report, write_sweep_report
 from stages.training.metrics_log import METRICS
 from tests.flows.report_run import ATTACK, jsonl
@@ -97,6 +101,25 @@ def test_the_table_is_the_standings(html: str) -> None:
     ]
     assert rows[0][:2] == ["1", "trial 3"] and rows[0][5:] == ["10 s", "0 of 4", "✓ ok"]
     assert rows[-1] == ["6", "trial 6", "1.0", "muon", "–", "10 s", "0 of 3", "✕ failed"]
+
+
+def test_run_ids_stay_whole_in_a_narrow_terminal(tmp_path: Path) -> None:
+    sweep = grid(tmp_path)
+    named = sweep_named(sweep.store, "mine")
+    assert named is not None
+    found = compare_many(sweep.store, named)
+    rows = tuple(replace(row, run=f"20261129-134045-a4b5b{row.trial}") for row in found.rows)
+    shown = {}
+    for width, most in ((80, None), (300, None), (80, 5)):
+        text = io.StringIO()
+        Console(file=text, width=width).print(StandingsTable(replace(found, rows=rows), "mine", most))
+        shown[width, most] = text.getvalue()
+    for trial in range(1, 7):
+        for width in (80, 300):
+            assert f" 20261129-134045-a4b5b{trial} " in shown[width, None]
+    assert "[0.66, 0.76]" in shown[80, None]  # below its number, in one piece
+    assert "cached" in shown[300, None] and "cached" not in shown[80, None]
+    assert "20261129" not in shown[80, 5] and "and 1 more" in shown[80, 5]  # while others are to come
 
 
 def test_the_first_words_say_which_is_best_and_what_may_be_as_good(html: str) -> None:
