@@ -12,7 +12,7 @@ from rich.tree import Tree
 from flows.causes import Cause
 from flows.compare import RunDifferences, StageResults
 from flows.entries import BROKEN
-from flows.reporting.text import duration, in_words, number, short
+from flows.reporting.text import duration, in_words, moment, number, short
 from flows.tables import STATE_STYLES, plain_table
 from flows.why import Why
 
@@ -64,7 +64,7 @@ def diff_tables(found: RunDifferences) -> list[RenderableType]:
             str(run["run"]),
             str(run["recipe"]),
             str(run["state"]),
-            str(run["started_at"]),
+            moment(run["started_at"]),
             duration(run["seconds"]),
         )
     parts: list[RenderableType] = [runs]

@@ -13,6 +13,7 @@ from rich.tree import Tree
 
 from flows.console import console_of
 from flows.plan import Plan
+from flows.reporting.text import moment
 
 STATE_STYLES = {"cached": "cyan", "resume": "yellow", "run": "green", "may_run": "blue", "skipped": "dim"}
 _WIDTH_WITHOUT_TERMINAL = 200
@@ -96,7 +97,7 @@ def listing_tables(
             entry["run"],
             entry.get("damaged") or entry["recipe"],
             "; ".join([str(entry.get("state") or ""), *resumed]),
-            entry.get("started_at"),
+            moment(entry["started_at"]) if entry.get("started_at") else None,
             entry.get("seconds"),
         ]
         listed.add_row(*(Text("" if value is None else str(value)) for value in values))
