@@ -27,12 +27,17 @@ def default_cache() -> Path:
     return Path(named).expanduser().absolute() if named else Path.home() / ".cache" / "posttrain"
 
 
+def default_store() -> str:
+    """The folder that is the store where nothing else is said."""
+    return str(default_cache() / "store")
+
+
 def open_store(url: str | None = None, *, answer_seconds: float = ANSWER_SECONDS) -> Store:
     """The store at a local path, `file://`, `s3://bucket/prefix` or, of this process alone, `memory://`; None:
     $POSTTRAIN_STORE or ~/.cache/posttrain/store. Raises RequestError for another URL, StoreError within
     `answer_seconds` if the store does not answer."""
     if url is None:
-        url = os.environ.get("POSTTRAIN_STORE") or str(default_cache() / "store")
+        url = os.environ.get("POSTTRAIN_STORE") or default_store()
     return Store(_in_time(url, answer_seconds), default_cache())
 
 

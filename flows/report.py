@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts import Store
+from artifacts.opening import default_store
 from flows.cost_table import cost_rows
 from flows.costs import run_bill
 from flows.reporting import page
@@ -69,7 +70,7 @@ def render_report(store: Store, run_payload: Mapping[str, Any]) -> str:
         headline=headline,
         outcome=read_outcome(run),
         board=read_scoreboard(made, wiring, headline.measurements, store),
-        store_url=store.url,
+        store_option="" if store.url == default_store() else f" --store {store.url}",
         drawing=draw(run, wiring, anchors, Counter(stage for stage, _ in curves.notices)),
         sections=read_sections(run, wiring, anchors, Reader(store)),
         curves=curves,

@@ -56,7 +56,7 @@ def run(tmp_path: Path) -> SmallRun:
     return run
 
 
-def test_models_are_compared_with_what_they_come_from(run: SmallRun) -> None:
+def test_models_are_compared_with_what_they_come_from(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """40 rows. grpo is right wherever sft is wrong and the other way round on none, so that every draw of rows has
     grpo ahead; the student is right on all but one row that grpo has right, which a third of the draws leave out."""
     evaluated(run, "base", [False] * 40)
@@ -80,7 +80,10 @@ def test_models_are_compared_with_what_they_come_from(run: SmallRun) -> None:
     text = page_of(run).text
     assert re.search(r"grpo has the highest accuracy on @rows, 1 \[0, 1\] : \+0\.75 \[.*\] against sft", text)
     assert "Level with it, as far as these rows can tell: student 0.975" in text
-    assert f"posttrain path {run.output('grpo').removeprefix('sha256:')[:10]} --store {run.store.url}" in text
+    path = f"posttrain path {run.output('grpo').removeprefix('sha256:')[:10]}"
+    assert f"{path} --store {run.store.url}" in text
+    monkeypatch.setenv("POSTTRAIN_CACHE", str(run.folder))  # the command finds it by itself
+    assert path in (text := page_of(run).text) and "--store" not in text
 
 
 def test_what_was_not_measured_on_the_same_rows_has_no_interval(run: SmallRun) -> None:
