@@ -21,7 +21,7 @@ from stages.seeds import derive
 from stages.training.loop import Trainer
 from stages.training.prompt_order import PromptOrder
 from stages.training.replicated import Replicated
-from tests.stages.interruptions import Killed
+from tests.stages.interruptions import Killed, files_of
 from tests.stages.small_models import output, save_dataset, save_model
 
 ROWS = [
@@ -58,14 +58,14 @@ def differences(stage: str, settings: dict[str, Any]) -> list[str]:
             context.stage.run(context)
             return context
 
-        whole = _files(output(run("whole"), "model"))
+        whole = files_of(output(run("whole"), "model"))
         with _killed_in_step(KILLED_AT), contextlib.suppress(Killed):
             run("killed")
             return ["it was not killed"]
         resumed = run("killed")
         if resumed.resumed_from is None:
             return ["it was not resumed"]
-        found = _files(output(resumed, "model"))
+        found = files_of(output(resumed, "model"))
         assert {"model.safetensors", "metrics.jsonl"} <= whole.keys()
         return [f"{path} differs after a kill" for path in sorted(whole) if found.get(path) != whole[path]]
 
@@ -82,10 +82,6 @@ def _killed_in_step(number: int) -> Iterator[None]:
 
     with mock.patch.object(Trainer, "step", deadly):
         yield
-
-
-def _files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 # the bugs
