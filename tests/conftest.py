@@ -16,6 +16,8 @@ from flows.command import stage_variables
 os.environ.setdefault("GOMP_SPINCOUNT", stage_variables(1)["GOMP_SPINCOUNT"])
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# a test that names no server fails at once: Prefect would start one of its own, which takes long and reports nothing
+os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "false")
 os.environ.pop("COLUMNS", None)  # a worker has one of 80, and what goes into a pipe is as wide as it says
 
 # the same examples each time, however long it takes to draw them
