@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, pad
 
+from stages.losses.host_numbers import beside, on_device
+
 
 @dataclass(frozen=True)
 class GroupTokens:
@@ -45,11 +47,11 @@ def merged(logits_NV: Tensor, tokens: GroupTokens, whole: Callable[[Tensor], Ten
 
     Of a group of several tokens the probabilities sum to less than 1: to that of the tokens beside the whole one.
     """
-    sizes_G = torch.tensor(tokens.sizes, device=logits_NV.device)
+    sizes_G = on_device(tokens.sizes, logits_NV.device, torch.long)
     whole_G = whole(sizes_G)
     logs_NV = log_softmax(logits_NV, -1)
     own_N = logs_NV.gather(1, tokens.targets_N[:, None])[:, 0]
-    group_N = torch.arange(len(sizes_G), device=logits_NV.device).repeat_interleave(sizes_G)
+    group_N = torch.arange(len(sizes_G), device=logits_NV.device).repeat_interleave(sizes_G, output_size=len(own_N))
     beside_N = own_N.index_fill(0, whole_G, 0.0)
     beside_G = own_N.new_zeros(len(sizes_G)).index_add(0, group_N, beside_N)
     return (logs_NV[whole_G] + beside_G[:, None]).exp(), beside_G + own_N[whole_G]
@@ -107,7 +109,7 @@ class Matching:
 
 def _others(vocabulary: int, matched_M: Tensor) -> Tensor:
     free_V = torch.ones(vocabulary, dtype=torch.bool, device=matched_M.device)
-    free_V[matched_M] = False
+    free_V.index_fill_(0, matched_M, False)
     return free_V.nonzero()[:, 0]
 
 
@@ -147,5 +149,5 @@ def group_losses(
     parts_GK = loss.parts(probs_GV, merged(*teacher, loss.whole)[0])
     if temperature != 1.0 and loss.crossentropy_weight:
         logs_G = merged(student[0] * temperature, student[1], loss.whole)[1]
-    divergence_G = parts_GK @ parts_GK.new_tensor(loss.weights)
+    divergence_G = parts_GK @ beside(loss.weights, parts_GK)
     return torch.stack([divergence_G, -logs_G], 1), parts_GK

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stages.losses.group_loss import GroupLoss, GroupTokens, group_losses
 from stages.losses.head import ChunkedHead, Head, chunk_length
+from stages.losses.host_numbers import on_device
 from stages.losses.linear_divergence import compared
 
 BLOCK_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
@@ -44,7 +45,7 @@ def linear_group_loss(
     limits = chunk_tokens or chunk_length(head), chunk_tokens or chunk_length(teacher_head)
     weights_G = hidden_NH.new_full((len(student.sizes),), loss.crossentropy_weight, dtype=head.sum_type)
     if crossentropy is not None:
-        weights_G = weights_G * torch.tensor(crossentropy, device=weights_G.device)
+        weights_G = weights_G * on_device(crossentropy, weights_G.device)
     comparison = _Comparison(
         _Groups(student, teacher, weights_G),
         loss,
@@ -133,7 +134,7 @@ class _Comparison:
             losses_G, slopes_CV = self._block(groups[block], student_CV[block.student], teacher_CU[block.teacher])
             student_CV[block.student] = slopes_CV
             first = [0, *accumulate(groups.student.sizes[block.groups][:-1])]
-            losses_C[block.student].index_copy_(0, torch.tensor(first, device=losses_C.device), losses_G)
+            losses_C[block.student].index_copy_(0, on_device(first, losses_C.device), losses_G)
         return losses_C, torch.ones_like(losses_C)
 
     def _block(self, groups: _Groups, student_CV: Tensor, teacher_CU: Tensor) -> tuple[Tensor, Tensor]:

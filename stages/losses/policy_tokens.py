@@ -22,7 +22,8 @@ class Sequences:
 
     def lengths(self) -> Tensor:
         """[S] tokens."""
-        return self.of_N.bincount(minlength=self.count)
+        # not bincount, which tells the host the largest index first
+        return self.of_N.new_zeros(self.count).index_add(0, self.of_N, self.of_N.new_ones(len(self.of_N)))
 
     def sums(self, values_N: Tensor) -> Tensor:
         """[S]."""

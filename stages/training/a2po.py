@@ -16,6 +16,7 @@ from stages.context import Context
 from stages.data.ledger import RowLedger
 from stages.data.tokenize import TokenizedPrompt
 from stages.data.types import Dataset
+from stages.losses.host_numbers import beside
 from stages.losses.logprobs import TokenScores
 from stages.losses.online import advantage_regression, optimal_value
 from stages.training.batch import Group, TokenBatch
@@ -63,8 +64,8 @@ class AdvantageRegression:
         scores: TokenScores = forward(batch, token_logprobs(batch, with_entropy=True))
         known: list[Regressed] = [group.data for group in batch.groups]
         sums_B = batch.sum_by_branch(scores.logprobs_N)
-        advantages_B = sums_B.new_tensor([one.advantage for one in known])
-        log_ratios_B = sums_B - sums_B.new_tensor([one.reference for one in known])
+        advantages_B = beside([one.advantage for one in known], sums_B)
+        log_ratios_B = sums_B - beside([one.reference for one in known], sums_B)
         losses_B = advantage_regression(log_ratios_B, advantages_B, beta2=self.beta2)
         with torch.no_grad():
             assert scores.entropy_N is not None

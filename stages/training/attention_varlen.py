@@ -35,8 +35,12 @@ class Tokens(NamedTuple):
 
     def to(self, device: torch.device) -> Tokens:
         """On another device."""
-        index_R, place_T = (None if one is None else one.to(device) for one in (self.index_R, self.place_T))
-        return Tokens(self.starts.to(device), self.longest, index_R, place_T)
+        starts, index_R, place_T = (
+            None if one is None else one.to(device, non_blocking=True)
+            for one in (self.starts, self.index_R, self.place_T)
+        )
+        assert starts is not None
+        return Tokens(starts, self.longest, index_R, place_T)
 
     def take(self, states_T: Tensor) -> Tensor:
         """[R, ...] of the row's."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stages.losses.host_numbers import on_device
 from stages.training.attention import PackedAttention
 from stages.training.planner import packed_micro_batches, padded_micro_batches
 from stages.training.prefix_tree import PackedRow, Positions
@@ -58,6 +59,8 @@ class TokenBatch:
     branch_N: Tensor
     last_K: Tensor
     """Index into the flattened B x T of the last token of every branch."""
+    counts: tuple[int, ...]
+    """Asked-for tokens of every branch."""
     num_tokens: int
     """Tokens without padding, every shared one once."""
     noise: Callable[[Tensor], Tensor] | None = None
@@ -97,7 +100,7 @@ class TokenBatch:
 
     def tokens_per_branch(self) -> Tensor:
         """[K] number of asked-for tokens."""
-        return torch.bincount(self.branch_N, minlength=self.num_branches)
+        return on_device(self.counts, self.branch_N.device, torch.long)
 
 
 def layout(groups: Sequence[Group], *, share_prefixes: bool = True, multiple: int = 1) -> TokenBatch:
@@ -158,6 +161,7 @@ def _asked_for(groups: Sequence[Group], places: Sequence[Positions]) -> dict[str
         "target_N": torch.from_numpy(np.concatenate(targets)),
         "branch_N": torch.arange(len(branches)).repeat_interleave(torch.tensor(counts)),
         "last_K": torch.tensor(np.array(last)),
+        "counts": tuple(counts),
     }
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.losses.group_loss import MERGES, GroupLoss, GroupTokens, Matching, hybrid_parts, sorted_distance
+from stages.losses.host_numbers import on_device
 from stages.losses.linear_group_loss import linear_group_loss
 from stages.training.batch import Group, TokenBatch
 from stages.training.cross_settings import CrossTokenizer
@@ -109,10 +110,10 @@ class CrossTokenizerLoss:
         metrics |= {name: Mean(parts_GK[:, place].sum(), len(sizes)) for place, name in enumerate(self.parts)}
         assert self._loss is not None
         if self._loss.crossentropy_weight:
-            counted_G = torch.tensor(given, dtype=torch.bool, device=sums_G2.device)
-            metrics["crossentropy"] = Mean(sums_G2[counted_G, 1].sum(), sum(given))
+            counted = on_device([group for group, one in enumerate(given) if one], sums_G2.device, torch.long)
+            metrics["crossentropy"] = Mean(sums_G2[:, 1].index_select(0, counted).sum(), len(counted))
         tokens = sum(one.completion_tokens for one in known)
-        metrics["aligned_tokens"] = Mean(torch.tensor(float(sum(student.sizes))), tokens)
+        metrics["aligned_tokens"] = Mean(float(sum(student.sizes)), tokens)
         return total, metrics
 
     def loss(self, vocabularies: tuple[int, int], device: torch.device) -> GroupLoss:
@@ -157,7 +158,7 @@ def _hybrid(
     device: torch.device,
 ) -> GroupLoss:
     kept = [pair for pair in pairs() if pair[0] < vocabularies[0] and pair[1] < vocabularies[1]]
-    student_M, teacher_M = torch.tensor(kept, dtype=torch.long, device=device).reshape(-1, 2).unbind(1)
+    student_M, teacher_M = on_device(kept, device, torch.long).reshape(-1, 2).unbind(1)
     matching = Matching.of(student_M, teacher_M, vocabularies)
     share = len(kept) / vocabularies[1]
     weights = (

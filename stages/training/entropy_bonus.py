@@ -109,7 +109,7 @@ def branch_entropies(
 
     def compute(indices: list[int], batch: TokenBatch) -> None:
         scores = scorer(batch, token_logprobs(batch, temperature=temperature, with_entropy=True))
-        parts = iter(scores.entropy_N.cpu().split(batch.tokens_per_branch().tolist()))
+        parts = iter(scores.entropy_N.cpu().split(batch.counts))
         for index in indices:
             results[index] = tuple(next(parts).tolist() for _ in groups[index].branches)
 

@@ -74,7 +74,7 @@ class KeptTeacher:
     def hidden(self, batch: TokenBatch) -> Tensor:
         """Of a batch, from the disk."""
         found = [self._files[group.data.dataset].states(group.data.states) for group in batch.groups]
-        return torch.cat(found).to(batch.source_N.device)
+        return torch.cat(found).to(batch.source_N.device, non_blocking=True)
 
     def head(self) -> Head:
         """As it was."""
@@ -140,7 +140,7 @@ def _piece(teacher: Scorer, groups: Sequence[Group], budget: TokenBudget) -> byt
 
     def compute(indices: list[int], batch: TokenBatch) -> None:
         hidden_NH, sums_K = teacher(batch, _states_and_sums(batch))
-        parts = hidden_NH.cpu().split(batch.tokens_per_branch().tolist())
+        parts = hidden_NH.cpu().split(batch.counts)
         for index, part, total in zip(indices, parts, sums_K.tolist(), strict=True):
             states[index], logps[index] = part, total
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from stages.losses.host_numbers import on_device
 from stages.losses.supervised import nll
 from stages.seeds import generator
 from stages.training.batch import Branch, Group, TokenBatch
@@ -82,7 +83,7 @@ def row_weights(batch: TokenBatch) -> Tensor | None:
     weights = [weight_of(group) for group in batch.groups for _ in group.branches]
     if all(weight == 1.0 for weight in weights):
         return None
-    return torch.tensor(weights, device=batch.branch_N.device)[batch.branch_N]
+    return on_device(weights, batch.branch_N.device)[batch.branch_N]
 
 
 class EmbeddingNoise:
@@ -106,7 +107,7 @@ class EmbeddingNoise:
             seed, *parts = group.data.noise_key
             draws = generator(seed, *parts).uniform(-size, size, (length, hidden))
             rows[place : place + length] = torch.from_numpy(draws)
-        return embeddings_BTH + noise_BTH.to(embeddings_BTH)
+        return embeddings_BTH + noise_BTH.to(embeddings_BTH, non_blocking=True)
 
 
 class NoisyWindows(WindowsAround):

@@ -147,6 +147,11 @@ class Scorer(nn.Module):
         if few:
             missing = -len(readout.positions_R) % self._multiple
             extra["reads"] = torch.nn.functional.pad(readout.positions_R, (0, missing))
+        if batch.packed is not None:
+            # nobody reads it; without one transformers asks the positions for packed rows, and the host waits for that
+            extra["attention_mask"] = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=self.device).expand(
+                1, 1, *2 * batch.input_ids_BT.shape[1:]
+            )
         inputs = {"input_ids": batch.input_ids_BT, "position_ids": batch.position_ids_BT, "use_cache": False, **extra}
         noise = nullcontext() if batch.noise is None else self._embedding_noise(batch.noise)
         with noise, nullcontext() if batch.packed is None else packed_pass():

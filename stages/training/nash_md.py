@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stages.context import Context
 from stages.data.tokenize import TokenizedPrompt
+from stages.losses.host_numbers import on_device
 from stages.losses.online import PREFERENCES, nash_md
 from stages.training.batch import Group, TokenBatch
 from stages.training.eos_penalty import penalized
@@ -64,7 +65,7 @@ class NashMdLoss:
         """(sum of the completions' losses, TRL's metrics). As in TRL, `logps/rejected` is the reference's view of the
         same completion, and `rewards/margins` and `rewards/accuracies` are of the difference."""
         advantages = [group.data.advantages[0] for group in batch.groups]
-        advantages_B = torch.tensor(advantages, dtype=torch.float64).to(batch.branch_N.device)
+        advantages_B = on_device(advantages, batch.branch_N.device, torch.float64)
         advantages_N = advantages_B.index_select(0, batch.branch_N)
         reference_N = token_values(batch, attrgetter("reference_logprobs"))
 

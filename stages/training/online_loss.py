@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stages.losses.host_numbers import beside
 from stages.losses.logprobs import TokenScores
 from stages.losses.online import explored
 from stages.losses.pair_logprobs import PairLogprobs
@@ -62,11 +63,10 @@ class OnlinePairLoss(PreferenceLoss):
     def _parts(self, batch: TokenBatch, losses_B: Tensor, scores: TokenScores) -> tuple[Tensor, Tensor]:
         """(the loss of those pairs that are told apart, the exploration), [B] each."""
         judged: list[JudgedPair] = [group.data for group in batch.groups]
-        like = scores.logprobs_N.new_tensor
         sums_B2 = batch.sum_by_branch(scores.logprobs_N).view(-1, 2)
         return (
-            losses_B * like([float(pair.told_apart) for pair in judged]),
-            explored(sums_B2, like([pair.exploration for pair in judged])),
+            losses_B * beside([float(pair.told_apart) for pair in judged], scores.logprobs_N),
+            explored(sums_B2, beside([pair.exploration for pair in judged], sums_B2)),
         )
 
     @torch.no_grad()

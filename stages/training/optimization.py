@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from artifacts.errors import StageError
+from stages.training.adamw_8bit import adamw_8bit
 from stages.training.config import TrainingConfig
 from stages.training.muon import Muon
 from stages.training.processes import Processes
@@ -145,11 +145,10 @@ def _adamw(trained: Tensors, config: TrainingConfig, processes: Processes) -> li
 def _adamw_8bit(trained: Tensors, config: TrainingConfig, processes: Processes) -> list[Part]:
     """Moments in 8 bits, a scale for every 256 of them (Dettmers et al., arXiv:2110.02861); in float32 for tensors of
     no layer (embedding, head), as its section 2.3 has it, and for those of less than 4096 elements."""
-    library: Any = importlib.import_module("bitsandbytes.optim")
     inside = {name: one for name, one in trained.items() if _IN_LAYER.search(name)}
     rest = {name: one for name, one in trained.items() if name not in inside}
     _require_some("adamw_8bit", inside, trained)
-    low = library.AdamW8bit(_groups(inside, config), config.learning_rate, config.betas, config.adam_epsilon)
+    low = adamw_8bit(_groups(inside, config), config.learning_rate, config.betas, config.adam_epsilon)
     return [Part(low, lambda steps, device: {"step": steps}), *(_adamw(rest, config, processes) if rest else [])]
 
 

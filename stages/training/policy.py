@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from artifacts.errors import StageError
 from stages.losses.logprobs import TokenScores
 from stages.training.batch import Group, TokenBatch
 from stages.training.entropy_bonus import EntropyBonus
@@ -19,8 +18,9 @@ from stages.training.language_modeling import asked_tokens
 from stages.training.metrics import Extreme, Mean
 from stages.training.model import token_logprobs, token_losses
 from stages.training.objective import Forward
-from stages.training.policy_known import Known, group_of_branch
+from stages.training.policy_known import Known
 from stages.training.policy_terms import PolicySettings, PolicyTerms
+from stages.training.worst_difference import LARGEST, WorstDifference
 
 
 class PolicyLoss:
@@ -28,7 +28,7 @@ class PolicyLoss:
 
     extremes: Mapping[str, int] = MappingProxyType(
         {
-            "sampling/sampling_logp_difference/max": 1,
+            LARGEST: 1,
             "sampling/importance_sampling_ratio/min": -1,
             "sampling/importance_sampling_ratio/max": 1,
         }
@@ -37,6 +37,7 @@ class PolicyLoss:
     def __init__(self, settings: PolicySettings, bonus: EntropyBonus | None = None) -> None:
         self.settings, self.bonus, self.terms = settings, bonus, PolicyTerms(settings)
         self.metrics = settings.loss.metrics_with(settings.parameters)
+        self.worst = WorstDifference(settings.tolerance, "trainer")
         self.metric_names: Sequence[str] = (
             "entropy",
             "kl",
@@ -65,7 +66,9 @@ class PolicyLoss:
             return loss, metrics
 
     def concluded(self, means: Mapping[str, float]) -> dict[str, float]:
-        """The coefficient of the entropy, which may follow the step's."""
+        """The coefficient of the entropy, which may follow the step's. Raises StageError where sampler and trainer
+        differ by more than the tolerance on policy: stale weights, or different numerics."""
+        self.worst.require(means)
         if self.bonus is None:
             return {}
         seen = means.get("entropy/kept", means.get("entropy"))
@@ -136,21 +139,10 @@ class PolicyLoss:
         return metrics
 
     def _differences(self, batch: TokenBatch, known: Known, logprobs_N: Tensor) -> Tensor | None:
-        """[N] between sampler and trainer at sampling time, where they compare or are corrected for.
-
-        Raises StageError where one is beyond the tolerance on policy: stale weights, or different numerics.
-        """
+        """[N] between sampler and trainer at sampling time, where they compare or are corrected for."""
         if known.sampled_N is None:
             return None
+        if known.old_N is None:
+            self.worst.note(batch, known.sampled_N, logprobs_N)
         old_N = logprobs_N if known.old_N is None else known.old_N
-        differences_N = (old_N - known.sampled_N).abs()
-        if self.settings.tolerance is not None and known.old_N is None and len(differences_N):
-            worst = int(differences_N.argmax())
-            if float(differences_N[worst]) > self.settings.tolerance:
-                row = group_of_branch(batch, int(known.branch_N[worst])).row_id
-                raise StageError(
-                    f"the sampler gave token {int(batch.target_N[worst])} of a completion of row {row} log-probability "
-                    f"{float(known.sampled_N[worst]):.4f}, the trainer {float(logprobs_N[worst]):.4f}: the sampler has "
-                    "other weights, or computes differently"
-                )
-        return differences_N
+        return (old_N - known.sampled_N).abs()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stages.losses.host_numbers import on_device
 from stages.losses.policy_aggregation import Aggregation
 from stages.losses.policy_tokens import Sequences
 from stages.training.batch import Group, TokenBatch
@@ -52,12 +53,13 @@ class Known:
     ) -> Known:
         """From the rollouts that the batch's groups carry, with the reference's and the sampler's where asked for."""
         rollouts: list[Rollouts] = [group.data for group in batch.groups]
-        advantages_K = torch.tensor([value for group in rollouts for value in group.advantages], dtype=torch.float64)
+        advantages = [value for group in rollouts for value in group.advantages]
+        advantages_K = on_device(advantages, batch.branch_N.device, torch.float64)
         weights_N = aggregation.weights(batch.tokens_per_branch(), batch.branch_N, max_completion_length, torch.float64)
         on_policy = rollouts[0].old_logprobs is None
         assert all((group.old_logprobs is None) == on_policy for group in rollouts), "a batch is on policy or off it"
         return cls(
-            advantages_N=advantages_K.to(weights_N.device).index_select(0, batch.branch_N),
+            advantages_N=advantages_K.index_select(0, batch.branch_N),
             weights_N=weights_N,
             branch_N=batch.branch_N,
             num_branches=batch.num_branches,
@@ -90,7 +92,7 @@ def token_values(
         branches = field(group.data)
         assert branches is not None
         values += [value for branch in branches for value in branch]
-    return torch.tensor(values, dtype=dtype).to(batch.target_N.device, non_blocking=True)
+    return on_device(values, batch.target_N.device, dtype)
 
 
 def group_of_branch(batch: TokenBatch, branch: int) -> Group:

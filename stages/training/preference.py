@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from stages.losses.host_numbers import beside
 from stages.losses.logprobs import TokenScores
 from stages.losses.pair_logprobs import PairLogprobs, reverse_kl
 from stages.training.batch import Group, TokenBatch
@@ -123,8 +124,8 @@ def pair_logprobs(batch: TokenBatch, logprobs_N: Tensor, settings: PairSettings)
     return PairLogprobs(
         chosen_B=sums_K[0::step],
         rejected_B=sums_K[1::step],
-        reference_chosen_B=sums_K.new_tensor([reference.chosen for reference in references]),
-        reference_rejected_B=sums_K.new_tensor([reference.rejected for reference in references]),
+        reference_chosen_B=beside([reference.chosen for reference in references], sums_K),
+        reference_rejected_B=beside([reference.rejected for reference in references], sums_K),
         chosen_tokens_B=tokens_K[0::step],
         rejected_tokens_B=tokens_K[1::step],
         whole_chosen_B=whole_K[0::step],
@@ -160,7 +161,7 @@ def on_policy_weights(batch: TokenBatch, scores: TokenScores) -> Tensor:
 def coupled_losses(batch: TokenBatch, pairs: PairLogprobs) -> Tensor:
     """[B] the losses that the groups carry, with the gradient that their slopes say."""
     known: list[Coupled] = [group.data for group in batch.groups]
-    like = pairs.chosen_B.new_tensor
-    slopes_2B = like([[one.chosen_slope for one in known], [one.rejected_slope for one in known]])
+    slopes = [[one.chosen_slope for one in known], [one.rejected_slope for one in known]]
+    slopes_2B = beside(slopes, pairs.chosen_B)
     linear_B = slopes_2B[0] * pairs.chosen_B + slopes_2B[1] * pairs.rejected_B
-    return linear_B + (like([one.loss for one in known]) - linear_B).detach()
+    return linear_B + (beside([one.loss for one in known], linear_B) - linear_B).detach()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from stages.data.steps import TokenizedSteps
+from stages.losses.host_numbers import on_device
 from stages.losses.reward import step_cross_entropy
 from stages.training.batch import Branch, Group, TokenBatch
 from stages.training.metrics import Mean
@@ -42,9 +42,7 @@ class StepLoss:
     def __call__(self, forward: Forward, batch: TokenBatch) -> tuple[Tensor, dict[str, Mean]]:
         """(sum over the steps, TRL's metric)."""
         logits_S2: Tensor = forward(batch, step_logits(batch))
-        labels_S = torch.tensor(
-            [label for group in batch.groups for label in group.data.labels], device=logits_S2.device
-        )
+        labels_S = on_device([label for group in batch.groups for label in group.data.labels], logits_S2.device)
         losses_S = step_cross_entropy(logits_S2, labels_S)
         right_S = (logits_S2.detach().argmax(-1) == labels_S.long()).sum()
         return losses_S.sum(), {"accuracy": Mean(right_S, len(labels_S))}
@@ -60,4 +58,4 @@ def step_logits(batch: TokenBatch) -> Readout:
         logits_S2: Tensor = scorer.transformers_model.score(hidden_SH)
         return logits_S2.float()
 
-    return Readout(torch.tensor(places, device=batch.source_N.device), read)
+    return Readout(on_device(places, batch.source_N.device), read)

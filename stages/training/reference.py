@@ -46,7 +46,7 @@ def branch_logprobs(
     def compute(indices: list[int], batch: TokenBatch) -> None:
         logprobs_N = scorer(batch, token_logprobs(batch, temperature=temperature)).logprobs_N
         sums_K = batch.sum_by_branch(logprobs_N).tolist()
-        per_branch = [part.tolist() for part in logprobs_N.cpu().split(batch.tokens_per_branch().tolist())]
+        per_branch = [part.tolist() for part in logprobs_N.cpu().split(batch.counts)]
         start = 0
         for index in indices:
             stop = start + len(groups[index].branches)

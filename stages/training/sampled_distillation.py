@@ -13,6 +13,7 @@ from artifacts.errors import StageError
 from stages.losses.distillation import divergence_of
 from stages.losses.divergence_beside import linear_divergence_beside
 from stages.losses.head import Head
+from stages.losses.host_numbers import on_device
 from stages.losses.linear_divergence import linear_divergence
 from stages.losses.logprobs import linear_logprobs
 from stages.losses.policy_correction import Correction
@@ -26,6 +27,7 @@ from stages.training.metrics import Extreme, Mean
 from stages.training.model import Scorer
 from stages.training.objective import Forward, Readout
 from stages.training.policy_known import group_of_branch
+from stages.training.worst_difference import LARGEST, WorstDifference
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ class SampledDistillationLoss:
             "sampling/importance_sampling_ratio/mean",
         )
         bounds = {name: sign for name, (_, sign) in loss.extremes.items()}
-        self.extremes: Mapping[str, int] = {**bounds, "sampling/sampling_logp_difference/max": 1}
+        self.extremes: Mapping[str, int] = {**bounds, LARGEST: 1}
+        self.worst = WorstDifference(settings.tolerance, "student")
 
     def count(self, group: Group) -> float:
         """Asked-for tokens."""
@@ -108,19 +111,26 @@ class SampledDistillationLoss:
     def __call__(self, forward: Forward, batch: TokenBatch) -> tuple[Tensor, dict[str, Mean]]:
         """(sum of the tokens' losses, the divergence, the loss's metrics and how far sampler and student differ)."""
         told, sampled_N = self.tell(batch), sampled_logprobs(batch)
-        self._require_possible(batch, told.logprobs_N)
         sequences = Sequences(batch.branch_N, batch.num_branches)
         tokens = SampledTokens(told.logprobs_N.double() - sampled_N, sequences)
         known = _Known(self.credits(tokens), sampled_N, sequences)
         loss, logprobs_N, divergences_N = forward(batch, self._readout(batch, known, told))
+        # to look would wait for the batch; a loss that is no number is looked into row by row, in evaluation
+        loss = loss + torch.where(told.logprobs_N.isfinite().all(), 0.0, torch.nan).to(loss.dtype)
         with torch.no_grad():
             found = {name: metric(tokens) for name, metric in self.metrics.items()}
             found["divergence"] = -tokens.advantages_N if divergences_N is None else divergences_N
-            found["sampling/sampling_logp_difference/mean"] = self._differences(batch, known, logprobs_N)
+            found["sampling/sampling_logp_difference/mean"] = (logprobs_N - sampled_N).abs()
+            self.worst.note(batch, sampled_N, logprobs_N)
             if (correction := self.settings.correction) is not None:
                 ratios_N = correction(logprobs_N.double(), sampled_N, sequences)
                 found["sampling/importance_sampling_ratio/mean"] = correction.measured(ratios_N, sequences)
             return loss, self._summed(found)
+
+    def concluded(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Nothing. Raises StageError where sampler and student differ by more than the tolerance."""
+        self.worst.require(means)
+        return {}
 
     def _readout(self, batch: TokenBatch, known: _Known, told: Told) -> Readout:
         """Token by token, unless a correction hangs on the other tokens of a completion."""
@@ -136,6 +146,8 @@ class SampledDistillationLoss:
 
         def read(hidden_NH: Tensor, student: nn.Module) -> tuple[Tensor, Tensor, Tensor | None]:
             assert isinstance(student, Scorer)
+            if not student.training:
+                self._require_possible(batch, told.logprobs_N)
             head, targets_N = student.head(self.settings.temperature), batch.target_N
             if exact is not None and by_token:
                 return linear_divergence_beside(hidden_NH, head, targets_N, token_loss, exact, self.divergence)
@@ -174,23 +186,10 @@ class SampledDistillationLoss:
                 "nothing of such tokens"
             )
 
-    def _differences(self, batch: TokenBatch, known: _Known, logprobs_N: Tensor) -> Tensor:
-        """[N] between sampler and student. Raises StageError where one is beyond the tolerance."""
-        differences_N = (logprobs_N - known.sampled_N).abs()
-        if self.settings.tolerance is not None and len(differences_N):
-            worst = int(differences_N.argmax())
-            if float(differences_N[worst]) > self.settings.tolerance:
-                raise StageError(
-                    f"the sampler gave token {int(batch.target_N[worst])} of a completion of row "
-                    f"{_row_of(batch, worst)} log-probability {float(known.sampled_N[worst]):.4f}, the student "
-                    f"{float(logprobs_N[worst]):.4f}: the sampler has other weights, or computes differently"
-                )
-        return differences_N
-
     def _summed(self, found: Mapping[str, Tensor]) -> dict[str, Mean]:
         metrics = {name: Mean(values.sum(), len(values)) for name, values in found.items()}
         bounds = {**self.settings.loss.extremes}
-        bounds["sampling/sampling_logp_difference/max"] = ("sampling/sampling_logp_difference/mean", 1)
+        bounds[LARGEST] = ("sampling/sampling_logp_difference/mean", 1)
         for name, (of, sign) in bounds.items():
             if len(values := found[of]):
                 metrics[name] = Extreme(values.max() if sign > 0 else values.min(), 1)
@@ -219,4 +218,4 @@ def sampled_logprobs(batch: TokenBatch) -> Tensor:
             assert isinstance(branch, SampledBranch), "given completions have no sampler"
             mask = [True] * len(branch.token_ids) if branch.loss_mask is None else branch.loss_mask
             values += [value for value, asked in zip(branch.logprobs, mask, strict=True) if asked]
-    return torch.tensor(values, dtype=torch.float64).to(batch.target_N.device)
+    return on_device(values, batch.target_N.device, torch.float64)

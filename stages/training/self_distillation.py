@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.losses.distillation import Divergence
+from stages.losses.host_numbers import beside
 from stages.losses.logprobs import linear_logprobs
 from stages.losses.self_distillation import (
     Comparison,
@@ -80,7 +81,7 @@ class TaughtTerms(PolicyTerms):
         lengths_K = batch.tokens_per_branch().double()
         share: float | None = batch.groups[0].data.items_per_completion
         assert share is not None, "groups go through taught_step"
-        taught_K = lengths_K.new_tensor([bool(one) for group in batch.groups for one in group.data.teacher_prompts])
+        taught_K = beside([bool(one) for group in batch.groups for one in group.data.teacher_prompts], lengths_K)
         weights_K = taught_K * (self.teaching.weight * share) / lengths_K.clamp(min=1)
         return weights_K.index_select(0, batch.branch_N)
 

@@ -31,8 +31,11 @@ class SequenceTotals:
         else:
             segments = batch.packed.segments
             lengths = torch.tensor([segment.tokens for segment in segments])
-            self.segment_P = torch.arange(len(segments)).repeat_interleave(lengths).to(device)
-            self.segments, self.descents = len(segments), [edges.to(device) for edges in _descents(segments)]
+            self.segment_P = torch.arange(len(segments)).repeat_interleave(lengths).to(device, non_blocking=True)
+            self.segments, self.descents = (
+                len(segments),
+                [edges.to(device, non_blocking=True) for edges in _descents(segments)],
+            )
         self.last_K = self.segment_P[batch.last_K]
 
     def __call__(self, values_PE: Tensor) -> Tensor:

@@ -94,13 +94,13 @@ class LossOfTeachers:
 
     def _parts(self, batch: TokenBatch) -> dict[int, tuple[TokenBatch, Tensor]]:
         """Teacher -> (its groups as a batch of their own, where the batch's N asked-for tokens are theirs)."""
-        counts, device = batch.tokens_per_branch().tolist(), batch.source_N.device
+        device = batch.source_N.device
         of_branch = [group.data.teacher for group in batch.groups for _ in group.branches]
-        of_token_N = torch.tensor(of_branch).repeat_interleave(torch.tensor(counts))
+        of_token_N = torch.tensor(of_branch).repeat_interleave(torch.tensor(batch.counts))
         found = {}
         for teacher in sorted(set(of_branch)):
             own = [_plain(group) for group in batch.groups if group.data.teacher == teacher]
-            places_M = (of_token_N == teacher).nonzero().flatten().to(device)
+            places_M = (of_token_N == teacher).nonzero().flatten().to(device, non_blocking=True)
             part = laid_out(own, share_prefixes=batch.packed is not None, device=device)
             found[teacher] = part, places_M
         return found

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import compress
 from itertools import count as counted
 
 import torch
 from torch import Tensor
 
+from stages.losses.host_numbers import on_device
 from stages.training.batch import Branch, Group, TokenBatch
 from stages.training.policy_known import Rollouts
 from stages.training.policy_step import OfStep
@@ -50,9 +52,9 @@ def is_taught(group: Group) -> bool:
 
 def taught_places(batch: TokenBatch) -> Tensor:
     """[n] which of the asked-for tokens belong to taught branches."""
-    taught = [bool(prompt) for group in batch.groups for prompt in group.data.teacher_prompts]
-    taught_K = torch.tensor(taught, device=batch.branch_N.device)
-    return taught_K.index_select(0, batch.branch_N).nonzero()[:, 0]
+    prompts = [prompt for group in batch.groups for prompt in group.data.teacher_prompts]
+    taught = [bool(prompt) for prompt, count in zip(prompts, batch.counts, strict=True) for _ in range(count)]
+    return on_device(list(compress(range(len(taught)), taught)), batch.branch_N.device, torch.long)
 
 
 def asked(branch: Branch) -> int:

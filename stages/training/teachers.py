@@ -14,6 +14,7 @@ from torch import Tensor
 from artifacts.errors import StageError
 from stages.adapters import model_source
 from stages.losses.head import Head, chunk_length, parts_of
+from stages.losses.host_numbers import on_device
 from stages.losses.top_divergence import TopTokens, top_tokens
 from stages.rollouts.engine import ServedModel
 from stages.rollouts.engine_settings import EngineConfig
@@ -193,7 +194,7 @@ class ServedTeacher:
         values = [
             value for answer, (_, _, mask) in zip(answers, asked, strict=True) for value in compress(answer, mask)
         ]
-        return Told(torch.tensor(values).to(batch.source_N.device))
+        return Told(on_device(values, batch.source_N.device))
 
 
 def _asked(group: Group) -> Iterator[tuple[list[int], list[int], list[bool]]]:

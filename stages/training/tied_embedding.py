@@ -7,6 +7,8 @@ the weight's as soon as it is known, and rows are added in place.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -40,10 +42,30 @@ class TiedEmbedding:
         weight_VH = self.embedding.weight
         if not (torch.is_grad_enabled() and weight_VH.requires_grad):
             return self.trunk(**inputs), weight_VH
-        output = functional_call(self.trunk, {self._name: _Lookup.apply(weight_VH)}, kwargs=inputs, tie_weights=False)
+        with self._padding_apart():
+            weights = {self._name: _Lookup.apply(weight_VH)}
+            output = functional_call(self.trunk, weights, kwargs=inputs, tie_weights=False)
         head_VH = weight_VH.detach().requires_grad_()
         head_VH.register_post_accumulate_grad_hook(partial(_give_gradient, weight_VH))
         return output, head_VH
+
+    @contextmanager
+    def _padding_apart(self) -> Iterator[None]:
+        """Inside, a padding token's row gets zeros where it is looked up: torch would leave its rows out of a sparse
+        gradient, and a GPU's host waits to know how many are left."""
+        padding, self.embedding.padding_idx = self.embedding.padding_idx, None
+
+        def without_padding(_module: nn.Module, inputs: tuple[Tensor, ...], looked_up: Tensor) -> None:
+            if padding is not None:
+                is_padding = (inputs[0] == padding)[..., None]
+                looked_up.register_hook(lambda grad: grad.masked_fill(is_padding, 0.0))
+
+        hook = self.embedding.register_forward_hook(without_padding)
+        try:
+            yield
+        finally:
+            hook.remove()
+            self.embedding.padding_idx = padding
 
 
 def _give_gradient(weight_VH: Tensor, head_VH: Tensor) -> None:

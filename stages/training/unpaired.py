@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stages.data.unpaired import TokenizedCompletion
+from stages.losses.host_numbers import beside, on_device
 from stages.losses.logprobs import TokenScores
 from stages.losses.unpaired import JudgedLogprobs
 from stages.training.batch import Branch, Group, TokenBatch
@@ -62,14 +63,13 @@ class UnpairedLoss:
         scores: TokenScores = forward(batch, token_logprobs(batch, with_entropy=True))
         known: list[Judged] = [group.data for group in batch.groups]
         sums_B = batch.sum_by_branch(scores.logprobs_N)
-        like = sums_B.new_tensor
         judged = JudgedLogprobs(
             policy_B=sums_B,
-            reference_B=like([one.reference for one in known]),
-            desirable_B=torch.tensor([one.desirable for one in known], device=sums_B.device),
-            kl_B=like([one.kl for one in known]),
-            shift_B=like([one.shift for one in known]),
-            density_B=like([one.density for one in known]),
+            reference_B=beside([one.reference for one in known], sums_B),
+            desirable_B=on_device([one.desirable for one in known], sums_B.device),
+            kl_B=beside([one.kl for one in known], sums_B),
+            shift_B=beside([one.shift for one in known], sums_B),
+            density_B=beside([one.density for one in known], sums_B),
         )
         return self.loss(judged).sum(), self._metrics(judged, known, scores)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from artifacts.errors import StageError
@@ -146,5 +145,4 @@ def policy_loss_and_values(batch: TokenBatch, token_loss: TokenLossFunction, *, 
 
 def per_branch(batch: TokenBatch, values_N: Tensor) -> list[list[float]]:
     """The values of every branch's asked-for tokens."""
-    lengths: list[int] = batch.tokens_per_branch().tolist()
-    return [part.tolist() for part in torch.split(values_N.cpu(), lengths)]
+    return [part.tolist() for part in values_N.cpu().split(batch.counts)]

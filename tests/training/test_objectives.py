@@ -30,6 +30,7 @@ from stages.training.policy_known import Rollouts
 from stages.training.policy_terms import PolicySettings
 from stages.training.preference import PairSettings, PreferenceLoss
 from stages.training.teachers import LocalTeacher
+from stages.training.worst_difference import LARGEST
 from tests.losses.heads import Work
 from tests.training.conftest import VOCABULARY, random_groups, tiny_model
 
@@ -228,8 +229,15 @@ def test_a_sampler_that_disagrees_is_an_error(scorer: Scorer) -> None:
     wrong = groups[1].data
     sampled = (wrong.sampled_logprobs[0], [value - 0.5 for value in wrong.sampled_logprobs[1]])
     groups[1] = replace(groups[1], data=replace(wrong, sampled_logprobs=(*sampled, wrong.sampled_logprobs[2])))
-    with pytest.raises(StageError, match=r"of row row1 log-probability .* other weights, or computes differently"):
-        PolicyLoss(replace(SETTINGS, tolerance=0.1))(scorer, scorer.layout(groups))
+    for tolerance in (0.1, 0.6):
+        objective = PolicyLoss(replace(SETTINGS, tolerance=tolerance))
+        _, metrics = objective(scorer, scorer.layout(groups))
+        assert float(metrics[LARGEST].sum) == pytest.approx(0.5, abs=1e-6)
+        step = {LARGEST: float(metrics[LARGEST].sum)}
+        if tolerance == 0.1:
+            with pytest.raises(StageError, match=r"of row row1 log-probability .* weights, or computes differently"):
+                objective.concluded(step)
+        objective.concluded(step)  # of the step after, where it goes on
 
 
 def test_metrics_wait_for_no_device(scorer: Scorer) -> None:
