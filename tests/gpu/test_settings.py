@@ -13,8 +13,9 @@ from accelerate.state import AcceleratorState
 
 from stages.context import Context
 from stages.training.loop import Trainer
+from tests.stages.interruptions import files_of, killed_in
+from tests.stages.resuming import ROWS
 from tests.stages.small_models import output, read_lines, run_stage, save_dataset, save_model
-from tests.stages.test_resume import ROWS, files_of, killed_in
 from tests.training.architectures import save_architecture
 from tests.training.experts import EXPERTS
 

@@ -25,8 +25,8 @@ from tests.fake_device import GPU, FakeGpu
 from tests.fake_gpu import fake_gpu
 from tests.fake_operators import OtherDevice
 from tests.in_process import failures, run_here
+from tests.stages.resuming import ROWS
 from tests.stages.small_models import run_stage, save_dataset
-from tests.stages.test_resume import ROWS
 from tests.training.architectures import save_architecture
 from tests.training.experts import EXPERTS
 from tests.training.multimodal_models import MULTIMODAL
