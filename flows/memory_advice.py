@@ -86,22 +86,33 @@ def _ways(request: Request) -> Iterator[_Way]:
     """From no change but of micro-batches to every change at once. Fields that a stage does not have are left out."""
     config = request.config
     fields = type(config).model_fields
-    free = {"gradient_checkpointing": True} if getattr(config, "gradient_checkpointing", None) is False else {}
+    free: dict[str, Any] = {"gradient_checkpointing": True}
+    free = free if getattr(config, "gradient_checkpointing", None) is False else {}
+    aside = _averages_aside(request)
     narrow = {"bf16": True} if "bf16" in fields and not config.bf16 else {}
     fresh = "lora_r" in fields and config.lora_r is None and request.model.adapters is None
     adapters = {"lora_r": _RANK} if fresh else {}
-    sets: list[dict[str, Any]] = [{}, free]
+    sets: list[dict[str, Any]] = [{}, aside, free, {**aside, **free}]
     more = list(_more_processes(request))
     engines: list[dict[str, Any]] = [{}, *engine_changes(request)]
     lossless = [{**values, **engine} for values in _different(sets) for engine in engines]
     yield from (_Way(values) for values in lossless)
     yield from (_Way(values, setup) for setup in more for values in lossless)
+    free |= aside
     results = _different([narrow, {**free, **narrow}, adapters, {**free, **adapters}, {**free, **narrow, **adapters}])
     yield from (_Way({**values, **engine}) for values in results for engine in engines)
     everything = {**free, **narrow}
     yield from (_Way({**everything, **engine}, setup) for setup in more for engine in engines)
     most = {**everything, **adapters}
     yield from (_Way({**most, **shorter, **engine}) for shorter in _shorter(config) for engine in engines)
+
+
+def _averages_aside(request: Request) -> dict[str, Any]:
+    """Averaged weights in the memory of the host, where a GPU has them."""
+    settings = getattr(request.config, "weight_averaging", None)
+    if settings is None or settings.device == "cpu" or request.setup.device == "cpu":
+        return {}
+    return {"weight_averaging": settings.model_copy(update={"device": "cpu"})}
 
 
 def _different(sets: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -154,7 +154,7 @@ def _present(
         if config.sampled_loss is not None:
             return SampledDistillationLoss(served.tell, config.sampled_settings(config.temperature)), served, tokenizer
         return TopDistillationLoss(seen(served), divergence_of(config.beta), config.temperature), served, tokenizer
-    # one that follows the student stays in float32: small moves would be rounded away
+    # one that follows the student is given in float32, of which it makes what is computed with
     bf16 = config.bf16 and config.teacher_update_rate is None
     local = LocalTeacher(frozen_scorer(context, name, bf16=bf16), most, config.temperature)
     return _by_whole(seen(local), config), local, tokenizer
@@ -210,7 +210,7 @@ def _followed(trainer: Trainer, windows: Windows, teacher: Scorer | None, config
 
 STAGE = Stage(
     name="distill",
-    version=7,
+    version=8,
     config=Config,
     inputs={
         "model": Input(MODELS),

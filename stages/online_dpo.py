@@ -140,6 +140,8 @@ def memory(request: Request) -> list[Phase]:
     completions, prompts = config.num_generations, config.train_batch_size
     needed = config.needs_reference or config.sync_ref_model
     reference = request.models.get("reference", request.model) if needed else None
+    # what a reference that follows has beyond one that stays
+    moves = request.following(reference) - request.frozen(reference) if reference and config.sync_ref_model else 0.0
     work = request.passes(row=prompt + 2 * longest, rows=prompts)
     judged = request.passes(row=prompt + completions * longest, rows=prompts)
     share = -(-prompts * completions // request.setup.processes)
@@ -150,12 +152,13 @@ def memory(request: Request) -> list[Phase]:
         scored=[(reference, work), (request.models.get("reward_model"), judged)],
         work=work,
         use=HeadUse(together=True),
+        teacher=moves,
     )
 
 
 STAGE = Stage(
     name="online_dpo",
-    version=6,
+    version=7,
     config=Config,
     inputs={
         "model": Input(MODELS),

@@ -128,7 +128,7 @@ def shapes(config: Config, models: Mapping[str, ModelShape]) -> dict[str, ModelS
 
 STAGE = Stage(
     name="ppo",
-    version=5,
+    version=6,
     config=Config,
     inputs={
         "model": Input(MODELS),

@@ -138,14 +138,14 @@ def memory(request: Request) -> list[Phase]:
     completions = 3 if any(loss.gold for loss in config.losses) else 2
     work = request.passes(row=completions * request.longest, rows=config.train_batch_size)
     reference = request.models.get("reference", request.model)
-    follower = 4.0 * reference.parameters if config.sync_ref_model else 0.0
+    follower = request.following(reference) if config.sync_ref_model else 0.0
     step = training_step(request.training, work, HeadUse(together=True), reference=follower)
     return [step, *(reference_scoring(request) if config.needs_reference and not config.sync_ref_model else ())]
 
 
 STAGE = Stage(
     name="preference",
-    version=7,
+    version=8,
     config=Config,
     inputs={
         "model": Input(MODELS),

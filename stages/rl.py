@@ -73,14 +73,14 @@ def run(context: Context) -> None:
     input `rollouts` recorded."""
     from stages.data.ledger import RowLedger
     from stages.training.advantages import RewardPenalty, advantages_of, penalized
-    from stages.training.generation import measure_groups
     from stages.training.initial import reference_of
+    from stages.training.measuring import every_branch, measure_groups, only_where
     from stages.training.online_run import train_on_rollouts
     from stages.training.policy import PolicyLoss
     from stages.training.policy_step import step_of
     from stages.training.replaying import drawing_of, of_old_weights
     from stages.training.rollout_plan import grouped_plan
-    from stages.training.rollout_windows import Learning, RolloutWindows
+    from stages.training.rollout_windows import Learning, RolloutWindows, has_advantages
     from stages.training.start import start
 
     config: Config = context.config
@@ -95,7 +95,12 @@ def run(context: Context) -> None:
     drawing = drawing_of(trainer, tokenizer, plan, ledger)
     # completions that come again are off policy, and a batch knows the old log-probabilities of all or of none
     reuse = _is_reused(config)
-    measure = measure_groups(trainer, reference, config, old=drawing.on_policy and (reuse or config.penalizes_reward))
+    old = drawing.on_policy and (reuse or config.penalizes_reward)
+    skippable = not config.penalizes_loss and not config.has_entropy_bonus and trainer.balance is None
+    # a penalty makes advantages of what is measured
+    every = config.penalizes_reward or not skippable
+    compared = every_branch if every else only_where(has_advantages)
+    measure = measure_groups(trainer, reference, config, old=old, compared=compared)
     if not drawing.on_policy:
         measure = of_old_weights(measure)
     advantages = advantages_of(config)
@@ -110,7 +115,7 @@ def run(context: Context) -> None:
             advantages=advantages,
             measure=measure,
             count=objective.count,
-            skippable=not config.penalizes_loss and not config.has_entropy_bonus and trainer.balance is None,
+            skippable=skippable,
             of_step=step_of(trainer, objective, config),
         ),
     )
@@ -165,7 +170,7 @@ def memory(request: Request) -> list[Phase]:
 
 STAGE = Stage(
     name="rl",
-    version=8,
+    version=9,
     config=Config,
     inputs={
         "model": Input(MODELS),

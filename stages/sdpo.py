@@ -23,6 +23,7 @@ from stages.training.self_teaching_settings import SelfTeachingConfig, self_teac
 
 if TYPE_CHECKING:
     from stages.context import Context
+    from stages.training.batch import Group
     from stages.training.loop import Trainer
     from stages.training.policy import PolicyLoss
     from stages.training.rollout_windows import Learning
@@ -119,15 +120,28 @@ def _teaching(config: Config) -> SelfTeaching:
 def _learning(context: Context, trainer: Trainer, objective: PolicyLoss) -> Learning:
     """How completions become something to learn from: as in `rl`, and by what taught them."""
     from stages.training.advantages import RewardPenalty, advantages_of, penalized
-    from stages.training.generation import measure_groups
     from stages.training.initial import reference_of
+    from stages.training.measuring import every_branch, measure_groups, no_branch, only_where
     from stages.training.policy_step import step_of
-    from stages.training.rollout_windows import Learning
-    from stages.training.taught_rollouts import TaughtRollouts, is_taught, taught_step, with_lessons
+    from stages.training.rollout_windows import Learning, has_advantages
+    from stages.training.taught_rollouts import TaughtRollouts, is_taught, taught_branches, taught_step, with_lessons
 
     config: Config = context.config
     reference = reference_of(context, trainer) if config.beta else None
-    measure = measure_groups(trainer, reference, config, old=_is_reused(config) or config.penalizes_reward)
+    skippable = not config.penalizes_loss and not config.has_entropy_bonus and trainer.balance is None
+    weight = config.distillation_weight
+    # the balance of a mixture of experts is that of all completions
+    cut = weight == 1 and trainer.balance is None
+
+    def teaches(group: Group) -> bool:
+        return (weight > 0 and is_taught(group)) or (weight < 1 and has_advantages(group))
+
+    taught = no_branch if config.distillation_is_clip is None else taught_branches
+    # a penalty makes advantages of what is measured
+    every = config.penalizes_reward or not skippable
+    compared = every_branch if every else only_where(teaches, taught if cut else every_branch)
+    old = _is_reused(config) or config.penalizes_reward
+    measure = measure_groups(trainer, reference, config, old=old, compared=compared)
     advantages = advantages_of(config)
     if config.penalizes_reward:
         advantages, measure = penalized(config, RewardPenalty.of(config.beta, config.kl_estimator), measure)
@@ -136,20 +150,13 @@ def _learning(context: Context, trainer: Trainer, objective: PolicyLoss) -> Lear
         advantages=advantages,
         measure=measure,
         count=objective.count,
-        skippable=not config.penalizes_loss and not config.has_entropy_bonus and trainer.balance is None,
+        skippable=skippable,
         of_step=of_step,
+        teaches=teaches,
     )
-    if not config.distillation_weight:
+    if not weight:
         return learning
-    alone = config.distillation_weight == 1
-    learning = replace(
-        learning,
-        data=TaughtRollouts,
-        informed=with_lessons,
-        teaches=lambda group: is_taught(group) or (not alone and any(group.data.advantages)),
-    )
-    # the balance of a mixture of experts is that of all completions
-    cut = alone and trainer.balance is None
+    learning = replace(learning, data=TaughtRollouts, informed=with_lessons)
     return replace(learning, of_step=taught_step(of_step, objective.count, alone=cut, is_idle=learning.is_idle))
 
 
@@ -160,7 +167,7 @@ def _is_reused(config: Config) -> bool:
 
 STAGE = Stage(
     name="sdpo",
-    version=2,
+    version=3,
     config=Config,
     inputs={
         "model": Input(MODELS),

@@ -23,7 +23,7 @@ from stages.context import Context
 from stages.training.averaging_settings import WeightAveraging
 from stages.training.checkpoint import owners
 from stages.training.model import Scorer
-from stages.training.parallel import Parallel
+from stages.training.parallel import Parallel, float_weights
 from stages.training.processes import Processes
 
 _KEY = "average|"
@@ -31,30 +31,46 @@ _KEY = "average|"
 
 @dataclass
 class _Average:
-    """Of one tensor, in float32 on the host."""
+    """Of one tensor, in float32."""
 
     start: Tensor
     """theta_0."""
     ema: Tensor
     """EMA - theta_0."""
     shift: Tensor | None = None
-    """BEMA - theta_0; None: the correction is zero."""
+    """BEMA - theta_0; None: there is no correction."""
 
-    def update(self, weight: Tensor, beta: float, alpha: float) -> None:
-        """With the weights of the moment."""
-        moved = weight - self.start
-        self.ema.lerp_(moved, beta)
-        self.shift = self.ema.add(moved, alpha=alpha) if alpha else None
+    def on(self, device: torch.device) -> _Average:
+        """The same where it is computed with; where it is kept there, the same tensors."""
+        parts = {key: one.to(device, non_blocking=True) for key, one in vars(self).items() if one is not None}
+        return _Average(**parts)
+
+    def take(self, updated: _Average) -> None:
+        """What has moved there, back to where it is kept."""
+        for kept, moved in ((self.ema, updated.ema), (self.shift, updated.shift)):
+            if kept is not None and moved is not None and moved is not kept:
+                kept.copy_(moved, non_blocking=True)
 
     def value(self) -> Tensor:
         """The averaged weights."""
         return self.start + (self.ema if self.shift is None else self.shift)
 
 
+def _update(averages: list[_Average], weights: list[Tensor], beta: float, alpha: float) -> None:
+    """With the weights of the moment."""
+    emas = [one.ema for one in averages]
+    moved = torch._foreach_sub(weights, [one.start for one in averages])
+    torch._foreach_lerp_(emas, moved, beta)
+    shifts = [one.shift for one in averages if one.shift is not None]
+    if shifts:
+        torch._foreach_copy_(shifts, torch._foreach_add(emas, moved, alpha=alpha))
+
+
 class Averaging:
     """The averages of all trained tensors, each in the memory of one process; without settings it does nothing.
 
-    Whole tensors are averaged, one at a time, so sharded models are as those of one process.
+    Whole tensors are averaged, so sharded models are as those of one process. Nothing here waits for the device until
+    weights are measured or saved.
     """
 
     def __init__(
@@ -65,6 +81,7 @@ class Averaging:
         self._owners = owners(self._shapes, processes.size)
         self._averages: dict[str, _Average] = {}
         self._begun = False
+        self._on_host = settings is not None and settings.device == "cpu" and processes.device.type == "cuda"
         self._now = 0
         """Steps behind the present weights."""
         self.is_in_place = False
@@ -80,14 +97,16 @@ class Averaging:
             if not key.startswith(_KEY):
                 rest[key] = tensors[key]
             elif (place := key.split("|", 2))[2] in kept:
-                kept[place[2]][place[1]] = tensors[key].clone()
+                kept[place[2]][place[1]] = tensors[key]
         self._begun = step > 0 and step >= self.settings.update_after
-        self._averages = {name: _Average(**parts) for name, parts in kept.items() if parts}
+        self._averages = {name: self._taken_up(parts) for name, parts in kept.items() if parts}
         self._now = step
         return rest
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint needs of this process."""
+        if self._on_host:  # what was sent there may be on its way
+            torch.cuda.synchronize(self.processes.device)
         return {
             f"{_KEY}{part}|{name}": tensor
             for name, one in self._averages.items()
@@ -119,18 +138,23 @@ class Averaging:
         if settings is None:
             return
         if step == settings.update_after:
-            self._take(lambda name, weight: self._averages.update({name: _Average(weight, torch.zeros_like(weight))}))
+            for bucket in self._present():
+                self._averages |= {name: self._taken_up({"start": weight}) for name, weight in bucket.items()}
             self._begun = True
         elif step in settings.updates(step):
-            beta, alpha = settings.beta(step), settings.alpha(step)
-            self._take(lambda name, weight: self._averages[name].update(weight, beta, alpha))
+            for bucket in self._present():
+                kept = [self._averages[name] for name in bucket]
+                working = [one.on(self.processes.device) for one in kept]
+                _update(working, list(bucket.values()), settings.beta(step), settings.alpha(step))
+                for one, updated in zip(kept, working, strict=True):
+                    one.take(updated)
         self._now = step
 
     def weight(self, name: str) -> Tensor:
         """A whole tensor of the averaged weights; of the present ones before there are such. Collective."""
         if not self._begun:
             return self.parallel.weight(name)
-        own = self._averages[name].value() if name in self._averages else None
+        own = self._averages[name].on(self.processes.device).value() if name in self._averages else None
         return self._given(name, own, torch.float32)
 
     @contextmanager
@@ -178,12 +202,21 @@ class Averaging:
     def _own(self) -> list[str]:
         return [name for name, owner in self._owners.items() if owner == self.processes.rank]
 
-    def _take(self, use: Callable[[str, Tensor], object]) -> None:
-        """Every present weight, to the process that has its average: a float32 copy on the host."""
-        for name in self._shapes:
-            weight = self.parallel.weight(name)
-            if self._owners[name] == self.processes.rank:
-                use(name, weight.detach().to("cpu", torch.float32, copy=True))
+    def _present(self) -> Iterator[dict[str, Tensor]]:
+        """Every present weight that this process averages."""
+        return float_weights(self._shapes, self.parallel.weight, lambda name: self._owners[name] == self.processes.rank)
+
+    def _taken_up(self, parts: Mapping[str, Tensor]) -> _Average:
+        """Copies of what there is of an average, and zeros for the rest, where they are kept."""
+        assert self.settings is not None
+        names = ("start", "ema", "shift")[: self.settings.numbers]
+        zeros = torch.zeros_like(parts["start"])
+        return _Average(**{name: self._kept(parts.get(name, zeros)) for name in names})
+
+    def _kept(self, tensor: Tensor) -> Tensor:
+        if not self._on_host:
+            return tensor.to(self.processes.device, torch.float32, copy=True)
+        return torch.empty(tensor.shape, pin_memory=True).copy_(tensor, non_blocking=True)
 
     def _given(self, name: str, own: Tensor | None, dtype: torch.dtype) -> Tensor:
         """The tensor that one process has, on all of them and their devices."""

@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.stage import Config
+from stages.stage import Config, operational
 
 _OF_BEMA = ("lag", "multiplier", "ema_power", "bias_power", "min_ema_multiplier")
 _USUAL_STEPS = {"ema": 1, "bema": 400}
@@ -24,6 +24,9 @@ class WeightAveraging(Config):
     """Steps between two updates; null: 1 of ema, 400 of bema."""
     update_after: int = Field(0, ge=0)
     """Steps before the average begins, with the weights of then; until then it is the weights themselves."""
+    device: Literal["model", "cpu"] = operational("model")
+    """Where the averages are kept: on the device that trains, or, beside a GPU, in pinned memory of the host, through
+    which every update sends them up and back."""
     lag: float = Field(10.0, ge=0)
     """bema's rho: added to the steps that its factors fall with, so that the first updates are not too large."""
     multiplier: float = Field(1.0, ge=0)

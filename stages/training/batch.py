@@ -27,6 +27,11 @@ class Branch:
     token_ids: Sequence[int]
     loss_mask: Sequence[bool] | None = None
 
+    @property
+    def asked(self) -> int:
+        """How many of its tokens are asked for."""
+        return len(self.token_ids) if self.loss_mask is None else sum(self.loss_mask)
+
 
 @dataclass(frozen=True)
 class Group:

@@ -13,6 +13,7 @@ from artifacts.errors import StageError
 from stages.training.loop import Trainer
 from stages.training.model import Scorer
 from stages.training.objective import Window, Windows, WindowsAround
+from stages.training.parallel import float_weights, use_bfloat16
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,15 @@ class Following:
 
 
 class Follower:
-    """The weights of `scorer`, which are moved towards the policy's before a step. Raises StageError for a model of
-    another shape."""
+    """The weights of `scorer`, which are moved towards the policy's before a step, on its device and without waiting
+    for it.
+
+    What moves is float32: small moves would be rounded away. Where the policy computes in bfloat16, so does the scorer,
+    with a rounded copy.
+    """
 
     def __init__(self, trainer: Trainer, scorer: Scorer, following: Following) -> None:
+        """`scorer`: in float32, where it stays. Raises StageError for a model of another shape."""
         self.trainer, self.scorer, self.following = trainer, scorer, following
         own, policy = (
             {name: parameter.shape for name, parameter in one.named_parameters()} for one in (scorer, trainer.scorer)
@@ -44,29 +50,40 @@ class Follower:
                 f"a model that follows input model needs weights of its names and shapes, but of {name} they have "
                 f"{shapes}; give one made from the same model"
             )
+        parameters = dict(scorer.named_parameters())
+        self._kept: dict[str, Tensor] = {name: parameters[name].data for name in trainer.parallel.shapes()}
+        if trainer.config.bf16:
+            use_bfloat16(scorer)
+        self._seen = {name: parameters[name].data for name in self._kept}
 
     @torch.no_grad()
     def before(self, step: int) -> None:
         """Move, where it is time. Collective."""
         if step == 0 or step % self.following.sync_steps:
             return
-        parallel, own = self.trainer.parallel, dict(self.scorer.named_parameters())
-        weight_of = self.trainer.averaging.weight if self.following.averaged else parallel.weight
-        for name in parallel.shapes():
-            weight = weight_of(name)
-            own[name].lerp_(weight.to(own[name]), self.following.mixup_alpha)
+        weight_of = self.trainer.averaging.weight if self.following.averaged else self.trainer.parallel.weight
+        for bucket in float_weights(self._kept, weight_of):
+            torch._foreach_lerp_(
+                [self._kept[name] for name in bucket], list(bucket.values()), self.following.mixup_alpha
+            )
+        self._show()
 
     def tensors(self) -> dict[str, Tensor]:
         """Its weights that move."""
-        moving = self.trainer.parallel.shapes()
-        return {name: one for name, one in self.scorer.named_parameters() if name in moving}
+        return dict(self._kept)
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take up the weights as they were when a state was saved."""
-        for name, parameter in self.scorer.named_parameters():
+        for name, kept in self._kept.items():
             if name in tensors:
-                parameter.copy_(tensors[name])
+                kept.copy_(tensors[name])
+        self._show()
+
+    def _show(self) -> None:
+        """The weights that moved, to what computes with them."""
+        if self.trainer.config.bf16:
+            torch._foreach_copy_(list(self._seen.values()), list(self._kept.values()))
 
 
 class FollowedWindows(WindowsAround):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -20,13 +19,10 @@ from stages.rollouts.requests import Completion, Sampler, SampleRequest, Samplin
 from stages.rollouts.rewards import RewardSet
 from stages.rollouts.sampler import EmbeddedSampler
 from stages.rollouts.stopping import text_before
-from stages.training.batch import Group
 from stages.training.engine_sync import SyncedEngine, engine_of
 from stages.training.loop import Trainer
 from stages.training.model import Scorer
 from stages.training.multi_turn import opened, unless_broken
-from stages.training.out_of_memory import TokenBudget
-from stages.training.reference import branch_logprobs
 from stages.training.rollout_records import Sampled
 
 T = TypeVar("T")
@@ -211,34 +207,3 @@ def by_the_first(accelerator: Accelerator, compute: Callable[[], T]) -> T:
     if problem is not None:
         raise StageError(problem) from cause
     return found  # type: ignore[no-any-return]
-
-
-def measure_groups(
-    trainer: Trainer, reference: Callable[[], AbstractContextManager[Scorer]] | None, config: Any, *, old: bool
-) -> Callable[[list[Group]], list[Group]]:
-    """Adds to fresh rollouts the log-probabilities that later steps compare with: the policy's own where it will
-    have moved on by then (`old`), and the reference's where the loss has a KL term."""
-
-    budget = TokenBudget(trainer.context, config.micro_batch_tokens)
-
-    def logprobs(scorer: Scorer, groups: list[Group]) -> list[tuple[list[float], ...]]:
-        scored = branch_logprobs(scorer, groups, budget, temperature=config.temperature)
-        return [tuple(values for values, _ in branches) for branches in scored]
-
-    def measure(groups: list[Group]) -> list[Group]:
-        if old:
-            values = logprobs(trainer.policy(), groups)
-            groups = [
-                replace(group, data=replace(group.data, old_logprobs=found))
-                for group, found in zip(groups, values, strict=True)
-            ]
-        if reference is not None:
-            with reference() as scorer:
-                values = logprobs(scorer, groups)
-            groups = [
-                replace(group, data=replace(group.data, reference_logprobs=found))
-                for group, found in zip(groups, values, strict=True)
-            ]
-        return groups
-
-    return measure

@@ -28,9 +28,7 @@ def sequence_group(row: TokenizedSequence, data: Any = None) -> Group:
 
 def asked_tokens(group: Group) -> int:
     """Number of tokens of a group whose log-probability is asked for."""
-    return sum(
-        len(branch.token_ids) if branch.loss_mask is None else sum(branch.loss_mask) for branch in group.branches
-    )
+    return sum(branch.asked for branch in group.branches)
 
 
 @dataclass(frozen=True)

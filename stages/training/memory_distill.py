@@ -28,7 +28,7 @@ def distill_phases(request: Request) -> list[Phase]:
     if kept is not None:
         others += 4.0 * kept.vocabulary * kept.hidden
     else:
-        others += 4.0 * here[0].parameters if followed else request.frozen(*here)
+        others += request.following(here[0]) if followed else request.frozen(*here)
     work = request.passes(row=row, rows=config.train_batch_size)
     use = HeadUse(
         teacher=max(here, key=lambda one: one.hidden, default=None) if config.compares_all else None,

@@ -22,7 +22,7 @@ PARTS = (
     "process",
 )
 """What memory is for. `weights`: with float32 masters and gathered shards; `reference`: reference, teacher and
-reward models; `averages`: what weight_averaging keeps, on a CPU; `engine`: vLLM, in the process or as the stage's
+reward models; `averages`: what weight_averaging keeps where it trains; `engine`: vLLM, in the process or as the stage's
 servers; `checkpoint`: what is gathered of slices to be written; `process`: Python and its libraries."""
 
 PROCESS_BYTES: Mapping[Device, int] = {"cpu": 500_000_000, "cuda": 600_000_000}

@@ -71,6 +71,10 @@ class Request:
         goes_on = self.came_with_policy and (apart or self.model.adapters is not None)
         return float(self.training.trained * self.training.weight) if goes_on else 0.0
 
+    def following(self, shape: ModelShape) -> float:
+        """Bytes of a model that follows the policy: in float32, and where passes are in bfloat16 a copy for them."""
+        return float(shape.parameters * (_FLOAT + (2 if getattr(self.config, "bf16", False) else 0)))
+
     def frozen(self, *shapes: ModelShape | None) -> float:
         """Bytes of these models' weights, which are not trained."""
         bf16 = bool(getattr(self.config, "bf16", False))

@@ -23,7 +23,7 @@ def self_taught_phases(request: Request) -> list[Phase]:
     scored = request.passes(row=row, rows=groups * config.steps_per_generation)
     taught = config.distillation_weight > 0
     base = request.came_adapters if request.came_with_policy else request.frozen(request.model)
-    copies = {"base": base, "ema": 4.0 * request.model.parameters, "live": 0.0}
+    copies = {"base": base, "ema": request.following(request.model), "live": 0.0}
     compares = config.distillation_mode != "sampled_token"
     phases = online_phases(
         request,

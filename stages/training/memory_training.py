@@ -37,6 +37,12 @@ class Setup:
     """Memory of one GPU, where the machine has any."""
 
 
+def averages_beside(config: Any, device: Device) -> int:
+    """float32 numbers of a trained weight that a TrainingConfig's averages take in the memory that is trained in."""
+    settings = config.weight_averaging
+    return 0 if settings is None or (device == "cuda" and settings.device == "cpu") else settings.numbers
+
+
 @dataclass(frozen=True)
 class Training:
     """A model in training: what its settings make of its shape."""
@@ -52,7 +58,7 @@ class Training:
     keeps_best: bool = False
     """The weights that were best so far are held besides, in the memory of the host."""
     averages: int = 0
-    """float32 numbers of every trained weight that weight_averaging keeps, in the memory of the host."""
+    """float32 numbers of every trained weight that weight_averaging keeps where it trains."""
     optim: str = "adamw"
     pure_bf16: bool = False
     balanced: bool = False
@@ -63,7 +69,6 @@ class Training:
         """By a TrainingConfig."""
         adapters = Adapters.of(config) or shape.adapters
         keeps_best = getattr(config, "keep", "last") == "best"
-        averages = 0 if config.weight_averaging is None else config.weight_averaging.numbers
         coefficient = getattr(config, "router_aux_loss_coef", 0.0)
         return cls(
             shape,
@@ -73,7 +78,7 @@ class Training:
             config.gradient_checkpointing,
             getattr(config, "quantization", None),
             keeps_best,
-            averages,
+            averages_beside(config, setup.device),
             config.optim,
             config.pure_bf16,
             balanced=bool(shape.router_aux_loss_coef if coefficient is None else coefficient) and shape.experts > 0,
@@ -148,8 +153,7 @@ class Training:
     def state(self) -> dict[str, float]:
         """Weights, gradients and optimizer, as the way of sharding spreads them; and averages of weights."""
         n, sharding = self.setup.processes, self.setup.sharding
-        # each process has some of them; beside a GPU they are in the host's memory
-        averages = self.averages * self.trained * _FLOAT / n if self.setup.device == "cpu" else 0.0
+        averages = self.averages * self.trained * _FLOAT / n  # each process has some of them
         master = _FLOAT if self.bf16 and not self.pure_bf16 else 0
         whole = float(self.parameters * self.weight)
         if self.quantization is not None:

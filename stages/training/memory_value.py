@@ -9,7 +9,7 @@ from stages.training.memory_head import HeadUse
 from stages.training.memory_phase import Phase
 from stages.training.memory_request import Passes, Request
 from stages.training.memory_shape import ModelShape
-from stages.training.memory_training import Training
+from stages.training.memory_training import Training, averages_beside
 
 
 def beside_value_model(phases: Sequence[Phase], request: Request, shape: ModelShape, work: Passes) -> list[Phase]:
@@ -26,7 +26,7 @@ def beside_value_model(phases: Sequence[Phase], request: Request, shape: ModelSh
         gradient_checkpointing=config.gradient_checkpointing,
         optim=config.optim,
         pure_bf16=config.pure_bf16,
-        averages=0 if config.weight_averaging is None else config.weight_averaging.numbers,
+        averages=averages_beside(config, request.setup.device),
     )
     copy = training.policy_copy()
     resident = {**training.resident(), "reference": copy}

@@ -50,7 +50,7 @@ def following_reference(context: Context, trainer: Trainer, windows: Windows, se
     assert isinstance(config, PairLossConfig)
     if is_adapted(trainer.scorer.model):
         raise StageError("sync_ref_model needs the whole model trained, and input model is an adapter; merge it first")
-    # in float32 whatever the policy computes in: small moves would be rounded away
+    # in float32, of which what follows makes what is computed with
     scorer = frozen_scorer(context, "reference" if context.has("reference") else "model", trainer.scorer)
     averaged = config.ref_model_follows == "average"
     following = Following(config.ref_model_mixup_alpha, config.ref_model_sync_steps, averaged)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +15,8 @@ from stages.training.model import Scorer
 from stages.training.objective import Readout
 from stages.training.probes import settle_layout
 from stages.training.processes import Processes
+
+_BUCKET_BYTES = 2**28
 
 
 class Parallel(Protocol):
@@ -97,6 +99,23 @@ def copy_weights(parallel: Parallel, target: Scorer | None) -> None:
         weight = parallel.weight(name)
         if target is not None:
             parameters[name].copy_(weight)
+
+
+def float_weights(
+    names: Iterable[str], weight_of: Callable[[str], Tensor], wanted: Callable[[str], bool] = lambda name: True
+) -> Iterator[dict[str, Tensor]]:
+    """The whole tensors of these names in float32, some at a time; those that are not `wanted` only help. Collective,
+    where `weight_of` is."""
+    bucket: dict[str, Tensor] = {}
+    for name in names:
+        weight = weight_of(name).detach()
+        if wanted(name):
+            bucket[name] = weight.float()
+        if sum(one.nbytes for one in bucket.values()) >= _BUCKET_BYTES:
+            yield bucket
+            bucket = {}
+    if bucket:
+        yield bucket
 
 
 class PolicyCopy:

@@ -29,6 +29,11 @@ from stages.training.rollout_selection import ReplayBuffer, information, most_va
 from stages.training.saved_groups import groups_from_json, groups_to_json
 
 
+def has_advantages(group: Group) -> bool:
+    """Whether any of its completions is better or worse than the others."""
+    return any(group.data.advantages)
+
+
 @dataclass(frozen=True)
 class Learning:
     """How completions become something to learn from."""
@@ -45,7 +50,7 @@ class Learning:
     """What `measure` leaves as the data of a group, by its fields."""
     informed: Callable[[Sampled, Group], Group] = lambda sampled, group: group
     """Adds to a fresh group what else is known of its completions."""
-    teaches: Callable[[Group], bool] = lambda group: any(group.data.advantages)
+    teaches: Callable[[Group], bool] = has_advantages
     """Whether a group of a skippable loss has a gradient."""
 
     def is_idle(self, group: Group) -> bool:

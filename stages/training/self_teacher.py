@@ -19,7 +19,7 @@ from stages.training.loop import Trainer
 from stages.training.model import Scorer
 from stages.training.objective import Windows
 from stages.training.start import frozen_scorer
-from stages.training.taught_rollouts import as_taught, asked
+from stages.training.taught_rollouts import as_taught
 
 if TYPE_CHECKING:
     from stages.training.self_teaching_settings import SelfTeachingConfig
@@ -50,7 +50,7 @@ class SelfTeacher:
                 "teacher_model_kind ema needs the whole model trained, and input model is an adapter; merge it first, "
                 "or give base, or live"
             )
-        # it stays in float32: small moves would be rounded away
+        # in float32, of which what follows makes what is computed with
         self._model = fixed(frozen_scorer(trainer.context, "model", trainer.scorer).to(trainer.processes.device))
 
     def followed(self, trainer: Trainer, windows: Windows, config: SelfTeachingConfig) -> Windows:
@@ -68,7 +68,7 @@ class SelfTeacher:
         with self._present() as scorer:
             passes = [scorer.layout(run) for run in runs_of(groups, batch.num_tokens)]
             found: list[Any] = [scorer(one, asked_hidden(one)) for one in passes]
-        branches = torch.cat(found).split([asked(branch) for group in groups for branch in group.branches])
+        branches = torch.cat(found).split([branch.asked for group in groups for branch in group.branches])
         numbers = [number for group in groups for number in group.data]
         return torch.cat([branches[place] for place in sorted(range(len(numbers)), key=numbers.__getitem__)])
 

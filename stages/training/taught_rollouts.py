@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stages.losses.host_numbers import on_device
-from stages.training.batch import Branch, Group, TokenBatch
+from stages.training.batch import Group, TokenBatch
 from stages.training.policy_known import Rollouts
 from stages.training.policy_step import OfStep
 from stages.training.rollout_records import Sampled
@@ -39,7 +39,7 @@ class TaughtRollouts(Rollouts):
 def with_lessons(sampled: Sampled, group: Group) -> Group:
     """The group with the teacher's prompts of those completions of which some token is asked for."""
     prompts = tuple(
-        lesson.teacher_ids if asked(branch) else []
+        lesson.teacher_ids if branch.asked else []
         for lesson, branch in zip(sampled.lessons, group.branches, strict=True)
     )
     return replace(group, data=TaughtRollouts(**vars(group.data), teacher_prompts=prompts, completions=len(prompts)))
@@ -50,16 +50,17 @@ def is_taught(group: Group) -> bool:
     return any(group.data.teacher_prompts)
 
 
+def taught_branches(group: Group) -> list[int]:
+    """The indices of branches that the teacher has a prompt for."""
+    taught: list[int] = group.data.taught
+    return taught
+
+
 def taught_places(batch: TokenBatch) -> Tensor:
     """[n] which of the asked-for tokens belong to taught branches."""
     prompts = [prompt for group in batch.groups for prompt in group.data.teacher_prompts]
     taught = [bool(prompt) for prompt, count in zip(prompts, batch.counts, strict=True) for _ in range(count)]
     return on_device(list(compress(range(len(taught)), taught)), batch.branch_N.device, torch.long)
-
-
-def asked(branch: Branch) -> int:
-    """How many of its tokens are asked for."""
-    return len(branch.token_ids) if branch.loss_mask is None else sum(branch.loss_mask)
 
 
 def taught_step(

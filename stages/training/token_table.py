@@ -86,12 +86,14 @@ class TokenTable:
             return values_ST
         return torch.zeros_like(values_ST).masked_scatter(self.inside_ST, function(values_N))
 
-    def corrections(self, correction: Correction) -> Tensor:
-        """[S, T] importance of the policy at sampling time to the sampler, zeros beyond the lengths."""
+    def corrections(self, correction: Correction) -> tuple[Tensor, Tensor]:
+        """([S, T] importance of the policy at sampling time to the sampler, zeros beyond the lengths; [N], or [S] of
+        the modes of sequences: what metrics are of)."""
         of_N = torch.arange(len(self.lengths_S)).repeat_interleave(self.lengths_S)
         sequences = Sequences(of_N, len(self.lengths_S))
         ratios_N = correction(self.old_ST[self.inside_ST], self.sampled_ST[self.inside_ST], sequences)
-        return torch.zeros_like(self.old_ST).masked_scatter(self.inside_ST, ratios_N)
+        ratios_ST = torch.zeros_like(self.old_ST).masked_scatter(self.inside_ST, ratios_N)
+        return ratios_ST, correction.measured(ratios_N, sequences)
 
     def metrics(self, kl_ST: Tensor, kl_coef: float) -> dict[str, float]:
         """TRL's `objective/...`: means over completions of sums over tokens."""

@@ -140,9 +140,8 @@ class Valuation:
         """Advantages that make the policy loss, which is linear in them, what the correction makes of it."""
         if self.settings.correction is None:
             return advantages_ST
-        ratios_ST = flat.corrections(self.settings.correction)
-        ratios_N = ratios_ST[flat.inside_ST]
-        found = {"mean": ratios_N.mean(), "min": ratios_N.min(), "max": ratios_N.max()}
+        ratios_ST, measured = flat.corrections(self.settings.correction)
+        found = {"mean": measured.mean(), "min": measured.min(), "max": measured.max()}
         self.metrics |= {f"sampling/importance_sampling_ratio/{name}": float(value) for name, value in found.items()}
         return advantages_ST * ratios_ST
 

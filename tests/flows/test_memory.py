@@ -286,12 +286,13 @@ def test_held_out_prompts_take_as_many_completions_at_once(tmp_path: Path) -> No
 
 
 def test_the_teacher_of_sdpo(tmp_path: Path) -> None:
-    """Of an 8B policy: a float32 copy that follows it, one in bfloat16 beside a GPU's model, or none; its pass has the
-    gradients of a step beside it, which sampling has not."""
+    """Of an 8B policy: a float32 copy that follows it (with one more to compute with in bfloat16), one in bfloat16
+    beside a GPU's model, or none; its pass has the gradients of a step beside it, which sampling has not."""
     folder(tmp_path / "base")
     settings = {"rewards": ["exact_match"], "train_batch_size": 8}
     chain = {
         "ema": stage("sdpo", "./base", **settings),
+        "narrow": stage("sdpo", "./base", bf16=True, **settings),
         "base": stage("sdpo", "./base", teacher_model_kind="base", bf16=True, **settings),
         "live": stage("sdpo", "./base", teacher_model_kind="live", feedback_column="answer", **settings),
         "none": stage("sdpo", "./base", distillation_weight=0.0, **settings),
@@ -300,7 +301,7 @@ def test_the_teacher_of_sdpo(tmp_path: Path) -> None:
     }
     found = {name: one.phases for name, one in predicted(tmp_path, chain).items()}
     assert found["none"] == found["rl"]
-    copies = {"ema": 4 * PARAMETERS, "base": 4 * PARAMETERS, "live": 0}
+    copies = {"ema": 4 * PARAMETERS, "narrow": 6 * PARAMETERS, "base": 4 * PARAMETERS, "live": 0}
     for name, copy in copies.items():
         *others, teaching = found[name]
         assert [phase.name for phase in found[name]] == ["sampling", "training step", "teaching"]

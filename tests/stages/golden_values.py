@@ -63,7 +63,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "adapter_dpo": (
-        7,
+        8,
         "3b111acdf94b4b49",
         "20165d69215aaff6",
         {
@@ -141,7 +141,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         {"logprobs/logprobs: chosen_logps": -10.953, "logprobs/logprobs: rejected_logps": -11.283},
     ),
     "dpo": (
-        7,
+        8,
         "0ccb5a38c6922c87",
         "f740cad78ac245e1",
         {
@@ -176,7 +176,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "ppo": (
-        5,
+        6,
         "5e613940b95f3f5a",
         "5561237511ce33c7",
         {
@@ -225,7 +225,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "online": (
-        6,
+        7,
         "45a2e71b0bb43f88",
         "f377b3216609cbf7",
         {
@@ -273,7 +273,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "explored": (
-        6,
+        7,
         "b5c68aa8ee940bde",
         "cdf7f9f2bd7a5ff5",
         {
@@ -407,7 +407,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "grpo": (
-        8,
+        9,
         "f3906e803d6afdff",
         "7d6ca38bd18cf71a",
         {
@@ -463,7 +463,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "self_taught": (
-        2,
+        3,
         "809842c35a82d17f",
         "f71663b68b72e0c4",
         {
@@ -512,7 +512,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "small": (
-        7,
+        8,
         "dfc9f96fd0ffdfa6",
         "06cbbe8ba1b07f8c",
         {
@@ -539,7 +539,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "small_by_sampling": (
-        7,
+        8,
         "4e2bfe7b54fbd9d6",
         "bd2f3fbee3fc6ec4",
         {
@@ -558,7 +558,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "small_of_bytes": (
-        7,
+        8,
         "ebc7a72cdb11f973",
         "eed2d56991ca3110",
         {
@@ -578,7 +578,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
         },
     ),
     "small_of_taught": (
-        7,
+        8,
         "21906afff33ec140",
         "3a3bb7225f1895e4",
         {

@@ -214,7 +214,7 @@ def test_completions_that_the_sampler_finds_likelier_are_corrected_for(made: dic
     assert row["loss/policy_avg"] == pytest.approx(loss, abs=1e-5)
     ratio = "sampling/importance_sampling_ratio"
     assert (row[f"{ratio}/min"], row[f"{ratio}/max"]) == (0.0, pytest.approx(1.0, abs=1e-5))
-    kept = sum(length for length in lengths if length % 2 == 0) / sum(lengths)
+    kept = sum(length % 2 == 0 for length in lengths) / len(lengths)
     assert row[f"{ratio}/mean"] == pytest.approx(kept, abs=1e-5)
     assert f"{ratio}/mean" not in plain[0]
 

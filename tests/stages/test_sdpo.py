@@ -19,7 +19,11 @@ from artifacts.errors import DataError, StageError
 from stages.losses.distillation import divergence_of
 from stages.losses.self_distillation import OwnTop, own_top_divergence, sampled_token
 from stages.sdpo import Config, check
-from stages.training import initial
+from stages.training import generation, initial, measuring
+from stages.training.batch import Group
+from stages.training.following import Follower
+from stages.training.reference import branch_logprobs
+from stages.training.self_teacher import SelfTeacher
 from stages.training.self_teaching_settings import SelfTeachingConfig
 from tests.data.characters import IDS, build_tokenizer, ids
 from tests.stages.small_models import (
@@ -201,6 +205,70 @@ def test_the_teacher_of_the_second_step(made: dict[str, Any], tmp_path: Path, ki
     second = [row for row in rollouts if row["step"] == 2]
     expected = distillation(after, teacher, second, MODES["all"][1])
     assert metrics[1]["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_teacher_that_follows_computes_in_bfloat16_and_moves_in_float32(
+    made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Tensor]] = []
+    states: set[torch.dtype] = set()
+    before, hidden = Follower.before, SelfTeacher.hidden
+
+    def moved(self: Follower, step: int) -> None:
+        policy = {name: self.trainer.parallel.weight(name).clone() for name in self.trainer.parallel.shapes()}
+        kept = {name: one.clone() for name, one in self.tensors().items()}
+        before(self, step)
+        name = next(name for name in policy if not torch.equal(policy[name], kept[name])) if step else next(iter(kept))
+        expected = kept[name].double().lerp(policy[name].double(), 0.05 if step else 0.0)
+        used = self.scorer.state_dict()[name].clone()
+        seen.append({"expected": expected, "kept": self.tensors()[name].clone(), "used": used})
+
+    def told(self: SelfTeacher, batch: Any) -> Tensor:
+        found = hidden(self, batch)
+        states.add(found.dtype)
+        return found
+
+    monkeypatch.setattr(Follower, "before", moved)
+    monkeypatch.setattr(SelfTeacher, "hidden", told)
+    trained(made, tmp_path, bf16=True, max_steps=3, learning_rate=1e-4)
+    assert states == {torch.bfloat16} and len(seen) == 3
+    for one in seen:
+        assert one["kept"].dtype == torch.float32
+        torch.testing.assert_close(one["kept"].double(), one["expected"], rtol=1e-7, atol=1e-9)
+        assert torch.equal(one["used"], one["kept"].bfloat16())
+
+
+def seen_of_old(made: dict[str, Any], folder: Path, **settings: Any) -> tuple[list[Group], list[dict[str, Any]], Any]:
+    """(groups of which the policy's log-probabilities were computed for later steps, rollouts, metrics)."""
+    found: list[Group] = []
+
+    def computed(scorer: Any, groups: Sequence[Group], *rest: Any, **more: Any) -> Any:
+        found.extend(groups)
+        return branch_logprobs(scorer, groups, *rest, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (generation, measuring):
+            patch.setattr(module, "branch_logprobs", computed, raising=False)
+        metrics, rollouts = trained(made, folder, num_iterations=2, **settings)
+    return found, rollouts, metrics
+
+
+def test_completions_that_are_not_taught_have_no_old_logprobs(
+    made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same steps, where a second one compares with the policy at sampling time; without a bound of what a token
+    counts, nothing compares."""
+    found, rollouts, metrics = seen_of_old(made, tmp_path / "some")
+    taught = [row["token_ids"] for row in rollouts if row["teacher_prompt_ids"]]
+    assert 0 < len(taught) < len(rollouts) == SETTINGS["train_batch_size"]
+    assert [list(branch.token_ids) for group in found for branch in group.branches] == taught
+    none, _, unbounded = seen_of_old(made, tmp_path / "none", distillation_is_clip=None)
+    assert not none and unbounded[1]["loss"] != metrics[1]["loss"]
+    monkeypatch.setattr(measuring, "only_where", lambda teaches, compared: measuring.every_branch)
+    every, _, same = seen_of_old(made, tmp_path / "all")
+    assert sum(len(group.branches) for group in every) == len(rollouts)
+    for row, other in zip(metrics, same, strict=True):
+        assert (other["loss"], other["grad_norm"]) == pytest.approx((row["loss"], row["grad_norm"]), rel=1e-4)
 
 
 def test_the_records(made: dict[str, Any], tmp_path: Path) -> None:

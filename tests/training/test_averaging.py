@@ -14,8 +14,9 @@ from torch import Tensor
 
 from artifacts.errors import StageError
 from stages.sharding import Sharding, Whole
-from stages.training.averaging import Averaging
+from stages.training.averaging import Averaging, _Average, _update
 from stages.training.averaging_settings import WeightAveraging
+from stages.training.processes import Processes
 from tests.training.test_parallel import ALONE, WAYS, assert_close, config_for, spread_out, state, take_steps, weights
 
 
@@ -38,9 +39,9 @@ class Plain:
         pass
 
 
-def averaging_of(parallel: Any, **settings: Any) -> Averaging:
+def averaging_of(parallel: Any, processes: Processes = ALONE, **settings: Any) -> Averaging:
     context: Any = SimpleNamespace(log=lambda text: None, counts={})
-    return Averaging(WeightAveraging(**settings), context, parallel, ALONE)
+    return Averaging(WeightAveraging(**settings), context, parallel, processes)
 
 
 def averages(values: list[list[float]], **settings: Any) -> list[Tensor]:
@@ -106,6 +107,34 @@ def test_moves_that_a_sum_of_whole_weights_would_round_away() -> None:
     moved = exact - start.double()
     assert float((plain.double() - start - moved).norm() / moved.norm()) > 0.5
     assert float((kept.double() - moved).norm() / moved.norm()) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["ema", "bema"])
+def test_averages_stay_where_the_model_is(kind: str) -> None:
+    """On a device from which nothing can be copied; weights of bfloat16 are averaged in float32."""
+    device = torch.device("meta")
+    averaging = averaging_of(
+        Plain(torch.zeros(3, dtype=torch.bfloat16, device=device)), Processes(0, 1, device), kind=kind, update_freq=1
+    )
+    for step in range(3):
+        averaging.after(step)
+    kept = averaging.tensors().values()
+    assert len(kept) == averaging.settings.numbers  # type: ignore[union-attr]
+    assert {(one.device.type, one.dtype) for one in kept} == {("meta", torch.float32)}
+
+
+def test_what_the_host_keeps_goes_up_and_comes_back() -> None:
+    """The same numbers as of what is updated in place."""
+    start, weights = torch.tensor([1.0, 2.0]), [torch.tensor([3.0, 0.0]), torch.tensor([2.0, 8.0])]
+    here, kept = (_Average(start.clone(), torch.zeros(2), torch.zeros(2)) for _ in range(2))
+    for weight in weights:
+        _update([here], [weight], 0.25, 0.5)
+        away = _Average(*(one.clone() for one in (kept.start, kept.ema, kept.shift)))  # type: ignore[union-attr]
+        _update([away], [weight], 0.25, 0.5)
+        kept.take(away)
+    assert torch.equal(kept.value(), here.value()) and torch.equal(kept.ema, here.ema)
+    # 0.75 * 0.25 * 2 + 0.25 * 1, and half of the way of 1
+    assert float(kept.ema[0]) == 0.625 and float(kept.value()[0]) == 1 + 0.625 + 0.5
 
 
 def test_a_saved_state_goes_on() -> None:

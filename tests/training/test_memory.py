@@ -341,7 +341,7 @@ def test_what_is_whole_is_written_without_a_copy() -> None:
 
 def test_averaged_weights_by_hand() -> None:
     """The weights at the beginning and the average's way from them; of bema the corrected one's too. Processes share
-    them; beside a GPU they are on the host; of adapters there is nothing else."""
+    them; beside a GPU the host may have them; of adapters there is nothing else."""
     work, adapters = passes(512, row=512, rows=8), 2 * 2 * 128
     plain = training_step(Training(HAND, Setup()), work, HeadUse())
     assert "averages" not in plain.parts
@@ -349,7 +349,9 @@ def test_averaged_weights_by_hand() -> None:
         ({"kind": "ema"}, Setup(), {}, 8 * 1992),
         ({"kind": "bema"}, Setup(4), {}, 12 * 1992 / 4),
         ({"kind": "bema"}, Setup(), {"lora_r": 2}, 12 * adapters),
-        ({"kind": "bema"}, Setup(device="cuda"), {}, 0),
+        ({"kind": "ema"}, Setup(2, device="cuda"), {}, 8 * 1992 / 2),
+        ({"kind": "bema", "device": "cpu"}, Setup(device="cuda"), {}, 0),
+        ({"kind": "bema", "device": "cpu"}, Setup(), {}, 12 * 1992),
     ):
         training = Training.of(Config(weight_averaging=settings, **more), HAND, setup)
         assert training_step(training, work, HeadUse()).parts.get("averages", 0) == expected
