@@ -1,12 +1,14 @@
 """Two ranks that run one stage after another: to start a pair for each takes ten times as long as its work.
 
-`accelerate launch ... two_ranks.py FOLDER OWNER` runs `FOLDER/0.ask`, `FOLDER/1.ask`, ..., each the path of a spec,
-and puts each rank's exit status beside, until there is `FOLDER/end` or the process OWNER is gone.
+`accelerate launch ... two_ranks.py FOLDER OWNER [UNLIKE]` runs `FOLDER/0.ask`, `FOLDER/1.ask`, ..., each the path of a
+spec, and puts each rank's exit status beside, until there is `FOLDER/end` or the process OWNER is gone. UNLIKE is the
+`module:function` that makes the second rank another machine than the first.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import itertools
 import os
 import subprocess
@@ -29,11 +31,11 @@ _PAUSE_SECONDS, _LIMIT_SECONDS = 0.02, 240.0
 
 
 @contextlib.contextmanager
-def two_ranks(folder: Path) -> Iterator[Ranks]:
+def two_ranks(folder: Path, *unlike: str) -> Iterator[Ranks]:
     """Started by the launcher as those of a stage are, with one thread each."""
     folder.mkdir(parents=True)
     command = stage_command(Launch(processes=2), folder, threads=1)
-    arguments = [*command.arguments[:-3], __file__, str(folder), str(os.getpid())]
+    arguments = [*command.arguments[:-3], __file__, str(folder), str(os.getpid()), *unlike]
     numbers = itertools.count()
     with open(folder / "log.txt", "wb") as log:
         process = subprocess.Popen(arguments, env=stage_environment(command), stdout=log, stderr=log)
@@ -71,6 +73,13 @@ def _serve(folder: Path, owner: int) -> None:
         _put(folder / f"{number}.{os.environ['RANK']}", str(stages.__main__.main([asked.read_text()])))
 
 
+def _become_unlike(named: str) -> None:
+    module, _, function = named.partition(":")
+    getattr(importlib.import_module(module), function)()
+
+
 if __name__ == "__main__":
+    if len(sys.argv) > 3 and os.environ["RANK"] == "1":
+        _become_unlike(sys.argv[3])
     _serve(Path(sys.argv[1]), int(sys.argv[2]))
     leave(0)

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from artifacts.errors import StageError
 from stages.adapters import CONFIG, WEIGHTS
+from stages.training.processes import Processes
 
 _PLACE = "factors_at_start"
 
@@ -38,6 +41,45 @@ def keep_start(model: Any) -> None:
     factors = get_peft_model_state_dict(model, save_embedding_layers=False)
     kept = {name: one.detach().cpu().clone() for name, one in factors.items() if ".lora_" in name}
     setattr(model, _PLACE, kept)
+
+
+class SharedStart:
+    """Fresh adapters as the first process made them, in all of them: processors of another kind may find other factors
+    of the same weight, or round what is random otherwise, and gradients of the two do not add up."""
+
+    def __init__(self, processes: Processes) -> None:
+        self.processes = processes
+        self._factors: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, model: Any) -> Any:
+        """The peft model that has just been made, with these. The first call is collective; one that is made again
+        gets the same."""
+        if self.processes.size == 1:
+            return model
+        own = {name: one for name, one in model.named_parameters() if ".lora_" in name}
+        if not self._factors:
+            device = self.processes.device
+            told = {name: self.processes.give(one.detach().to(device, copy=True), 0) for name, one in own.items()}
+            self._factors = {name: one.cpu() for name, one in told.items()}
+        differing = {name for name, one in own.items() if not torch.equal(one.cpu(), self._factors[name])}
+        if not differing:
+            return model
+        moved = _deltas(model, differing) if has_moved_base(model) else {}
+        for name in differing:
+            own[name].copy_(self._factors[name])
+        for path, now in _deltas(model, differing if moved else ()).items():
+            weight = model.get_submodule(path).get_base_layer().weight
+            weight += moved[path] - now
+        if moved:
+            keep_start(model)
+        return model
+
+
+def _deltas(model: Any, names: Collection[str]) -> dict[str, Tensor]:
+    """Path -> what the adapter adds to the weight of each layer of which a factor is among the names."""
+    layers = {path: model.get_submodule(path) for path in {name.partition(".lora_")[0] for name in names}}
+    return {path: layer.get_delta_weight(next(iter(layer.lora_A))) for path, layer in layers.items()}
 
 
 def has_moved_base(model: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,9 @@ _LEAVE_THE_BASE = ("gaussian", "orthogonal", "eva")
 """Starts after which an adapter is of the weights as they came; after others it is of weights that are nowhere."""
 
 
-def add_adapters(model: Any, config: TrainingConfig) -> Any:
-    """The model with fresh LoRA adapters where the configuration asks for them.
+def add_adapters(model: Any, config: TrainingConfig, shared: Callable[[Any], Any] = lambda adapted: adapted) -> Any:
+    """The model with fresh LoRA adapters where the configuration asks for them. `shared`: makes them those of all
+    processes (`SharedStart`).
 
     Raises StageError for names that no module has, and for modules that cannot have one.
     """
@@ -80,7 +82,7 @@ def add_adapters(model: Any, config: TrainingConfig) -> Any:
         require_patterns(adapted, field, getattr(config, field))
     if config.init_lora_weights in MOVING:
         keep_start(adapted)
-    return adapted
+    return shared(adapted)
 
 
 def _checked_targets(model: Any, config: TrainingConfig) -> Any:

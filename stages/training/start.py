@@ -10,6 +10,7 @@ from artifacts.errors import StageError
 from stages.adapters import ModelSource, model_source, name_for_good
 from stages.context import Context
 from stages.stage import missing_packages
+from stages.training.adapter_start import SharedStart
 from stages.training.adapters import add_adapters, load_adapter
 from stages.training.classifiers import padding_of
 from stages.training.config import PolicyConfig, TrainingConfig
@@ -19,7 +20,7 @@ from stages.training.model import Scorer, load_causal_lm, load_tokenizer
 from stages.training.objective import Objective
 from stages.training.parallel import use_bfloat16
 from stages.training.probes import check_head, settle_layout
-from stages.training.processes import launched_sharding, prepare_process
+from stages.training.processes import Processes, launched_sharding, prepare_process
 from stages.training.quantization import quantized
 from stages.training.reference import LOGPROBS
 from stages.training.router_balance import balance_of
@@ -45,7 +46,7 @@ def start(
     context.phase("loading the model")
     if not config.merge_adapters and context.is_main:
         name_for_good(context, "model")  # now, for a base that has no place is better missed before the training
-
+    shared = SharedStart(Processes.of(accelerator))
     off: dict[str, float] = {}
 
     def build(settings: dict[str, Any]) -> Scorer:
@@ -53,7 +54,7 @@ def start(
         if not own_dropout:
             off.update(without_dropout(model))
         if source.adapter is None:
-            return scorer_of(add_adapters(model, config))
+            return scorer_of(add_adapters(model, config, shared))
         return scorer_of(load_adapter(model, source.adapter, config.lora_dropout))
 
     scorer = build(quantized(config.quantization, accelerator.device))
@@ -97,14 +98,14 @@ def start_classifier(
     context.phase("loading the model")
     folder = context.input("model")
     tokenizer = load_tokenizer(folder)
-
+    shared = SharedStart(Processes.of(accelerator))
     off: dict[str, float] = {}
 
     def build(settings: dict[str, Any]) -> Scorer:
         model = load(folder, new_head_seed=config.seed, **settings)
         model.config.get_text_config().pad_token_id = padding_of(tokenizer)
         off.update(without_dropout(model))
-        return Scorer(add_adapters(model, config))
+        return Scorer(add_adapters(model, config, shared))
 
     scorer = build(quantized(config.quantization, accelerator.device, "score"))
     _say_quantized(context, config, scorer)

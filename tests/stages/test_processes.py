@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.in_process import failures, run_here
 from tests.tiny_recipe import BASE, metrics_of, write_recipe
@@ -82,6 +83,34 @@ THIRDS = {"thirds": {"uses": "normalize", "with": {"source": {"path": "thirds.js
 
 
 BYTES = {"bytes": {**BASE["base"], "with": {**BASE["base"]["with"], "tokenizer": "byte_bpe", "vocab_size": 270}}}
+
+
+def other_signs() -> None:
+    """What another library may find: singular vectors are such with either sign."""
+    svd = torch.linalg.svd
+
+    def turned(*given: Any, **more: Any) -> Any:
+        left, values, right = svd(*given, **more)
+        return -left, values, -right
+
+    torch.linalg.svd = turned  # type: ignore[assignment]
+
+
+@pytest.mark.slow
+def test_processors_that_find_other_factors(tmp_path: Path) -> None:
+    """Both ranks start with those of the first, so their gradients add up to those of one process."""
+    found = []
+    for processes in (1, 2):
+        start = {"lora_r": 2, "init_lora_weights": "pissa"}
+        sft = {"uses": "sft", "inputs": {"model": "base", "dataset": "rows"}, "with": TRAINING | start}
+        recipe = write_recipe(tmp_path / "recipe", {"sft": {**sft, "launch": {"processes": processes}}})
+        unlike = two_ranks(tmp_path / "ranks", f"{__name__}:other_signs")
+        with unlike if processes > 1 else contextlib.nullcontext() as ranks:
+            payload = run_here(recipe, tmp_path / str(processes), ranks=ranks)
+        assert payload["state"] == "ok", failures(payload)
+        found.append(metrics_of(tmp_path / str(processes), payload["stages"]["sft"]))
+    for one, other in zip(*found, strict=True):
+        assert (other["loss"], other["grad_norm"]) == pytest.approx((one["loss"], one["grad_norm"]), rel=1e-4)
 
 
 def taught(budget: int, processes: int) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,13 @@ from artifacts.errors import StageError
 from stages.reward_model import Config as RewardConfig
 from stages.sft import Config
 from stages.training.adapter_settings import MOVING
+from stages.training.adapter_start import SharedStart
 from stages.training.adapters import add_adapters, load_adapter, write_adapter
 from stages.training.memory_request import Request
 from stages.training.memory_shape import read_shape
 from stages.training.memory_training import Setup
 from stages.training.optimization import Optimization
+from stages.training.processes import Processes
 from tests.training.conftest import packing_scorer, tiny_model
 from tests.training.experts import EXPERTS
 from tests.training.test_adapters import by_rows, move, scored
@@ -35,6 +39,10 @@ def started(start: str, **settings: Any) -> Any:
     model = tiny_model(tie_word_embeddings=False)
     given = {"lora_r": RANK, "lora_alpha": ALPHA, "init_lora_weights": start, **settings}
     return add_adapters(model, Config(**given)).eval()
+
+
+def factors_at_start(model: Any) -> dict[str, Tensor]:
+    return model.factors_at_start  # type: ignore[no-any-return]
 
 
 def layers_of(model: Any) -> dict[str, Any]:
@@ -68,6 +76,29 @@ def test_the_model_is_the_one_that_came(start: str) -> None:
         torch.testing.assert_close(by_rows(model), by_rows(base), atol=1e-4, rtol=1e-5)
     again = dict(started(start, **settings).named_parameters())
     assert all(torch.equal(one, again[name]) for name, one in model.named_parameters())
+
+
+@dataclass(frozen=True)
+class Second(Processes):
+    """The second of two; the first one gives these, in this order."""
+
+    given: Iterator[Tensor]
+
+    def give(self, values: Tensor, owner: int) -> Tensor:
+        return next(self.given)
+
+
+def test_the_second_process_starts_with_the_factors_of_the_first() -> None:
+    """Those of another seed; its frozen weights are then without these, as if it had found them itself."""
+    first, second = (started("pissa_niter_4", seed=seed) for seed in (1, 2))
+    named = [dict(model.named_parameters()) for model in (first, second)]
+    factors = {name: one.detach().clone() for name, one in named[0].items() if ".lora_" in name}
+    assert not any(torch.equal(one, named[1][name]) for name, one in factors.items())
+    SharedStart(Second(1, 2, torch.device("cpu"), iter(factors.values())))(second)
+    assert all(torch.equal(one, named[1][name]) for name, one in factors.items())
+    for name, one in named[0].items():
+        torch.testing.assert_close(named[1][name], one, atol=1e-5, rtol=1e-5)
+    assert all(torch.equal(one, factors_at_start(second)[name]) for name, one in factors_at_start(first).items())
 
 
 @pytest.mark.parametrize("start", ["gaussian", "orthogonal"])
