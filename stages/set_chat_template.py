@@ -69,7 +69,7 @@ def shapes(_: Config, models: Mapping[str, ModelShape]) -> dict[str, ModelShape]
 
 STAGE = Stage(
     name="set_chat_template",
-    version=1,
+    version=2,
     config=Config,
     inputs={"model": Input(("model",)), "like": Input(("model",), required=False)},
     outputs={"model": "model"},

@@ -35,16 +35,18 @@ def set_chat_template(context: Context) -> None:
     tokenizer, speech = load_tokenizer(folder), _speech(context, config)
     added = _teach(tokenizer, speech)
     _require_heard(tokenizer, speech)
+    tokenizer.save_pretrained(target)
+    _require_same_ids(tokenizer, load_tokenizer(target))
     context.phase("loading the model")
     model = load_causal_lm(folder)
-    _make_room(model, len(tokenizer), added, config.pad_to_multiple_of)
+    _make_room(model, tokenizer, added, config.pad_to_multiple_of)
     _end_turns(model, tokenizer)
     size = sum(parameter.numel() * 4 for parameter in model.parameters())
     require_disk(target, int(size * 1.05) + 1_000_000, "the model")
     model.save_pretrained(target)
     forget_paths(target / "config.json")
     copy_settings(folder, target, leave=("generation_config.json", *_TOKENIZER_FILES))
-    tokenizer.save_pretrained(target)
+    tokenizer.save_pretrained(target)  # in the place of what was copied
     context.metrics["added_tokens"] = len(added)
 
 
@@ -79,6 +81,13 @@ def _teach(tokenizer: Any, speech: Speech) -> list[int]:
     known = tokenizer.get_vocab()
     new = [text for text in dict.fromkeys(speech.tokens) if text not in known]
     tokenizer.add_tokens([AddedToken(text, special=True, normalized=False) for text in new])
+    taken = {token: text for text, token in known.items()}
+    for text in new:
+        if (token := tokenizer.convert_tokens_to_ids(text)) in taken:
+            raise StageError(
+                f"the model's tokenizer has ids that are no token's, and counts wrongly where new ones begin: {text!r} "
+                f"would have id {token}, as {taken[token]!r}; name tokens that it has already, or take another model"
+            )
     if speech.end is not None:
         if speech.end not in tokenizer.get_vocab():
             raise StageError(
@@ -107,20 +116,33 @@ def _require_heard(tokenizer: Any, speech: Speech) -> None:
         )
 
 
-def _make_room(model: Any, tokens: int, added: list[int], multiple: int) -> None:
+def _require_same_ids(tokenizer: Any, written: Any) -> None:
+    """A tokenizer with ids that are no token's may number what was added anew when it is read."""
+    before, after = tokenizer.get_vocab(), written.get_vocab()
+    for text in sorted(before, key=before.__getitem__):
+        if before[text] != after.get(text):
+            raise StageError(
+                f"the model's tokenizer has ids that are no token's: from its files it gives {text!r} id "
+                f"{after.get(text)}, where it had {before[text]} before it was written; take another model"
+            )
+
+
+def _make_room(model: Any, tokenizer: Any, added: list[int], multiple: int) -> None:
     """Rows of the embedding and of the head for the tokens that were added: the mean of the rows that there were."""
     import torch
 
-    before = model.get_input_embeddings().weight.shape[0]
+    before, ids = model.get_input_embeddings().weight.shape[0], set(tokenizer.get_vocab().values())
     known = min(before, min(added, default=before))
-    if tokens > before:
-        model.resize_token_embeddings(tokens, pad_to_multiple_of=multiple, mean_resizing=False)
+    if max(ids) >= before:  # not by their number: between ids there may be some that are no token's
+        model.resize_token_embeddings(1 + max(ids), pad_to_multiple_of=multiple, mean_resizing=False)
+    there = ids - set(added)
+    free = [row for row in range(known, model.get_input_embeddings().weight.shape[0]) if row not in there]
     head = model.get_output_embeddings()
     tensors = {id(one): one for one in (model.get_input_embeddings().weight, head.weight, getattr(head, "bias", None))}
     with torch.no_grad():
         for tensor in tensors.values():
             if tensor is not None:
-                tensor[known:] = tensor[:known].mean(dim=0)
+                tensor[free] = tensor[:known].mean(dim=0)
 
 
 def _end_turns(model: Any, tokenizer: Any) -> None:

@@ -120,3 +120,8 @@ class Encoder:
         except DataError:
             return text, None
         return text, "".join(text[start:stop] for start, stop in spans)
+
+    def last_turn(self, messages: Sequence[Message], row_id: str, tools: Tools, arguments: Arguments) -> str:
+        """What the last message of a conversation says, as `ChatTemplate.last_turn` tells."""
+        ((_, _, given),) = self._template.each([messages], [row_id], [tools], [arguments])
+        return self._template.last_turn(messages, row_id, given)

@@ -77,6 +77,15 @@ class ChatTemplate:
         DataError naming the row where neither says."""
         return (self._marked if self.has_markers else self._derived)(messages, row_id, given)
 
+    def last_turn(self, messages: Sequence[Message], row_id: str, given: Given = NOTHING) -> str:
+        """What the last message of a conversation says as the template shows it, tool calls too, without the token that
+        ends it and the white space around it. Raises UnclearTurnError where that cannot be told."""
+        start, stop = self._turns(messages, row_id, given)[-1]
+        said = self.text(messages, row_id, given)[start:stop].strip()
+        ends = [one.content for one in self._tokenizer.added_tokens_decoder.values() if one.special]
+        end = max((one for one in ends if one and said.endswith(one)), key=len, default="")
+        return said.removesuffix(end).strip()
+
     def each(
         self,
         conversations: Sequence[Sequence[Message]],

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from stages.data.assistant import UnclearTurnError
 from stages.data.chat import Encoder
 from stages.data.common_ends import Part, token_after
 from stages.data.encode import arguments_of, common_prefix, tools_of
@@ -50,13 +51,14 @@ class Reader:
 
     def given(self, row: Row, *, trimmed: bool = False) -> Reading:
         """A row of prompt and completion as it is trained on. A conversation is rendered as a whole; `trimmed`: its
-        completion without the white space around it, which templates may leave out.
+        completion without the white space around it, which templates may leave out. Tool calls are what the template
+        makes of them.
 
         Raises UnreadableError where the template does not show the completion.
         """
         if isinstance(row["prompt"], str):
             return self._plain(row["prompt"], row["completion"], end=True)
-        content = _only_content(row["completion"])
+        content = self.called(row) if calls_tools(row) else _only_content(row["completion"])
         content = content.strip() if trimmed else content
         text, start = self._shown(row, content)
         token_ids = self._encoder.pieces([text])[0]
@@ -64,6 +66,17 @@ class Reader:
         end = token_after(reading.part)
         is_end = end is not None and token_ids[end] in self.bytes.added
         return Reading(token_ids, reading.part, end if is_end else None, reading.problem)
+
+    def called(self, row: Row) -> str:
+        """How the template shows a completion that calls tools, without what ends it. Raises UnreadableError where that
+        cannot be told."""
+        _require_one_message(row["completion"])
+        try:
+            tools, arguments = tools_of([row]), arguments_of([row])
+            messages = [*row["prompt"], *row["completion"]]
+            return self._encoder.last_turn(messages, row[ROW_ID], tools and tools[0], arguments and arguments[0])
+        except UnclearTurnError as error:
+            raise UnreadableError(f"how the chat template shows its tool calls cannot be told ({error})") from error
 
     def prompt(self, row: Row) -> Reading:
         """A row's prompt alone, as it is before a completion."""
@@ -133,10 +146,19 @@ def _beside(row: Row) -> tuple[list[str], Any, Any]:
     return [row[ROW_ID]], tools_of([row]), arguments_of([row])
 
 
+def calls_tools(row: Row) -> bool:
+    """Whether the completion is one of a conversation, and has tool calls."""
+    return not isinstance(row["prompt"], str) and any(message.get("tool_calls") for message in row["completion"])
+
+
+def _require_one_message(completion: list[Message]) -> None:
+    if len(completion) != 1 or completion[0]["role"] != "assistant":
+        raise UnreadableError("the completion is not one message of the assistant's")
+
+
 def _only_content(completion: list[Message]) -> str:
     """Raises UnreadableError unless the completion is one text of the assistant's."""
-    if len(completion) != 1 or completion[0]["role"] != "assistant" or completion[0].get("tool_calls"):
-        raise UnreadableError("the completion is not one message of the assistant's, without tool calls")
+    _require_one_message(completion)
     return str(completion[0].get("content") or "")
 
 

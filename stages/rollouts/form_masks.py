@@ -117,8 +117,9 @@ def _reader(tokenizer: Any, end_token_ids: tuple[int, ...], vocabulary: int) -> 
         install = "pip install 'posttrain[structured]'"
         raise StageError(f"structured needs the package llguidance, which is not installed: {install}") from error
     try:
+        highest = max(tokenizer.get_vocab().values())  # of a tokenizer with ids that are no token's, beyond its number
         found = from_tokenizer(
-            _with_bytes(tokenizer), n_vocab=max(vocabulary, len(tokenizer)), eos_token=list(end_token_ids)
+            _with_bytes(tokenizer), n_vocab=max(vocabulary, highest + 1), eos_token=list(end_token_ids)
         )
     except ValueError as error:
         raise StageError(f"structured: llguidance does not take the model's tokenizer: {error}") from error

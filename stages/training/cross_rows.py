@@ -12,7 +12,7 @@ from stages.data.common_ends import TokenGroup, common_groups
 from stages.data.encode import require_type
 from stages.data.ledger import RowLedger
 from stages.data.privileged import TEACHER_PROMPT_TOO_LONG
-from stages.data.readings import Reader, Reading, UnreadableError
+from stages.data.readings import Reader, Reading, UnreadableError, calls_tools
 from stages.data.tokenize import TokenizedPrompt, tokenize_prompts, tokenize_sequences
 from stages.data.truncation import RowLimit
 from stages.data.types import ROW_ID, SEQUENCE_TYPES, Dataset, Row
@@ -179,6 +179,8 @@ class CrossRows:
         return _Aligned.of(own, other.first(self.limits.teacher), groups)
 
     def _given(self, row: Row, *, trimmed: bool) -> tuple[Reading, Reading]:
+        if calls_tools(row) and (own := self.student.called(row)) != (other := self.teacher.called(row)):
+            raise UnreadableError(f"the two chat templates show its tool calls as {own[:60]!r} and as {other[:60]!r}")
         readings = []
         for reader, name in ((self.student, "model"), (self.teacher, "teacher")):
             try:

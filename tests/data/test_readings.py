@@ -53,6 +53,28 @@ def test_plain_text() -> None:
             assert completion(tokenizer, reading) == (tokens, end)
 
 
+CALL = {"function": {"name": "add", "arguments": {"a": 1}}}
+CALLS = (
+    "{% for m in messages %}<im>{{ m.role }}\n{{ m.content or '' }}{% for call in m.tool_calls or [] %}"
+    "<tool>{{ call.function.name }} {{ call.function.arguments | tojson }}</tool>{% endfor %}<end>\n{% endfor %}"
+    "{% if add_generation_prompt %}<im>assistant\n{% endif %}"
+)
+
+
+def test_tool_calls_are_read_as_the_template_shows_them() -> None:
+    """With what is said before them; the token that ends the turn is none of it."""
+    tokenizer = byte_level(template=CALLS)
+    for content, text in (("ok", "ok<tool>"), ("", "<tool>")):
+        said = {"role": "assistant", "content": content, "tool_calls": [CALL]}
+        reader, row = Reader(tokenizer), {**TALK, "completion": [said]}
+        assert reader.called(row) == text + 'add {"a": 1}</tool>'
+        tokens, end = completion(tokenizer, reader.given(row))
+        assert ("".join(tokens).replace("Ġ", " "), end) == (text + 'add {"a": 1}</tool>', "<end>")
+    result = {"role": "tool", "content": "1"}
+    with pytest.raises(UnreadableError, match="the completion is not one message of the assistant's"):
+        Reader(tokenizer).given({**TALK, "completion": [said, result, *TALK["completion"]]})
+
+
 def test_the_token_of_a_turns_end_is_the_templates() -> None:
     """Not the end of all text, where the template ends a turn by another one."""
     tokenizer = byte_level(template=CHATML.replace("<end>", "<im>"), end="<eos>")

@@ -22,7 +22,7 @@ GOLDEN: dict[str, tuple[int, str, str, dict[str, float]]] = {
     ),
     "doubled": (1, "57b8fc15fe51e1aa", "2688d191cdef74aa", {}),
     "base": (1, "4fa1e718df803023", "9c7df7a7d0529831", {"model/weights: norm": 12.902}),
-    "chatty": (1, "b80fe647d58df876", "634ffa72eb1dd367", {"model/weights: norm": 12.903}),
+    "chatty": (2, "b80fe647d58df876", "634ffa72eb1dd367", {"model/weights: norm": 12.903}),
     "drawn": (
         2,
         "5f3db1a75d68303f",

@@ -150,6 +150,32 @@ def test_reading_rows_takes_little_more_memory_than_they_do(tmp_path: Path) -> N
     assert peak < 1.5 * held
 
 
+def test_tool_calls_that_both_templates_show_alike(tmp_path: Path) -> None:
+    """Their text is compared; those of templates that show them otherwise are dropped, with both texts."""
+    calls = TEMPLATE.replace(
+        "{{ m.content }}", "{{ m.content or '' }}{% for c in m.tool_calls or [] %}{{ shown }}{% endfor %}"
+    )
+    texts = ("(add {{ c.function.arguments | tojson }})", "[add {{ c.function.arguments | tojson }}]")
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    told = [{"prompt": talk("ab"), "completion": [{"role": "assistant", "content": "", "tool_calls": [call]}]}]
+    dataset = read_dataset(save_dataset(tmp_path / "rows", "prompt_completion", told, conversational=True))
+    one, alike, other = (
+        byte_level(merges, calls.replace("{{ shown }}", text))
+        for merges, text in ((["a d"], texts[0]), (["d d"], texts[0]), (["d d"], texts[1]))
+    )
+    limits = Limits(RowLimit(96), None, RowLimit(96), 96)
+    readers = [
+        CrossRows(one, Reader(one), Reader(two), limits, frozenset(), True, lambda row: row) for two in (alike, other)
+    ]
+    (group,) = readers[0].given(dataset, RowLedger())
+    compared = [
+        one.decode(group.branches[0].token_ids[i]) for i, asked in enumerate(group.branches[0].loss_mask or ()) if asked
+    ]
+    assert "".join(compared) == '(add {"a": 1})' and group.data.sizes[:2] == ((1, 1), (2, 2))
+    with pytest.raises(DataError, match=r"the two chat templates show its tool calls as '\(add .* and as '\[add "):
+        readers[1].given(dataset, RowLedger())
+
+
 def test_rows_of_another_type(tmp_path: Path, inputs: dict[str, Path]) -> None:
     inputs["dataset"] = save_dataset(tmp_path / "prompts", "prompt", [{"prompt": "abc"}])
     with pytest.raises(DataError, match=r"the dataset is of type prompt; this stage takes .* or prompt_completion"):

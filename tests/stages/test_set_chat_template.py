@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from artifacts.errors import StageError
 from stages.data import read_dataset
@@ -63,6 +65,43 @@ def test_chatml_by_hand(tmp_path: Path, tied: bool, spare: int) -> None:
     # completions end with a turn, and where documents did
     assert tokenizer.eos_token == "<|im_end|>" and model.config.eos_token_id == end
     assert set(end_token_ids(model, tokenizer)) == {end, before.eos_token_id}
+
+
+def with_hole(tokenizer: Any, token: str, places: int) -> Any:
+    """The tokenizer with a token's id raised."""
+    values = json.loads(tokenizer.backend_tokenizer.to_str())
+    values["model"]["vocab"][token] += places
+    for added in values["added_tokens"]:
+        added["id"] += places * (added["content"] == token)
+    backend = Tokenizer.from_str(json.dumps(values))
+    named = {"eos_token": tokenizer.eos_token, "pad_token": tokenizer.pad_token}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **named)
+
+
+def test_ids_that_are_no_tokens(tmp_path: Path) -> None:
+    """A letter has an id beyond the number of tokens, from which new ones are counted: its row stays. With the id that
+    the second new one would get, or where a tokenizer's files give it other ids, they are refused."""
+    plain = build_tokenizer(template="")
+    size = len(plain)
+    for token, place, problem in (
+        ("a", size + 7, None),
+        ("a", size + 1, f"'<.im_end.>' would have id {size + 1}, as 'a'"),
+        ("<eos>", size + 7, f"gives '<.im_start.>' id {size}, where it had {size + 8} before it was written"),
+    ):
+        folder = tmp_path / f"{token}{place}"
+        tokenizer = with_hole(plain, token, place - plain.convert_tokens_to_ids(token))
+        model: Any = tiny_model(vocab_size=place + 1, eos_token_id=tokenizer.eos_token_id)
+        model.save_pretrained(folder / "base")
+        tokenizer.save_pretrained(folder / "base")
+        if problem is not None:
+            with pytest.raises(StageError, match=problem):
+                made(folder / "run", {"model": folder / "base"})
+            continue
+        spoken_model, spoken, _ = made(folder / "run", {"model": folder / "base"}, pad_to_multiple_of=1)
+        assert spoken.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"]) == [size, size + 1]
+        old, new = (one.get_input_embeddings().weight for one in (model, spoken_model))
+        assert new.shape == old.shape and torch.equal(new[:size], old[:size]) and torch.equal(new[place], old[place])
+        torch.testing.assert_close(new[size:place], old[:size].mean(0).expand(place - size, -1))
 
 
 def test_as_another_model_speaks(tmp_path: Path) -> None:
