@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from stages.context import Context
 from stages.data.tokenize import TokenizedPrompt
 from stages.evaluation.config import AnswerConfig
-from stages.rollouts.form_masks import say_spelled_out
+from stages.rollouts.form_masks import check_form
 from stages.rollouts.requests import Completion
 from stages.rollouts.rewards import RewardSet, Scores, failed_metric
 from stages.seeds import derive
@@ -65,7 +65,7 @@ def answer_prompts(
     become metrics."""
     config: AnswerConfig = context.config
     ends = end_token_ids(scorer.transformers_model, tokenizer)
-    say_spelled_out(config.structured, tokenizer, context.log)
+    check_form(config.structured, tokenizer, ends, context.log)
     engine = frozen_engine_of(context, Processes.of(accelerator), scorer, ends)
     sampling = Sampling(scorer, tokenizer, sampling_settings(config), accelerator=None, engine=engine)
 

@@ -87,13 +87,34 @@ def spelled_out(structured: Structured, tokenizer: Any) -> list[str]:
     return [content for content in found if content in texts]
 
 
-def say_spelled_out(structured: Structured | None, tokenizer: Any, say: Callable[[str], None]) -> None:
-    """A line, where there are such tokens."""
-    if structured is not None and (found := spelled_out(structured, tokenizer)):
+def check_form(
+    structured: Structured | None, tokenizer: Any, end_token_ids: Collection[int], say: Callable[[str], None]
+) -> None:
+    """Before anything is sampled, by whatever engine: a line where there are such tokens. Raises StageError for a
+    grammar in which an end token has a place: vLLM would stop at it, and say that the form is complete."""
+    if structured is None:
+        return
+    for word in structured.tokens:
+        if ends := [token for token in sorted(end_token_ids) if _stands_for(word, token, tokenizer)]:
+            named = ", ".join(f"{tokenizer.convert_ids_to_tokens(token)} ({token})" for token in ends)
+            raise StageError(
+                f"structured: the grammar's {word} allows the end token {named} within a completion, which ends by "
+                "itself where its form is complete: leave it out of the grammar"
+            )
+    if found := spelled_out(structured, tokenizer):
         say(
             f"structured: {', '.join(found)} of the form are written in other tokens than the added ones of these "
             "names; for those, give a grammar that names them without quotes"
         )
+
+
+def _stands_for(word: str, token: int, tokenizer: Any) -> bool:
+    """Whether a word of a grammar, such as `<think>` or `<[^1-2,7]>`, allows the token."""
+    if not (ranges := re.fullmatch(r"<\[(\^?)([\d,*-]+)\]>", word)):
+        return bool(tokenizer.get_vocab().get(word) == token)
+    pairs = [one.partition("-")[::2] for one in ranges[2].split(",")]
+    is_in = any(low == "*" or int(low) <= token <= int(high or low) for low, high in pairs)
+    return is_in != bool(ranges[1])
 
 
 def _begun(structured: Structured, reader: Any) -> Any:

@@ -98,6 +98,11 @@ class Structured(Config):
         words = (found[0] for found in _WORDS.finditer(self._lark))
         return re.sub(r"\\(\W)", r"\1", "\n".join(word for word in words if word[0] in '"/' and word[:2] != "//"))
 
+    @property
+    def tokens(self) -> list[str]:
+        """What its grammar has whole tokens for, as it is written there: `<think>`, `<[3]>`, `<[^1-2,7]>`."""
+        return [found[0] for found in _WORDS.finditer(self._lark) if found[0][0] == "<"]
+
     def lark_with_ends(self, end_token_ids: Sequence[int]) -> str:
         """The same for vLLM, which would allow no end but the tokenizer's own: each of these may follow."""
         return _with_ends(self.lark, end_token_ids)

@@ -13,7 +13,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from artifacts.errors import PosttrainError, StageError
 from stages.context import Context
 from stages.data.tokenize import TokenizedPrompt
-from stages.rollouts.form_masks import say_spelled_out
+from stages.rollouts.form_masks import check_form
 from stages.rollouts.multi_turn.loop import MultiTurn
 from stages.rollouts.requests import Completion, Sampler, SampleRequest, SamplingConfig
 from stages.rollouts.rewards import RewardSet
@@ -64,7 +64,7 @@ class Sampling:
     def with_engine(cls, trainer: Trainer, tokenizer: Any, config: Any) -> Sampling:
         """As `of`, by the engine that the configuration names; opened here."""
         ends = end_token_ids(trainer.scorer.transformers_model, tokenizer)
-        say_spelled_out(getattr(config, "structured", None), tokenizer, trainer.context.log)
+        check_form(getattr(config, "structured", None), tokenizer, ends, trainer.context.log)
         return replace(cls.of(trainer, tokenizer, config), engine=engine_of(trainer, ends, config))
 
     def __call__(self, prompts: Sequence[TokenizedPrompt], seeds: Sequence[tuple[int, ...]]) -> list[list[Completion]]:

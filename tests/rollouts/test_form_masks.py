@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from artifacts.errors import StageError
-from stages.rollouts.form_masks import FormMasks, say_spelled_out, spelled_out
+from stages.rollouts.form_masks import FormMasks, check_form, spelled_out
 from stages.rollouts.requests import SampleRequest, SamplingConfig
 from stages.rollouts.rows import Row
 from stages.rollouts.sampler import EmbeddedSampler
@@ -101,14 +101,14 @@ def test_added_tokens_are_no_text_of_a_form(tiny_model: Any) -> None:
 def test_what_is_spelled_out_is_said() -> None:
     tokenizer = thinking()
     found: list[str] = []
-    say_spelled_out(Structured(regex=r"<think>(?s:.*)<\/think>b|foobar"), tokenizer, found.append)
+    check_form(Structured(regex=r"<think>(?s:.*)<\/think>b|foobar"), tokenizer, [], found.append)
     [line] = found
     assert line.startswith("structured: </think>, <think> of the form are written in other tokens than the added ones")
     assert spelled_out(Structured.model_validate({"json_schema": {"const": "<think>"}}), tokenizer) == ["<think>"]
     assert spelled_out(Structured(choices=("a", "b<tool_call>")), tokenizer) == ["<tool_call>"]
-    say_spelled_out(Structured(grammar='start: <think> "a" // "</think>"'), tokenizer, found.append)
-    say_spelled_out(Structured(regex="(?s:.*)"), tokenizer, found.append)
-    say_spelled_out(None, tokenizer, found.append)
+    check_form(Structured(grammar='start: <think> "a" // "</think>"'), tokenizer, [], found.append)
+    check_form(Structured(regex="(?s:.*)"), tokenizer, [], found.append)
+    check_form(None, tokenizer, [], found.append)
     assert found == [line]
 
 
@@ -130,6 +130,24 @@ def test_an_end_within_a_grammar_is_refused(grammar: str) -> None:
     with pytest.raises(StageError, match=message):
         following({"grammar": grammar}, every_byte(), ids(every_byte(), "a"))
     assert "b" in following({"grammar": 'start: "a" <[^0-1]>'}, every_byte(), ids(every_byte(), "a"))
+
+
+@pytest.mark.parametrize(
+    ("grammar", "word"),
+    [
+        ('start: "a" <eos>', "<eos>"),
+        ('start: "a" <[0-1]>? "b"', "<[0-1]>"),
+        ('start: "a" <[*]>', "<[*]>"),
+        ('start: "a" <[^1,5-7]>', "<[^1,5-7]>"),
+        ("start: %lark {\n start: <[9,0]>\n}", "<[9,0]>"),
+    ],
+)
+def test_an_end_in_a_grammar_is_refused_before_any_engine_samples(grammar: str, word: str) -> None:
+    """vLLM would stop there, and its answer say that it ended as it should."""
+    message = rf"the grammar's {re.escape(word)} allows the end token <eos> \(0\) within a completion"
+    with pytest.raises(StageError, match=message):
+        check_form(Structured(grammar=grammar), every_byte(), [0], print)
+    check_form(Structured(grammar='start: "<eos>" <[^0-1]> <[2-9]> <stop> // <eos>'), every_byte(), [0], print)
 
 
 def test_an_end_that_may_follow_anyway() -> None:
