@@ -13,7 +13,7 @@ from math import log
 from typing import TYPE_CHECKING
 
 from stages.losses.policy_aggregation import AGGREGATIONS, Aggregation
-from stages.losses.policy_tokens import PolicyTokens
+from stages.losses.policy_tokens import PolicyTokens, ratios
 from stages.losses.registry import Loss
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def clipped(
     `epsilon_high` of its own is DAPO's clip-higher (arXiv:2503.14476), `delta` INTELLECT-2's bound on rho where A < 0
     (arXiv:2505.07291). With ratios of sequences GSPO (arXiv:2507.18071) and LUSPO (arXiv:2602.05261).
     """
-    ratios_N = tokens.log_ratios_N.exp()
+    ratios_N = ratios(tokens.log_ratios_N)
     bounded_N = ratios_N.clamp(1 - epsilon, 1 + (epsilon if epsilon_high is None else epsilon_high))
     if delta is not None:
         ratios_N = ratios_N.clamp(max=delta)
@@ -94,7 +94,7 @@ def sapo(tokens: PolicyTokens, *, sapo_temperature_pos: float = 1.0, sapo_temper
     advantages_N = tokens.advantages_N
     temperatures_N = advantages_N.new_full(advantages_N.shape, sapo_temperature_pos)
     temperatures_N = temperatures_N.masked_fill(advantages_N <= 0, sapo_temperature_neg)
-    gates_N = (temperatures_N * (tokens.log_ratios_N.exp() - 1)).sigmoid() * 4 / temperatures_N
+    gates_N = (temperatures_N * (ratios(tokens.log_ratios_N) - 1)).sigmoid() * 4 / temperatures_N
     return -gates_N * advantages_N
 
 
@@ -157,7 +157,7 @@ def gmpo(tokens: PolicyTokens, *, epsilon: float = 0.4, epsilon_high: float | No
         kept_S = sequences.sums(tokens.kept_N.to(bounded_N.dtype))
     means_S = sequences.sums(bounded_N) / kept_S.clamp(min=1)
     shares_S = lengths_S / kept_S.clamp(min=1)
-    return -sequences.to_tokens(means_S.exp() * shares_S) * tokens.advantages_N
+    return -sequences.to_tokens(ratios(means_S) * shares_S) * tokens.advantages_N
 
 
 def gmpo_low(tokens: PolicyTokens, *, epsilon: float = 0.4) -> Tensor:

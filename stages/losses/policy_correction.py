@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from stages.losses.policy_tokens import (
     LogRatios,
     Sequences,
+    ratios,
     sequence_mean_log_ratios,
     sequence_sum_log_ratios,
     token_log_ratios,
@@ -68,7 +69,7 @@ class Correction:
     def __call__(self, old_logprobs_N: Tensor, sampled_logprobs_N: Tensor, sequences: Sequences) -> Tensor:
         """[N], without a gradient. Where the sampler gave no log-probability (NaN) it counts as the trainer's."""
         differences_N = (old_logprobs_N - sampled_logprobs_N).detach().nan_to_num(nan=0.0)
-        ratios_N = self.mode.level(differences_N, sequences).exp()
+        ratios_N = ratios(self.mode.level(differences_N, sequences))
         lowest = 0.0 if self.clip_min is None else self.clip_min
         return self.mode.bound(ratios_N, lowest, math.inf if self.clip_max is None else self.clip_max)
 

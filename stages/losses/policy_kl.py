@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from stages.losses.policy_tokens import MOST_LOG_RATIO
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -26,9 +28,11 @@ def k2(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Tensor:
 
 
 def k3(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Tensor:
-    """e^d - d - 1, d = log pi_ref - log pi; never negative. Returns [N]. arXiv:2402.03300, eq. 4."""
+    """e^d - d - 1, d = log pi_ref - log pi; never negative. Returns [N]. arXiv:2402.03300, eq. 4. The power is at most
+    e^20, with a slope, as those of `policy_tokens.ratios`."""
     difference_N = reference_logprobs_N - logprobs_N
-    return difference_N.expm1() - difference_N
+    beyond_N = (difference_N - MOST_LOG_RATIO).clamp(min=0).detach()
+    return (difference_N - beyond_N).expm1() - difference_N
 
 
 KL_ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}

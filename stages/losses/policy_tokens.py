@@ -56,6 +56,19 @@ class PolicyTokens:
     """Importance of the token to a sampler that is not quite pi_old (`policy_correction`); None: 1."""
 
 
+MOST_LOG_RATIO = 20.0
+"""e^20 is half a billion: what is beyond tells nothing more, and would not stay a number."""
+
+
+def ratios(log_ratios: Tensor) -> Tensor:
+    """exp(log-ratio), at most e^20; finite with its slope for every finite log-ratio.
+
+    The sum of a sequence's log-ratios passes float32's 88 soon, and the slope of a clip is then 0 times infinity. The
+    bound leaves a slope, that of e^20: a completion that has become far too likely still has to become less so.
+    """
+    return (log_ratios - (log_ratios - MOST_LOG_RATIO).clamp(min=0).detach()).exp()
+
+
 LogRatios = Callable[["Tensor", Sequences], "Tensor"]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from stages.losses.policy import Surrogate
 from stages.losses.policy_correction import Correction, on_policy_enough
 from stages.losses.policy_kl import KL_ESTIMATORS
-from stages.losses.policy_tokens import LOG_RATIOS, PolicyTokens, token_log_ratios
+from stages.losses.policy_tokens import LOG_RATIOS, PolicyTokens, ratios, token_log_ratios
 from stages.losses.token_loss import TokenLossFunction
 from stages.training.batch import TokenBatch
 from stages.training.policy_known import Known
@@ -151,4 +151,4 @@ class PolicyTerms:
         """[N] estimates of the KL divergence from the reference, as the loss has them."""
         assert known.reference_N is not None
         kl_N = self.kl(tokens.logprobs_N, known.reference_N)
-        return kl_N * tokens.log_ratios_N.exp() if self.settings.use_bias_correction_kl else kl_N
+        return kl_N * ratios(tokens.log_ratios_N) if self.settings.use_bias_correction_kl else kl_N

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stages.losses.logprobs import TokenScores
 from stages.losses.policy import clipped, clipped_high, clipped_low
-from stages.losses.policy_tokens import PolicyTokens, Sequences
+from stages.losses.policy_tokens import PolicyTokens, Sequences, ratios
 from stages.losses.value import clipped_value, clipped_values
 from stages.training.batch import Group, TokenBatch
 from stages.training.language_modeling import asked_tokens
@@ -117,5 +117,5 @@ class PpoLoss:
             "policy/clipfrac_avg": (clipped_low(tokens, epsilon=epsilon) | clipped_high(tokens, epsilon=epsilon)).sum(),
             "policy/entropy_avg": scores.entropy_N.sum(),
             "entropy": scores.entropy_N.sum(),
-            "val/ratio": tokens.changes_N.exp().sum(),
+            "val/ratio": ratios(tokens.changes_N).sum(),
         }

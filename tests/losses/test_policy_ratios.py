@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from stages.losses.policy import POLICY_LOSSES, clipped
 from stages.losses.policy_correction import MODES, Correction, on_policy_enough
 from stages.losses.policy_kl import KL_ESTIMATORS
-from stages.losses.policy_tokens import LOG_RATIOS, Sequences
+from stages.losses.policy_tokens import LOG_RATIOS, PolicyTokens, Sequences
 from tests.losses.policy_tokens import tensor
 
 # tokens of two sequences, interleaved: log-ratios 0.1, 0.3 of the first and -0.2, -0.4, 0.3 of the second
@@ -162,3 +163,35 @@ def test_completions_that_the_policy_has_left() -> None:
     assert kept(0.11) == [True] * 5
     assert kept(0.09) == [True, False, True, False, False]
     assert kept(0.09, -advantages) == [True] * 5
+
+
+@pytest.mark.parametrize("level", LOG_RATIOS)
+@pytest.mark.parametrize("name", POLICY_LOSSES)
+def test_ratios_beyond_what_floats_hold(name: str, level: str) -> None:
+    """Sequences of one token that have become e^200 times likelier or less likely, of every sign of advantage: losses
+    and slopes are numbers, and where the slope counts it still has its sign."""
+    settings = {"epsilon_high": 5.0} if name == "cispo" else {}
+    changes_N = torch.tensor([-200.0, 0.0, 200.0] * 3, requires_grad=True)
+    logprobs_N = torch.full((9,), -1.0, requires_grad=True)
+    advantages_N = torch.tensor([-1.0, 0.0, 1.0]).repeat_interleave(3)
+    sequences = Sequences(torch.arange(9), 9)
+    tokens = PolicyTokens(LOG_RATIOS[level](changes_N, sequences), changes_N, logprobs_N, advantages_N, sequences)
+    losses_N = POLICY_LOSSES[name].with_settings(settings)(tokens)
+    slopes = torch.autograd.grad(losses_N.sum(), (changes_N, logprobs_N), allow_unused=True)
+    assert losses_N.isfinite().all() and all(one is None or one.isfinite().all() for one in slopes)
+    if POLICY_LOSSES[name].function is clipped:  # far too likely, and worse than the others; bounded where better
+        assert slopes[0] is not None and float(slopes[0][2]) == pytest.approx(math.exp(20)) and slopes[0][8] == 0
+
+
+def test_divergences_and_corrections_beyond_what_floats_hold() -> None:
+    logprobs_N = torch.tensor([-200.0, -1.0, 0.0], requires_grad=True)
+    divergences_N = KL_ESTIMATORS["k3"](logprobs_N, torch.tensor([0.0, -1.0, -200.0]))
+    (slopes_N,) = torch.autograd.grad(divergences_N.sum(), logprobs_N)
+    expected = [math.exp(20) - 201, 0.0, 199.0]
+    assert divergences_N.tolist() == pytest.approx(expected) and slopes_N.tolist() == pytest.approx(
+        [1 - math.exp(20), 0.0, 1.0]
+    )
+    unbounded = Correction(MODES["sequence_truncate"], 0.5, None)
+    sequences = Sequences(torch.tensor([0, 0, 1]), 2)
+    found = unbounded(torch.tensor([0.0, 0.0, 0.0]), torch.tensor([-100.0, -100.0, 200.0]), sequences)
+    assert found.tolist() == pytest.approx([math.exp(20), math.exp(20), 0.5])
