@@ -72,9 +72,9 @@ class Reader:
         cannot be told."""
         _require_one_message(row["completion"])
         try:
-            tools, arguments = tools_of([row]), arguments_of([row])
+            (tools,), (arguments,) = tools_of([row]), arguments_of([row])
             messages = [*row["prompt"], *row["completion"]]
-            return self._encoder.last_turn(messages, row[ROW_ID], tools and tools[0], arguments and arguments[0])
+            return self._encoder.last_turn(messages, row[ROW_ID], tools, arguments)
         except UnclearTurnError as error:
             raise UnreadableError(f"how the chat template shows its tool calls cannot be told ({error})") from error
 
