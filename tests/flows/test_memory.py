@@ -145,6 +145,7 @@ def test_smaller_micro_batches_come_first(tmp_path: Path) -> None:
         (170, {"bf16": True, "max_length": 8192}, {"gradient_checkpointing": (False, True)}, True),
         (80, {}, {"launch.processes": (1, 4), "launch.config": (None, "zero3")}, True),
         (30, {"bf16": True, "lora_r": 16, "max_length": 4096}, {"gradient_checkpointing": (False, True)}, True),
+        (190, {"bf16": True, "weight_averaging": {"kind": "ema"}}, {"weight_averaging.device": ("model", "cpu")}, True),
     ],
 )
 def test_then_what_costs_time_or_machines(

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoMod
 
 from stages.losses.f_divergence import F_DIVERGENCES, f_divergence_of
 from stages.losses.pair_logprobs import PairLogprobs
+from stages.losses.policy import POLICY_LOSSES
 from stages.losses.preference import PREFERENCE_LOSSES, weighted
 from stages.losses.supervised import SUPERVISED_LOSSES
 from stages.losses.unpaired import UNPAIRED_LOSSES
@@ -23,7 +24,9 @@ from stages.training.model import Scorer
 from stages.training.nash_md import NashMdLoss
 from stages.training.online_loss import JudgedPair, OnlinePairLoss
 from stages.training.pairs import Reference, RewardLoss
+from stages.training.policy import PolicyLoss
 from stages.training.policy_known import Rollouts
+from stages.training.policy_terms import PolicySettings
 from stages.training.preference import PairSettings, PreferenceLoss
 from stages.training.process_reward import StepLabels, StepLoss
 from stages.training.unpaired import Judged, UnpairedLoss
@@ -136,3 +139,46 @@ def test_rows_in_one_batch_in_two_and_alone(scorers: dict[str, Scorer], case: st
         assert totals.keys() == other_totals.keys()
         for name, total in totals.items():
             assert other_totals[name] == pytest.approx(total, rel=10 * exact, abs=exact), name
+
+
+def _masked(group: Group) -> Group:
+    """Of whose tokens none is asked for."""
+    branches = tuple(Branch(one.token_ids, [False] * len(one.token_ids)) for one in group.branches)
+    return replace(group, branches=branches)
+
+
+def of_policies(name: str, old: bool) -> Case:
+    """Completions of two prompts; of the second one nothing is asked for."""
+
+    def rollouts(group: Group) -> Group:
+        lengths = [branch.asked for branch in group.branches]
+        told = tuple([-2.0] * length for length in lengths)
+        earlier = tuple([-2.2] * length for length in lengths) if old else None
+        return replace(group, data=Rollouts((0.5, -0.5), told, earlier, reference_logprobs=told))
+
+    def rows() -> list[Group]:
+        first, second, *_ = random_groups(ROWS, 2, seed=2)
+        return [rollouts(first), rollouts(_masked(second))]
+
+    loss, parameters = POLICY_LOSSES[name], {"epsilon_high": 5.0} if name == "cispo" else {}
+    threshold = 0.5 if old else None
+    settings = PolicySettings(loss, 1.0, 8, None, parameters, beta=0.1, off_policy_mask_threshold=threshold)
+    return PolicyLoss(settings), rows
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("name", ["grpo", "dapo", "gspo", "gmpo", "vespo", "cispo"])
+def test_rows_of_which_nothing_is_asked_alone(scorers: dict[str, Scorer], name: str, old: bool) -> None:
+    """A micro-batch without a token adds nothing, and is none that divides by its tokens."""
+    objective, rows = of_policies(name, old)
+    groups = rows()
+    loss, slopes, totals = summed(objective, scorers["words"], [groups])
+    other, other_slopes, other_totals = summed(objective, scorers["words"], [[group] for group in groups])
+    alone, nothing, _ = summed(objective, scorers["words"], [groups[1:]])
+    assert float(alone) == 0 and not any(one.any() for one in nothing)
+    assert_close(other, loss, rtol=1e-9, atol=1e-9)
+    for one, two in zip(other_slopes, slopes, strict=True):
+        assert_close(one, two, rtol=1e-7, atol=1e-9)
+    for metric, total in totals.items():
+        if not metric.endswith(("/min", "/max")):
+            assert other_totals[metric] == pytest.approx(total, rel=1e-8, abs=1e-9), metric
