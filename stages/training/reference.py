@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from artifacts.errors import StageError
 from stages.context import Context
+from stages.data.dataset import read_parquet
 from stages.shards import in_shards
 from stages.training.batch import Group, TokenBatch
 from stages.training.model import Scorer, token_logprobs
@@ -130,9 +131,7 @@ def write_references(folder: Path, columns: dict[str, list[Any]], model: str) ->
 
 
 def _read_table(context: Context, name: str) -> Any:
-    import pyarrow.parquet as parquet
-
-    return parquet.read_table(context.input(name) / _TABLE, page_checksum_verification=True)
+    return read_parquet(context.input(name) / _TABLE)
 
 
 def require_one_reference(context: Context) -> None:

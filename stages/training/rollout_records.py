@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts import Shards
 from stages.context import Context
-from stages.data.dataset import ROWS_PER_GROUP, column_types, parquet_writer
+from stages.data.dataset import ROWS_PER_GROUP, column_types, parquet_writer, read_parquet
 from stages.data.schema import ColumnTypes
 from stages.data.tokenize import TokenizedPrompt
 from stages.data.tools import stored
@@ -210,10 +210,8 @@ def record_types(conversational: bool, rewards: Sequence[str], names: Set[str]) 
 
 def saved_tables(shards: Shards, generations: int) -> Iterator[pyarrow.Table]:
     """The rollouts of so many generations, one table each."""
-    import pyarrow.parquet
-
     for generation in range(generations):
-        yield pyarrow.parquet.read_table(BytesIO(shards.load(_shard(generation))), use_threads=False)
+        yield read_parquet(BytesIO(shards.load(_shard(generation))))
 
 
 def _shard(generation: int) -> str:

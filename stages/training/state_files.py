@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from artifacts.errors import StageError
+from stages.data.dataset import read_parquet
 from stages.losses.head import Head
 from stages.training.batch import Group
 from stages.training.language_modeling import asked_tokens
@@ -36,9 +37,7 @@ class StateFiles:
 
     def __init__(self, folder: Path, name: str) -> None:
         """`name`: of the input that they are."""
-        import pyarrow.parquet as parquet
-
-        rows = parquet.read_table(folder / _ROWS, page_checksum_verification=True).to_pydict()
+        rows = read_parquet(folder / _ROWS).to_pydict()
         stops = list(accumulate(rows["tokens"], initial=0))
         self._folder, self._name = folder, name
         self._places = dict(zip(rows["row_id"], pairwise(stops), strict=True))
