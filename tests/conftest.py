@@ -74,6 +74,15 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def warm_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Where to ask for processes that find all imported."""
+    from tests.warm import warm
+
+    with warm(tmp_path_factory.mktemp("warm"), {**os.environ, **stage_variables(1)}) as asked:
+        yield asked
+
+
 @pytest.fixture
 def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every product in float32 is oneDNN's, however small, whatever the processor."""

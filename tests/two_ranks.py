@@ -23,6 +23,7 @@ import stages.__main__
 from flows.command import stage_command, stage_environment
 from flows.launch_settings import Launch
 from stages.leaving import leave
+from tests.warm import Warm
 
 Ranks = Callable[[Path], int]
 """The path of a spec -> the exit status of its stage, run by both."""
@@ -31,11 +32,12 @@ _PAUSE_SECONDS, _LIMIT_SECONDS = 0.02, 240.0
 
 
 @contextlib.contextmanager
-def two_ranks(folder: Path, *unlike: str) -> Iterator[Ranks]:
+def two_ranks(folder: Path, warm: Warm, *unlike: str) -> Iterator[Ranks]:
     """Started by the launcher as those of a stage are, with one thread each."""
     folder.mkdir(parents=True)
     command = stage_command(Launch(processes=2), folder, threads=1)
-    arguments = [*command.arguments[:-3], __file__, str(folder), str(os.getpid()), *unlike]
+    ranks = warm.command(__file__, str(folder), str(os.getpid()), *unlike)
+    arguments = [*command.arguments[:-3], "--no_python", *ranks]
     numbers = itertools.count()
     with open(folder / "log.txt", "wb") as log:
         process = subprocess.Popen(arguments, env=stage_environment(command), stdout=log, stderr=log)

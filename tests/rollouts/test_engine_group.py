@@ -8,6 +8,7 @@ from pathlib import Path
 
 from stages.rollouts.engine_group import EngineGroup
 from tests.waiting import LIMIT_SECONDS
+from tests.warm import Warm
 
 PROGRAM = """
 import torch.distributed as dist
@@ -42,11 +43,10 @@ dist.destroy_process_group()
 """
 
 
-def test_each_gets_its_own_answers_from_what_all_compute() -> None:
-    program = ["-m", "torch.distributed.run", "--nproc_per_node=4", "--no-python", sys.executable, "-c", PROGRAM]
-    done = subprocess.run(
-        [sys.executable, *program], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=LIMIT_SECONDS
-    )
+def test_each_gets_its_own_answers_from_what_all_compute(warm_process: Warm) -> None:
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=4", "--no-python"]
+    command = [sys.executable, *launcher, *warm_process.command("-c", PROGRAM)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=LIMIT_SECONDS)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

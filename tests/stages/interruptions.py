@@ -18,6 +18,7 @@ import pytest
 from artifacts import Shards
 from stages.context import Context
 from tests.stages.small_models import output
+from tests.warm import Warm
 
 ROOT = Path(__file__).parents[2]
 _PROGRAM = """
@@ -72,20 +73,22 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, saves: int) -> None:
     monkeypatch.setattr(Shards, "save", save)
 
 
-def process_killed_in_step(context: Context, number: int, spec: Path, *, saved: bool = True) -> None:
+def process_killed_in_step(
+    context: Context, number: int, spec: Path, warm: Warm | None = None, *, saved: bool = True
+) -> None:
     """SIGKILL to a process that works on it, in place of the step of that number; `saved`: once the state before is
-    written, which may else be torn. `spec`: where what it is told is put."""
+    written, which may else be torn. `spec`: where what it is told is put. `warm`: whom it is asked of; None: it is
+    started from nothing."""
     spec.write_text(json.dumps(asdict(context.spec)))
     program = _PROGRAM.format(number=number, before="self.saver.background.wait()" if saved else "pass")
-    killed = subprocess.run(
-        [sys.executable, "-c", program, str(spec)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    killed = (warm.run if warm else _run)("-c", program, str(spec))
     assert killed.returncode == -signal.SIGKILL, killed.stderr
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 def files_of(folder: Path, *, leave: Sequence[str] = ()) -> dict[str, bytes]:

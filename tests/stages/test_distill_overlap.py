@@ -24,6 +24,7 @@ from tests.stages.overlapped_runs import SlowOnes, Weights, before_steps, copied
 from tests.stages.small_models import output, read_lines, save_dataset, save_model
 from tests.stages.test_other_engines import divergence
 from tests.stages.test_overlap import done, logprobs
+from tests.warm import Warm
 
 ROWS = [("abc", "de", 0), ("da", "b", 1), ("hgf", "cc", 1), ("cab", "a", 0), ("e", "ha", 1), ("bad", "fg", 0)]
 A_STEP = 2
@@ -221,7 +222,12 @@ def test_a_policy_gradient_corrects_for_older_weights(
 
 @pytest.mark.parametrize("case", [(1, 3, 1.0, False), (2, 3, 0.8, True)])
 def test_killed_and_resumed(
-    case: tuple[int, int, float, bool], tmp_path: Path, inputs: dict[str, Any], student: Server, teacher: Server
+    case: tuple[int, int, float, bool],
+    tmp_path: Path,
+    inputs: dict[str, Any],
+    student: Server,
+    teacher: Server,
+    warm_process: Warm,
 ) -> None:
     """SIGKILL with completions and answers in flight: the resumed run has the metrics, samples and weights of one that
     was not disturbed, and asks for nothing twice that it was told."""
@@ -233,7 +239,7 @@ def test_killed_and_resumed(
     more |= {"checkpoint_steps": 1, "lmbda": lmbda}
     whole = results(done(context_of(tmp_path / "whole", inputs, rollouts, **more)))
     killed = context_of(tmp_path / "killed", inputs, rollouts, **more)
-    process_killed_in_step(killed, number, tmp_path / "spec.json")
+    process_killed_in_step(killed, number, tmp_path / "spec.json", warm_process)
     before = student[0].asked
     again = done(context_of(tmp_path / "killed", inputs, rollouts, **more))
     assert again.resumed_from == number

@@ -22,6 +22,7 @@ from tests.stages.test_overlap import inputs as inputs
 from tests.stages.test_overlap import server as server
 from tests.vllm.models import over_kept_cache
 from tests.waiting import LIMIT_SECONDS
+from tests.warm import Warm
 
 STEPS = 4
 PROMPTS = 2
@@ -134,7 +135,7 @@ def _terms(model: Any, record: dict[str, Any]) -> torch.Tensor:
 
 
 def test_killed_and_resumed_with_weights_that_stay_the_same_it_is_the_synchronous_run(
-    tmp_path: Path, inputs: dict[str, Path], server: tuple[ModelServer, dict[str, Any]]
+    tmp_path: Path, inputs: dict[str, Path], server: tuple[ModelServer, dict[str, Any]], warm_process: Warm
 ) -> None:
     """SIGKILL with a generation in flight: every rollout is there once. Only who made which tokens depends on who is
     fast, within the bound."""
@@ -142,7 +143,8 @@ def test_killed_and_resumed_with_weights_that_stay_the_same_it_is_the_synchronou
     more = {"learning_rate": 1e-30, "checkpoint_steps": 1, "max_steps": STEPS}
     _, whole, weights = results(done(context_of(tmp_path / "whole", inputs, rollouts, **more)))
     engine = {**rollouts, **IN_FLIGHT}
-    process_killed_in_step(context_of(tmp_path / "killed", inputs, engine, **more), 2, tmp_path / "spec.json")
+    killed = context_of(tmp_path / "killed", inputs, engine, **more)
+    process_killed_in_step(killed, 2, tmp_path / "spec.json", warm_process)
     again = done(context_of(tmp_path / "killed", inputs, engine, **more))
     assert again.resumed_from == 2
     metrics, records, same = results(again)

@@ -3,6 +3,7 @@ whole transcripts, records, and runs that are killed."""
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,12 +16,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from artifacts import Artifact
 from artifacts.digest import sha256_file
-from flows.launch import run_stage_process
-from flows.launch_settings import Launch
 from stages.context import local_context
 from tests.data.characters import build_tokenizer
 from tests.stages.interruptions import Killed, kill_after
 from tests.stages.small_models import output, read_lines, rows_of, run_stage, save_dataset
+from tests.two_ranks import two_ranks
+from tests.warm import Warm
 
 HERE = "tests.stages.multi_turn_code"
 TEMPLATE = (
@@ -212,12 +213,17 @@ def test_a_killed_run_makes_the_same_bytes(
     assert contents(resumed.parent / "model") == contents(whole.parent / "model")
 
 
-def test_two_processes_play_what_one_plays(inputs: dict[str, Path], with_tools: Run, tmp_path: Path) -> None:
+def test_two_processes_play_what_one_plays(
+    inputs: dict[str, Path], with_tools: Run, tmp_path: Path, warm_process: Warm
+) -> None:
     """Over gloo, half of the prompts each: turns, calls and answers follow from the seeds alone."""
     context = local_context("rl", {**WITH_TOOLS, "max_steps": 1}, folder=tmp_path, inputs=dict(inputs))
-    launch = Launch(processes=2, threads=1, env={"PYTHONPATH": str(Path(__file__).parents[2])})
-    result = run_stage_process(asdict(replace(context.spec, processes=2)), launch, lambda event: None)
-    digest = result.outputs["rollouts"]["id"].removeprefix("sha256:")
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps(asdict(replace(context.spec, processes=2))))
+    with two_ranks(tmp_path / "ranks", warm_process) as ranks:
+        assert ranks(spec) == 0, (tmp_path / "ranks" / "log.txt").read_text()
+    result = json.loads((Path(context.spec.job) / "result.json").read_text())
+    digest = result["outputs"]["rollouts"]["id"].removeprefix("sha256:")
     found = rows_of(context.store.materialize(Artifact("dataset", digest)))
     (step, *_), expected, _ = with_tools
     for one, other in zip(expected, found, strict=True):
@@ -225,4 +231,4 @@ def test_two_processes_play_what_one_plays(inputs: dict[str, Path], with_tools: 
         assert other["advantage"] == pytest.approx(one["advantage"], abs=1e-5)
         assert {**other, "logprobs": (), "advantage": ()} == {**one, "logprobs": (), "advantage": ()}
     assert sum(row["tool_calls"] for row in found) > 10
-    assert result.metrics["grad_norm"] == pytest.approx(step["grad_norm"], rel=1e-4)
+    assert result["metrics"]["grad_norm"] == pytest.approx(step["grad_norm"], rel=1e-4)

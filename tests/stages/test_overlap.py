@@ -20,6 +20,7 @@ from tests.rollouts.model_server import ModelServer, model_server
 from tests.stages.interruptions import process_killed_in_step
 from tests.stages.overlapped_runs import SlowOnes, Weights, before_steps, copied, name_of
 from tests.stages.small_models import output, read_lines, rows_of, save_dataset, save_model
+from tests.warm import Warm
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = [{"prompt": prompt, "completion": ""} for prompt in ("abc", "da", "hgf", "cab", "e", "bad")]
@@ -268,6 +269,7 @@ def test_killed_and_resumed(
     tmp_path: Path,
     inputs: dict[str, Path],
     server: tuple[ModelServer, dict[str, Any]],
+    warm_process: Warm,
 ) -> None:
     """SIGKILL with a generation in flight: the resumed run has the rollouts, metrics and weights of one that was not
     disturbed, every rollout once."""
@@ -275,7 +277,9 @@ def test_killed_and_resumed(
     engine = {**rollouts, "max_staleness": staleness}
     more = {**more, "checkpoint_steps": 1}
     whole = results(done(context_of(tmp_path / "whole", inputs, engine, **more)))
-    process_killed_in_step(context_of(tmp_path / "killed", inputs, engine, **more), number, tmp_path / "spec.json")
+    process_killed_in_step(
+        context_of(tmp_path / "killed", inputs, engine, **more), number, tmp_path / "spec.json", warm_process
+    )
     again = done(context_of(tmp_path / "killed", inputs, engine, **more))
     assert again.resumed_from == number
     assert results(again) == whole

@@ -14,6 +14,7 @@ import torch
 from tests.in_process import failures, run_here
 from tests.tiny_recipe import BASE, metrics_of, write_recipe
 from tests.two_ranks import two_ranks
+from tests.warm import Warm
 
 TRAINING = {"learning_rate": 1e-2, "max_steps": 4, "train_batch_size": 8, "max_length": 64}
 STAGES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -97,14 +98,14 @@ def other_signs() -> None:
 
 
 @pytest.mark.slow
-def test_processors_that_find_other_factors(tmp_path: Path) -> None:
+def test_processors_that_find_other_factors(tmp_path: Path, warm_process: Warm) -> None:
     """Both ranks start with those of the first, so their gradients add up to those of one process."""
     found = []
     for processes in (1, 2):
         start = {"lora_r": 2, "init_lora_weights": "pissa"}
         sft = {"uses": "sft", "inputs": {"model": "base", "dataset": "rows"}, "with": TRAINING | start}
         recipe = write_recipe(tmp_path / "recipe", {"sft": {**sft, "launch": {"processes": processes}}})
-        unlike = two_ranks(tmp_path / "ranks", f"{__name__}:other_signs")
+        unlike = two_ranks(tmp_path / "ranks", warm_process, f"{__name__}:other_signs")
         with unlike if processes > 1 else contextlib.nullcontext() as ranks:
             payload = run_here(recipe, tmp_path / str(processes), ranks=ranks)
         assert payload["state"] == "ok", failures(payload)
@@ -127,7 +128,7 @@ def rewarded(rows: list[dict[str, float]]) -> dict[int, dict[str, float]]:
 
 
 @pytest.mark.slow
-def test_two_processes_and_other_micro_batches_equal_one(tmp_path: Path) -> None:
+def test_two_processes_and_other_micro_batches_equal_one(tmp_path: Path, warm_process: Warm) -> None:
     """Only operational settings differ, so each variant starts from a copy of one prepared store."""
     (tmp_path / "recipe").mkdir()
     thirds = [{"prompt": f"{row}+1=", "completion": str(row + 1), "third": int(row % 3 == 0)} for row in range(50)]
@@ -146,7 +147,7 @@ def test_two_processes_and_other_micro_batches_equal_one(tmp_path: Path) -> None
         } | {"taught": taught(budget, processes), **BYTES, **THIRDS}
         store = tmp_path / name
         shutil.copytree(tmp_path / "prepared", store)
-        with two_ranks(tmp_path / "ranks") if processes > 1 else contextlib.nullcontext() as ranks:
+        with two_ranks(tmp_path / "ranks", warm_process) if processes > 1 else contextlib.nullcontext() as ranks:
             payload = run_here(write_recipe(tmp_path / "recipe", stages), store, ranks=ranks)
         assert payload["state"] == "ok", failures(payload)
         entries = payload["stages"]

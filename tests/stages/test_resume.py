@@ -11,6 +11,7 @@ from stages.training.loop import Trainer
 from tests.stages import test_resume_online
 from tests.stages.interruptions import Killed, assert_same, kill_after, killed_in, process_killed_in_step
 from tests.stages.resuming import PAIRS, Case, context_of, interrupt_thrice, run, save_inputs
+from tests.warm import Warm
 
 CASES: dict[str, Case] = {
     "sft with noise and packing": (
@@ -113,10 +114,11 @@ def test_a_stage_that_computes_its_reference(tmp_path: Path, made: dict[str, Pat
     assert_same(run(context_of(CASES[case], tmp_path / "killed", made)), whole)
 
 
-def test_a_process_that_is_really_killed(tmp_path: Path, made: dict[str, Path]) -> None:
+def test_a_process_that_is_really_killed(tmp_path: Path, made: dict[str, Path], warm_process: Warm) -> None:
     """SIGKILL in a step of BCO, whose running reward shift must come from the state; its last save may be torn."""
     whole = run(context_of(CASES["bco"], tmp_path / "whole", made))
-    process_killed_in_step(context_of(CASES["bco"], tmp_path / "killed", made), 5, tmp_path / "spec.json", saved=False)
+    killed = context_of(CASES["bco"], tmp_path / "killed", made)
+    process_killed_in_step(killed, 5, tmp_path / "spec.json", warm_process, saved=False)
     last = run(context_of(CASES["bco"], tmp_path / "killed", made))
     assert last.resumed_from in (2, 4)
     assert_same(last, whole)

@@ -25,6 +25,7 @@ from stages.training.optimization import Optimization, is_matrix_of_layer
 from stages.training.processes import Processes
 from tests.training.conftest import tiny_model
 from tests.waiting import LIMIT_SECONDS
+from tests.warm import Warm
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 SHAPES = {
@@ -227,15 +228,15 @@ dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("number", ["fp32", "bf16"])
-def test_two_processes_share_the_matrices_out(tmp_path: Path, number: str) -> None:
+def test_two_processes_share_the_matrices_out(tmp_path: Path, number: str, warm_process: Warm) -> None:
     """Whole in both of them, or in slices: the weights of one process, whose gradients are the same to the bit."""
     gradients = [drawn(number, SHAPES) for number in (1, 2, 3)]
     save_file(drawn(0, SHAPES), tmp_path / "weights")
     for index, given in enumerate(gradients, start=1):
         save_file(given, tmp_path / f"gradients-{index}")
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--no-python", sys.executable, "-c", PROGRAM]
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--no-python"]
     done = subprocess.run(
-        [sys.executable, *launcher, str(tmp_path), number],
+        [sys.executable, *launcher, *warm_process.command("-c", PROGRAM, str(tmp_path), number)],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,

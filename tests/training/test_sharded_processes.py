@@ -21,6 +21,7 @@ from tests.training.conftest import tiny_model
 from tests.training.experts import EXPERTS
 from tests.training.test_loop import context_for
 from tests.training.training_process import Stop, stop_me, train
+from tests.warm import Warm
 
 SCRIPT = Path(training_process.__file__)
 ROOT = SCRIPT.parents[2]
@@ -46,6 +47,7 @@ def run_together(
     folder: Path,
     store: Path,
     config: Path | str,
+    warm: Warm,
     kill_before: int = -1,
     kill_rank: int = 0,
     model_type: str = "llama",
@@ -63,7 +65,8 @@ def run_together(
     (folder / "settings.json").write_text(json.dumps(settings))
     launch = Launch(processes=2, config=str(config))
     command = stage_command(launch, Path(spec.job), threads=1)
-    arguments = [*command.arguments[:-3], str(SCRIPT), str(folder / "settings.json")]
+    ranks = warm.command(str(SCRIPT), str(folder / "settings.json"))
+    arguments = [*command.arguments[:-3], "--no_python", *ranks]
     environment = stage_environment(command) | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=BUILT_SECONDS)
     if kill_before < 0:
@@ -82,7 +85,7 @@ def output(made: Context) -> Path:
 
 
 @pytest.mark.slow
-def test_any_way_goes_on_where_another_was_killed(tmp_path: Path) -> None:
+def test_any_way_goes_on_where_another_was_killed(tmp_path: Path, warm_process: Warm) -> None:
     whole = context(tmp_path / "whole")
     train(whole, -1, None)
 
@@ -97,10 +100,10 @@ def test_any_way_goes_on_where_another_was_killed(tmp_path: Path) -> None:
             with pytest.raises(Stop):
                 train(context(folder, store), until, stop_me)
         else:
-            run_together(folder, store, config, until, rank)
+            run_together(folder, store, config, warm_process, until, rank)
         saved = open_store(str(store)).checkpoints(whole.fingerprint).latest_step()
         assert saved is not None and until - 2 * EVERY <= saved < until
-    last = run_together(tmp_path / "last", store, zero3)
+    last = run_together(tmp_path / "last", store, zero3, warm_process)
 
     expected, found = rows(whole), rows(last)
     assert len(expected) == STEPS
@@ -116,7 +119,7 @@ def test_any_way_goes_on_where_another_was_killed(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["ddp", "fsdp2"])
-def test_experts_are_balanced_as_in_one_process(tmp_path: Path, config: str) -> None:
+def test_experts_are_balanced_as_in_one_process(tmp_path: Path, config: str, warm_process: Warm) -> None:
     """Loss, gradient norm and load of every step; the coefficient is so large that the loss follows from it."""
     settings: dict[str, Any] = {
         "max_steps": 4,
@@ -126,7 +129,8 @@ def test_experts_are_balanced_as_in_one_process(tmp_path: Path, config: str) -> 
     }
     whole = context(tmp_path / "whole", None, "mixtral", **settings)
     train(whole, -1, None, "mixtral")
-    spread = run_together(tmp_path / "spread", tmp_path / "store", config, model_type="mixtral", **settings)
+    folder, store = tmp_path / "spread", tmp_path / "store"
+    spread = run_together(folder, store, config, warm_process, model_type="mixtral", **settings)
     expected, found = rows(whole), rows(spread)
     assert len(expected) == len(found) == 4
     for wanted, row in zip(expected, found, strict=True):
