@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from flows.command import stage_variables
+from tests.prefect_homes import new_prefect_home  # noqa: F401
 
 # before torch is imported: a thread that waits and spins takes a core from the tests beside
 os.environ.setdefault("GOMP_SPINCOUNT", stage_variables(1)["GOMP_SPINCOUNT"])

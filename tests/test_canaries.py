@@ -28,9 +28,11 @@ from tests.in_process import failures, run_here
 from tests.key_shapes import key_shapes, key_shapes_below
 from tests.leaking_stages import CODE as CODE_THAT_LEAKS
 from tests.leaking_stages import PRINTS_ALL, failing_stages, from_function, refused_recipes
+from tests.prefect_homes import NewHome
 from tests.telling_server import telling_server
 from tests.tiny_recipe import write_recipe
 from tests.waiting import LIMIT_SECONDS, until
+from tests.warm import Warm
 
 TELLING = '''
 import os
@@ -61,7 +63,7 @@ def test_the_search_finds_what_is_there(tmp_path: Path, how: str, write) -> None
 
 
 @pytest.mark.slow
-def test_a_run_with_successes_and_failures_tells_no_secret(tmp_path: Path) -> None:
+def test_a_run_with_successes_and_failures_tells_no_secret(tmp_path: Path, warm_process: Warm) -> None:
     """Through the command and Prefect: good stages, a training that diverges, torn data, and rewards that leak."""
     recipe = write_recipe(
         tmp_path / "recipe",
@@ -72,6 +74,7 @@ def test_a_run_with_successes_and_failures_tells_no_secret(tmp_path: Path) -> No
             "raises": rewarded("rl", "raises"),
             "tells": rewarded("rl", "tells"),
         },
+        python=warm_process.interpreter(tmp_path / "python"),
     )
     (tmp_path / "recipe" / "torn.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"\n')
     (tmp_path / "recipe" / "bad.py").write_text(CODE + TELLING)
@@ -116,7 +119,9 @@ PLANTED = CANARIES | {name: CANARIES[name].replace("é", "e") for name in ("HF_T
 
 
 @pytest.fixture
-def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]:
+def planted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_prefect_home: NewHome
+) -> Iterator[tuple[str, list[str]]]:
     """The canaries in the environment, and a server for every client that tells all it was sent."""
     with telling_server() as (server, told):
         for name in set(os.environ) - set(_clean_environment()):
@@ -128,6 +133,7 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[s
         homes = {name: str(tmp_path / name.lower()) for name in ("PREFECT_HOME", "POSTTRAIN_CACHE", "HF_HOME")}
         for name, value in {**PLANTED, **servers, **homes}.items():
             monkeypatch.setenv(name, value)
+        new_prefect_home(Path(homes["PREFECT_HOME"]))
         for name in ("PREFECT_API_KEY", "PREFECT_SERVER_API_AUTH_STRING"):
             monkeypatch.delenv(name)  # a temporary server needs none, and would ask for it
         (tmp_path / "recipe" / "folder.jsonl").mkdir(parents=True)

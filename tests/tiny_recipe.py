@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from artifacts import open_store
-from flows.plan import plan
-from flows.recipe import Recipe
-from flows.run import Run
 
 TASK = """
 def rows():
@@ -48,22 +45,13 @@ BASE: dict[str, Any] = {
 }
 
 
-def write_recipe(folder: Path, stages: dict[str, Any]) -> Path:
+def write_recipe(folder: Path, stages: dict[str, Any], **launch: Any) -> Path:
     """A recipe of `rows`, `pairs`, `base` and the given stages, one thread each."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "task.py").write_text(TASK)
     path = folder / "tiny.yaml"
-    path.write_text(json.dumps({"name": "tiny", "launch": {"threads": 1}, "stages": BASE | stages}))
+    path.write_text(json.dumps({"name": "tiny", "launch": {"threads": 1, **launch}, "stages": BASE | stages}))
     return path
-
-
-def run_recipe(recipe: Path, store: Path | str) -> dict[str, Any]:
-    """Run it without Prefect; stage name -> its entry of the payload. Raises what a stage raises."""
-    run = Run(plan(Recipe.load(str(recipe)), open_store(str(store))))
-    with run.supervisors:
-        for name in run.pending():
-            run.execute(name)
-    return dict(run.finish()["stages"])
 
 
 def artifact_folder(store: Path | str, identifier: str) -> Path:

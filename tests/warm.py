@@ -16,6 +16,7 @@ import os
 import pkgutil
 import runpy
 import select
+import shlex
 import signal
 import socket
 import subprocess
@@ -43,7 +44,7 @@ class Warm:
     address: str
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """`python ARGUMENTS` (`-c PROGRAM ...` or `FILE ...`) in the environment and folder of this process."""
+        """`python ARGUMENTS` (with `-c`, `-m` or a file) in the environment and folder of this process."""
         with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
             files = (sys.__stdin__.fileno() if sys.__stdin__ else 0, stdout.fileno(), stderr.fileno())
             status = warm_client.ask(self.address, arguments, os.environ, files)
@@ -53,6 +54,13 @@ class Warm:
     def command(self, *arguments: str) -> list[str]:
         """What torch's and accelerate's launchers start, told so, in place of `python ARGUMENTS`."""
         return [sys.executable, "-S", "-E", warm_client.__file__, self.address, *arguments]
+
+    def interpreter(self, path: Path) -> str:
+        """A program, made at that path, that is as good as `python` for a recipe's `launch.python`. Who looks for marks
+        in the environments of processes finds that of the warm one."""
+        path.write_text(f'#!/bin/sh\nexec {shlex.join(self.command())} "$@"\n')
+        path.chmod(0o755)
+        return str(path)
 
 
 @contextlib.contextmanager
@@ -145,6 +153,9 @@ def _main() -> None:
     if arguments[0] == "-c":
         sys.argv = ["-c", *arguments[2:]]
         exec(compile(arguments[1], "<string>", "exec"), {"__name__": "__main__"})
+    elif arguments[0] == "-m":
+        sys.argv = arguments[1:]
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv = arguments
         runpy.run_path(arguments[0], run_name="__main__")

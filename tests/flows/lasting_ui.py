@@ -29,6 +29,7 @@ from flows.plan import plan
 from flows.prefect_api import api
 from flows.prefect_deploy import find
 from flows.recipe import Recipe
+from tests.prefect_homes import NewHome
 from tests.tiny_recipe import BASE, TASK
 from tests.waiting import LIMIT_SECONDS, until
 
@@ -193,9 +194,11 @@ class Ui:
 
 
 @pytest.fixture(scope="module", name="ui")
-def running_ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
+def running_ui(tmp_path_factory: pytest.TempPathFactory, new_prefect_home: NewHome) -> Iterator[Ui]:
     """One server and worker for all tests of a file; at the end SIGTERM ends it, and leaves nothing."""
-    running = Ui(tmp_path_factory.mktemp("lasting"))
+    folder = tmp_path_factory.mktemp("lasting")
+    new_prefect_home(folder / "prefect")
+    running = Ui(folder)
     try:
         yield running
         running.process.send_signal(signal.SIGTERM)

@@ -14,12 +14,13 @@ import pytest
 from flows.pipeline import drain
 from flows.server import temporary_server
 from tests.flows.pipeline_stages import MAKE, World
+from tests.prefect_homes import NewHome
 from tests.waiting import until
 
 
 @pytest.fixture(scope="session")
-def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("prefect")
+def prefect_home(tmp_path_factory: pytest.TempPathFactory, new_prefect_home: NewHome) -> Path:
+    return new_prefect_home(tmp_path_factory.mktemp("prefect"))
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,7 @@ from tests.bad_stages import CODE, DIVERGED, DIVERGING, RAISED, TRAINING, reward
 from tests.in_process import assert_nothing_half_written, failures, run_here, states
 from tests.tiny_recipe import write_recipe
 from tests.waiting import LIMIT_SECONDS
+from tests.warm import Warm
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,7 +54,7 @@ def posttrain(*arguments: str, **environment: str) -> subprocess.CompletedProces
 
 
 @pytest.mark.slow
-def test_in_the_terminal_in_the_log_and_in_prefect(tmp_path: Path) -> None:
+def test_in_the_terminal_in_the_log_and_in_prefect(tmp_path: Path, warm_process: Warm) -> None:
     run_here(write_recipe(tmp_path / "recipe", {}), tmp_path / "store")
     (tmp_path / "recipe" / "torn.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"\n')
     (tmp_path / "recipe" / "bad.py").write_text(CODE)
@@ -63,7 +64,7 @@ def test_in_the_terminal_in_the_log_and_in_prefect(tmp_path: Path) -> None:
         "nan": stage("sft", "rows", DIVERGING),
         "raises": rewarded("rl", "raises"),
     }
-    recipe = write_recipe(tmp_path / "recipe", bad)
+    recipe = write_recipe(tmp_path / "recipe", bad, python=warm_process.interpreter(tmp_path / "python"))
     done = posttrain(
         "run", str(recipe), "--store", str(tmp_path / "store"), "--json", PREFECT_HOME=str(tmp_path / "prefect")
     )

@@ -9,6 +9,7 @@ import pytest
 from tests.campaigns.outcome import Outcome
 from tests.campaigns.process_kills import STAGES, Kill, Site, outputs
 from tests.in_process import run_here
+from tests.prefect_homes import NewHome
 
 KILLED = ("sft", "two_ranks", "reference", "dpo", "grpo")
 INPUTS = {"dpo": {"model": "sft", "dataset": "pairs"}, "grpo": {"model": "sft", "dataset": "rows"}}
@@ -25,12 +26,13 @@ ROUNDS = [
 
 
 @pytest.mark.slow
-def test_killed_runs_end_with_the_artifacts_of_a_clean_run(tmp_path: Path) -> None:
+def test_killed_runs_end_with_the_artifacts_of_a_clean_run(tmp_path: Path, new_prefect_home: NewHome) -> None:
     stages = {name: STAGES[name] | {"inputs": INPUTS.get(name, STAGES[name]["inputs"])} for name in KILLED}
     clean = Site(tmp_path / "clean", stages)
     expected = outputs(run_here(clean.recipe, clean.store))
     outcome = Outcome(seed=0)
     killed = Site(tmp_path / "killed", stages)
+    new_prefect_home(killed.folder / "prefect")
     run_here(killed.recipe, killed.store, until=("base", "pairs"))  # which nobody kills
     payload = killed.run_with(ROUNDS, outcome)
     assert payload is not None and outputs(payload) == expected

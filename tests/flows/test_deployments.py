@@ -34,15 +34,16 @@ from flows.prefect_skipped import LIMIT_REACHED, name_skipped
 from flows.prefect_upkeep import UNTAKEN, prepare, stop_runs
 from flows.schedule_table import of_paused, schedule_table
 from flows.server import temporary_server
+from tests.prefect_homes import NewHome
 from tests.tiny_recipe import write_recipe
 
 POOL = "posttrain"
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def url(tmp_path_factory: pytest.TempPathFactory, new_prefect_home: NewHome) -> Iterator[str]:
     """The API of a server with a work pool."""
-    with temporary_server(tmp_path_factory.mktemp("prefect")) as server:
+    with temporary_server(new_prefect_home(tmp_path_factory.mktemp("prefect"))) as server:
         with api(server.wait()) as client:
             prepare(client, POOL, {})
         yield server.url

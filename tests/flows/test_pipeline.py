@@ -21,6 +21,7 @@ from flows.run import Run
 from tests.flows.pipeline_command import Command
 from tests.flows.pipeline_stages import World
 from tests.flows.prefect_server import Api, ended
+from tests.prefect_homes import NewHome
 from tests.waiting import LEFT_SECONDS, LIMIT_SECONDS, until
 
 HERE = Path(__file__).parent
@@ -175,13 +176,8 @@ def test_an_api_that_does_not_answer(world: World, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture
-def own_home(server: str, prefect_home: Path, tmp_path: Path) -> Path:
-    """A Prefect home with an empty database, made by copying one: a new one takes ten seconds."""
-    home = tmp_path / "home"
-    home.mkdir()
-    with sqlite3.connect(prefect_home / "prefect.db") as source, sqlite3.connect(home / "prefect.db") as target:
-        source.backup(target)
-    return home
+def own_home(new_prefect_home: NewHome, tmp_path: Path) -> Path:
+    return new_prefect_home(tmp_path / "home")
 
 
 def test_a_killed_run_is_listed_and_answers_for_what_it_finished(

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from artifacts.errors import StageError
 from stages.context import local_context
 from stages.data.dataset import read_dataset
-from tests.tiny_recipe import BASE, artifact_folder, run_recipe, write_recipe
+from tests.in_process import run_here
+from tests.tiny_recipe import BASE, artifact_folder, write_recipe
 
 TRAINING: dict[str, Any] = {"learning_rate": 1e-2, "train_batch_size": 8, "max_steps": 4, "max_length": 48}
 Inputs = dict[str, Path]
@@ -27,7 +28,7 @@ RunStage = Callable[..., Path]
 def made(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     """`rows`, `pairs` and `base` as folders."""
     folder = tmp_path_factory.mktemp("made")
-    entries = run_recipe(write_recipe(folder / "recipe", {}), folder / "store")
+    entries = run_here(write_recipe(folder / "recipe", {}), folder / "store")["stages"]
     found = {
         name: artifact_folder(folder / "store", next(iter(entries[name]["outputs"].values()))["id"]) for name in BASE
     }
