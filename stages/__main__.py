@@ -22,6 +22,7 @@ from artifacts import Artifact, Record, open_store, scrub
 from artifacts.errors import OutOfMemory, PosttrainError, StageError
 from stages.context import FAILED_LINE, Context
 from stages.fails_again import fails_again
+from stages.garbage import look_seldom
 from stages.identity import operational_config
 from stages.leaving import leave
 from stages.scrubbing import scrubbed_output
@@ -205,4 +206,5 @@ def die_with_parent() -> None:
 
 
 if __name__ == "__main__":
+    look_seldom()
     leave(main(sys.argv[1:]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 from dataclasses import dataclass
 from typing import TypeVar
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from artifacts.errors import StageError
 from stages.context import Context
+from stages.garbage import look_as_usual
 from stages.sharding import Sharding, Whole, sharding_of_environment
 
 T = TypeVar("T")
@@ -54,7 +56,7 @@ class Processes:
 
 
 def prepare_process(context: Context) -> Accelerator:
-    """Deterministic algorithms, a fixed number of threads, and the process group."""
+    """Deterministic algorithms, a fixed number of threads, and the process group. What loads models is imported."""
     sharding = launched_sharding()
     if context.threads is not None:
         torch.set_num_threads(context.threads)
@@ -64,6 +66,8 @@ def prepare_process(context: Context) -> Accelerator:
     torch.backends.cudnn.benchmark = False
     if not torch.cuda.is_available():  # several libraries import DeepSpeed where it is installed, and it asks aloud
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    importlib.import_module("transformers.models.auto.modeling_auto")
+    look_as_usual()
     accelerator = Accelerator(
         mixed_precision="no",  # weights are in the type that is computed in
         cpu=not torch.cuda.is_available(),
