@@ -27,6 +27,7 @@ from artifacts import open_store
 from artifacts.errors import StageError
 from flows.entries import BROKEN
 from flows.plan import plan_reading
+from flows.prefect_log import keep_failures_short
 from flows.prefect_processes import FLOW, say_process
 from flows.prefect_report import Progress
 from flows.prefect_results import publish_plan, publish_report, publish_results, publish_stage
@@ -46,6 +47,7 @@ current_run: contextvars.ContextVar[Run] = contextvars.ContextVar("posttrain_run
 
 Ended = TypeVar("Ended")
 WAKE_SECONDS = 1.0
+keep_failures_short()
 
 
 class PipelineFailed(StageError):
@@ -111,7 +113,7 @@ def posttrain(  # noqa: PLR0913  (each is a field of the run form)
 
     `parameters` are the recipe's, `set` further `a.b=c` settings; `only`, `start` (`--from`), `until` and `force` name
     stages. Can be served, deployed, or called from a flow of your own. Raises PipelineFailed when a stage failed, and
-    Prefect's CancelledRun when the run was cancelled in the pages.
+    Prefect's CancelledRun or Pause when the run was cancelled or suspended in the pages.
     """
     run = current_run.get(None)
     if run is None:

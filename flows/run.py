@@ -122,7 +122,7 @@ class Run:
                 decision = self._decided(name)
             if decision.state == "cached":
                 return self._take(name, decision)
-            with self._lease(name, decision) as decision:
+            with self._lease(name, decision, on_event) as decision:
                 if decision.state == "cached":
                     return self._take(name, decision)
                 with self._failures.avoided(self._stage(name), decision, self._where):
@@ -207,11 +207,7 @@ class Run:
         self.listener.started(name, "; ".join(decision.reasons))
         self._record.begin(name, decision)
 
-        def tell(event: Event) -> None:
-            self.listener.event(name, event)
-            if on_event is not None:
-                on_event(event)
-
+        tell = self._telling(name, on_event)
         made = self._maker.make(stage, decision, occupy, tell)
         outputs = made.result.artifacts()
         self._publish(name, outputs)
@@ -232,13 +228,23 @@ class Run:
         # last: what failed so far gives nothing to the stages after it
         self.outputs[name] = outputs
 
+    def _telling(self, name: str, on_event: Callable[[Event], None] | None) -> Callable[[Event], None]:
+        def tell(event: Event) -> None:
+            self.listener.event(name, event)
+            if on_event is not None:
+                on_event(event)
+
+        return tell
+
     @contextlib.contextmanager
-    def _lease(self, name: str, decision: Decision) -> Iterator[Decision]:
+    def _lease(
+        self, name: str, decision: Decision, on_event: Callable[[Event], None] | None
+    ) -> Iterator[Decision]:
         """Yields the decision to act on: cached where another run did the work meanwhile."""
         assert decision.fingerprint is not None
         lease = self.store.lease(decision.fingerprint, self.id)
-        stopping = self.supervisors.stopping
-        with holding(lease, name, stopping, lambda text: self.listener.event(name, {"kind": "log", "text": text})):
+        stopping, tell = self.supervisors.stopping, self._telling(name, on_event)
+        with holding(lease, name, stopping, lambda text: tell({"kind": "log", "text": text})):
             if self.store.lookup(self._stage(name).uses.name, decision.fingerprint) is not None:
                 decision = self._decided(name)
             with renewing(lease):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -20,7 +21,7 @@ from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
 from prefect.settings.models.flows import FlowsSettings
-from prefect.states import Cancelling, Crashed, Pending, Running
+from prefect.states import Cancelling, Crashed, Pending, Running, Suspended
 
 from artifacts import open_store
 from artifacts.errors import RequestError
@@ -146,15 +147,11 @@ def test_cancelled_in_training_then_resumed_then_crashed(ui: Ui, scheduled: Any)
     run = ui.ask(parameters={"steps": MANY})
     until(lambda: (ui.decision("sft", f"steps={MANY}").step or 0) > 0)
     with ui.client() as client:
+        run = _suspended_then_resumed(ui, client, run)
         client.set_flow_run_state(run.id, Cancelling())
         until(lambda: not ui.processes(), LEFT_SECONDS)
         assert ui.ended(run, client).state_name == "Cancelled"
-        states = ui.tasks(run, client, 3)
-        assert {name: state.name for name, state in states.items()} == {
-            "rows": "Cached",
-            "base": "Cached",
-            "sft": "Cancelled",
-        }
+        assert {name: state.name for name, state in ui.tasks(run, client, 3).items()} == AT_WORK
         step = ui.decision("sft", f"steps={MANY}").step
         again = ui.ask(parameters={"steps": MANY})
         mine = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[again.id]))
@@ -164,6 +161,22 @@ def test_cancelled_in_training_then_resumed_then_crashed(ui: Ui, scheduled: Any)
         until(lambda: not ui.processes(), LEFT_SECONDS)
         assert ui.ended(again, client).state_name == "Crashed"
         assert ui.tasks(again, client, 3)["sft"].name == "Crashed"
+
+
+AT_WORK = {"rows": "Cached", "base": "Cached", "sft": "Cancelled"}
+"""Tasks of a run that was told to end while it trained."""
+
+
+def _suspended_then_resumed(ui: Ui, client: Any, run: Any) -> Any:
+    """Prefect notes both; without a run that looks, it trains on, and once more beside that after Resume."""
+    client.set_flow_run_state(run.id, Suspended(timeout_seconds=600))
+    until(lambda: not ui.processes(), LEFT_SECONDS)
+    assert client.read_flow_run(run.id).state_name == "Suspended"
+    assert {name: state.name for name, state in ui.tasks(run, client, 3).items()} == AT_WORK
+    step = ui.decision("sft", f"steps={MANY}").step
+    client.resume_flow_run(run.id)
+    until(lambda: [log for log in client.read_logs(logs_of(run)) if log.message == f"resumed at step {step}"])
+    return client.read_flow_run(run.id)
 
 
 def test_a_stage_waits_for_slots_and_a_silent_run_has_crashed(ui: Ui, scheduled: Any) -> None:
@@ -215,8 +228,10 @@ def test_a_deployed_run_that_fails_is_told(ui: Ui, scheduled: Any) -> None:
         with ui.client() as client:
             run = ui.ended(run, client)
             assert run.state_name == "Failed"
+            said = until(lambda: [log.message for log in client.read_logs(logs_of(run)) if log.level >= logging.ERROR])
     finally:
         task.write_text(before)
+    assert not [text for text in said if "Traceback" in text]  # the reason alone
     (text,) = until(lambda: [text for text in ui.told.texts if run.name in text])
     assert text.startswith(f"tiny: {run.name} failed: rows: ") and 'ValueError: no "rows" <here> (task.py:2)' in text
     assert text.endswith(f"\n{ui.address}/runs/flow-run/{run.id}")
