@@ -1,8 +1,9 @@
-"""Flow runs end when the pages say so: by their Cancel where no worker looks after the run, by their Suspend where one does.
+"""Flow runs end when the pages say so: by Cancel where no worker looks after the run, by Suspend where one does.
 
 Cancel notes in Prefect that a run is to end, and leaves the rest to its worker. Where there is none, the run looks for
 itself, and ends alone: the sweep or the program that it is a part of goes on. Suspend no worker minds, and Prefect
-itself only keeps tasks from beginning: a training would go on, and one more beside it after Resume, which no Cancel ends.
+itself only keeps tasks from beginning: a training would go on, with another one beside it after Resume, and Cancel
+would end one of them.
 """
 
 from __future__ import annotations
