@@ -9,17 +9,20 @@ import contextlib
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from artifacts.errors import RequestError
+from artifacts.errors import Problem, RequestError
 from flows.holder import Place, holder
 from flows.request import open_named, print_json
 from flows.server import QUIET, configured_url, prefect_home, require_answer
 
 if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
     from flows.prefect_cancel import PrefectPages
+    from flows.prefect_deploy import Deployable
 
 ALERT_URL = "POSTTRAIN_ALERT_URL"
 """Environment variable: where it is told that a deployed run failed. It may hold a secret, so it is no option, which a
@@ -88,10 +91,10 @@ def deploy(options: Namespace) -> int:
         raise RequestError("--name names one deployment; give one recipe, or leave it out: each has its recipe's name")
     theirs = _settle_prefect()
     from flows.prefect_api import api
-    from flows.prefect_deploy import Deployable, When
+    from flows.prefect_deploy import Deployable, When, require_place
     from flows.prefect_deploy import deploy as make
     from flows.prefect_schedule import existing, rows
-    from flows.redeployed import changes, in_words
+    from flows.redeployed import changes, checked_in_words, in_words
 
     # what is wrong with the request is said with and without a server
     when = When(options.cron, options.interval, options.timezone)
@@ -103,17 +106,39 @@ def deploy(options: Namespace) -> int:
     url = _api_url(theirs)
     store = open_named(options).url
     with api(url) as client:
+        for what, name in zip(read, names, strict=True):
+            require_place(client, what, name, options.pool)
         before = existing(client, names)
+        looked = {} if options.unchecked else _checked(client, dict(zip(names, read, strict=True)), options.pool, store)
         for what, name in zip(read, names, strict=True):
             make(client, what, name, when, pool=options.pool, store=store)
         made = rows(client, names)
     for row in made:
         row["changed"] = changes(before.get(row["name"], row), row)
+        row["checked"] = looked.get(row["name"])
     _show(options, url, made)
     if not options.json:
-        for line in (line for row in made for line in in_words(row["name"], row["changed"])):
+        for line in (line for row in made for line in (*in_words(row["name"], row["changed"]), *checked_in_words(row))):
             print(line)
     return 0
+
+
+def _checked(client: SyncPrefectClient, read: Mapping[str, Deployable], pool: str, store: str) -> dict[str, Any]:
+    """Deployment -> who looked and found nothing. Raises RequestError with what is wrong with any of them."""
+    from flows.prefect_check import checked
+
+    found: dict[str, Any] = {}
+    problems: list[Problem] = []
+    for name, what in read.items():
+        _say(f"looking whether a run of {name} could begin (--unchecked leaves that out)")
+        try:
+            by, stages = checked(client, what, name, pool=pool, store=store)
+            found[name] = {"by": by, "stages": stages}
+        except RequestError as error:
+            problems += error.problems
+    if problems:
+        raise RequestError(problems)
+    return found
 
 
 def schedule(options: Namespace) -> int:

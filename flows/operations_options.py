@@ -37,6 +37,9 @@ def add_operations(add: Callable[..., argparse.ArgumentParser], changed: Any) ->
     deploy.add_argument("--timezone", default="UTC", metavar="ZONE", help="of --cron: Europe/Berlin (default: UTC)")
     deploy.add_argument("--pool", default=POOL, help=f"the work pool that runs it (default: {POOL})")
     deploy.add_argument("--name", help="of the deployment (default: the recipe's)")
+    deploy.add_argument(
+        "--unchecked", action="store_true", help="do not look whether a run could begin: what it reads comes later"
+    )
     schedule = add("schedule", "what is deployed, when it runs next and how it ran last")
     schedule.add_argument("action", nargs="?", default="list", type=one_of(ACTIONS), help=", ".join(ACTIONS))
     schedule.add_argument("name", nargs="*", help="of deployments; none: all that there are")

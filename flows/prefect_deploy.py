@@ -77,6 +77,8 @@ class Deployable:
     """What `--set` changes besides parameters."""
     replaced: Mapping[str, Any]
     """The recipe's own values of the parameters that `--set` changes."""
+    overrides: Sequence[str]
+    """All that `--set` changes."""
 
     @classmethod
     def read(cls, path_or_name: str, overrides: Sequence[str]) -> Deployable:
@@ -90,7 +92,7 @@ class Deployable:
         source = str(Path(path_or_name).expanduser().absolute()) if is_file else path_or_name
         settings = [text for text in overrides if text not in of_parameters]
         replaced = {_head(text): parameters[_head(text)] for text in of_parameters}
-        return cls(recipe, source, changed.data.get("parameters") or {}, settings, replaced)
+        return cls(recipe, source, changed.data.get("parameters") or {}, settings, replaced, overrides)
 
     def values(self, store: str) -> dict[str, Any]:
         """The parameters of the flow that runs begin with."""
@@ -154,13 +156,7 @@ def deploy(
     Raises RequestError where a name is taken by another recipe, or there is no such work pool.
     """
     schedules = when.schedules()
-    require_pool(client, pool)
-    before = find(client, name)
-    if before is not None and before.parameters.get("recipe") != what.source:
-        raise RequestError(
-            f"the deployment {name!r} is of another recipe, {before.parameters.get('recipe')}; give this one another "
-            f"--name, or remove that one: posttrain schedule remove {name}"
-        )
+    require_place(client, what, name, pool)
     made = client.create_deployment(
         flow_id=client.create_flow(posttrain),
         name=name,
@@ -187,7 +183,18 @@ def find(client: SyncPrefectClient, name: str) -> DeploymentResponse | None:
         return None
 
 
-def require_pool(client: SyncPrefectClient, pool: str) -> None:
+def require_place(client: SyncPrefectClient, what: Deployable, name: str, pool: str) -> None:
+    """Raises RequestError where a name is taken by another recipe, or there is no such work pool."""
+    _require_pool(client, pool)
+    before = find(client, name)
+    if before is not None and before.parameters.get("recipe") != what.source:
+        raise RequestError(
+            f"the deployment {name!r} is of another recipe, {before.parameters.get('recipe')}; give this one another "
+            f"--name, or remove that one: posttrain schedule remove {name}"
+        )
+
+
+def _require_pool(client: SyncPrefectClient, pool: str) -> None:
     """Raises RequestError where there is no such work pool."""
     known = [found.name for found in client.read_work_pools()]
     if pool not in known:

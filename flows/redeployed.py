@@ -29,6 +29,13 @@ def in_words(name: str, changed: Changes) -> Iterator[str]:
         yield f"  {what}: {change['before']} -> {change['after']}{hint}"
 
 
+def checked_in_words(row: Mapping[str, Any]) -> Iterator[str]:
+    """Who looked whether a run could begin; nothing where nobody was asked."""
+    if found := row["checked"]:
+        stages = f" ({found['stages']})" if found["stages"] else ""
+        yield f"{row['name']}: a run could begin{stages}, checked {found['by']}"
+
+
 def _described(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "schedule", "; ".join(row["schedule"]) or ON_REQUEST
     yield "pool", str(row["pool"])

@@ -237,9 +237,7 @@ class Run:
         return tell
 
     @contextlib.contextmanager
-    def _lease(
-        self, name: str, decision: Decision, on_event: Callable[[Event], None] | None
-    ) -> Iterator[Decision]:
+    def _lease(self, name: str, decision: Decision, on_event: Callable[[Event], None] | None) -> Iterator[Decision]:
         """Yields the decision to act on: cached where another run did the work meanwhile."""
         assert decision.fingerprint is not None
         lease = self.store.lease(decision.fingerprint, self.id)

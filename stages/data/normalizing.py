@@ -29,7 +29,7 @@ LIMIT = "filtered: limit"
 def normalize(context: Context) -> None:
     """Runs the stage. Raises DataError for anything wrong with the source or its rows."""
     with tempfile.TemporaryDirectory(dir=context.scratch) as folder:
-        source = _source(context, Path(folder))
+        source = source_of(context.config.source, _pinned(context), Path(folder))
         with tempfile.TemporaryFile(dir=folder) as file:
             context.phase("reading the source")
             done = FirstPass(context.config, KeptRows(file))
@@ -51,20 +51,25 @@ def _why_none(done: FirstPass) -> str:
     return f"{done.ledger.summary()}; the first: {first}"
 
 
-def _source(context: Context, scratch: Path) -> Source:
-    config: SourceConfig = context.config.source
+def source_of(config: SourceConfig, pinned: str | None, scratch: Path) -> Source:
+    """The rows to come. `pinned`: the commit of a repository of the Hub."""
     if config.path is None:
         assert config.function is not None
         return function_source(load_code(config.function), short_name(config.function), config.arguments)
     if config.path.startswith(HUB):
-        # the commit that the fingerprint was made of, so that a moved branch cannot change the rows
-        pinned = context.spec.identity["config"]["source"]["path"]["revision"]
         source = hub_source(config.path.removeprefix(HUB), config.subset, config.split, pinned)
     else:
         source = path_source(config.path, config.format, config.split, scratch)
     if config.function is None:
         return source
     return mapped(source, load_code(config.function), short_name(config.function), config.arguments)
+
+
+def _pinned(context: Context) -> str | None:
+    """The commit that the fingerprint was made of, so that a moved branch cannot change the rows."""
+    path = context.spec.identity["config"]["source"].get("path")
+    revision = path.get("revision") if isinstance(path, dict) else None
+    return None if revision is None else str(revision)
 
 
 def _write(context: Context, source: Source, done: FirstPass) -> None:

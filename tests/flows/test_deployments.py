@@ -238,8 +238,9 @@ def test_what_a_second_deploy_changes_is_said(
 ) -> None:
     monkeypatch.setenv("PREFECT_API_URL", url)
 
-    def deployed(store: str, *options: str) -> str:
-        assert main(["deploy", recipe, "--name", "again", "--store", str(tmp_path / store), *options]) == 0
+    def deployed(store: str, *options: str, check: str = "--unchecked") -> str:
+        command = ["deploy", recipe, "--name", "again", "--store", str(tmp_path / store), *filter(None, [check])]
+        assert main([*command, *options]) == 0
         return capsys.readouterr().out
 
     settings = ("--set", "limit=7", "--set", "base.hidden_size=16")
@@ -256,7 +257,9 @@ def test_what_a_second_deploy_changes_is_said(
         "again was deployed before; this changed:\n  schedule: on request -> every 0:01:00\n"
     )
     assert deployed("b").endswith("  schedule: every 0:01:00 -> on request (neither --cron nor --interval was given)\n")
-    assert "deployed before" not in deployed("b")
+    same = deployed("b", check="")  # no worker is there to ask
+    assert "deployed before" not in same
+    assert same.endswith("again: a run could begin, checked from here, for no worker of pool posttrain is there\n")
 
 
 def test_a_wrong_cron_is_said_without_a_server(

@@ -46,7 +46,9 @@ def scheduled(ui: Ui) -> Any:
     """The first run that a schedule started, once it has ended."""
     deployed = ui.command("deploy", str(ui.recipe), "--interval", "10", "--set", "steps=40", "--json")
     assert deployed.returncode == 0, deployed.stderr
-    assert json.loads(deployed.stdout)["deployments"][0]["parameters"] == {"steps": 40}
+    (row,) = json.loads(deployed.stdout)["deployments"]
+    assert row["parameters"] == {"steps": 40}
+    assert row["checked"] == {"by": "by the worker of pool posttrain", "stages": "3 run"}
     with ui.client() as client:
 
         def started() -> Any:
@@ -113,8 +115,32 @@ def test_what_is_deployed_is_listed(ui: Ui, scheduled: Any) -> None:
         assert refused.returncode == 2 and words in refused.stderr, refused.stderr
 
 
+def test_a_schedule_that_the_worker_could_not_run_is_refused(ui: Ui, scheduled: Any) -> None:
+    """It has not the environment of whoever deploys."""
+    judge = {"name": "judge", "parameters": {"model": "x", "template": "{prompt} {completion}"}}
+    values = json.loads(ui.recipe.read_text())
+    values["stages"]["scores"] = {
+        "uses": "evaluate",
+        "inputs": {"model": "base", "dataset": "rows"},
+        "with": {"rewards": [judge]},
+    }
+    recipe = ui.recipe.with_name("judged.yaml")
+    recipe.write_text(json.dumps({**values, "name": "judged"}))
+    server = {"OPENAI_BASE_URL": "http://127.0.0.1:1/v1", "OPENAI_API_KEY": "x"}
+    refused = ui.here("deploy", str(recipe), "--cron", "0 3 * * *", "--json", **server)
+    assert refused.returncode == 2, refused.stdout
+    (problem,) = json.loads(refused.stdout)["problems"]
+    assert problem["where"].startswith(f"{recipe}:") and "stages.scores.with.rewards[0]" in problem["what"]
+    assert "OPENAI_BASE_URL, which is not set" in problem["what"]
+    with ui.client() as client:
+        assert find(client, "judged") is None
+        (run,) = [found for found in client.read_flow_runs() if found.state_name == "Refused"]
+        assert re.fullmatch(r"check judged [0-9a-f]{6}", run.name)
+        assert [found.name for found in client.read_deployments()] == ["tiny"]
+
+
 def test_what_is_removed_is_said_to_be_gone(ui: Ui, scheduled: Any) -> None:
-    assert ui.here("deploy", str(ui.recipe), "--name", "other").returncode == 0
+    assert ui.here("deploy", str(ui.recipe), "--name", "other", "--unchecked").returncode == 0
     removed = ui.here("schedule", "remove", "other")
     assert removed.stdout == (
         f"removed: other, which was on request and ran {ui.recipe}\nits runs, their results and reports stay\n"

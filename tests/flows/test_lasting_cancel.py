@@ -32,7 +32,7 @@ def test_deployed_runs_from_day_to_day(
         assert status == 0, shown.err
         return shown.out
 
-    ask("deploy", str(ui.recipe), "--interval", "10s", "--set", f"steps={MANY}")
+    ask("deploy", str(ui.recipe), "--interval", "10s", "--set", f"steps={MANY}", "--unchecked")
     with ui.client() as client:
         run = _skips_while_it_goes_on(ui, client)
         _paused_is_paused(ui, client, ask, run)
