@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,15 +18,18 @@ import psutil
 from artifacts import Store
 from artifacts.errors import RequestError
 from artifacts.owner import lives_here
+from flows.cancelled import Answer
 from flows.left import Left
 from flows.supervisors import JOB_VARIABLE
-from flows.which_run import LATEST
+from flows.which_run import LATEST, starts
 from flows.which_run import run_id as find_run
 from stages.names import nearest
 
 WAIT_SECONDS = 120.0
 """A run gives its stages nine seconds, and a busy machine takes its time."""
 POLL_SECONDS = 0.2
+_PARTS = 3
+"""Of the id of a run that is of no sweep."""
 _SUFFIX = 6
 """Characters at the end of a run's id, which its name in Prefect has as well: `gsm8k 3f9a1c`."""
 
@@ -64,28 +67,6 @@ class Pages(Protocol):
         """Give a run without a worker, whose process is gone, its final state."""
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What became of it. `state`: `cancelled`, or as it had ended before; `stages`: those that were at work."""
-
-    run: str
-    recipe: str | None
-    state: str
-    stages: tuple[str, ...] = ()
-    begun: bool = True
-    sweep: str | None = None
-    prefect: str | None = None
-    """Its name there."""
-    process: int | None = None
-    """Of this machine, which was told."""
-    left: Left | None = field(default=None, compare=False)
-    """What is there of its stages; None: the store does not know it."""
-
-    def to_json(self) -> dict[str, Any]:
-        """For `posttrain cancel --json`."""
-        return {**asdict(self), "stages": list(self.stages)}
-
-
 def cancel(
     store: Store,
     reference: str,
@@ -93,17 +74,26 @@ def cancel(
     say: Callable[[str], None],
     wait_seconds: float = WAIT_SECONDS,
 ) -> Answer:
-    """End the run that the reference means and wait for that.
+    """End the run that the reference means and wait for that; of a sweep's name, all its trials, which are one process.
 
     Raises RequestError for an unknown run, one of another machine that no Prefect at hand knows, and one that does not
     end in time.
     """
+    found = starts(store, reference) if reference.strip() else []
+    if found:
+        return _cancel_sweep(store, reference, found, pages, say, wait_seconds)
     run_id = _in_store(store, reference)
     if run_id is None:
         known = pages.named(reference) if pages is not None else None
         if known is None or pages is None:
             raise RequestError(_unknown(store, reference, pages))
         return _end_known(pages, known, say, wait_seconds)
+    return _cancel_run(store, run_id, pages, say, wait_seconds)
+
+
+def _cancel_run(
+    store: Store, run_id: str, pages: Pages | None, say: Callable[[str], None], wait_seconds: float
+) -> Answer:
     payload = store.read_run(run_id)
     recipe, sweep = payload.get("recipe"), (payload.get("sweep") or {}).get("name")
     if payload.get("state") != "running":
@@ -122,18 +112,25 @@ def cancel(
     return Answer(run_id, recipe, state, at_work, True, sweep, known.name if known else None, told, left)
 
 
-def in_words(answer: Answer) -> list[str]:
-    """Lines for a terminal."""
-    if answer.state != "cancelled":
-        return [f"run {answer.run} has ended ({answer.state}): nothing is left to cancel"]
-    if not answer.begun:
-        return [f"cancelled: {answer.run}, which had not begun"]
-    stages = f", {', '.join(answer.stages)} at work" if answer.stages else ""
-    of = f" ({answer.recipe}{stages})" if answer.recipe else ""
-    whole = f"its sweep {answer.sweep} ended with it, for both are one process; " if answer.sweep else ""
-    left = "" if answer.left is None else answer.left.in_words()
-    goes_on = f"{whole}to go on, give the same command again; the next run of its deployment, if any, goes on too"
-    return [line for line in (f"cancelled: run {answer.run}{of}; no process of it is left", left, goes_on) if line]
+def _cancel_sweep(
+    store: Store,
+    name: str,
+    found: Sequence[Mapping[str, Any]],
+    pages: Pages | None,
+    say: Callable[[str], None],
+    wait_seconds: float,
+) -> Answer:
+    """The first of its trials at work, as an answer for all; between two of them only Prefect knows its process."""
+    whole = pages.named(f"sweep {name}") if pages is not None else None
+    ended = [
+        _cancel_run(store, str(run["run"]), pages, say, wait_seconds) for run in found if run.get("state") == "running"
+    ]
+    if whole is not None and pages is not None and ended:
+        pages.close(whole)
+    elif whole is not None and pages is not None:
+        return replace(_end_known(pages, whole, say, wait_seconds), sweep=name)
+    last = Answer(str(found[0]["run"]), found[0].get("recipe"), str(found[0].get("state")), sweep=name)
+    return next(iter(ended), last)
 
 
 def _in_store(store: Store, reference: str) -> str | None:
@@ -152,18 +149,27 @@ def _in_store(store: Store, reference: str) -> str | None:
 
 
 def _running(store: Store, runs: list[str]) -> str:
-    """The run in progress, or where there is none the newest. Of several nobody knows which is meant."""
-    running = [run for run in runs if store.read_run(run).get("state") == "running"] if runs else []
-    if len(running) > 1:
-        raise RequestError(f"{len(running)} runs are in progress; say which: {', '.join(sorted(running))}")
-    return running[0] if running else find_run(store, "latest")
+    """The run in progress, or where there is none the newest. Of several nobody knows which is meant, unless they are
+    trials of one sweep."""
+    read = [store.read_run(run) for run in runs]
+    running = {str(run["run"]): (run.get("sweep") or {}).get("name") for run in read if run.get("state") == "running"}
+    if len(running) > 1 and (None in running.values() or len(set(running.values())) > 1):
+        said = dict.fromkeys(run if sweep is None else f"sweep {sweep}" for run, sweep in sorted(running.items()))
+        raise RequestError(f"{len(running)} runs are in progress; say which: {', '.join(said)}")
+    return max(running) if running else find_run(store, "latest")
 
 
 def _unknown(store: Store, reference: str, pages: Pages | None) -> str:
     names = pages.names() if pages is not None else []
-    hint = nearest(reference, [*store.runs(), *names])
+    hint = nearest(reference, [*store.runs(), *_sweeps(store), *names])
     asked = "" if pages is not None else "; no Prefect is at hand (`posttrain ui`, PREFECT_API_URL) that may know it"
     return f"there is no run {reference!r} in {store.url}{hint}{asked}; `posttrain ls` lists them"
+
+
+def _sweeps(store: Store) -> list[str]:
+    """Names of those whose trials the store has: `20261122-134559-NAME-3fa9c1`."""
+    parts = (run.split("-") for run in store.runs())
+    return list(dict.fromkeys("-".join(part[2:-1]) for part in parts if len(part) > _PARTS))
 
 
 def _tell(run_id: str, process: str, known: Known | None, pages: Pages | None) -> int | None:

@@ -9,20 +9,17 @@ import contextlib
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from artifacts.errors import Problem, RequestError
+from artifacts.errors import RequestError
 from flows.holder import Place, holder
 from flows.request import open_named, print_json
 from flows.server import QUIET, configured_url, prefect_home, require_answer
 
 if TYPE_CHECKING:
-    from prefect.client.orchestration import SyncPrefectClient
-
     from flows.prefect_cancel import PrefectPages
-    from flows.prefect_deploy import Deployable
 
 ALERT_URL = "POSTTRAIN_ALERT_URL"
 """Environment variable: where it is told that a deployed run failed. It may hold a secret, so it is no option, which a
@@ -58,7 +55,7 @@ def ui(options: Namespace) -> int:
 def cancel(options: Namespace) -> int:
     """`posttrain cancel`"""
     from flows.cancel import cancel as end
-    from flows.cancel import in_words
+    from flows.cancelled import in_words
 
     store = open_named(options)
     with contextlib.ExitStack() as stack:
@@ -91,6 +88,7 @@ def deploy(options: Namespace) -> int:
         raise RequestError("--name names one deployment; give one recipe, or leave it out: each has its recipe's name")
     theirs = _settle_prefect()
     from flows.prefect_api import api
+    from flows.prefect_check import all_checked
     from flows.prefect_deploy import Deployable, When, require_place
     from flows.prefect_deploy import deploy as make
     from flows.prefect_schedule import existing, rows
@@ -109,7 +107,8 @@ def deploy(options: Namespace) -> int:
         for what, name in zip(read, names, strict=True):
             require_place(client, what, name, options.pool)
         before = existing(client, names)
-        looked = {} if options.unchecked else _checked(client, dict(zip(names, read, strict=True)), options.pool, store)
+        named = dict(zip(names, read, strict=True))
+        looked = {} if options.unchecked else all_checked(client, named, options.pool, store, _say)
         for what, name in zip(read, names, strict=True):
             make(client, what, name, when, pool=options.pool, store=store)
         made = rows(client, names)
@@ -121,24 +120,6 @@ def deploy(options: Namespace) -> int:
         for line in (line for row in made for line in (*in_words(row["name"], row["changed"]), *checked_in_words(row))):
             print(line)
     return 0
-
-
-def _checked(client: SyncPrefectClient, read: Mapping[str, Deployable], pool: str, store: str) -> dict[str, Any]:
-    """Deployment -> who looked and found nothing. Raises RequestError with what is wrong with any of them."""
-    from flows.prefect_check import checked
-
-    found: dict[str, Any] = {}
-    problems: list[Problem] = []
-    for name, what in read.items():
-        _say(f"looking whether a run of {name} could begin (--unchecked leaves that out)")
-        try:
-            by, stages = checked(client, what, name, pool=pool, store=store)
-            found[name] = {"by": by, "stages": stages}
-        except RequestError as error:
-            problems += error.problems
-    if problems:
-        raise RequestError(problems)
-    return found
 
 
 def schedule(options: Namespace) -> int:

@@ -26,7 +26,7 @@ def add_operations(add: Callable[..., argparse.ArgumentParser], changed: Any) ->
         help="a limit that stages share by launch.slots: gpu=2 (repeatable)",
     )
     cancel = add("cancel", "end a run, and wait until nothing of it is left")
-    cancel.add_argument("run", help=f"{RUN}; or its name in Prefect")
+    cancel.add_argument("run", help=f"{RUN}; its name in Prefect; or a sweep's name")
     deploy = add("deploy", "have a recipe run on a schedule, and from Prefect's pages", changed)
     deploy.add_argument("recipe", nargs="+", metavar="RECIPE", help="a YAML file or the name of a shipped recipe")
     when = deploy.add_mutually_exclusive_group()

@@ -19,7 +19,7 @@ from prefect.states import Cancelled, Cancelling
 
 from artifacts.errors import RequestError
 from flows.cancel import Known
-from flows.prefect_processes import FLOW
+from flows.prefect_processes import FLOW, SWEEP_FLOW
 from flows.prefect_upkeep import end_task_runs, let_end
 
 UNFINISHED = [kind for kind in StateType if kind not in TERMINAL_STATES]
@@ -75,7 +75,7 @@ class PrefectPages:
 
     def _unfinished(self) -> list[FlowRun]:
         return self._client.read_flow_runs(
-            flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW])),
+            flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW, SWEEP_FLOW])),
             flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNFINISHED))),
         )
 

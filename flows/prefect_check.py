@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient
@@ -47,11 +49,30 @@ def look(recipe: str, settings: list[str], store: str) -> State[None]:
     return Completed(message=", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)))
 
 
-def checked(client: SyncPrefectClient, what: Deployable, name: str, *, pool: str, store: str) -> tuple[str, str | None]:
+def all_checked(
+    client: SyncPrefectClient, read: Mapping[str, Deployable], pool: str, store: str, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Deployment -> who looked and found nothing. Raises RequestError with what is known to end a run of any."""
+    found: dict[str, Any] = {}
+    problems: list[Problem] = []
+    for name, what in read.items():
+        say(f"looking whether a run of {name} could begin (--unchecked leaves that out)")
+        try:
+            by, stages = _checked(client, what, name, pool=pool, store=store)
+            found[name] = {"by": by, "stages": stages}
+        except RequestError as error:
+            problems += error.problems
+    if problems:
+        raise RequestError(problems)
+    return found
+
+
+def _checked(
+    client: SyncPrefectClient, what: Deployable, name: str, *, pool: str, store: str
+) -> tuple[str, str | None]:
     """By whom (a worker, or this process where none is there), and what a worker said of the stages.
 
-    Raises RequestError with everything that is known to end a run of the deployment.
-    """
+    Raises RequestError with everything that is known to end a run of the deployment."""
     settings = what.overrides
     if not _has_worker(client, pool):
         check(what.source, settings, store)

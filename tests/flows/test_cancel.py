@@ -23,7 +23,8 @@ import flows.prefect_flow
 from artifacts import Store
 from artifacts.errors import RequestError
 from artifacts.owner import machine, owner_tag, start_time
-from flows.cancel import Answer, cancel, in_words
+from flows.cancel import cancel
+from flows.cancelled import Answer, in_words
 from flows.cli import main
 from flows.left import Left
 from flows.listener import Silence
@@ -251,6 +252,35 @@ def test_a_trial_ends_with_its_sweep(world: World, api: Api, prefect_home: Path)
     assert (answer.state, answer.stages, answer.process) == ("cancelled", ("two",), process.pid)
     assert answer.sweep is not None and world.store.runs() == [answer.run]  # the other one never began
     assert f"its sweep {answer.sweep} ended with it, for both are one process; to go on, give" in in_words(answer)[-1]
+
+
+def test_a_sweep_is_cancelled_by_its_name(world: World, api: Api) -> None:
+    """With the trials that are at work beside each other; Prefect knows how it ended."""
+    over = ["--over", "two.text=x,xx", "--set", "two.until=never", "--metric", "three", "--parallel", "2"]
+    sweep = ["sweep", world.file(), *over, "--name", "pair", "--store", world.store.url]
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "PREFECT_API_URL": api.url}
+    command = [sys.executable, str(HERE / "sweep_process.py"), *sweep]
+
+    def states() -> list[str]:
+        return [world.store.read_run(run)["stages"]["two"]["state"] for run in world.store.runs()]
+
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            until(lambda: states() == ["running", "running"], 60)
+            with api_at(api.url) as client:
+                (shown,) = [run for run in client.read_flow_runs() if run.name == "sweep pair" and alive(run)]
+                pages = PrefectPages(client)
+                with pytest.raises(RequestError, match=r"no run 'pari' in .*; did you mean 'pair'"):
+                    cancel(world.store, "pari", pages, lambda text: None)
+                answer = cancel(world.store, "pair", pages, lambda text: None)
+                again = cancel(world.store, "pair", pages, lambda text: None)
+            process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (answer.state, answer.sweep, answer.process) == ("cancelled", "pair", process.pid)
+    assert states() == ["interrupted", "interrupted"]
+    assert api.read(shown.id).name == "Cancelled"
+    assert in_words(again)[0].startswith("no trial of sweep pair is at work (its last run ")
 
 
 def test_cancel_in_the_pages_ends_a_sweep(world: World, api: Api, prefect_home: Path) -> None:
