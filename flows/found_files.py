@@ -11,6 +11,7 @@ from typing import Any
 from artifacts.errors import PosttrainError, RequestError
 from flows.changes import is_external
 from flows.fields import slots_at
+from flows.found_remote import Fetched, shown
 from stages.external import code_identity, content_of, folder_digest
 from stages.stage import Config, External
 
@@ -18,19 +19,20 @@ _PASSED_OVER = ("node_modules", "site-packages", "__pycache__")
 
 
 def with_references(
-    model: type[Config], config: Mapping[str, Any], hints: Mapping[str, Any], folders: Sequence[Path]
+    model: type[Config], config: Mapping[str, Any], hints: Mapping[str, Any], folders: Sequence[Path], fetched: Fetched
 ) -> dict[str, Any]:
     """The configuration of a manifest with a path in the place of every content that it names.
 
-    `hints`: the configuration as some machine had it, whose paths are tried first; `folders`: where to search. What is
-    taken has the digest that the manifest names. Raises RequestError with everything that was not found.
+    `hints`: the configuration as some machine had it, whose paths are tried first; `folders` and then `fetched`: where
+    to search. What is taken has the digest that the manifest names. Raises RequestError with everything that was not
+    found.
     """
     missing: list[str] = []
 
     def restore(value: Any, hint: Any, place: tuple[str | int, ...]) -> Any:
         if is_external(value) and (kind := _mark(model, place)) is not None:
             try:
-                return _found(kind, value, hint, folders)
+                return _found(kind, value, hint, folders, fetched)
             except RequestError as error:
                 missing.append(f"with.{'.'.join(map(str, place))}: {error}")
                 return ""
@@ -48,13 +50,18 @@ def with_references(
     return dict(restored)
 
 
-def find_folder(digest: str, hint: str | None, folders: Sequence[Path]) -> Path:
+def find_folder(digest: str, hint: str | None, folders: Sequence[Path], fetched: Fetched) -> Path:
     """A folder of that digest (`folder_digest`). Raises RequestError."""
-    for path in _candidates(hint, folders, lambda folder, names: [folder]):
+
+    def search() -> Iterator[Path]:
+        yield from _candidates(hint, folders, lambda folder, names: [folder])
+        yield from _candidates(None, fetched.folders(), lambda folder, names: [folder])
+
+    for path in search():
         if path.is_dir() and _same(folder_digest, path, digest):
             return path
     raise RequestError(
-        f"no folder with the content {digest[:12]} under {_named(folders)}; name where it lies by --files"
+        f"no folder with the content {digest[:12]} under {_named(folders, fetched)}; name where it lies by --files"
     )
 
 
@@ -66,28 +73,37 @@ def _mark(model: type[Config], place: tuple[str | int, ...]) -> str | None:
     return marks[0].kind if marks else None
 
 
-def _found(kind: str, wanted: Mapping[str, Any], hint: Any, folders: Sequence[Path]) -> str:
+def _found(kind: str, wanted: Mapping[str, Any], hint: Any, folders: Sequence[Path], fetched: Fetched) -> str:
     if "hub" in wanted:
         return f"hub:{wanted['hub']}"
     if kind == "code":
-        return _code(wanted, hint, folders)
+        return _code(wanted, hint, folders, fetched)
     suffix = wanted.get("suffix")
     hinted = hint if isinstance(hint, str) else None
+    remote = [hinted] if hinted is not None and "://" in hinted else []
 
     def files(folder: str, names: list[str]) -> list[str]:
         """One file has a suffix; what has none was a folder or several files."""
         return [folder] if suffix is None else [os.path.join(folder, name) for name in names if name.endswith(suffix)]
 
-    for path in map(os.path.abspath, _candidates(hinted, folders, files)):
-        if _same(partial(content_of, kind), path, dict(wanted)):
-            return path
+    def search() -> Iterator[str]:
+        yield from remote
+        yield from map(os.path.abspath, _candidates(None if remote else hinted, folders, files))
+        if kind == "data":
+            yield from fetched.places(suffix)
+        else:  # the user's code opens it
+            yield from map(os.path.abspath, _candidates(None, fetched.folders(suffix or ""), files))
+
+    for place in search():
+        if _same(partial(content_of, kind), place, dict(wanted)):
+            return place
     raise RequestError(
-        f"no data with SHA-256 {wanted['sha256'][:12]}{f' ({suffix})' if suffix else ''} under {_named(folders)}; name "
-        "where it lies by --files"
+        f"no data with SHA-256 {wanted['sha256'][:12]}{f' ({suffix})' if suffix else ''} under "
+        f"{_named(folders, fetched)}; name where it lies by --files"
     )
 
 
-def _code(wanted: Mapping[str, Any], hint: Any, folders: Sequence[Path]) -> str:
+def _code(wanted: Mapping[str, Any], hint: Any, folders: Sequence[Path], fetched: Fetched) -> str:
     function = str(wanted["function"])
     if isinstance(hint, str) and _same(code_identity, hint, dict(wanted)):
         return hint
@@ -95,14 +111,18 @@ def _code(wanted: Mapping[str, Any], hint: Any, folders: Sequence[Path]) -> str:
     def modules(folder: str, names: list[str]) -> list[str]:
         return [os.path.join(folder, name) for name in names if name.endswith(".py")]
 
-    for path in _candidates(None, folders, modules):
+    def search() -> Iterator[Path]:
+        yield from _candidates(None, folders, modules)
+        yield from _candidates(None, fetched.folders(".py"), modules)
+
+    for path in search():
         if path.is_file() and f"def {function}(" in path.read_text(encoding="utf-8", errors="replace"):
             reference = f"{path}:{function}"
             if _same(code_identity, reference, dict(wanted)):
                 return reference
     raise RequestError(
-        f"no code of a function {function} with SHA-256 {wanted['sha256'][:12]} under {_named(folders)}; the file and "
-        "those beside it that it imports must be as they were: name where they lie by --files"
+        f"no code of a function {function} with SHA-256 {wanted['sha256'][:12]} under {_named(folders, fetched)}; the "
+        "file and those beside it that it imports must be as they were: name where they lie by --files"
     )
 
 
@@ -128,5 +148,5 @@ def _same(read: Callable[[Any], Any], what: Any, wanted: Any) -> bool:
         return False
 
 
-def _named(folders: Sequence[Path]) -> str:
-    return ", ".join(map(str, folders)) or "any folder"
+def _named(folders: Sequence[Path], fetched: Fetched) -> str:
+    return ", ".join([*map(str, folders), *map(shown, fetched.urls)]) or "any folder"

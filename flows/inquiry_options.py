@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flows.option_types import count
+from flows.option_types import count, place
 
 RUN = "the id of a run or its beginning, `latest`, or `latest~1`: the one before"
 
@@ -25,9 +25,10 @@ def add_inquiries(add: Callable[..., argparse.ArgumentParser], changed: Any, ref
     again.add_argument(
         "--files",
         action="append",
-        type=Path,
+        type=place,
         metavar="FOLDER",
-        help="where source data and code lie; they are found by content (repeatable; default: the working folder)",
+        help="where source data, code and models lie now, a folder or a URL (s3://bucket/folder, https://host/file); "
+        "they are found by content (repeatable; default: the working folder)",
     )
     again.add_argument(
         "--folder", type=Path, metavar="DIR", help="work here, and keep it (default: the store's scratch)"

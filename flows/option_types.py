@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -45,6 +46,11 @@ def duration(text: str) -> float:
     if seconds > LONGEST_SECONDS:
         raise argparse.ArgumentTypeError(f"{forms}, of 366d at most; found {text!r}")
     return seconds
+
+
+def place(text: str) -> Path | str:
+    """A local path, or a URL as it stands."""
+    return text if "://" in text else Path(text).expanduser()
 
 
 def one_of(names: Sequence[str]) -> Callable[[str], str]:

@@ -18,6 +18,7 @@ from flows.command import default_threads
 from flows.fields import found as named
 from flows.file_differences import differing_files
 from flows.found_files import find_folder, with_references
+from flows.found_remote import Fetched
 from flows.launch import run_stage_process
 from flows.launch_settings import Launch, merge_launch
 from flows.reporting.reading import artifact_of
@@ -69,13 +70,14 @@ def reproduce(
     artifact: Artifact,
     folder: Path,
     *,
-    files: Sequence[Path] = (),
+    files: Sequence[Path | str] = (),
     on_event: Callable[[Event], None] = lambda event: None,
     start: Start | None = None,
 ) -> Reproduction:
     """Run the stage in `folder`, with a store of its own there; inputs come from `store`, files by content from below
-    `files`. Raises RequestError for what no stage made or what is not at hand, StageFailed where the stage fails."""
-    job = _Job(store, artifact, files)
+    `files`, folders and URLs. Raises RequestError for what no stage made or what is not at hand, StageFailed where the
+    stage fails."""
+    job = _Job(store, artifact, files, folder / "fetched")
     spec = job.spec(folder)
     run = start or (lambda spec, launch: run_stage_process(spec, launch, on_event))
     result = run(spec, job.launch)
@@ -95,8 +97,10 @@ def reproduce(
 class _Job:
     """What the manifest says of how the artifact was made, and what the record remembers besides, if there is one."""
 
-    def __init__(self, store: Store, artifact: Artifact, files: Sequence[Path]) -> None:
-        self.store, self.artifact, self.files = store, artifact, files
+    def __init__(self, store: Store, artifact: Artifact, files: Sequence[Path | str], scratch: Path) -> None:
+        self.store, self.artifact = store, artifact
+        self.files = [file for file in files if isinstance(file, Path)]
+        self.fetched = Fetched([file for file in files if isinstance(file, str)], scratch)
         self.manifest = store.manifest(artifact)
         producer = self.manifest.producer
         if producer.get("stage") not in STAGES:
@@ -160,7 +164,7 @@ class _Job:
 
     def _config(self) -> dict[str, Any]:
         hints = self.hints.get("config") or {}
-        values = with_references(self.stage.config, self.identity["config"], hints, self.files)
+        values = with_references(self.stage.config, self.identity["config"], hints, self.files, self.fetched)
         operational = self.provenance.get("operational") or {}
         try:
             checked = self.stage.config.model_validate({**values, **operational})
@@ -192,7 +196,7 @@ class _Job:
             if found.kind in kinds:
                 return {"artifact": found.id, "kind": found.kind}
         try:
-            folder = find_folder(bare, (hint or {}).get("path"), self.files)
+            folder = find_folder(bare, (hint or {}).get("path"), self.files, self.fetched)
         except RequestError as error:
             raise RequestError(f"input {name} is neither in {self.store.url} nor at hand: {error}") from error
         return {"path": str(folder), "kind": kinds[0], "digest": bare}

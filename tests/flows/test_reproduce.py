@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import http.server
 import json
 import os
 import shutil
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -86,13 +91,38 @@ def test_data_and_code_are_found_by_content_wherever_they_went(tmp_path: Path, c
         raise RequestError("far enough")
 
     store = open_store(str(asked.store))
-    with pytest.raises(RequestError, match="far enough"):
-        reproduce(store, store.find("@small/judge"), tmp_path / "work", files=[away], start=start)
+    with served(away) as url:
+        for name, place in (
+            ("rows", f"{url}/old.jsonl"),
+            ("rows", f"file://{away.parent}"),
+            ("judge", f"{url}/code.py"),
+            ("judge", away),
+        ):
+            with pytest.raises(RequestError, match="far enough"):
+                reproduce(store, store.find(f"@small/{name}"), tmp_path / "work", files=[place], start=start)
+        with pytest.raises(RequestError, match=r"--files http\S+/nothing: "):
+            reproduce(store, store.find("@small/rows"), tmp_path / "work", files=[f"{url}/nothing?key=s3cret"])
+    # data is read where it is, code is loaded from a copy
+    assert found.pop(0)["config"]["source"]["path"] == f"{url}/old.jsonl"
+    assert found.pop(0)["config"]["source"]["path"] == f"file://{away}/old.jsonl"
+    assert f"{tmp_path / 'work' / 'fetched' / '0.py' / 'code.py'}:right" in json.dumps(
+        found.pop(0)["config"]["rewards"]
+    )
     rewards = json.dumps(found[0]["config"]["rewards"])
     assert f"{away / 'code.py'}:right" in rewards
     assert found[0]["config"]["limit"] == 4
     assert found[0]["inputs"]["model"] == {"artifact": store.find("@small/more").id, "kind": "model"}
     assert found[0]["inputs_store"] == store.url and found[0]["store"] != store.url
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The folder at an http address."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 def test_what_no_stage_made_is_refused(asked: Asked, capsys, tmp_path: Path):
