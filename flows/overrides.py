@@ -164,6 +164,24 @@ def unused_parameters(document: Document) -> list[Problem]:
     return [document.problem(("parameters", name), what % name) for name in parameters if name not in used]
 
 
+def places_of_parameters(document: Document) -> Iterator[tuple[str, Place, bool]]:
+    """Each use of a parameter: its name, where, and whether the value there is the parameter and nothing else."""
+    written = {key: value for key, value in document.data.items() if key != "parameters"}
+    for place, text in _placed_texts(written, ()):
+        whole = _PARAMETER.fullmatch(text)
+        for match in _PARAMETER.finditer(text):
+            if not match[1]:
+                yield match[2].strip(), place, whole is not None
+
+
+def _placed_texts(value: Any, place: Place) -> Iterator[tuple[Place, str]]:
+    if isinstance(value, str):
+        yield place, value
+    elif isinstance(value, Mapping | list):
+        for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _placed_texts(inner, (*place, key))
+
+
 def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value

@@ -18,10 +18,11 @@ from prefect.exceptions import ObjectNotFound
 from pydantic import ValidationError
 
 from artifacts.errors import Problem, RequestError
-from flows.overrides import apply_overrides
+from flows.overrides import apply_overrides, places_of_parameters
 from flows.prefect_flow import posttrain
 from flows.recipe import Recipe
 from flows.recipe_files import find_recipe
+from flows.run_form import GIVEN, Use, run_form
 from flows.yaml_lines import read_document
 from stages.names import nearest
 
@@ -79,6 +80,8 @@ class Deployable:
     """The recipe's own values of the parameters that `--set` changes."""
     overrides: Sequence[str]
     """All that `--set` changes."""
+    uses: Sequence[Use]
+    """Of parameters."""
 
     @classmethod
     def read(cls, path_or_name: str, overrides: Sequence[str]) -> Deployable:
@@ -92,7 +95,8 @@ class Deployable:
         source = str(Path(path_or_name).expanduser().absolute()) if is_file else path_or_name
         settings = [text for text in overrides if text not in of_parameters]
         replaced = {_head(text): parameters[_head(text)] for text in of_parameters}
-        return cls(recipe, source, changed.data.get("parameters") or {}, settings, replaced, overrides)
+        uses = [Use(*found) for found in places_of_parameters(document)]
+        return cls(recipe, source, changed.data.get("parameters") or {}, settings, replaced, overrides, uses)
 
     def values(self, store: str) -> dict[str, Any]:
         """The parameters of the flow that runs begin with."""
@@ -102,38 +106,7 @@ class Deployable:
 
     def schema(self, store: str) -> dict[str, Any]:
         """The JSON schema of the run form, against which the server checks every run's values."""
-        values, stages = self.values(store), list(self.recipe.stages)
-        properties: dict[str, dict[str, Any]] = {
-            "parameters": {
-                "type": "object",
-                "description": "The recipe's parameters.",
-                "properties": {
-                    name: {"title": name, "position": position, "default": value, **_type(value), **self._note(name)}
-                    for position, (name, value) in enumerate(self.parameters.items())
-                },
-                "required": list(self.parameters),  # a value left out would fall back to the recipe's own
-                "additionalProperties": False,
-            },
-            "set": {**_texts(), "description": "Changes to the recipe, one a line: dpo.beta=0.2"},
-            "only": {**_texts(stages), "description": "Run these stages alone, with their inputs from the store."},
-            "start": {**_texts(stages), "description": "Run these stages and all that follows from them (--from)."},
-            "until": {**_texts(stages), "description": "Run these stages and all that they need."},
-            "force": {**_texts(stages), "description": "Run these stages even if their results are in the store."},
-            "store": {"type": "string", "description": "Where artifacts are kept."},
-            "recipe": {"type": "string", "description": "The recipe: a YAML file, or the name of a shipped one."},
-        }
-        titles = {"start": "from"}
-        for position, (name, schema) in enumerate(properties.items()):
-            schema.update(title=titles.get(name, name), position=position, default=values[name])
-        form = {"title": "Parameters", "type": "object", "properties": properties, "required": ["recipe"]}
-        return {**form, "additionalProperties": False}
-
-    def _note(self, name: str) -> dict[str, Any]:
-        """In the form, that a value is not the recipe's."""
-        if name not in self.replaced:
-            return {}
-        own = "needs one" if (value := self.replaced[name]) is None else f"says {json.dumps(value, ensure_ascii=False)}"
-        return {"description": f"Given to posttrain deploy; the recipe {own}."}
+        return run_form(self.recipe.stages, self.values(store), self.uses, self.replaced)
 
 
 def given(deployment: DeploymentResponse) -> list[str]:
@@ -144,7 +117,7 @@ def given(deployment: DeploymentResponse) -> list[str]:
     return [
         f"{name}={json.dumps(value, ensure_ascii=False)}"
         for name, value in values.items()
-        if "description" in form.get(name, {})
+        if GIVEN in form.get(name, {})
     ]
 
 
@@ -206,23 +179,3 @@ def _require_pool(client: SyncPrefectClient, pool: str) -> None:
 
 def _head(override: str) -> str:
     return override.partition("=")[0].strip().partition(".")[0]
-
-
-def _texts(choices: Sequence[str] | None = None) -> dict[str, Any]:
-    return {"type": "array", "items": {"type": "string", **({} if choices is None else {"enum": list(choices)})}}
-
-
-def _type(value: Any) -> dict[str, Any]:
-    """The schema that values like the default have; the recipe says better what is wrong with one of the kind."""
-    # bool first: it is an int as well
-    kinds: list[tuple[type | tuple[type, ...], str]] = [
-        (bool, "boolean"),
-        ((int, float), "number"),
-        (str, "string"),
-        (list, "array"),
-        (dict, "object"),
-    ]
-    for kind, name in kinds:
-        if isinstance(value, kind):
-            return {"type": name, **({"items": {}} if name == "array" else {})}
-    return {}
