@@ -24,7 +24,7 @@ from prefect.runtime import flow_run as flow_run_context
 from prefect.states import Cancelled, Completed, Crashed
 
 from artifacts import open_store
-from artifacts.errors import StageError
+from artifacts.errors import StageError, StoreError
 from flows.entries import BROKEN
 from flows.plan import plan_reading
 from flows.prefect_log import keep_failures_short
@@ -136,15 +136,27 @@ def posttrain(  # noqa: PLR0913  (each is a field of the run form)
             with run.supervisors:
                 _run_stages(run)
         finally:
-            payload = run.finish()
+            payload = _finished(run)
             publish_results(run, payload)
         publish_report(run)  # a run that is cancelled has no time for it
     if told.end is not None:
         return told.end
-    failed = {name: entry["error"] for name, entry in run.entries.items() if entry["state"] in BROKEN}
-    if failed:
-        raise PipelineFailed("; ".join(f"{name}: {error}" for name, error in failed.items()))
+    if failed := _failed(run):
+        raise PipelineFailed("; ".join(failed))
     return payload
+
+
+def _failed(run: Run) -> list[str]:
+    return [f"{name}: {entry['error']}" for name, entry in run.entries.items() if entry["state"] in BROKEN]
+
+
+def _finished(run: Run) -> dict[str, Any]:
+    """The run's payload. Raises StoreError where the store does not take it, after what the stages failed of, which
+    may be the same and is then known nowhere else."""
+    try:
+        return run.finish()
+    except StoreError as error:
+        raise StoreError("; ".join([*_failed(run), str(error)])) from error
 
 
 def _run_stages(run: Run) -> None:

@@ -42,6 +42,8 @@ def name_skipped(client: SyncPrefectClient) -> Iterator[str]:
         if run.deployment_id is None or not is_skipped(run):
             continue
         other = _in_progress(client, run)
+        if other is not None and other.state_type == StateType.PENDING:
+            continue  # it takes its name when it begins, and is looked for again then
         going = other.name if other is not None else "the run before it"
         message = f"{going} was still in progress"
         if not run.auto_scheduled:

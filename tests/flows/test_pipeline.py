@@ -84,6 +84,17 @@ def test_failure_skips_what_follows_and_nothing_else(world: World, api: Api) -> 
     assert states(again) == {"one": "cached", "two": "ran", "three": "ran", "beside": "cached"}
 
 
+def test_what_failed_is_said_where_the_store_takes_no_end(
+    world: World, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Store, run_id: str, payload: Any) -> None:
+        raise StoreError("cannot write runs: no space left")
+
+    monkeypatch.setattr(Store, "write_run", full)
+    with pytest.raises(StoreError, match="^two: rows.jsonl row 3 has no text; cannot write runs: no space left$"):
+        run_pipeline(world.plan("two.fail=rows.jsonl row 3 has no text"))
+
+
 def test_a_stage_whose_result_got_no_name_gives_nothing(
     world: World, api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
