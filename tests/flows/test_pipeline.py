@@ -91,7 +91,7 @@ def test_what_failed_is_said_where_the_store_takes_no_end(
         raise StoreError("cannot write runs: no space left")
 
     monkeypatch.setattr(Store, "write_run", full)
-    with pytest.raises(StoreError, match="^two: rows.jsonl row 3 has no text; cannot write runs: no space left$"):
+    with pytest.raises(StoreError, match=r"^two: rows.jsonl row 3 has no text; cannot write runs: no space left$"):
         run_pipeline(world.plan("two.fail=rows.jsonl row 3 has no text"))
 
 
