@@ -17,6 +17,10 @@ from stages.visible import visible
 
 SECONDS_BETWEEN_UPDATES = 2.0
 """Each update of a progress bar is a request to the API."""
+PAUSE_FACTOR = 10.0
+LONGEST_PAUSE = 300.0
+"""A server that is away lets each request wait for a minute, and the stage's next events, and then the next stage with
+it: an update is followed by a pause of ten times what it took."""
 SECONDS_BETWEEN_NUMBERS = 30.0
 """Numbers are a log line, which stays."""
 
@@ -32,6 +36,7 @@ class Progress:
         self._bar: UUID | None = None
         self._percent = 0.0
         self._updated = 0.0
+        self._pause = SECONDS_BETWEEN_UPDATES
         self._numbers = 0.0
 
     def __enter__(self) -> Progress:
@@ -58,7 +63,7 @@ class Progress:
     def _progress(self, event: Mapping[str, Any]) -> None:
         self._percent = 100.0 * event["step"] / event["total"]
         now = time.monotonic()
-        if now - self._updated >= SECONDS_BETWEEN_UPDATES:
+        if now - self._updated >= self._pause:
             self._show(self._percent)
         if event["values"] and now - self._numbers >= SECONDS_BETWEEN_NUMBERS:
             self._numbers = now
@@ -66,7 +71,7 @@ class Progress:
             self._log.info("%s %s of %s: %s", event["unit"], event["step"], event["total"], values)
 
     def _show(self, percent: float) -> None:
-        self._updated = time.monotonic()
+        began = time.monotonic()
         with only_shown():
             if self._bar is None:
                 made = create_progress_artifact(percent, key=key("progress", self._name), description=self._name)
@@ -74,3 +79,5 @@ class Progress:
                 self._bar = made
             else:
                 update_progress_artifact(self._bar, percent)
+        self._updated = time.monotonic()
+        self._pause = min(max(SECONDS_BETWEEN_UPDATES, PAUSE_FACTOR * (self._updated - began)), LONGEST_PAUSE)
