@@ -19,7 +19,9 @@ from prefect.states import Completed
 
 from artifacts.errors import PosttrainError, Problem, RequestError
 from flows.deploy_check import check
+from flows.holder import holder
 from flows.prefect_deploy import Deployable
+from flows.server import prefect_home
 
 FLOW = "posttrain check"
 ENTRYPOINT = "flows.prefect_check.look"
@@ -105,6 +107,10 @@ def _checked(
 
 
 def _has_worker(client: SyncPrefectClient, pool: str) -> bool:
+    """That of a `posttrain ui` is on its way where it is not there yet."""
+    place = holder(prefect_home())
+    if place is not None and (place.url, place.pool) == (str(client.api_url).rstrip("/"), pool):
+        return True
     return any(worker.status == WorkerStatus.ONLINE for worker in client.read_workers_for_work_pool(pool))
 
 
