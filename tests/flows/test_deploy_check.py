@@ -26,20 +26,21 @@ def recipe(folder: Path, rewards: list[Any], **rows: Any) -> str:
 
 
 def test_everything_that_would_end_a_run_at_night_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Code that cannot be loaded, rows that cannot be read, keys that are not set: of all stages at once."""
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    monkeypatch.setenv("OPENAI_API_KEY", "k")
-    path = recipe(tmp_path, ["scores.py:right", JUDGE], source={"path": "rows.jsonl"})
+    """Code that cannot be loaded, rows that cannot be read: of all stages at once; what a plan finds, before that."""
+    path = recipe(tmp_path, ["scores.py:right"], source={"path": "rows.jsonl"})
     (tmp_path / "scores.py").write_text("import nosuchpackage\ndef right(completions, **_): ...\n")
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": 7}\n')
     with pytest.raises(RequestError) as refused:
         check(path, [], str(tmp_path / "store"))
-    rows, code, key = refused.value.problems
+    rows, code = refused.value.problems
     assert rows.where.endswith(": stages.rows.with.source") and "rows.jsonl row 1" in rows.what
     assert "'completion'" in rows.what
     assert code.where.endswith(": stages.scores.with.rewards[0]")
     assert "No module named 'nosuchpackage' (scores.py:1)" in code.what
-    assert key.where.endswith(": stages.scores.with.rewards[1]") and "OPENAI_BASE_URL, which is not set" in key.what
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    with pytest.raises(RequestError, match="OPENAI_BASE_URL, which is not set"):
+        check(recipe(tmp_path, [JUDGE]), [], str(tmp_path / "store"))
+    path = recipe(tmp_path, ["scores.py:right"], source={"path": "rows.jsonl"})
     (tmp_path / "rows.jsonl").unlink()
     with pytest.raises(RequestError, match=r"rows.jsonl$"):  # as a plan says it, before anything is loaded
         check(path, [], str(tmp_path / "store"))

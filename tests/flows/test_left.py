@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from artifacts import open_store
-from flows.cancel import Answer, in_words
+from flows.cancelled import Answer, in_words
 from flows.entries import ENDED_BEFORE
 from flows.left import Left
 
