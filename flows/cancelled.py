@@ -43,5 +43,8 @@ def in_words(answer: Answer) -> list[str]:
     of = f" ({answer.recipe}{stages})" if answer.recipe else ""
     whole = f"its sweep {answer.sweep} ended with it, for both are one process; " if answer.sweep else ""
     left = "" if answer.left is None else answer.left.in_words()
-    goes_on = f"{whole}to go on, give the same command again; the next run of its deployment, if any, goes on too"
+    again = "give the same command again"
+    if answer.left is not None and (forced := answer.left.forced):
+        again += f" without `--force` of {', '.join(forced)}, which would begin anew"
+    goes_on = f"{whole}to go on, {again}; the next run of its deployment, if any, goes on too"
     return [line for line in (f"cancelled: run {answer.run}{of}; no process of it is left", left, goes_on) if line]

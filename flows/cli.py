@@ -145,8 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
         _say(f"posttrain: {error}")
         return FAILED
     except KeyboardInterrupt:
-        kept = "; what is done is kept, and the same command goes on from there" if options.command in RUNNING else ""
-        _say(f"posttrain: interrupted{kept}")
+        _say(f"posttrain: interrupted{_kept(options) if options.command in RUNNING else ''}")
         return 130
     except BrokenPipeError:
         # whoever read our output has enough; nothing may be written when the interpreter closes stdout
@@ -157,6 +156,18 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         _say(f"posttrain: unexpected {type(error).__name__}: {error}\n{_keep_traceback(error)}")
         return FAILED
+
+
+def _kept(options: argparse.Namespace) -> str:
+    """Of a run that Ctrl-C ended; what becomes of a stage that was forced is another thing."""
+    kept = "; what is done is kept, and the same command goes on from there"
+    if not getattr(options, "force", ()):
+        return kept
+    names = ", ".join(options.force)
+    return (
+        f"{kept}, but begins {names} anew: once that has begun, leave `--force` of it out to go on there too (where "
+        "its result was in the store before, that is taken instead)"
+    )
 
 
 def _refusal(error: RequestError) -> str:

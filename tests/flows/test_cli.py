@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from artifacts import open_store
-from flows import cli
+from flows import cli, commands
 from stages.stage import STAGES
 
 ROOT = Path(__file__).parents[2]
@@ -299,3 +299,24 @@ def test_output_that_nobody_reads_is_no_error():
     finally:
         os.close(write_end)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("force", "said"),
+    [
+        ([], ""),
+        (
+            ["--force", "rows"],
+            ", but begins rows anew: once that has begun, leave `--force` of it out to go on there too (where its "
+            "result was in the store before, that is taken instead)",
+        ),
+    ],
+)
+def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch, force, said):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(commands.COMMANDS, "run", interrupted)
+    assert cli.main(["run", "quickstart", *force]) == 130
+    kept = "posttrain: interrupted; what is done is kept, and the same command goes on from there"
+    assert capsys.readouterr().err == f"{kept}{said}\n"
