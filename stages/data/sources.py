@@ -12,7 +12,7 @@ from artifacts.digest import canonical_json
 from artifacts.errors import DataError
 from stages.data.faults import BadRow, what_is
 from stages.data.files import SourceFile, local_copy, locate
-from stages.data.plain import plain
+from stages.data.plain import digestible
 from stages.data.readers import ROWS_PER_BATCH, read_rows, table_rows
 from stages.hub_cache import remember
 from stages.raised import raised
@@ -171,11 +171,7 @@ def _digested(source: Source, rows: Iterable[Any], shown: str) -> Iterator[Sourc
     for count, values in enumerate(rows, 1):
         where = f"{shown} row {count}"
         _require_dict(values, where)
-        try:
-            data = canonical_json(plain(values, where, digest_binary=True)) + b"\n"
-        except BadRow as fault:
-            yield SourceRow(part, str(count - 1), where, {}, fault)
-            continue
+        data = canonical_json(digestible(values)) + b"\n"
         digest.update(data)
         size += len(data)
         yield SourceRow(part, str(count - 1), where, values)

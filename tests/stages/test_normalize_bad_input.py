@@ -1,5 +1,7 @@
 """Malformed sources that need more than a file; those that are one are in `tests/bad_input/datasets`."""
 
+from datetime import timedelta
+
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -113,6 +115,42 @@ def test_user_functions_that_fail(tmp_path):
     ]:
         with pytest.raises(DataError, match=message):
             Normalized(tmp_path, source, **config)
+
+
+CODE = """
+from datetime import timedelta
+
+class Shown:
+    pass
+
+def rows(kept):
+    unfit = [float("inf"), timedelta(1), {3: "x"}, "\\ud800", {"b", "a"}, Shown(), b"x", 7]
+    for number, value in enumerate(unfit):
+        yield {"text": str(number), "other": value, **({"score": value} if kept else {})}
+"""
+
+
+def test_a_column_that_nobody_keeps_may_hold_anything(tmp_path):
+    """Only of those that are kept a row can be bad, and ids are the same in every process."""
+    (tmp_path / "rows.py").write_text(CODE)
+    source = {"function": f"{tmp_path}/rows.py:rows", "arguments": {"kept": False}}
+    made = [Normalized(tmp_path / str(n), source, keep_columns=[], on_bad_row="drop") for n in range(2)]
+    assert made[0].rows() == [{"text": str(number)} for number in range(8)]
+    assert made[0].rows(ids=True) == made[1].rows(ids=True)
+    source["arguments"] = {"kept": True}
+    some = Normalized(tmp_path / "some", source, keep_columns=["score"], on_bad_row="drop")
+    assert some.rows() == [{"text": "7", "score": 7}] and some.ledger()["states"]["used"] == 1
+    with pytest.raises(DataError, match=r"row 1: field 'score': a number must be finite; found inf"):
+        Normalized(tmp_path / "none", source, keep_columns=["score"])
+
+
+def test_a_saved_dataset_with_a_duration_that_nobody_keeps(tmp_path):
+    import datasets
+
+    table = {"text": ["a", "b"], "took": [timedelta(seconds=1), timedelta(seconds=2)]}
+    datasets.Dataset(pyarrow.table(table)).save_to_disk(tmp_path / "saved")
+    made = Normalized(tmp_path, tmp_path / "saved", keep_columns=[], on_bad_row="drop")
+    assert made.rows() == [{"text": "a"}, {"text": "b"}]
 
 
 def test_columns_that_are_not_there(tmp_path):
