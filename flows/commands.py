@@ -16,7 +16,7 @@ from flows.request import refused
 
 def run(options: Namespace) -> int:
     """`posttrain run`"""
-    made = _plan(options)
+    made = _plan(options, here=True)
     from flows.pipeline import run_pipeline
     from flows.terminal import Terminal
 
@@ -48,7 +48,9 @@ def sweep(options: Namespace) -> int:
 def plan(options: Namespace) -> int:
     """`posttrain plan`"""
     made = _plan(options)
-    predicted = {}
+    from flows.plan_checks import lacking_here
+
+    predicted, lacking = {}, lacking_here(made)
     if options.memory or options.memory_gb is not None:
         from flows.machine import Machine
         from flows.memory import predict
@@ -58,14 +60,16 @@ def plan(options: Namespace) -> int:
         described = made.to_json()
         for name, prediction in predicted.items():
             described["stages"][name]["memory"] = prediction.to_json()
+        described["lacking"] = [{"where": problem.where, "what": problem.what} for problem in lacking]
         _print_json(described)
     else:
         from flows.decision import left_out_line
         from flows.memory_table import memory_table
-        from flows.tables import plan_table, show
+        from flows.tables import lacking_lines, plan_table, show
 
         left_out = left_out_line(made.decisions)
-        show(plan_table(made), *([left_out] if left_out else []), *([memory_table(predicted)] if predicted else []))
+        parts = [plan_table(made), left_out, lacking_lines(lacking), memory_table(predicted) if predicted else None]
+        show(*(part for part in parts if part))
     return 0
 
 

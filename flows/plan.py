@@ -77,8 +77,10 @@ def plan_reading(
     start: Iterable[str] = (),
     until: Iterable[str] = (),
     force: Iterable[str] = (),
+    here: bool = True,
 ) -> Plan:
-    """`plan` of a recipe that may be wrong: its mistakes are raised with all others that can be known by now."""
+    """`plan` of a recipe that may be wrong: its mistakes are raised with all others that can be known by now. `here`:
+    it is to run in this environment, so what that lacks is one of them."""
     recipe = read.recipe
     selection, wrong = select(recipe.needs, only, start, until, force)
     planner = Planner(recipe, store, selection, Outside(), {})
@@ -88,7 +90,7 @@ def plan_reading(
     made = Plan(recipe, store, selection, decisions, planner.externals, planner.outside)
     # of a selection that is wrong nobody knows what it was to read
     problems = [*planner.problems, *(wrong or planner.absent)] if recipe.needs else []
-    problems += plan_problems(made, planner.broken, planner.open)
+    problems += plan_problems(made, planner.broken, planner.open, here=here)
     if refusal := read.refusal(*problems):
         raise refusal
     return made

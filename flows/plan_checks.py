@@ -31,9 +31,10 @@ _COMPLETION = "max_completion_length"
 _ROLLOUTS = "rollouts"
 
 
-def plan_problems(plan: Plan, broken: Collection[str], open_: Collection[str]) -> list[Problem]:
+def plan_problems(plan: Plan, broken: Collection[str], open_: Collection[str], *, here: bool) -> list[Problem]:
     """Of the stages that will run, or may. Nothing is said that follows from the mistakes of `broken` ones, nor of
-    packages that others need only if one of these does not come out as it did (`open_`)."""
+    packages that others need only if one of these does not come out as it did (`open_`). `here`: they are to run in
+    this environment."""
     types = DatasetTypes(plan)
     problems = []
     for name, stage in plan.recipe.stages.items():
@@ -44,10 +45,17 @@ def plan_problems(plan: Plan, broken: Collection[str], open_: Collection[str]) -
             problems += _not_recorded(plan, stage)
             if name not in broken:  # its code may be what is wrong
                 problems += stage.asked(_columns_of_rewards, plan, stage)
-            problems += stage.asked(_lacking_environment, plan, stage)
+            if here:
+                problems += stage.asked(_lacking_environment, plan, stage)
             if name in broken or name not in open_:
                 problems += stage.asked(_package_problems, plan, stage)
     return [*problems, *_model_problems(plan, broken)]
+
+
+def lacking_here(plan: Plan) -> list[Problem]:
+    """What stages that will run, or may, would lack in this environment."""
+    stages = [stage for name, stage in plan.recipe.stages.items() if plan.decisions[name].state in _RUNS]
+    return [problem for stage in stages for problem in stage.asked(_lacking_environment, plan, stage)]
 
 
 @dataclass

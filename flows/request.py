@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from flows.plan import Plan
 
 
-def plan_named(options: Namespace) -> Plan:
-    """The plan of the recipe that the options name, with what they select where they can. Raises RequestError with
-    every mistake that can be known by now."""
+def plan_named(options: Namespace, *, here: bool = False) -> Plan:
+    """The plan of the recipe that the options name, with what they select where they can; `here`: to run it, in this
+    environment. Raises RequestError with every mistake that can be known by now."""
     from flows.plan import plan_reading
     from flows.recipe import read_recipe
 
@@ -30,7 +30,7 @@ def plan_named(options: Namespace) -> Plan:
         raise read.refusal(*error.problems) or error from error
     given = {name: getattr(options, name, []) for name in ("only", "from", "until", "force")}
     try:
-        return plan_reading(read, store, start=given.pop("from"), **given)
+        return plan_reading(read, store, start=given.pop("from"), here=here, **given)
     except StoreError as error:
         raise read.refusal(_unfit(options, error)) or error from error
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from artifacts.errors import Problem
 from flows.console import console_of
 from flows.plan import Plan
 from flows.reporting.text import moment
@@ -37,6 +38,11 @@ def plan_table(plan: Plan) -> Table:
         state = Text(decision.state_in_words, style=STATE_STYLES[decision.state])
         table.add_row(Text(name, style="bold"), plan.recipe.stages[name].uses.name, state, _lines(decision.reasons))
     return table
+
+
+def lacking_lines(lacking: Sequence[Problem]) -> Text | None:
+    """What a run would be refused for in this environment, though perhaps not in its own; None: nothing."""
+    return Text("\n".join(f"here a run would be refused: {problem}" for problem in lacking)) if lacking else None
 
 
 def stages_table(described: Iterable[Mapping[str, Any]]) -> Table:

@@ -10,6 +10,7 @@ import pytest
 
 from artifacts import open_store
 from artifacts.errors import RequestError
+from flows.cli import main
 from flows.plan import plan
 from flows.recipe import Recipe
 from stages import stage as stage_module
@@ -269,3 +270,36 @@ def test_a_judge_without_address_or_key(folder: Path, monkeypatch: pytest.Monkey
     assert problems(folder, {"asked": there}) == {}
     monkeypatch.delenv("OPENAI_API_KEY")
     assert "OPENAI_API_KEY, which is not set" in problems(folder, {"asked": there})["asked.with.rewards"]
+
+
+def test_who_only_asks_needs_no_key(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A plan may be looked at on another machine than the one that it is run on; it says what would be lacking."""
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", "key")
+    (folder / "recipe.yaml").write_text(
+        "stages:\n"
+        "  rows: {uses: normalize, with: {source: {path: rows.jsonl}}}\n"
+        "  asked:\n"
+        "    uses: evaluate\n"
+        "    inputs: {model: ./model, dataset: ./rows}\n"
+        "    with: {rewards: [{name: judge, parameters: {model: m}}]}\n"
+    )
+    recipe, store = str(folder / "recipe.yaml"), ["--store", str(folder / "store")]
+    assert main(["why", "rows", "--recipe", recipe, *store]) == 0
+    capsys.readouterr()
+    assert main(["plan", recipe, "--json", *store]) == 0
+    [lacking] = json.loads(capsys.readouterr().out)["lacking"]
+    assert (
+        lacking["where"].endswith("recipe.yaml:6: stages.asked.with.rewards") and "OPENAI_BASE_URL" in lacking["what"]
+    )
+    assert main(["plan", recipe, *store]) == 0
+    told = " ".join(capsys.readouterr().out.split())  # it is wrapped
+    assert f"here a run would be refused: {lacking['where']}: {lacking['what']}" in told
+    assert main(["run", recipe, *store]) == 2
+    assert main(["sweep", recipe, "--over", "asked.max_completion_length=4,8", *store]) == 2
+    assert lacking["what"] in capsys.readouterr().err
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:8000/v1")
+    assert main(["plan", recipe, *store]) == 0
+    assert "refused" not in capsys.readouterr().out
