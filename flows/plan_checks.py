@@ -191,11 +191,12 @@ def _columns_of_rewards(plan: Plan, stage: RecipeStage) -> Iterator[Problem]:
     rewards = getattr(stage.config, "rewards", ())
     if not rewards:
         return
-    from stages.rollouts.reward_columns import INPUTS, missing_columns
+    from stages.rollouts.reward_columns import INPUTS, given_by, missing_columns
 
+    given = given_by(stage.config)
     for name in INPUTS:
         for reference in stage.inputs.get(name, ()):
-            for what in missing_columns(rewards, _described(plan, reference)):
+            for what in missing_columns(rewards, _described(plan, reference), given=given):
                 yield plan.recipe.problem(
                     ("stages", stage.name, "with", "rewards"), f"input {name} ({reference}): {what}"
                 )

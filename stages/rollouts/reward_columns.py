@@ -6,10 +6,11 @@ from __future__ import annotations
 import ast
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import StageError
+from stages.data.tools import TOOLS
 from stages.data.types import PROMPT_TYPES, ROW_ID
 from stages.external import load_named
 from stages.names import nearest
@@ -32,15 +33,40 @@ Arguments = Callable[[str], Sequence[str]]
 
 def written_arguments(reference: str) -> list[str]:
     """As its source says, without running it; none of a function that only running it would show (one that is
-    decorated, imported or a class)."""
+    decorated, imported or a class, or whose name is bound elsewhere too)."""
     source, name = reference.rsplit(":", 1)
     place = place_of(source)
-    found = [] if place is None else [node for node in parsed(place.file).body if getattr(node, "name", None) == name]
-    if not found or not isinstance(node := found[-1], ast.FunctionDef | ast.AsyncFunctionDef) or node.decorator_list:
+    found = [] if place is None else [node for node in parsed(place.file).body if _binds(node, name)]
+    if len(found) != 1 or not isinstance(node := found[0], ast.FunctionDef | ast.AsyncFunctionDef):
+        return []
+    if node.decorator_list:
         return []
     by_place = [*node.args.posonlyargs, *node.args.args]
     named = [given for given, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True) if not default]
     return [given.arg for given in (*by_place[: len(by_place) - len(node.args.defaults)], *named)]
+
+
+def _binds(node: ast.AST, name: str) -> bool:
+    """Whether a statement of a module may give the module that name; inside of functions and classes only `global`
+    does."""
+    if isinstance(node, ast.Global):
+        return name in node.names
+    if isinstance(node, ast.Name):
+        return node.id == name and not isinstance(node.ctx, ast.Load)
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return any((alias.asname or alias.name).partition(".")[0] in (name, "*") for alias in node.names)
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        inner = (each for each in ast.walk(node) if isinstance(each, ast.Global))
+        return node.name == name or any(_binds(each, name) for each in inner)
+    if getattr(node, "name", None) == name:  # of an `except`, of a pattern
+        return True
+    return any(_binds(inner, name) for inner in ast.iter_child_nodes(node))
+
+
+def given_by(config: Any) -> frozenset[str]:
+    """What the rewards of a stage with this configuration are given beside the columns: a stage that has tools puts
+    them into every row."""
+    return GIVEN | {TOOLS} if getattr(config, TOOLS, ()) else GIVEN
 
 
 def loaded_arguments(reference: str) -> list[str]:
@@ -51,18 +77,23 @@ def loaded_arguments(reference: str) -> list[str]:
 
 
 def missing_columns(
-    rewards: Sequence[Reward], description: Mapping[str, Any], arguments: Arguments = written_arguments
+    rewards: Sequence[Reward],
+    description: Mapping[str, Any],
+    arguments: Arguments = written_arguments,
+    given: Collection[str] = GIVEN,
 ) -> Iterator[str]:
     """What is wrong with each reward that needs a column that a dataset does not have: `asks for column answer; ...`.
 
-    `description`: `dataset.json` of rows with prompts; of other rows, and unknown ones ({}), nothing is said.
+    `description`: `dataset.json` of rows with prompts; of other rows, and unknown ones ({}), nothing is said. `given`:
+    beside the columns.
     """
-    if description.get("type") not in PROMPT_TYPES:
+    listed = description.get("columns")
+    if description.get("type") not in PROMPT_TYPES or not isinstance(listed, list):
         return
-    columns = [name for name in description["columns"] if name not in ("prompt", ROW_ID)]
+    columns = [name for name in listed if name not in ("prompt", ROW_ID)]
     for spec in usable_specs(rewards):
         for choice in _needed(spec, arguments):
-            if not {*columns, *GIVEN, ROW_ID} & {*choice}:
+            if not {*columns, *given, ROW_ID} & {*choice}:
                 near = nearest(choice[0], columns)
                 yield (
                     f"reward {spec.called!r} asks for column {' or '.join(choice)}; the rows have "
@@ -85,5 +116,5 @@ def require_columns_of_rewards(context: Context) -> None:
         if name not in context.stage.inputs or not context.has(name):
             continue
         description = json.loads((context.input(name) / _DESCRIPTION).read_bytes())
-        if wrong := list(missing_columns(rewards, description, loaded_arguments)):
+        if wrong := list(missing_columns(rewards, description, loaded_arguments, given_by(context.config))):
             raise StageError(f"input {name}: {'; '.join(wrong)}")

@@ -11,8 +11,9 @@ from artifacts import open_store
 from artifacts.errors import StageError
 from stages.__main__ import run_spec
 from stages.context import local_context
-from stages.rollouts.reward_columns import loaded_arguments, missing_columns, written_arguments
+from stages.rollouts.reward_columns import given_by, loaded_arguments, missing_columns, written_arguments
 from stages.rollouts.reward_spec import RewardSpec
+from stages.stage import load_stage
 from tests.stages.small_models import save_dataset, save_model
 
 CODE = """\
@@ -47,6 +48,50 @@ def test_arguments_without_defaults(code: str) -> None:
         [],
         ["completions", "answer"],
     )
+
+
+BOUND_AGAIN = [
+    "near = functools.partial(near, margin=2)",
+    "near: object = functools.partial(near, margin=2)",
+    "if True:\n    near = functools.partial(near, margin=2)",
+    "try:\n    from fast import near\nexcept ImportError:\n    pass",
+    "from checks_of_others import *",
+    "import near.by",
+    "def near(prompts, completions): return near",
+    "for near in [print]:\n    pass",
+    "with open(__file__) as near:\n    pass",
+    "def wrap():\n    global near\n    near = functools.partial(near, margin=2)\nwrap()",
+]
+
+
+@pytest.mark.parametrize("again", BOUND_AGAIN)
+def test_a_name_that_is_bound_again_may_be_another_function(tmp_path: Path, again: str) -> None:
+    """Python has the last one, and only running the file shows what that takes."""
+    code = tmp_path / "checks.py"
+    defined = "import functools\n\ndef near(prompts, completions, margin):\n    return near\n"
+    code.write_text(f"{defined}\n{again}\n")
+    assert written_arguments(f"{code}:near") == []
+    code.write_text(f"{defined}\ndef other():\n    near = 3\n\nfar = near\n")
+    assert written_arguments(f"{code}:near") == ["prompts", "completions", "margin"]
+
+
+def test_tools_are_given_where_a_stage_has_some(tmp_path: Path) -> None:
+    """They come into every row; without them a row has none."""
+    (tmp_path / "checks.py").write_text("def right(completions, tools):\n    return [1.0]\n")
+    rewards = [f"{tmp_path}/checks.py:right"]
+
+    def wrong(tools: list[str]) -> list[str]:
+        config = {"rewards": rewards, "tools": tools}
+        made = load_stage("rl").config.model_validate(config)
+        return list(missing_columns(rewards, ROWS, given=given_by(made)))
+
+    assert wrong([f"{tmp_path}/tools.py:add"]) == []
+    assert wrong([])[0].startswith("reward 'right' asks for column tools; the rows have solutions")
+
+
+def test_of_rows_without_a_list_of_columns_nothing_is_said(code: str) -> None:
+    assert asked(f"{code}:plain", {"type": "prompt", "rows": 1}) == []
+    assert asked(f"{code}:plain", {"type": "prompt", "columns": None}) == []
 
 
 def asked(reward: Any, description: dict[str, Any] = ROWS) -> list[str]:
