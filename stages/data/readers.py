@@ -7,6 +7,7 @@ import io
 import sys
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 ROWS_PER_BATCH = 1024
+_COMMA, _TAB = ",", "\t"
 
 
 def read_rows(file: SourceFile, path: Path, wanted: str) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
@@ -29,9 +31,9 @@ def read_rows(file: SourceFile, path: Path, wanted: str) -> Iterator[tuple[int, 
 
     Raises DataError for an unknown extension, a file without rows and whatever else is wrong with a row.
     """
-    name = _format(file, path, wanted)
     number, empty = 0, True
     try:
+        name = _format(file, path, wanted)
         for number, row in enumerate(READERS[name](file, path), 1):
             if row is not None:
                 empty = False
@@ -94,15 +96,14 @@ def _csv(file: SourceFile, path: Path) -> Iterator[dict[str, Any] | None]:
     number = 0
     try:
         with _text(file, path) as stream:
-            reader = csv.reader(stream, delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
+            apart = _TAB if file.suffix == ".tsv" else _COMMA
+            first, second = stream.readline(), stream.readline()
+            if problem := _apart_otherwise(first, second, apart):
+                raise DataError(f"{file.shown}: the header is one field, {problem}")
+            reader = csv.reader(chain(filter(None, (first, second)), stream), delimiter=apart, strict=True)
             header = next(reader, None)
             if header is not None and len(set(header)) != len(header):
                 raise DataError(f"{file.shown}: the header names a column twice: {', '.join(header)}")
-            if header is not None and len(header) == 1 and (apart := next((c for c in ";\t" if c in header[0]), None)):
-                raise DataError(
-                    f"{file.shown}: the header is one field, {header[0]!r}: its columns are apart by {apart!r}; "
-                    + ("call the file .tsv" if apart == "\t" else "save it with commas between them")
-                )
             for number, fields in enumerate(reader, 1):
                 if not fields or (len(fields) == 1 != len(header or []) and not fields[0].strip()):
                     yield None  # an empty line, as csv.DictReader has it
@@ -120,6 +121,21 @@ def _csv(file: SourceFile, path: Path) -> Iterator[dict[str, Any] | None]:
         ) from error
     except UnicodeDecodeError as error:
         raise DataError(f"{file.shown} after row {number} is not UTF-8; convert the file") from error
+
+
+def _apart_otherwise(header: str, row: str, apart: str) -> str:
+    """Of the first two lines of a file of one column that has several, most likely: by another character the row falls
+    apart as the header does. One column that only looks so may have its header in quotes. Empty: nothing is wrong."""
+    header = header.rstrip("\r\n")
+    if apart in header or '"' in header:
+        return ""
+    for other in (";", _TAB):
+        fields = header.count(other) + 1
+        if fields > 1 and len(next(csv.reader([row], delimiter=other), ())) == fields:
+            save = f"save it with {'tabs' if apart == _TAB else 'commas'} between them"
+            do = "call the file .tsv" if other == _TAB else save
+            return f"{header!r}: its columns are apart by {other!r}; {do}, or quote the header if it is one column"
+    return ""
 
 
 def _text(file: SourceFile, path: Path) -> IO[str]:

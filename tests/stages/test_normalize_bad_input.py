@@ -36,6 +36,42 @@ def test_parquet_values(tmp_path):
     assert made.rows() == [{"text": "a", "score": 1.5}, {"text": "b", "score": None}]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "columns"),
+    [
+        ("a.csv", '"text; or more"\nhello\n', {"text; or more": "hello"}),
+        ("a.csv", '"text; or more"\none; two\n', {"text; or more": "one; two"}),
+        ("a.csv", '"a\tb"\none\ttwo\n', {"a\tb": "one\ttwo"}),
+        ("a.csv", "text; or more\nhello\n", {"text; or more": "hello"}),
+        ("a.csv", 'text; or more\n"one; two"\n', {"text; or more": "one; two"}),
+        ("a.tsv", "text; or more\nhello, you\n", {"text; or more": "hello, you"}),
+    ],
+)
+def test_one_column_with_a_separator_of_other_files_in_its_name(tmp_path, name, content, columns):
+    (column,) = columns
+    assert normalized(tmp_path, content, name, columns={"text": column}).rows() == [{"text": columns[column]}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "do"),
+    [
+        ("a.tsv", "prompt;answer\na;b\n", "save it with tabs between them"),
+        ("a.csv", 'prompt;answer\n"a; c";"b, d"\n', "save it with commas between them"),
+        ("a.csv", "prompt\tanswer\na\tb\n", r"call the file \.tsv"),
+    ],
+)
+def test_columns_apart_by_another_separator(tmp_path, name, content, do):
+    with pytest.raises(DataError, match=rf"header is one field, .*apart by '(;|.t)'; {do}, or quote the header if"):
+        normalized(tmp_path, content, name)
+
+
+@pytest.mark.parametrize(("ending", "kind"), [("gz", "gzip"), ("zst", "zstd")])
+def test_json_that_is_called_packed_and_is_not(tmp_path, ending, kind):
+    """`.json` is looked into for what it is, before any row is read."""
+    with pytest.raises(DataError, match=rf"a\.json\.{ending} row 1: the {kind} file is damaged or cut off: .*; get it"):
+        normalized(tmp_path, PAIR, f"a.json.{ending}")
+
+
 def test_missing_files_name_what_is_there(tmp_path):
     (tmp_path / "train.jsonl").write_text(PAIR)
     (tmp_path / "empty").mkdir()
