@@ -6,6 +6,7 @@ import copy
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from stages.normalize import SourceConfig
 
 LIMIT = "filtered: limit"
+KINDS_TOLD = 10
+"""Of bad rows, each with a line of the log."""
 
 
 def normalize(context: Context) -> None:
@@ -95,8 +98,10 @@ def _write(context: Context, source: Source, done: FirstPass) -> None:
     for state in done.first_bad:  # each of which has a line of its own
         told[BAD] += states[state]
     say_dropped(context, told, sizes if len(sizes) > 1 else {"used": len(selected)})
-    for state, first in done.first_bad.items():
-        context.log(f"{BAD}, {states[state]} of this kind, the first: {first}")
+    for state in islice(done.first_bad, KINDS_TOLD):
+        context.log(f"{BAD}, {states[state]} of this kind, the first: {done.first_bad[state]}")
+    if (more := len(done.first_bad) - KINDS_TOLD) > 0:
+        context.log(f"{BAD}, and {more} more kinds: the ledger has them")
     context.counts.update({"input": done.seen, "used": len(selected), **done.ledger.states, **done.ledger.changes})
 
 

@@ -51,13 +51,12 @@ def template_arguments(value: Any, where: str) -> dict[str, Any] | None:
         reason = "must be an object of the chat template's arguments, or JSON text of one"
         raise RowError(where, TEMPLATE_ARGUMENTS, reason, what_is(given))
     for name in given:
-        place = f"{TEMPLATE_ARGUMENTS}.{name}"
         if not name.isidentifier():
             reason = "an argument's name has letters, digits and _ only, and no digit first"
-            raise RowError(where, place, reason, repr(name), "name it as the chat template does")
+            raise RowError(where, TEMPLATE_ARGUMENTS, reason, repr(name), "name it as the chat template does")
         if name in OWN_ARGUMENTS:
             reason = "rows may not set the chat template's own arguments"
-            raise RowError(where, place, reason, repr(name), "leave it out")
+            raise RowError(where, TEMPLATE_ARGUMENTS, reason, repr(name), "leave it out")
     return given
 
 

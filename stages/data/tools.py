@@ -68,7 +68,7 @@ def from_json(value: Any, where: str, place: str) -> Any:
     try:
         return json.loads(value)
     except ValueError as error:
-        raise RowError(where, place, f"not JSON: {error}", repr(value[:40])) from error
+        raise RowError(where, place, "not JSON", f"{value[:40]!r}: {error}") from error
 
 
 def stored(row: Row, columns: Sequence[str]) -> Row:

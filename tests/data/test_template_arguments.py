@@ -180,23 +180,26 @@ CHATS = [name for name in GOOD if name.endswith("chat")]
 OTHERS = [name for name in GOOD if name not in CHATS]
 OWN = "rows may not set the chat template's own arguments; found "
 FAULTS = [
-    ([WITHOUT], "", "must be an object of the chat template's arguments, or JSON text of one; found a list"),
-    (True, "", "must be an object of the chat template's arguments, or JSON text of one; found true or false"),
-    ("3", "", "must be an object of the chat template's arguments, or JSON text of one; found a whole number"),
-    ("{enable_thinking: false}", "", "not JSON: "),
-    ({"enable thinking": True}, ".enable thinking", "an argument's name has letters, digits and _ only"),
-    ({"a": 1, "": True}, ".", "an argument's name has letters, digits and _ only"),
-    ({"1st": True}, ".1st", "an argument's name has letters, digits and _ only"),
-    *(({**WITHOUT, name: True}, f".{name}", OWN + repr(name)) for name in ("messages", "tools", "tokenize")),
-    ('{"add_generation_prompt": true}', ".add_generation_prompt", OWN + "'add_generation_prompt'"),
+    ([WITHOUT], "must be an object of the chat template's arguments, or JSON text of one; found a list"),
+    (True, "must be an object of the chat template's arguments, or JSON text of one; found true or false"),
+    ("3", "must be an object of the chat template's arguments, or JSON text of one; found a whole number"),
+    ("{enable_thinking: false}", "not JSON; found "),
+    (
+        {"enable thinking": True},
+        "an argument's name has letters, digits and _ only, and no digit first; found 'enable thinking'",
+    ),
+    ({"a": 1, "": True}, "an argument's name has letters, digits and _ only"),
+    ({"1st": True}, "an argument's name has letters, digits and _ only"),
+    *(({**WITHOUT, name: True}, OWN + repr(name)) for name in ("messages", "tools", "tokenize")),
+    ('{"add_generation_prompt": true}', OWN + "'add_generation_prompt'"),
 ]
 
 
 @pytest.mark.parametrize("name", CHATS)
 def test_row_and_field_are_named(tmp_path: Path, name: str) -> None:
     problems = []
-    for number, (value, place, reason) in enumerate(FAULTS):
-        expected = f"rows.jsonl row 2: field {ARGUMENTS + place!r}: {reason}"
+    for number, (value, reason) in enumerate(FAULTS):
+        expected = f"rows.jsonl row 2: field {ARGUMENTS!r}: {reason}"
         with pytest.raises(DataError) as raised:
             normalized(tmp_path / str(number), GOOD[name], row(value, **GOOD[name]), type=kind_of(name))
         if expected not in str(raised.value):

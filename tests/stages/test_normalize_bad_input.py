@@ -1,5 +1,6 @@
 """Malformed sources that need more than a file; those that are one are in `tests/bad_input/datasets`."""
 
+import json
 from datetime import timedelta
 
 import pyarrow
@@ -70,6 +71,30 @@ def test_json_that_is_called_packed_and_is_not(tmp_path, ending, kind):
     """`.json` is looked into for what it is, before any row is read."""
     with pytest.raises(DataError, match=rf"a\.json\.{ending} row 1: the {kind} file is damaged or cut off: .*; get it"):
         normalized(tmp_path, PAIR, f"a.json.{ending}")
+
+
+def test_a_fault_is_of_one_kind_wherever_it_is_in_the_text(tmp_path):
+    """A kind has one line of the log and one entry in the ledger, whatever place or name the error has."""
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    broken = [{"messages": talk, "tools": "[" + " " * number + "x"} for number in range(20)]
+    misnamed = [{"messages": talk, "chat_template_kwargs": {f"{number}a": 1}} for number in range(20)]
+    rows = "".join(json.dumps(row) + "\n" for row in ({"messages": talk}, *broken, *misnamed))
+    made = normalized(tmp_path, rows, on_bad_row="drop")
+    argument = "an argument's name has letters, digits and _ only, and no digit first"
+    assert made.ledger()["states"] == {
+        "used": 1,
+        "bad row: field 'tools': not JSON": 20,
+        f"bad row: field 'chat_template_kwargs': {argument}": 20,
+    }
+    told = [line for line in made.logged() if line.startswith("bad row, ")]
+    assert len(told) == 2 and "a.jsonl row 2: field 'tools': not JSON; found '[x': Expecting value: line 1" in told[0]
+
+
+def test_of_many_kinds_of_bad_rows_the_first_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("stages.data.normalizing.KINDS_TOLD", 2)
+    made = normalized(tmp_path, f'{PAIR}[]\n{{\n{{"a": 1, "a": 2}}\n{{"a": NaN}}\n', on_bad_row="drop")
+    told = [line for line in made.logged() if line.startswith("bad row, ")]
+    assert [line[:24] for line in told] == ["bad row, 1 of this kind,"] * 2 + ["bad row, and 2 more kind"]
 
 
 def test_missing_files_name_what_is_there(tmp_path):
