@@ -43,17 +43,29 @@ def permitted_tasks(context: Context, dataset: Dataset, is_reward_model: bool) -
     return possible
 
 
-def _obstacles(context: Context, dataset: Dataset, is_reward_model: bool) -> dict[Task, str]:
-    """Why a task cannot be done; empty where it can."""
+def obstacles_of_type(dataset: Dataset) -> dict[Task, str]:
+    """Why a task cannot be done with such rows, whatever the model; empty where it can."""
     of_type = f"this dataset is of type {dataset.type}"
-    scores = "the model is a reward model, which gives scores and no tokens" if is_reward_model else ""
     plain = dataset.type == "language_modeling" and not dataset.conversational
     no_prompt = plain or dataset.type in TOKEN_TYPES
-    answers = scores or (f"it takes prompts as text, {of_type} without conversations" if no_prompt else "")
+    answers = f"it takes prompts as text, {of_type} without conversations" if no_prompt else ""
     return {
-        "accuracy": answers or ("" if context.config.rewards else "no rewards are given that judge a completion"),
+        "accuracy": answers,
         "preference_accuracy": "" if dataset.type in PAIRED else f"it takes type preference, {of_type}",
-        "loss": scores
-        or ("" if dataset.type in SEQUENCE_TYPES else f"it takes {' or '.join(SEQUENCE_TYPES)}, {of_type}"),
-        "reward": answers or ("" if context.has("reward_model") else "input reward_model is not wired in"),
+        "loss": "" if dataset.type in SEQUENCE_TYPES else f"it takes {' or '.join(SEQUENCE_TYPES)}, {of_type}",
+        "reward": answers,
+    }
+
+
+def _obstacles(context: Context, dataset: Dataset, is_reward_model: bool) -> dict[Task, str]:
+    """Why a task cannot be done; empty where it can."""
+    of_type = obstacles_of_type(dataset)
+    scores = "the model is a reward model, which gives scores and no tokens" if is_reward_model else ""
+    no_judge = "" if context.config.rewards else "no rewards are given that judge a completion"
+    not_wired = "" if context.has("reward_model") else "input reward_model is not wired in"
+    return {
+        "accuracy": scores or of_type["accuracy"] or no_judge,
+        "preference_accuracy": of_type["preference_accuracy"],
+        "loss": scores or of_type["loss"],
+        "reward": scores or of_type["reward"] or not_wired,
     }

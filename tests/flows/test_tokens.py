@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from artifacts import Artifact, open_store
-from artifacts.errors import RequestError
+from artifacts.errors import RequestError, StageError
 from flows.cli import main
 from flows.plan import plan
 from flows.recipe import Recipe
@@ -17,6 +18,7 @@ from flows.tokens import read_tokens
 from stages.context import local_context
 from stages.training.token_view import Reading, Wanted, seen_rows
 from tests.every_stage import Done, local_run  # noqa: F401
+from tests.stages.small_models import save_dataset
 
 
 def read(done: Done, stage: str, *settings: str, **wanted: Any) -> Reading:
@@ -84,6 +86,26 @@ def test_what_an_evaluation_reads(local_run: Done, tmp_path: Path) -> None:  # n
         context = local_context("evaluate", fits, folder=tmp_path / like, inputs=inputs)
         evaluated = seen_rows(context, Wanted("dataset", None, 14))
         assert texts(evaluated, 13) == texts(read(local_run, like, limit=14), 13)
+
+
+def test_what_an_evaluation_reads_is_by_the_type_of_its_rows(local_run: Done, tmp_path: Path) -> None:  # noqa: F811
+    """Prompts where no row has a loss, and the loss where rewards are given that such rows have no prompts for."""
+    pieces = {"prompt": "1+3=", "completion": "4", "label": True}
+
+    def parts(kind: str, columns: tuple[str, ...], rewards: Sequence[str] = (), tasks: Sequence[str] = ()) -> list[str]:
+        folder = tmp_path / f"{kind}-{len(rewards)}-{len(tasks)}"
+        row = {column: pieces.get(column, "1+3=4") for column in columns}
+        save_dataset(folder / "rows", kind, [row])
+        inputs = {"model": made(local_run, "sft"), "dataset": folder / "rows"}
+        fits = {"max_completion_length": 6, "rewards": [*rewards], "tasks": [*tasks]}
+        context = local_context("evaluate", fits, folder=folder, inputs=inputs)
+        return [name for name, _ in texts(seen_rows(context, Wanted("dataset", None, 1)))]
+
+    assert parts("prompt", ("prompt",)) == ["prompt"]
+    assert parts("unpaired_preference", ("prompt", "completion", "label")) == ["prompt"]
+    assert parts("language_modeling", ("text",), rewards=["exact_match"]) == ["row"]
+    with pytest.raises(StageError, match=r"task loss: it takes language_modeling or .*, this dataset is of type prompt"):
+        parts("prompt", ("prompt",), tasks=["loss"])
 
 
 def made(done: Done, stage: str) -> Path:
