@@ -104,7 +104,9 @@ def test_what_an_evaluation_reads_is_by_the_type_of_its_rows(local_run: Done, tm
     assert parts("prompt", ("prompt",)) == ["prompt"]
     assert parts("unpaired_preference", ("prompt", "completion", "label")) == ["prompt"]
     assert parts("language_modeling", ("text",), rewards=["exact_match"]) == ["row"]
-    with pytest.raises(StageError, match=r"task loss: it takes language_modeling or .*, this dataset is of type prompt"):
+    with pytest.raises(
+        StageError, match=r"task loss: it takes language_modeling or .*, this dataset is of type prompt"
+    ):
         parts("prompt", ("prompt",), tasks=["loss"])
 
 
