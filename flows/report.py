@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -70,7 +71,7 @@ def render_report(store: Store, run_payload: Mapping[str, Any]) -> str:
         headline=headline,
         outcome=read_outcome(run),
         board=read_scoreboard(made, wiring, headline.measurements, store),
-        store_option="" if store.url == default_store() else f" --store {store.url}",
+        store_option="" if store.url == default_store() else f" --store {shlex.quote(store.url)}",
         drawing=draw(run, wiring, anchors, Counter(stage for stage, _ in curves.notices)),
         sections=read_sections(run, wiring, anchors, Reader(store)),
         curves=curves,

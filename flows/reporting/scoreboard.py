@@ -3,54 +3,29 @@ trained from, row by row where both left their samples."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from artifacts import Store
+from flows.reporting.comparable import Comparable, comparable
+from flows.reporting.differences import Difference, Pairing
 from flows.reporting.headline import SECONDARY, Measurement
-from flows.reporting.reading import Reader, artifact_of
-from flows.reporting.text import number, plain
-from flows.reporting.wiring import Wiring
+from flows.reporting.reading import Reader
+from flows.reporting.wiring import EVALUATED, Wire, Wiring
 from flows.trial import LESS_IS_BETTER
-from stages.evaluation.paired import Pairs
-from stages.evaluation.scores import VERDICTS, Part, row_parts
+from stages.evaluation.scores import VERDICTS
 from stages.stage import STAGES, load_stage
 
 MAX_COLUMNS = 4
-MAX_PAIRED = 50_000
-"""Samples of one evaluation; of more, differences have no interval."""
 FROM = ("model", "models", "teacher", "adapter")
 """Inputs through which a model descends from another, the nearest first."""
-SEED = 0
-"""Of the bootstrap."""
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A metric of a model less that of `model`. `low` and `high`: of the paired bootstrap over the rows that both
-    answered; None where these are not known. `better` None: chance alone may be behind it, or nobody can tell."""
-
-    model: str
-    value: float
-    low: float | None
-    high: float | None
-    better: bool | None
-
-    @property
-    def text(self) -> str:
-        """`+0.256 [+0.231, +0.281]`"""
-        if self.low is None or self.high is None:
-            return _signed(self.value)
-        return f"{_signed(self.value)} [{_signed(self.low)}, {_signed(self.high)}]"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A model in a column. `start`, `low` and `high` lie on the column's axis, 0 to 100; `even`: the difference to the
-    best may be chance."""
+    """A model in a column. `end`, `low` and `high` lie on the column's axis, 0 to 100. `best`: as good as any; `even`:
+    the difference to the best may be chance."""
 
     of: Measurement
     end: float
@@ -73,9 +48,9 @@ class Column:
     cells: Mapping[str, Cell]
 
     @property
-    def best(self) -> Cell | None:
-        """None where there is nothing to compare."""
-        return next((cell for cell in self.cells.values() if cell.best), None)
+    def best(self) -> tuple[Cell, ...]:
+        """Several where they are equal; none where there is nothing to compare."""
+        return tuple(cell for cell in self.cells.values() if cell.best)
 
     @property
     def even(self) -> tuple[Cell, ...]:
@@ -107,17 +82,13 @@ def read_scoreboard(
     """Of `Headline.measurements`. What cannot be read has its note with these and with the samples."""
     found = [item for several in measurements.values() for item in several]
     judged = {(name, item.data) for stage, items in measurements.items() for name, item in _judged(run, stage, items)}
-    grouped: dict[tuple[str, str, str], dict[str, Measurement]] = {}
-    for item in found:
-        if (item.metric, item.data) in judged:
-            settings = json.dumps(_settings(wiring, item.stage), sort_keys=True, default=str)
-            grouped.setdefault((item.metric, item.data, settings), {})[item.model] = item
-    pairing = _Pairing(run, store)
-    ordered = sorted(grouped, key=lambda key: -len(grouped[key]))
-    columns = [_column(key, grouped[key], _note(key, ordered), wiring, pairing) for key in ordered[:MAX_COLUMNS]]
+    chosen = [item for item in found if (item.metric, item.data) in judged]
+    pairing = Pairing(run, store)
+    groups = comparable(chosen, run, wiring, Reader(store))
+    columns = [_column(group, wiring, pairing) for group in groups[:MAX_COLUMNS]]
     shown = {name for column in columns for name in column.cells}
     models = {item.model: _model(run, wiring, item) for item in found if item.model in shown}
-    return Scoreboard(tuple(models.values()), tuple(columns), len(ordered) - len(columns))
+    return Scoreboard(tuple(models.values()), tuple(columns), len(groups) - len(columns))
 
 
 def _judged(run: Mapping[str, Any], stage: str, items: Sequence[Measurement]) -> Iterator[tuple[str, Measurement]]:
@@ -132,23 +103,9 @@ def _judged(run: Mapping[str, Any], stage: str, items: Sequence[Measurement]) ->
         yield name, by_name[name]
 
 
-def _settings(wiring: Wiring, stage: str) -> Mapping[str, Any]:
-    return wiring.settings.get(stage, {}).get("with") or {}
-
-
-def _note(key: tuple[str, str, str], others: Sequence[tuple[str, str, str]]) -> str:
-    """In which settings a column differs from others of its metric and data."""
-    alike = [json.loads(settings) for metric, data, settings in others if (metric, data) == key[:2]]
-    own = json.loads(key[2])
-    names = {name for settings in alike for name in {**settings, **own} if settings.get(name) != own.get(name)}
-    return ", ".join(f"{name} {plain(own[name]) if name in own else 'as it is by default'}" for name in sorted(names))
-
-
-def _column(
-    key: tuple[str, str, str], found: Mapping[str, Measurement], note: str, wiring: Wiring, pairing: _Pairing
-) -> Column:
-    metric, data, _ = key
-    lowest = metric.rpartition("/")[2] in LESS_IS_BETTER
+def _column(group: Comparable, wiring: Wiring, pairing: Pairing) -> Column:
+    found = group.found
+    lowest = group.metric.rpartition("/")[2] in LESS_IS_BETTER
     best = (min if lowest else max)(found.values(), key=lambda item: item.value) if len(found) > 1 else None
     edges = [edge for item in found.values() for edge in (item.value, item.low, item.high) if edge is not None]
     low, high = min(0.0, *edges), max(0.0, *edges)
@@ -160,18 +117,28 @@ def _column(
     cells = {}
     for name, item in found.items():
         before = _before(item, found, wiring)
-        to_best = None if best is None or item is best else pairing.difference(item, best, lowest)
+        is_best = best is not None and item.value == best.value
+        to_best = None if best is None or is_best else pairing.difference(item, best, lowest)
         cells[name] = Cell(
             of=item,
             end=at(item.value) or 0.0,
             low=at(item.low),
             high=at(item.high),
-            best=item is best,
-            even=to_best is not None and to_best.low is not None and to_best.better is None,
+            best=is_best,
+            even=best is not None and to_best is not None and _is_even(to_best, item, best),
             to_best=to_best,
             change=None if before is None else pairing.difference(item, before, lowest),
         )
-    return Column(metric, data, note, lowest, cells)
+    return Column(group.metric, group.data, group.note, lowest, cells)
+
+
+def _is_even(to_best: Difference, item: Measurement, best: Measurement) -> bool:
+    """Whether the rows that both answered cannot tell them apart, or, where these are not known, the intervals."""
+    if to_best.rows:
+        return to_best.better is None
+    if item.low is None or item.high is None or best.low is None or best.high is None:
+        return False
+    return item.low <= best.high and best.low <= item.high
 
 
 def _before(item: Measurement, found: Mapping[str, Measurement], wiring: Wiring) -> Measurement | None:
@@ -194,51 +161,21 @@ def _before(item: Measurement, found: Mapping[str, Measurement], wiring: Wiring)
     return None
 
 
+def _evaluated(wiring: Wiring, stage: str) -> Wire | None:
+    """What an evaluation evaluated."""
+    wires = [wire for name in EVALUATED for wire in wiring.wires[stage] if wire.name == name]
+    return wires[0] if wires else None
+
+
 def _source(wiring: Wiring, item: Measurement) -> str | None:
     """The stage that made what was evaluated."""
-    wires = [wire for name in ("model", "reward_model") for wire in wiring.wires[item.stage] if wire.name == name]
-    return wires[0].source if wires else None
+    wire = _evaluated(wiring, item.stage)
+    return None if wire is None else wire.source
 
 
 def _model(run: Mapping[str, Any], wiring: Wiring, item: Measurement) -> Model:
-    stage = _source(wiring, item) or ""
-    wires = [wire for name in ("model", "reward_model") for wire in wiring.wires[item.stage] if wire.name == name]
-    uses = str(run["stages"][stage]["uses"]) if stage else "from outside" if wires else ""
-    return Model(item.model, stage, uses, (wires[0].identifier if wires else None) or "")
-
-
-class _Pairing:
-    """Differences of measurements; the samples of each are read once."""
-
-    def __init__(self, run: Mapping[str, Any], store: Store) -> None:
-        self._run, self._reader = run, Reader(store)
-        self._parts: dict[tuple[str, str], dict[str, Part] | None] = {}
-
-    def difference(self, item: Measurement, other: Measurement, lowest: bool) -> Difference:
-        value = item.value - other.value
-        ours, theirs = self._known(item), self._known(other)
-        if not ours or not theirs or ours.keys() != theirs.keys():
-            return Difference(other.model, value, None, None, None)
-        found = Pairs.of(ours, theirs).difference(SEED)
-        apart = found.low > 0 or found.high < 0
-        return Difference(other.model, value, found.low, found.high, ((found.low > 0) != lowest) if apart else None)
-
-    def _known(self, item: Measurement) -> dict[str, Part] | None:
-        """What each row adds to it; None where it is not what the samples give."""
-        key = item.stage, item.metric
-        if key not in self._parts:
-            outputs = self._run["stages"][item.stage].get("outputs") or {}
-            [artifact] = [artifact_of(found) for found in outputs.values() if found["kind"] == "evaluation"][:1]
-            lines = self._reader.lines(artifact, "samples.jsonl", item.stage, MAX_PAIRED)
-            try:
-                parts = row_parts(item.metric, lines)
-            except (TypeError, ValueError):
-                parts = {}
-            total = sum(count for _, count in parts.values())
-            mean = math.fsum(value for value, _ in parts.values()) / total if total else math.nan
-            self._parts[key] = parts if math.isclose(mean, item.value, rel_tol=1e-6, abs_tol=1e-9) else None
-        return self._parts[key]
-
-
-def _signed(value: float) -> str:
-    return f"{'+' if value > 0 else '−' if value < 0 else '±'}{number(abs(float(value)))}"
+    wire = _evaluated(wiring, item.stage)
+    if wire is None:
+        return Model(item.model, "", "", "")
+    uses = str(run["stages"][wire.source]["uses"]) if wire.source else "from outside"
+    return Model(item.model, wire.source or "", uses, wire.identifier or "")

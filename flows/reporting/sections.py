@@ -7,16 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic_core import PydanticUndefined, to_jsonable_python
-
-from artifacts.errors import PosttrainError
 from flows.attempts import resumed_at, total_seconds
 from flows.closing import main_name
+from flows.reporting.declared import declared, record_of
 from flows.reporting.reading import TRAINED, Reader, artifact_of
-from flows.reporting.text import duration, number, plain, short, turns, with_intervals
+from flows.reporting.text import duration, number, plain, turns, with_intervals
 from flows.reporting.unfinished import completions_so_far
 from flows.reporting.wiring import Wire, Wiring
-from stages.stage import STAGES, load_stage
+from stages.stage import STAGES
 
 MAX_ROLLOUTS = 12
 MAX_ROLLOUTS_READ = 20_000
@@ -87,7 +85,7 @@ def read_sections(run: Mapping[str, Any], wiring: Wiring, anchors: Mapping[str, 
 
 def _section(name: str, entry: Mapping[str, Any], wiring: Wiring, anchor: str, reader: Reader) -> Section:
     uses, written = str(entry["uses"]), wiring.settings.get(name, {})
-    identity, provenance = _record(name, uses, entry, reader)
+    identity, provenance = record_of(name, uses, entry, reader)
     resumed = resumed_at(entry)
     return Section(
         name=name,
@@ -123,54 +121,17 @@ def _reasons(entry: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(several) if reason in ("", "; ".join(several)) else (reason,)
 
 
-def _record(
-    name: str, uses: str, entry: Mapping[str, Any], reader: Reader
-) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Identity and provenance of the newest record of this result; empty for a stage that has none."""
-    if not entry.get("fingerprint") or entry["state"] not in ("ran", "cached"):
-        return {}, {}
-    try:
-        records = reader.store.records(uses, str(entry["fingerprint"]))
-    except PosttrainError as error:
-        reader.note(f"{name}: its record cannot be read: {error}")
-        return {}, {}
-    if not records:
-        reader.note(f"{name}: the store has no record of {short(str(entry['fingerprint']))} any more")
-        return {}, {}
-    return records[0].identity, records[0].provenance
-
-
 def _settings(
     name: str, uses: str, used: Mapping[str, Any], written: Mapping[str, Any], reader: Reader
 ) -> Iterator[Setting]:
     """What the recipe says, what the record says, and the defaults, the first of them that has the field."""
-    defaults, meanings, operational = _declared(name, uses, reader)
+    defaults, meanings, operational = declared(name, uses, reader)
     flat_defaults = dict(_flat(defaults))
     values = {**flat_defaults, **dict(_flat(used, defaults)), **dict(_flat(written, defaults))}
     for field in sorted(values, key=lambda field: field in flat_defaults and values[field] == flat_defaults[field]):
         top = field.partition(".")[0]
         is_default = field in flat_defaults and values[field] == flat_defaults[field]
         yield Setting(field, plain(values[field]), is_default, meanings.get(top, ""), top in operational)
-
-
-def _declared(name: str, uses: str, reader: Reader) -> tuple[dict[str, Any], dict[str, str], set[str]]:
-    """Defaults, meanings and operational fields of a stage's Config."""
-    if uses not in STAGES:
-        reader.note(f"{name}: this version has no stage {uses!r}, so defaults are not told from settings")
-        return {}, {}, set()
-    fields = load_stage(uses).config.model_fields
-    defaults = {}
-    for field, info in fields.items():
-        default = info.get_default(call_default_factory=True, validated_data={})
-        if default is not PydanticUndefined:
-            defaults[field] = to_jsonable_python(default)
-    meanings = {field: info.description or "" for field, info in fields.items()}
-    operational = {
-        field
-        for field, info in fields.items()
-        if isinstance(info.json_schema_extra, Mapping) and info.json_schema_extra.get("operational")
-    }
-    return defaults, meanings, operational
 
 
 def measure(entry: Mapping[str, Any]) -> str:

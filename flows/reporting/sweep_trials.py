@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +61,7 @@ def _trial(found: Standings, place: int, row: Row, run: Mapping[str, Any], store
         ),
         metrics=tuple("–" if one is None else metric_in_words(one.value, one.low, one.high) for one in measured),
         stages=tuple(_stage(name, entry) for name, entry in run["stages"].items()),
-        report=f"posttrain report {row.run} --store {store}",
+        report=f"posttrain report {row.run} --store {shlex.quote(store)}",
     )
 
 

@@ -10,6 +10,9 @@ import yaml
 
 from flows.reporting.text import short
 
+EVALUATED = ("model", "reward_model")
+"""Inputs that name what an evaluation is about: the first that it has; another one is its judge."""
+
 
 @dataclass(frozen=True)
 class Wire:
@@ -43,7 +46,7 @@ class Wiring:
 
     def model_of(self, stage: str) -> str | None:
         """The label of what an evaluation evaluated: its model or reward model."""
-        for name in ("model", "reward_model"):
+        for name in EVALUATED:
             for wire in self.wires[stage]:
                 if wire.name == name:
                     return wire.label

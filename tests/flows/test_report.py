@@ -59,7 +59,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(autouse=True)
 def _small_stages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.reporting.sections.load_stage", small_stage)
+    monkeypatch.setattr("flows.reporting.declared.load_stage", small_stage)
 
 
 @pytest.fixture

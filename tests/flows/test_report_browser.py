@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def _small_stages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.reporting.sections.load_stage", small_stage)
+    monkeypatch.setattr("flows.reporting.declared.load_stage", small_stage)
 
 
 def opened(page: Path, *flags: str, hash: str = "") -> tuple[str, list[str]]:
