@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from flows.changes import Change
+
+_INPUT_LINE = re.compile(r"inputs? ([^:]+?) (?:changed|may change)(?: \(.*\))?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,12 @@ def input_line(stages: Iterable[str], what: str, behind: str = "") -> str:
     """`input sft may change (rows will run)`"""
     listed = list(stages)
     return f"input{'s' * (len(listed) > 1)} {', '.join(listed)} {what}{f' ({behind})' if behind else ''}"
+
+
+def input_stages(reason: str) -> list[str]:
+    """The names that an `input_line` lists; none where a reason is of another form, as `input model: a1 -> b2` is."""
+    found = _INPUT_LINE.fullmatch(reason)
+    return [] if found is None else found[1].split(", ")
 
 
 def roots(causes: Sequence[Cause]) -> tuple[Cause, ...]:

@@ -68,7 +68,7 @@ class Planner:
         relevant = self._relevant()
         for name, stage in self.recipe.stages.items():
             if name not in relevant:
-                decisions[name] = Decision(name, "skipped", (f"not selected by {self.selection.options}",))
+                decisions[name] = Decision(name, "skipped", (self.selection.reason,))
                 continue
             unknown = [need for need in stage.needs if need not in decisions or decisions[need].record is None]
             self.begins[name] = name
@@ -188,7 +188,7 @@ class Planner:
         """A stage that is not selected is skipped, whatever it would do; its result stays usable."""
         if decision.stage not in self.selection.needed:
             return decision
-        reasons = (f"not selected by {self.selection.options}; its result is taken", *decision.reasons)
+        reasons = (f"{self.selection.reason}; its result is taken", *decision.reasons)
         return Decision(
             decision.stage,
             "skipped",

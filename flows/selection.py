@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from artifacts.errors import Problem
 from stages.names import nearest
 
+NOT_SELECTED = "not selected by "
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -18,6 +20,17 @@ class Selection:
     forced: frozenset[str]
     options: str
     """As given on the command line, for messages."""
+
+    @property
+    def reason(self) -> str:
+        """Why a stage that is not selected is skipped."""
+        return f"{NOT_SELECTED}{self.options}"
+
+
+def options_in(reasons: Iterable[str]) -> str | None:
+    """The options for which a stage with these reasons was not selected; None: it was."""
+    left = (reason for reason in reasons if reason.startswith(NOT_SELECTED))
+    return next((reason.removeprefix(NOT_SELECTED).partition(";")[0] for reason in left), None)
 
 
 def select(

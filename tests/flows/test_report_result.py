@@ -143,3 +143,38 @@ def test_an_interrupted_stage_did_not_fail(run: SmallRun) -> None:
     run.stages["grpo"] |= {"state": "interrupted", "error": "stopped because the run ended"}
     html = render_report(run.store, {**run.payload(), "state": "interrupted"})
     assert "Run it again: what is done stays" in html and "</a> failed" not in html
+
+
+def test_a_model_from_outside_that_changed_is_a_cause(run: SmallRun) -> None:
+    run.stages["sft"]["reasons"] = ["input model: 0a1b2c3d -> 9f8e7d6c"]
+    run.stages["merged"]["reasons"] = ["input sft changed"]
+    run.stages["grpo"]["reasons"] = ["inputs merged, base changed (sft did)"]
+    run.stages["student"]["reasons"] = ["input grpo may change (sft will run)"]
+    found = read_outcome(run.payload())
+    assert found.causes[1] == ("input model: 0a1b2c3d -> 9f8e7d6c", ("sft",)) and found.followed == 3
+    assert [reason for reason, _ in found.causes] == ["never ran before", "input model: 0a1b2c3d -> 9f8e7d6c"]
+
+
+def test_what_was_not_asked_for_is_not_missing(run: SmallRun) -> None:
+    why = "not selected by --only student"
+    for name in ("base", "sft", "merged"):
+        run.stages[name] |= {"state": "skipped", "reason": why, "reasons": [why]}
+    run.stages["grpo"] |= {
+        "state": "skipped",
+        "reason": f"{why}; its result is taken",
+        "reasons": [f"{why}; its result is taken", "done by run 1"],
+    }
+    found = read_outcome(run.payload())
+    assert found.well and (found.asked, found.options) == (2, "--only student")
+    text = page_of(run).text
+    assert "All 2 stages that were asked for are done. Left out by --only student: base , sft , merged , grpo ." in text
+    assert "Not begun" not in text
+    run.stages["small"] |= {"state": "failed", "error": "out of memory"}
+    run.stages["student"] |= {"state": "skipped", "reason": "small failed"}
+    assert "0 of 2 stages are done. Failed: small . Not begun: student ." in page_of(run).text
+
+
+def test_one_stage_is_not_all_stages(tmp_path: Path) -> None:
+    run = SmallRun(tmp_path)
+    run.stage("base", "init_model", {}, model("base"))
+    assert "The stage is done." in page_of(run).text
