@@ -68,6 +68,7 @@ def render_sweep_report(store: Store, named: NamedRuns) -> str:
         trials=read_trials(found, runs, store.url),
         plots=setting_plots(found, swept) if metric is not None else (),
         heat=heat_map(found, swept) if metric is not None else None,
+        equal=[row for row in found.rows if _is_equal(found, row)],
         level=[row for row in found.rows if _is_level(found, row)],
         unranked=[row for row in found.rows if _is_unranked(found, row)],
         curves=read_sweep_curves(runs, metric, Reader(store)),
@@ -85,9 +86,17 @@ def _state(found: Standings, trials: int) -> str:
     return next((state for state in ("running", "failed") if state in states), "interrupted")
 
 
+def _is_equal(found: Standings, row: Row) -> bool:
+    """Whether it ended well with the very number of the best, which stands first by the order of the trials alone."""
+    if found.first is None or row is found.first or row.state != "ok":
+        return False
+    own, best = (each.metrics.get(found.metrics[0]) for each in (row, found.first))
+    return own is not None and best is not None and own.number is not None and own.number == best.number
+
+
 def _is_level(found: Standings, row: Row) -> bool:
-    """Whether its interval reaches into that of the best, so that it may be as good."""
-    if found.first is None or row is found.first:
+    """Whether it is not equal, and its interval reaches into that of the best, so that it may be as good."""
+    if found.first is None or row is found.first or _is_equal(found, row):
         return False
     (best_low, best_high), (low, high) = (_interval(found, each) for each in (found.first, row))
     if found.best == "highest":

@@ -157,7 +157,7 @@ def _logs(run: Mapping[str, Any], reader: Reader, so_far: Mapping[str, Sequence[
     def add(stage: str, rows: Sequence[Mapping[str, Any]], ledger: Mapping[str, Any]) -> None:
         notices = (*notices_of_rows(counts_of(ledger)), *_notices(rows))
         uses = str(run["stages"][stage]["uses"])
-        logs.append(_Log(stage, uses, len(logs) % COLORS, points_of(rows), notices))
+        logs.append(_Log(stage, uses, _color(logs, uses), points_of(rows), notices))
 
     for stage, entry in run["stages"].items():
         if so_far.get(stage):
@@ -168,6 +168,13 @@ def _logs(run: Mapping[str, Any], reader: Reader, so_far: Mapping[str, Sequence[
                 if points_of(rows):
                     add(stage, rows, reader.json(artifact_of(output), "ledger.json", stage))
     return logs
+
+
+def _color(logs: Sequence[_Log], uses: str) -> int:
+    """The next one, or the first after it that no other of its charts' lines has, while there is one."""
+    taken = {log.color for log in logs if log.uses == uses}
+    after = [(len(logs) + step) % COLORS for step in range(COLORS)]
+    return next((color for color in after if color not in taken), after[0])
 
 
 def _notices(rows: Iterable[Mapping[str, Any]]) -> tuple[Notice, ...]:

@@ -54,7 +54,8 @@ class Said:
 
 @dataclass(frozen=True)
 class Card:
-    """One row of the dataset. `columns[i]` belongs to column i; `changed`: they do not agree."""
+    """One row of the dataset. `columns[i]` belongs to column i; `changed`: they do not agree in how many of their
+    answers are right, or, where none is judged, in what these say."""
 
     row_id: str
     prompt: tuple[tuple[str, str], ...]
@@ -80,9 +81,11 @@ class Group:
 
     data: str
     columns: list[tuple[str, str]] = field(default_factory=list)
-    """(model, evaluation stage)"""
+    """(model, evaluation stage), the stage beside the model too where several evaluated it"""
     cards: list[Card] = field(default_factory=list)
     judged: bool = False
+    compared: bool = False
+    """Whether answers can agree: of numbers alone nearly none are equal."""
     several: bool = False
     """Whether a model answered a row more than once."""
     cut: bool = False
@@ -140,7 +143,7 @@ def _by_row(lines: Any, data: str, wanted: dict[tuple[str, bool], set[str]]) -> 
 
 def _group(data: str, members: Sequence[tuple[str, Records]], wiring: Wiring) -> Group:
     group = Group(data=data or "no dataset")
-    group.columns = [(wiring.model_of(stage) or stage, stage) for stage, _ in members]
+    group.columns = _labelled([(wiring.model_of(stage) or stage, stage) for stage, _ in members])
     group.cut, size = len(members[0][1]) == MAX_CARDS, 0
     for row_id in members[0][1]:
         card = _card(row_id, [records.get(row_id, []) for _, records in members])
@@ -151,22 +154,29 @@ def _group(data: str, members: Sequence[tuple[str, Records]], wiring: Wiring) ->
         group.cards.append(card)
     said = [column for card in group.cards for column in card.columns]
     group.judged = any(column.judged for column in said)
+    group.compared = group.judged or any(answer.turns for column in said for answer in column.answers)
     group.several = any(sum(answer.times for answer in column.answers) > 1 for column in said)
     return group
+
+
+def _labelled(columns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    models = [model for model, _ in columns]
+    return [(f"{model} ({stage})" if models.count(model) > 1 else model, stage) for model, stage in columns]
 
 
 def _card(row_id: str, columns: Sequence[Sequence[dict[str, Any]]]) -> Card:
     found = [[_answer(record) for record in column] for column in columns]
     first = next(record for column in columns for record in column)
-    judged = any(answer.correct is not None for answers in found for answer in answers)
-    compared = {tuple(answer.correct if judged else answer.turns or answer.values for answer in a) for a in found if a}
+    said = tuple(map(_said, found))
+    shares = {column.right / column.judged for column in said if column.judged}
+    texts = {tuple(sorted(answer.turns for answer in answers)) for answers in found if answers}
     expected = next((first[name] for name in EXPECTED if first.get(name) is not None), "")
     return Card(
         row_id=row_id,
         prompt=(*turns(first.get("prompt")), *_pair(first)),
         expected=clipped(" ".join(text for _, text in turns(expected)), 300),
-        columns=tuple(map(_said, found)),
-        changed=len(compared) > 1,
+        columns=said,
+        changed=len(shares or texts) > 1,
     )
 
 

@@ -133,6 +133,21 @@ def test_the_first_words_say_which_is_best_and_what_may_be_as_good(html: str) ->
     assert "posttrain run small --set trial=3" in text[: text.index("place trial")]
 
 
+def test_trials_with_the_same_number_are_as_good(tmp_path: Path) -> None:
+    """Also where no interval says so."""
+    made = SmallSweep(tmp_path, of=4)
+    for beta, accuracy in ((0.01, 0.5), (0.1, 0.7), (1.0, 0.7)):
+        made.trial({"dpo.beta": beta}, {"accuracy": accuracy}, [1.0])
+    made.trial({"dpo.beta": 2.0}, {}, [], state="failed", error=ERROR)
+    text = Page(rendered(made)).text
+    assert "Best: trial 2 , dpo.beta 0.1 ; judge.accuracy 0.7 . The same has trial 3 ." in text
+    assert "The 95 % interval" not in text
+
+
+def test_a_sentence_after_the_failed_ones_has_a_blank_before_it(html: str) -> None:
+    assert re.search(r"trial 6</a>\.\s+The 95 % interval", html)
+
+
 def test_a_numeric_setting_is_drawn_to_its_logarithm_with_intervals(html: str) -> None:
     assert '<svg class="setting"' in html and 'data-setting="dpo.beta" data-scale="log"' in html
     factor, offset = metric_axis(html, "dpo.beta")
