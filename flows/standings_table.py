@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.measure import Measurement
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +19,10 @@ from flows.standings import Row, Standings
 
 WIDEST = 10_000
 """Columns in which every table has room."""
+LEAST_HEAD = 8
+"""Characters to which the name of a setting or metric is torn at most."""
+BETWEEN = 2
+"""Blanks between columns."""
 LONGEST_ERROR = 120
 """Characters; JSON has all of it, and so has the run's report."""
 
@@ -26,8 +31,9 @@ LONGEST_ERROR = 120
 class StandingsTable:
     """A row a run, with its id where all are listed; `most`: only the first so many, while others are to come.
 
-    A terminal that is too narrow for all columns goes without `cached` and tears names of settings before numbers;
-    run ids stay whole, so that they can be copied.
+    A terminal that is too narrow for all columns has intervals and errors below, goes without `cached` and then without
+    `time`, and tears names of settings before values; where even these have no room, each run has lines of its own.
+    Run ids stay whole, so that they can be copied.
     """
 
     found: Standings
@@ -37,31 +43,83 @@ class StandingsTable:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         names = [name for name in columns(self.found) if name != "run" or self.most is None]
         whole = self.table(names)
-        fits = Measurement.get(console, options.update(max_width=WIDEST), whole).maximum <= options.max_width
-        yield whole if fits else self.table([name for name in names if name != "cached"], narrow=True)
+        if Measurement.get(console, options.update(max_width=WIDEST), whole).maximum <= options.max_width:
+            yield whole
+            return
+        for gone in (("cached",), ("cached", "time")):
+            kept = [name for name in names if name not in gone]
+            widths = self._widths(kept, options.max_width)
+            if widths is not None:
+                yield self.table(kept, widths)
+                yield from (Text(f"{_label(row)}: {_error(row)}") for row in self._rows if row.error is not None)
+                return
+        yield from self._lines(names)
 
-    def table(self, names: Sequence[str], *, narrow: bool = False) -> Table:
-        """With these of `columns`. `narrow`: an interval stands below its number."""
+    @property
+    def _rows(self) -> tuple[Row, ...]:
+        return self.found.rows[: self.most]
+
+    @property
+    def _more(self) -> str:
+        more = len(self.found.rows) - len(self._rows)
+        return f"and {more} more" if more else ""
+
+    def table(self, names: Sequence[str], widths: Mapping[str, int] | None = None) -> Table:
+        """With these of `columns`. `widths`: in a narrow terminal; an interval then stands below its number."""
         table = Table(title=self.title or None, title_justify="left", box=None, pad_edge=False, header_style="dim")
-        kept = self.found.rows[: self.most]
-        rows = [dict(zip(columns(self.found), _cells(self.found, row), strict=True)) for row in kept]
         for name in names:
-            number = name in self.found.metrics
             table.add_column(
                 name,
                 overflow="fold",
-                justify="right" if number or name == "time" else "left",
-                no_wrap=name in ("run", "time", "trial") or (number and narrow),
+                justify="right" if name in self.found.metrics or name == "time" else "left",
+                no_wrap=widths is None and name in ("run", "time", "trial"),
+                width=None if widths is None else widths[name],
             )
-            for cells in rows if number and narrow else ():
-                cells[name] = cells[name].replace(" [", "\n[")
-        for row, cells in zip(kept, rows, strict=True):
+        for row in self._rows:
+            cells = _cells(self.found, row) if widths is None else _narrow_cells(self.found, row)
             cell_of = {name: Text(cells[name]) for name in names}
             cell_of["state"].stylize(STYLES.get(row.state, ""))
             table.add_row(*cell_of.values())
-        if len(kept) < len(self.found.rows):
-            table.caption, table.caption_justify = f"and {len(self.found.rows) - len(kept)} more", "left"
+        if self._more:
+            table.caption, table.caption_justify = self._more, "left"
         return table
+
+    def _widths(self, names: Sequence[str], room: int) -> dict[str, int] | None:
+        """Of columns that keep their values whole; None: there is no room for them."""
+        rows = [_narrow_cells(self.found, row) for row in self._rows]
+        least = {name: max([0, *(len(line) for cells in rows for line in cells[name].split("\n"))]) for name in names}
+        whole = {name: max(least[name], len(name)) for name in names}
+        for name in names:
+            torn = name in self.found.settings or name in self.found.metrics
+            least[name] = max(least[name], min(len(name), LEAST_HEAD)) if torn else whole[name]
+        widths, left = least, room - sum(least.values()) - BETWEEN * (len(names) - 1)
+        if left < 0:
+            return None
+        while left and widths != whole:
+            name = max(names, key=lambda name: whole[name] - widths[name])
+            widths, left = {**widths, name: widths[name] + 1}, left - 1
+        return widths
+
+    def _lines(self, names: Sequence[str]) -> RenderResult:
+        """What the table has, run by run."""
+        if self.title:
+            yield Text(self.title, style="italic")
+        for row in self._rows:
+            cells = _cells(self.found, row)
+            metrics = [f"{name} {cells[name]}" for name in self.found.metrics]
+            yield Text.assemble(
+                f"trial {row.trial}  " if row.trial is not None else "",
+                (row.state, STYLES.get(row.state, "")),
+                "  ",
+                ", ".join([*metrics, *filter(None, [cells["time"]])]),
+            )
+            indented = [" ".join(f"{name}={cells[name]}" for name in self.found.settings), _error(row)]
+            if "run" in names:
+                indented.insert(1, cells["run"])
+            for line in filter(None, indented):
+                yield Padding(Text(line, overflow="fold"), (0, 0, 0, 2), expand=False)
+        if self._more:
+            yield Text(self._more, style="dim")
 
 
 def many_tables(found: Standings, sweep: str | None) -> list[RenderableType]:
@@ -73,7 +131,7 @@ def many_tables(found: Standings, sweep: str | None) -> list[RenderableType]:
 
 def rows_of_text(found: Standings) -> list[dict[str, str]]:
     """The same for Prefect's pages."""
-    return [dict(zip(columns(found), _cells(found, row), strict=True)) for row in found.rows]
+    return [_cells(found, row) for row in found.rows]
 
 
 def columns(found: Standings) -> list[str]:
@@ -82,14 +140,22 @@ def columns(found: Standings) -> list[str]:
     return [*first, *found.settings, *found.metrics, "time", "cached", "run", "state"]
 
 
-def _cells(found: Standings, row: Row) -> list[str]:
+def _cells(found: Standings, row: Row) -> dict[str, str]:
+    """By `columns`."""
     first = [] if columns(found)[0] != "trial" else ["" if row.trial is None else str(row.trial)]
     settings = [setting_in_words(row.settings[name]) if name in row.settings else "–" for name in found.settings]
     measured = [row.metrics.get(name) for name in found.metrics]
     metrics = ["–" if one is None else metric_in_words(one.value, one.low, one.high) for one in measured]
     cached = f"{row.cached} of {row.stages}" if row.stages else ""
     time = "" if row.seconds is None else duration(row.seconds)
-    return [*first, *settings, *metrics, time, cached, row.run or "", _state(row)]
+    state = row.state if row.error is None else f"{row.state}: {_error(row)}"
+    return dict(zip(columns(found), [*first, *settings, *metrics, time, cached, row.run or "", state], strict=True))
+
+
+def _narrow_cells(found: Standings, row: Row) -> dict[str, str]:
+    """The same with intervals below their numbers, and without the error."""
+    cells = _cells(found, row)
+    return {**cells, **{name: cells[name].replace(" [", "\n[") for name in found.metrics}, "state": row.state}
 
 
 def setting_in_words(value: Any) -> str:
@@ -97,11 +163,16 @@ def setting_in_words(value: Any) -> str:
     return re.sub(r"e([-+])0(\d)$", r"e\1\2", plain(value)) if isinstance(value, float) else plain(value)
 
 
-def _state(row: Row) -> str:
+def _error(row: Row) -> str:
+    """Its first line; empty without one."""
     if row.error is None:
-        return row.state
+        return ""
     first = plain(row.error.strip().splitlines()[0])
-    return f"{row.state}: {first if len(first) <= LONGEST_ERROR else first[: LONGEST_ERROR - 1] + '…'}"
+    return first if len(first) <= LONGEST_ERROR else first[: LONGEST_ERROR - 1] + "…"
+
+
+def _label(row: Row) -> str:
+    return f"trial {row.trial}" if row.trial is not None else row.run or "a run"
 
 
 def heading(name: str, recipe: str | None, found: Standings, words: Sequence[str] = ()) -> str:

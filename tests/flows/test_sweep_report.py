@@ -17,6 +17,7 @@ from rich.console import Console
 from artifacts.errors import RequestError
 from flows import cli
 from flows.many_runs import compare_many, sweep_named
+from flows.standings import Measured, Row, Standings
 from flows.standings_table import StandingsTable
 from flows.sweep_report import render_sweep_report, write_sweep_report
 from stages.training.metrics_log import METRICS
@@ -120,6 +121,29 @@ def test_run_ids_stay_whole_in_a_narrow_terminal(tmp_path: Path) -> None:
     assert "[0.66, 0.76]" in shown[80, None]  # below its number, in one piece
     assert "cached" in shown[300, None] and "cached" not in shown[80, None]
     assert "20261129" not in shown[80, 5] and "and 1 more" in shown[80, 5]  # while others are to come
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
+@pytest.mark.parametrize("settings", [2, 4, 6])
+def test_a_narrow_terminal_has_every_value_whole(width: int, settings: int) -> None:
+    names = tuple(f"dpo.setting_number_{index}" for index in range(settings))
+    of = {name: float(f"{index + 1}e-5") for index, name in enumerate(names)}
+    metrics = {"judge.accuracy": Measured(0.7125, 0.6612, 0.7638)}
+    ids = [f"20261129-134045-a4b5b{trial}" for trial in (1, 2)]
+    rows = (
+        Row("ok", of, metrics, 1, ids[0], 75.0, 1, 4),
+        Row("interrupted", of, {}, 2, ids[1], 75.0, 1, 4, error="dpo: stopped because the run ended"),
+    )
+    text = io.StringIO()
+    Console(file=text, width=width).print(StandingsTable(Standings(names, tuple(metrics), rows, "highest"), "mine"))
+    shown = text.getvalue()
+    words = re.split(r"[\s=,]+", shown)
+    for value in (*ids, "ok", "interrupted", "0.7125", *(f"{index + 1}e-5" for index in range(settings))):
+        assert value in words, shown
+    assert "[0.6612, 0.7638]" in shown.replace("\n", " ") or width == 40
+    assert "dpo: stopped because the run ended" in " ".join(shown.split())
+    assert all(len(line.rstrip()) <= width for line in shown.splitlines())
+    assert not re.search(r"^ *\S( {2,}\S)* *$", shown, re.MULTILINE), shown  # a column of single letters
 
 
 def test_the_first_words_say_which_is_best_and_what_may_be_as_good(html: str) -> None:
