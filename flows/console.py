@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from io import TextIOWrapper
 from typing import Any
 
 from rich.console import Console
@@ -27,8 +28,10 @@ class _Console(Console):
 
 def console_of(*, stderr: bool = False, width_of_files: int) -> Console:
     """A terminal's own width; into a file or pipe what COLUMNS says, and without it `width_of_files`, at which no table
-    is torn."""
+    is torn. Characters that an encoding such as ASCII lacks become question marks."""
     console = _Console(stderr=stderr, highlight=False)
+    if isinstance(console.file, TextIOWrapper) and console.file.errors == "strict":
+        console.file.reconfigure(errors="replace")
     if console.file.isatty():
         return console
     columns = os.environ.get("COLUMNS", "")

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from artifacts import Record
 from flows.closing import format_metric, main_metric
+from flows.console import console_of
 from flows.decision import Decision
 from flows.terminal import StageLine, Terminal, clock
 from tests.flows.pipeline_stages import MAKE
@@ -196,3 +197,10 @@ def test_stages_that_are_not_selected_are_named_once(make: None) -> None:
     assert said.count("three") == said.count("four") == 1
     rows = said.split("─\n")[-1]
     assert [line.split()[0] for line in rows.splitlines() if line.strip()] == ["zero", "two"]
+
+
+def test_a_terminal_of_ascii_gets_question_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    console_of(width_of_files=80).print("small · run-1 · a long nam…")
+    assert written.getvalue() == b"small ? run-1 ? a long nam?\n"
