@@ -22,6 +22,10 @@ from stages.losses.policy_tokens import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+_NEVER_SAMPLED = 1e30
+"""The log-ratio of a token that the sampler says it never takes: beyond all others, and yet a number, so that it can
+be summed with one that the trainer never takes, which is minus infinity."""
+
 
 def truncated(ratios_N: Tensor, lowest: float, highest: float) -> Tensor:
     """Ratios beyond the bounds count as the bounds. Truncated importance sampling (Yao et al. 2025)."""
@@ -67,8 +71,10 @@ class Correction:
     clip_max: float | None
 
     def __call__(self, old_logprobs_N: Tensor, sampled_logprobs_N: Tensor, sequences: Sequences) -> Tensor:
-        """[N], without a gradient. Where the sampler gave no log-probability (NaN) it counts as the trainer's."""
-        differences_N = (old_logprobs_N - sampled_logprobs_N).detach().nan_to_num(nan=0.0)
+        """[N], without a gradient. Where the sampler gave no log-probability (NaN) it counts as the trainer's.
+        A sequence of a token that the trainer would never have taken has a ratio of 0, whatever its others."""
+        differences_N = (old_logprobs_N - sampled_logprobs_N).detach()
+        differences_N = differences_N.nan_to_num(nan=0.0, posinf=_NEVER_SAMPLED, neginf=-math.inf)
         ratios_N = ratios(self.mode.level(differences_N, sequences))
         lowest = 0.0 if self.clip_min is None else self.clip_min
         return self.mode.bound(ratios_N, lowest, math.inf if self.clip_max is None else self.clip_max)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from stages.losses.policy_tokens import MOST_LOG_RATIO
+from stages.losses.policy_tokens import MOST_LOG_RATIO, with_slopes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,10 +29,11 @@ def k2(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Tensor:
 
 def k3(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Tensor:
     """e^d - d - 1, d = log pi_ref - log pi; never negative. Returns [N]. arXiv:2402.03300, eq. 4. The power is at most
-    e^20, with a slope, as those of `policy_tokens.ratios`."""
+    e^80, with a slope, as those of `policy_tokens.ratios`."""
     difference_N = reference_logprobs_N - logprobs_N
-    beyond_N = (difference_N - MOST_LOG_RATIO).clamp(min=0).detach()
-    return (difference_N - beyond_N).expm1() - difference_N
+    bounded_N = difference_N.clamp(max=MOST_LOG_RATIO)
+    powers_N = bounded_N.detach().expm1()
+    return with_slopes(powers_N, powers_N + 1, difference_N) - bounded_N
 
 
 KL_ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}

@@ -5,6 +5,7 @@ N completion tokens of S sequences, one after the other or in any order.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -56,17 +57,24 @@ class PolicyTokens:
     """Importance of the token to a sampler that is not quite pi_old (`policy_correction`); None: 1."""
 
 
-MOST_LOG_RATIO = 20.0
-"""e^20 is half a billion: what is beyond tells nothing more, and would not stay a number."""
+MOST_LOG_RATIO = 80.0
+"""e^80 = 5.5e34 is still a float32; a run that depends on more has run away, and its norms say so."""
 
 
 def ratios(log_ratios: Tensor) -> Tensor:
-    """exp(log-ratio), at most e^20; finite with its slope for every finite log-ratio.
+    """exp(log-ratio), at most e^80, with its slope; NaN only where the log-ratio is.
 
     The sum of a sequence's log-ratios passes float32's 88 soon, and the slope of a clip is then 0 times infinity. The
-    bound leaves a slope, that of e^20: a completion that has become far too likely still has to become less so.
+    bound leaves a slope, that of e^80: a completion that has become far too likely still has to become less so.
     """
-    return (log_ratios - (log_ratios - MOST_LOG_RATIO).clamp(min=0).detach()).exp()
+    powers = log_ratios.detach().clamp(max=MOST_LOG_RATIO).exp()
+    return with_slopes(powers, powers, log_ratios)
+
+
+def with_slopes(values: Tensor, slopes: Tensor, of: Tensor) -> Tensor:
+    """The same values, as a function of `of` that has these slopes; all of one shape."""
+    finite = of.nan_to_num(nan=math.nan)  # infinity less itself is no number
+    return values + slopes * (finite - finite.detach())
 
 
 LogRatios = Callable[["Tensor", Sequences], "Tensor"]

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from stages.losses.policy import POLICY_LOSSES, clipped
 from stages.losses.policy_correction import MODES, Correction, on_policy_enough
 from stages.losses.policy_kl import KL_ESTIMATORS
-from stages.losses.policy_tokens import LOG_RATIOS, PolicyTokens, Sequences
+from stages.losses.policy_tokens import LOG_RATIOS, PolicyTokens, Sequences, ratios
 from tests.losses.policy_tokens import tensor
 
 # tokens of two sequences, interleaved: log-ratios 0.1, 0.3 of the first and -0.2, -0.4, 0.3 of the second
@@ -180,18 +180,56 @@ def test_ratios_beyond_what_floats_hold(name: str, level: str) -> None:
     slopes = torch.autograd.grad(losses_N.sum(), (changes_N, logprobs_N), allow_unused=True)
     assert losses_N.isfinite().all() and all(one is None or one.isfinite().all() for one in slopes)
     if POLICY_LOSSES[name].function is clipped:  # far too likely, and worse than the others; bounded where better
-        assert slopes[0] is not None and float(slopes[0][2]) == pytest.approx(math.exp(20)) and slopes[0][8] == 0
+        assert slopes[0] is not None and float(slopes[0][2]) == pytest.approx(math.exp(80)) and slopes[0][8] == 0
 
 
 def test_divergences_and_corrections_beyond_what_floats_hold() -> None:
     logprobs_N = torch.tensor([-200.0, -1.0, 0.0], requires_grad=True)
     divergences_N = KL_ESTIMATORS["k3"](logprobs_N, torch.tensor([0.0, -1.0, -200.0]))
     (slopes_N,) = torch.autograd.grad(divergences_N.sum(), logprobs_N)
-    expected = [math.exp(20) - 201, 0.0, 199.0]
+    expected = [math.exp(80), 0.0, 199.0]
     assert divergences_N.tolist() == pytest.approx(expected) and slopes_N.tolist() == pytest.approx(
-        [1 - math.exp(20), 0.0, 1.0]
+        [-math.exp(80), 0.0, 1.0]
     )
     unbounded = Correction(MODES["sequence_truncate"], 0.5, None)
     sequences = Sequences(torch.tensor([0, 0, 1]), 2)
     found = unbounded(torch.tensor([0.0, 0.0, 0.0]), torch.tensor([-100.0, -100.0, 200.0]), sequences)
-    assert found.tolist() == pytest.approx([math.exp(20), math.exp(20), 0.5])
+    assert found.tolist() == pytest.approx([math.exp(80), math.exp(80), 0.5])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ratios_are_powers_up_to_their_bound(dtype: torch.dtype) -> None:
+    """To the bit, with their slopes; then e^80 however far, and what is no number stays none."""
+    log_ratios_N = torch.linspace(-120.0, 79.99, 4001, dtype=dtype).requires_grad_()
+    for found_N, expected_N in (
+        (ratios(log_ratios_N), log_ratios_N.exp()),
+        (KL_ESTIMATORS["k3"](-log_ratios_N, torch.zeros_like(log_ratios_N)), log_ratios_N.expm1() - log_ratios_N),
+    ):
+        slopes_N = [torch.autograd.grad(one_N.sum(), log_ratios_N)[0] for one_N in (found_N, expected_N)]
+        assert torch.equal(found_N, expected_N) and torch.equal(*slopes_N)
+    far_N = torch.tensor([81.0, 1e9, math.inf, -math.inf, math.nan], dtype=dtype, requires_grad=True)
+    most = math.exp(80)
+    expected_N = torch.tensor([most, most, most, 0.0, math.nan], dtype=dtype)
+    assert_close(ratios(far_N), expected_N, equal_nan=True)
+    (slopes_N,) = torch.autograd.grad(ratios(far_N)[:2].sum(), far_N)
+    assert slopes_N[:2].tolist() == pytest.approx([most, most])
+    divergences_N = KL_ESTIMATORS["k3"](-far_N, torch.zeros_like(far_N))
+    assert_close(divergences_N, torch.tensor([most, most, most, math.inf, math.nan], dtype=dtype), equal_nan=True)
+
+
+@pytest.mark.parametrize("level", ["token", "sequence", "geometric"])
+def test_corrections_of_tokens_that_one_side_never_takes(level: str) -> None:
+    """Of two tokens that the sampler never takes, two that the trainer never takes, one of each, and of neither."""
+    sequences = Sequences(torch.tensor([0, 0, 1, 1, 2, 2, 3]), 4)
+    never = -math.inf
+    old, sampled = tensor([-1, -1, never, never, -1, never, -1]), tensor([never, never, -1, -1, never, -1, -1])
+
+    def found(mode: str, clip_min: float | None, clip_max: float | None) -> list[float]:
+        numbers: list[float] = Correction(MODES[f"{level}_{mode}"], clip_min, clip_max)(
+            old, sampled, sequences
+        ).tolist()
+        return numbers
+
+    mixed = [0.0, 0.0] if level != "token" else [3.0, 0.0]
+    assert found("truncate", None, 3.0) == [3.0, 3.0, 0.0, 0.0, *mixed, 1.0]
+    assert found("mask", 0.5, 1e12) == [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
