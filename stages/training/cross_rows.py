@@ -179,10 +179,15 @@ class CrossRows:
         return _Aligned.of(own, other.first(self.limits.teacher), groups)
 
     def _given(self, row: Row, *, trimmed: bool) -> tuple[Reading, Reading]:
-        if calls_tools(row) and (own := self.student.called(row)) != (other := self.teacher.called(row)):
-            raise UnreadableError(f"the two chat templates show its tool calls as {own[:60]!r} and as {other[:60]!r}")
+        readers = ((self.student, "model"), (self.teacher, "teacher"))
+        if calls_tools(row):
+            own, other = (_called(reader, row, name) for reader, name in readers)
+            if own != other:
+                raise UnreadableError(
+                    f"the two chat templates show its tool calls as {own[:60]!r} and as {other[:60]!r}"
+                )
         readings = []
-        for reader, name in ((self.student, "model"), (self.teacher, "teacher")):
+        for reader, name in readers:
             try:
                 readings.append(reader.given(row, trimmed=trimmed))
             except UnreadableError as error:
@@ -220,6 +225,14 @@ class CrossRows:
                 given,
             ),
         )
+
+
+def _called(reader: Reader, row: Row, name: str) -> str:
+    """Raises UnreadableError, too, where the template shows no tool calls at all: other rows may do without."""
+    try:
+        return reader.called(row)
+    except (DataError, UnreadableError) as error:
+        raise UnreadableError(f"input {name}: {error}") from error
 
 
 def _mask(length: int, asked: Sequence[range]) -> list[bool]:

@@ -16,7 +16,7 @@ from stages.data.readings import Reader
 from stages.data.truncation import RowLimit
 from stages.distill import Config, check
 from stages.rollouts.requests import Completion
-from stages.training.cross_rows import CrossRows, Limits
+from stages.training.cross_rows import UNALIGNED, CrossRows, Limits
 from stages.training.generation import Sampling
 from tests.data.characters import IDS, ids
 from tests.data.two_tokenizers import byte_level
@@ -174,6 +174,26 @@ def test_tool_calls_that_both_templates_show_alike(tmp_path: Path) -> None:
     assert "".join(compared) == '(add {"a": 1})' and group.data.sizes[:2] == ((1, 1), (2, 2))
     with pytest.raises(DataError, match=r"the two chat templates show its tool calls as '\(add .* and as '\[add "):
         readers[1].given(dataset, RowLedger())
+
+
+@pytest.mark.parametrize("blind", ["model", "teacher"])
+def test_tool_calls_that_one_template_does_not_show(tmp_path: Path, blind: str) -> None:
+    """Such a row is dropped and counted, and the others are compared."""
+    shown = TEMPLATE.replace("{{ m.content }}", "{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls else '' }}")
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    said = {"role": "assistant", "content": "ab"}
+    told = [{"prompt": talk("ab"), "completion": [one]} for one in (said, {**said, "tool_calls": [call]})]
+    dataset = read_dataset(save_dataset(tmp_path / "rows", "prompt_completion", told, conversational=True))
+    one, two = (
+        byte_level([merge], TEMPLATE if name == blind else shown)
+        for merge, name in (("a d", "model"), ("d d", "teacher"))
+    )
+    limits, ledger = Limits(RowLimit(96), None, RowLimit(96), 96), RowLedger()
+    rows = CrossRows(one, Reader(one), Reader(two), limits, frozenset(), True, lambda row: row)
+    assert len(rows.given(dataset, ledger)) == 1
+    assert ledger.states == {"used": 1, UNALIGNED: 1}
+    with pytest.raises(DataError, match=rf"none of the 1 rows.*input {blind}: .*tool calls"):
+        rows.given(dataset.select([1]), RowLedger())
 
 
 def test_rows_of_another_type(tmp_path: Path, inputs: dict[str, Path]) -> None:
