@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +52,8 @@ class SharedStart:
 
     @torch.no_grad()
     def __call__(self, model: Any) -> Any:
-        """The peft model that has just been made, with these. The first call is collective; one that is made again
-        gets the same."""
+        """The peft model that has just been made, with these; weights that are without the start are so up to rounding.
+        The first call is collective; one that is made again gets the same."""
         if self.processes.size == 1:
             return model
         own = {name: one for name, one in model.named_parameters() if ".lora_" in name}
@@ -62,24 +61,28 @@ class SharedStart:
             device = self.processes.device
             told = {name: self.processes.give(one.detach().to(device, copy=True), 0) for name, one in own.items()}
             self._factors = {name: one.cpu() for name, one in told.items()}
-        differing = {name for name, one in own.items() if not torch.equal(one.cpu(), self._factors[name])}
-        if not differing:
-            return model
-        moved = _deltas(model, differing) if has_moved_base(model) else {}
-        for name in differing:
-            own[name].copy_(self._factors[name])
-        for path, now in _deltas(model, differing if moved else ()).items():
-            weight = model.get_submodule(path).get_base_layer().weight
-            weight += moved[path] - now
-        if moved:
+        differing: dict[str, list[str]] = {}
+        for name, one in own.items():
+            if not torch.equal(one.cpu(), self._factors[name]):
+                differing.setdefault(name.partition(".lora_")[0], []).append(name)
+        moves = has_moved_base(model)
+        for path, names in differing.items():  # one by one: what an adapter adds is as large as the weight
+            layer = model.get_submodule(path)
+            before = _added(layer) if moves else None
+            for name in names:
+                own[name].copy_(self._factors[name])
+            if before is not None:
+                weight = layer.get_base_layer().weight
+                weight += before - _added(layer)
+        if moves and differing:
             keep_start(model)
         return model
 
 
-def _deltas(model: Any, names: Collection[str]) -> dict[str, Tensor]:
-    """Path -> what the adapter adds to the weight of each layer of which a factor is among the names."""
-    layers = {path: model.get_submodule(path) for path in {name.partition(".lora_")[0] for name in names}}
-    return {path: layer.get_delta_weight(next(iter(layer.lora_A))) for path, layer in layers.items()}
+def _added(layer: Any) -> Tensor:
+    """What the adapter of a layer adds to its weight."""
+    added: Tensor = layer.get_delta_weight(next(iter(layer.lora_A)))
+    return added
 
 
 def has_moved_base(model: Any) -> bool:

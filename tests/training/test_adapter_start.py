@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from peft.tuners.lora import Linear
 from torch import Tensor
 
 from artifacts.errors import StageError
@@ -88,13 +90,26 @@ class Second(Processes):
         return next(self.given)
 
 
-def test_the_second_process_starts_with_the_factors_of_the_first() -> None:
-    """Those of another seed; its frozen weights are then without these, as if it had found them itself."""
+def test_the_second_process_starts_with_the_factors_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of another seed; its frozen weights are then without these, as if it had found them itself, but for
+    rounding. What adapters add, as large as the weights, is known of one at a time."""
     first, second = (started("pissa_niter_4", seed=seed) for seed in (1, 2))
     named = [dict(model.named_parameters()) for model in (first, second)]
     factors = {name: one.detach().clone() for name, one in named[0].items() if ".lora_" in name}
     assert not any(torch.equal(one, named[1][name]) for name, one in factors.items())
+    known: list[weakref.ref[Tensor]] = []
+    at_once: list[int] = []
+    added = Linear.get_delta_weight
+
+    def watched(layer: Any, adapter: Any) -> Tensor:
+        found: Tensor = added(layer, adapter)
+        known.append(weakref.ref(found))
+        at_once.append(sum(one() is not None for one in known))
+        return found
+
+    monkeypatch.setattr(Linear, "get_delta_weight", watched)
     SharedStart(Second(1, 2, torch.device("cpu"), iter(factors.values())))(second)
+    assert len(known) == 2 * len(layers_of(second)) > 4 and max(at_once) == 2
     assert all(torch.equal(one, named[1][name]) for name, one in factors.items())
     for name, one in named[0].items():
         torch.testing.assert_close(named[1][name], one, atol=1e-5, rtol=1e-5)
