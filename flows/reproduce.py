@@ -23,7 +23,7 @@ from flows.launch import run_stage_process
 from flows.launch_settings import Launch, merge_launch
 from flows.reporting.reading import artifact_of
 from flows.stage_result import Event, StageResult
-from stages.identity import fingerprint
+from stages.identity import fingerprint, with_operational
 from stages.stage import STAGES, Stage, load_stage
 from stages.usage import machine_facts
 
@@ -167,7 +167,7 @@ class _Job:
         values = with_references(self.stage.config, self.identity["config"], hints, self.files, self.fetched)
         operational = self.provenance.get("operational") or {}
         try:
-            checked = self.stage.config.model_validate({**values, **operational})
+            checked = self.stage.config.model_validate(with_operational(values, operational))
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"]))

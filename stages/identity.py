@@ -28,6 +28,7 @@ __all__ = [
     "operational_config",
     "resolve_externals",
     "semantic_config",
+    "with_operational",
 ]
 
 Transform = Callable[[External, str], Any]
@@ -76,10 +77,35 @@ def _with_contents(marked: Any, contents: Any, field: str) -> Iterator[Named]:
 
 
 def operational_config(config: Config) -> dict[str, Any]:
-    """Its operational fields, which the identity leaves out."""
-    fields = type(config).model_fields
-    values = config.model_dump(mode="json")
-    return {name: values[name] for name, field in fields.items() if is_operational(field)}
+    """Its operational fields, which the identity leaves out. Those of settings within settings are in their places, of
+    one in a list under its index as text: `{"rewards": {"0": {"cache": true}}}`."""
+    return _operational(config)
+
+
+def with_operational(values: Any, operational: Mapping[str, Any]) -> Any:
+    """A semantic configuration, or a part of one, with what `operational_config` said besides."""
+    merged = dict(enumerate(values)) if isinstance(values, list) else dict(values)
+    for key, value in operational.items():
+        place = int(key) if isinstance(values, list) else key
+        inner = merged.get(place)
+        within = isinstance(value, Mapping) and isinstance(inner, Mapping | list)
+        merged[place] = with_operational(inner, value) if within else value
+    return list(merged.values()) if isinstance(values, list) else merged
+
+
+def _operational(value: Any) -> dict[str, Any]:
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields
+        own = {name for name, field in fields.items() if is_operational(field)}
+        inner = {name: getattr(value, name) for name in fields if name not in own}
+        return value.model_dump(mode="json", include=own) | _found_within(inner)
+    if isinstance(value, list | tuple):
+        return _found_within({str(index): entry for index, entry in enumerate(value)})
+    return _found_within(value) if isinstance(value, Mapping) else {}
+
+
+def _found_within(entries: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: found for name, entry in entries.items() if (found := _operational(entry))}
 
 
 def resolve_externals(config: Config, base: Path) -> Config:

@@ -60,10 +60,11 @@ def test_a_planted_change_is_named(asked: Asked, capsys, tmp_path: Path, monkeyp
 
 
 def test_data_and_code_are_found_by_content_wherever_they_went(tmp_path: Path, capsys, monkeypatch):
-    """The file has moved and has another name; what lies in its old place is another file."""
+    """The file has moved and has another name; what lies in its old place is another file. Fields that are no part of
+    the result are as they were, those of a reward too."""
     (tmp_path / "home").mkdir()
     asked = make_asked(tmp_path / "home")
-    asked.run("judge.limit=4")
+    asked.run("judge.limit=4", "judge.rewards=[{name: 'code.py:right', cache: false}]")
     away = tmp_path / "archive" / "2026"
     away.mkdir(parents=True)
     shutil.move(asked.rows, away / "old.jsonl")
@@ -110,7 +111,7 @@ def test_data_and_code_are_found_by_content_wherever_they_went(tmp_path: Path, c
     )
     rewards = json.dumps(found[0]["config"]["rewards"])
     assert f"{away / 'code.py'}:right" in rewards
-    assert found[0]["config"]["limit"] == 4
+    assert found[0]["config"]["limit"] == 4 and found[0]["config"]["rewards"][0]["cache"] is False
     assert found[0]["inputs"]["model"] == {"artifact": store.find("@small/more").id, "kind": "model"}
     assert found[0]["inputs_store"] == store.url and found[0]["store"] != store.url
 
