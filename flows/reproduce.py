@@ -29,6 +29,9 @@ from stages.usage import machine_facts
 
 Start = Callable[[dict[str, Any], Launch], StageResult]
 
+PLACES = ("devices", "urls", "weights_folder")
+"""Operational settings that are of the place where a stage ran."""
+
 
 @dataclass(frozen=True)
 class Reproduction:
@@ -165,7 +168,7 @@ class _Job:
     def _config(self) -> dict[str, Any]:
         hints = self.hints.get("config") or {}
         values = with_references(self.stage.config, self.identity["config"], hints, self.files, self.fetched)
-        operational = self.provenance.get("operational") or {}
+        operational = _anywhere(self.provenance.get("operational") or {})
         try:
             checked = self.stage.config.model_validate(with_operational(values, operational))
         except ValidationError as error:
@@ -200,6 +203,13 @@ class _Job:
         except RequestError as error:
             raise RequestError(f"input {name} is neither in {self.store.url} nor at hand: {error}") from error
         return {"path": str(folder), "kind": kinds[0], "digest": bare}
+
+
+def _anywhere(operational: Any) -> Any:
+    """Without what names places and machines, which may be gone: servers of one's own serve as well."""
+    if not isinstance(operational, dict):
+        return operational
+    return {name: _anywhere(value) for name, value in operational.items() if name not in PLACES}
 
 
 def _counterpart(scratch: Store, job: _Job, result: StageResult) -> Artifact:

@@ -17,7 +17,7 @@ import pytest
 from artifacts import Artifact, open_store
 from artifacts.errors import RequestError
 from flows.file_differences import differing_files
-from flows.reproduce import reproduce
+from flows.reproduce import _anywhere, reproduce
 from tests.flows.asked_runs import Asked, make_asked
 
 PLANTED = """
@@ -194,3 +194,12 @@ def test_what_is_missing_is_said(arguments, capsys):
         cli.main(list(arguments))
     assert left.value.code == 2
     assert os.linesep in capsys.readouterr().err
+
+
+def test_places_of_the_run_are_not_looked_for_again() -> None:
+    then = {
+        "rollouts": {"urls": ["http://gone:1"], "servers": 2},
+        "weight_averaging": {"device": "cpu"},
+        "devices": "3",
+    }
+    assert _anywhere(then) == {"rollouts": {"servers": 2}, "weight_averaging": {"device": "cpu"}}
