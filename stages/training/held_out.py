@@ -16,7 +16,7 @@ from stages.data.given_tokens import require_vocabulary
 from stages.data.ledger import RowLedger, say_dropped
 from stages.data.types import Dataset
 from stages.training.batch import Group
-from stages.training.metrics import pairs
+from stages.training.metrics import extremes, pairs
 from stages.training.micro_batches import balance_loss, passes
 from stages.training.objective import Completing, Concluding, Objective, Windows
 
@@ -168,7 +168,9 @@ def measure(trainer: Trainer, groups: Sequence[Group]) -> dict[str, float]:
     trainer.scorer.eval()
     sums = trainer.budget.fit(lambda tokens: passes(trainer, groups, tokens), alone=processes.size == 1)
     names = ["loss", *trainer.metric_names]
-    totals = pairs(names, processes.sum(sums.stacked(names, processes.device)).tolist())
+    bounds = sums.stacked_extremes(processes.rank, processes.size, processes.device)
+    values = processes.sum(torch.cat([sums.stacked(names, processes.device), bounds])).tolist()
+    totals = pairs(names, values)
     loss = totals.pop("loss")[0] / items + balance_loss(trainer, totals)
     if not math.isfinite(loss):
         raise StageError(
@@ -177,7 +179,11 @@ def measure(trainer: Trainer, groups: Sequence[Group]) -> dict[str, float]:
         )
     means = {name: total / count for name, (total, count) in totals.items() if count != 0}
     if isinstance(objective, Concluding):
-        means |= objective.concluded(means)
+        found = extremes(sums.signs, values[2 * len(names) :], processes.size)
+        try:
+            means |= objective.concluded(means | found)
+        except StageError as error:
+            raise StageError(f"input {INPUT}: {error}") from error
     return named({"loss": loss, **means})
 
 

@@ -193,11 +193,11 @@ class Trainer:
         loss, tokens = totals.pop("loss")[0] / items + balance_loss(self, totals), int(totals.pop("num_tokens")[0])
         if not math.isfinite(loss) or not math.isfinite(grad_norm):
             stop_on_nan(self, step, window, loss, grad_norm)
-        self.parallel.step(rate)
         known = {"step": step + 1, "loss": loss, "grad_norm": grad_norm, "learning_rate": rate}
         means = {name: total / count for name, (total, count) in totals.items() if count != 0} | found
         if isinstance(self.objective, Concluding):
             means |= self.objective.concluded(means)
+        self.parallel.step(rate)
         if window.num_tokens is not None:
             tokens = window.num_tokens
         return {**known, "num_tokens": tokens, **window.metrics, **means}, [group.row_id for group in window.groups]

@@ -46,7 +46,7 @@ class Concluding(Protocol):
     """An objective with metrics that follow from the means of others over the whole step."""
 
     def concluded(self, means: Mapping[str, float]) -> dict[str, float]:
-        """More metrics, from those that the step has."""
+        """More metrics, from those that the step has. Before any weight changes: what it raises, every process does."""
         ...
 
 

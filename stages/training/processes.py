@@ -55,6 +55,15 @@ class Processes:
         return values[0]
 
 
+def gathered(value: T) -> list[T]:
+    """The value of every process, by rank. Collective; small objects only."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [value]
+    values = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def prepare_process(context: Context) -> Accelerator:
     """Deterministic algorithms, a fixed number of threads, and the process group. What loads models is imported."""
     sharding = launched_sharding()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from artifacts.errors import StageError
 from stages.training.batch import TokenBatch
+from stages.training.processes import gathered
 
 LARGEST = "sampling/sampling_logp_difference/max"
 """The metric, an Extreme of the step."""
@@ -34,16 +36,21 @@ class WorstDifference:
         self._noted.append((rows, torch.cat([one.detach().index_select(0, worst).double() for one in parts])))
 
     def require(self, means: Mapping[str, float]) -> None:
-        """Of a step that is over, by its metrics. Raises StageError where a token of this process is beyond the
-        tolerance."""
+        """Of a step's batches, by its metrics, which are those of all processes. Collective where the largest
+        difference is beyond the tolerance. Raises the same StageError on every process where a noted token is."""
         noted, self._noted = self._noted, []
         if self.tolerance is None or not means.get(LARGEST, 0.0) > self.tolerance:
             return
-        for rows, values in noted:
-            difference, branch, token, sampled, computed = values.tolist()
-            if difference > self.tolerance:
-                raise StageError(
-                    f"the sampler gave token {token:.0f} of a completion of row {rows[int(branch)]} log-probability "
-                    f"{sampled:.4f}, the {self.computer} {computed:.4f}: the sampler has other weights, or computes "
-                    "differently"
-                )
+        own = max(((rows, values.tolist()) for rows, values in noted), key=_difference, default=None)
+        found = None if own is None else (own[0][int(own[1][1])], own[1])
+        rows_and_values = [one for one in gathered(found) if one is not None]
+        row, (difference, _, token, sampled, computed) = max(rows_and_values, key=_difference, default=("", [0.0] * 5))
+        if difference > self.tolerance:
+            raise StageError(
+                f"the sampler gave token {token:.0f} of a completion of row {row} log-probability {sampled:.4f}, the "
+                f"{self.computer} {computed:.4f}: the sampler has other weights, or computes differently"
+            )
+
+
+def _difference(noted: tuple[Any, list[float]]) -> float:
+    return noted[1][0]

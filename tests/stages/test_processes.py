@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from stages.training.policy_known import Known
 from tests.in_process import failures, run_here
 from tests.tiny_recipe import BASE, metrics_of, write_recipe
 from tests.two_ranks import two_ranks
@@ -112,6 +114,33 @@ def test_processors_that_find_other_factors(tmp_path: Path, warm_process: Warm) 
         found.append(metrics_of(tmp_path / str(processes), payload["stages"]["sft"]))
     for one, other in zip(*found, strict=True):
         assert (other["loss"], other["grad_norm"]) == pytest.approx((one["loss"], one["grad_norm"]), rel=1e-4)
+
+
+def other_sampler() -> None:
+    """One whose weights are not those of the trainer."""
+    plain = Known.of
+
+    def known(*given: Any) -> Known:
+        found = plain(*given)
+        return found if found.sampled_N is None else replace(found, sampled_N=found.sampled_N + 0.5)
+
+    Known.of = known  # type: ignore[method-assign, assignment]
+
+
+@pytest.mark.slow
+def test_a_sampler_of_the_second_process_that_disagrees(tmp_path: Path, warm_process: Warm) -> None:
+    """The first says it too, and leaves nothing."""
+    _, _, settings = STAGES["self_taught"]
+    settings = {name: settings[name] for name in ("rewards", "num_generations", "max_completion_length")}
+    stage = {"uses": "rl", "inputs": {"model": "base", "dataset": "rows"}, "with": {**TRAINING, **settings}}
+    stage = {**stage, "with": {**stage["with"], "max_steps": 1}, "launch": {"processes": 2}}
+    stage["with"].pop("max_length")
+    recipe = write_recipe(tmp_path / "recipe", {"learned": stage})
+    with two_ranks(tmp_path / "ranks", warm_process, f"{__name__}:other_sampler") as ranks:
+        payload = run_here(recipe, tmp_path / "store", ranks=ranks)
+        answers = [(tmp_path / "ranks" / f"0.{rank}").read_text() for rank in range(2)]
+    assert "other weights, or computes differently" in failures(payload)["learned"]
+    assert "0" not in answers
 
 
 def taught(budget: int, processes: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from stages.losses.policy import POLICY_LOSSES
 from stages.losses.policy_kl import k3
 from stages.losses.policy_tokens import LOG_RATIOS, PolicyTokens, Sequences
 from stages.losses.preference import sigmoid
+from stages.training import worst_difference
 from stages.training.batch import Group, TokenBatch
 from stages.training.distillation import DistillationLoss
 from stages.training.language_modeling import TokenLoss
@@ -30,7 +31,7 @@ from stages.training.policy_known import Rollouts
 from stages.training.policy_terms import PolicySettings
 from stages.training.preference import PairSettings, PreferenceLoss
 from stages.training.teachers import LocalTeacher
-from stages.training.worst_difference import LARGEST
+from stages.training.worst_difference import LARGEST, WorstDifference
 from tests.losses.heads import Work
 from tests.training.conftest import VOCABULARY, random_groups, tiny_model
 
@@ -238,6 +239,17 @@ def test_a_sampler_that_disagrees_is_an_error(scorer: Scorer) -> None:
             with pytest.raises(StageError, match=r"of row row1 log-probability .* weights, or computes differently"):
                 objective.concluded(step)
         objective.concluded(step)  # of the step after, where it goes on
+
+
+def test_every_process_raises_what_one_has_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that has no group at all, by the worst token of all."""
+    theirs = [("row7", [0.5, 1.0, 3.0, -1.5, -1.0]), ("row2", [0.7, 0.0, 4.0, -1.7, -1.0])]
+    monkeypatch.setattr(worst_difference, "gathered", lambda own: [own, *theirs])
+    found = WorstDifference(0.1, "trainer")
+    found.require({LARGEST: 0.05})
+    with pytest.raises(StageError, match=r"token 4 of a completion of row row2 log-probability -1\.7000, the trainer"):
+        found.require({LARGEST: 0.7})
+    WorstDifference(0.8, "trainer").require({LARGEST: 0.9})  # of a batch that is not compared
 
 
 def test_metrics_wait_for_no_device(scorer: Scorer) -> None:
