@@ -120,8 +120,8 @@ def other_sampler() -> None:
     """One whose weights are not those of the trainer."""
     plain = Known.of
 
-    def known(*given: Any) -> Known:
-        found = plain(*given)
+    def known(*given: Any, **more: Any) -> Known:
+        found = plain(*given, **more)
         return found if found.sampled_N is None else replace(found, sampled_N=found.sampled_N + 0.5)
 
     Known.of = known  # type: ignore[method-assign, assignment]

@@ -3,6 +3,8 @@ it learns."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -10,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from artifacts.errors import DataError
+from artifacts.errors import DataError, StageError
 from stages.distill import Config, check
-from stages.training import start
+from stages.training import held_out_completions, start
+from stages.training.batch import Group
+from stages.training.loop import Trainer
 from tests.rollouts.model_server import model_server
 from tests.stages.small_models import output, read_lines, record_samples, save_dataset, save_model
 from tests.stages.test_other_engines import done
@@ -119,6 +123,22 @@ def test_the_student_comes_nearer_to_its_teacher(
     assert held_out[-1] < 0.75 * held_out[0]
     divergences = [row["divergence"] for row in rows if "divergence" in row]
     assert fmean(divergences[-5:]) < 0.75 * fmean(divergences[:5])
+
+
+def test_a_sampler_of_held_out_prompts_that_disagrees(
+    tmp_path: Path, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first step, where nothing else is sampled yet."""
+    plain = held_out_completions.measure
+
+    def measure(trainer: Trainer, groups: Sequence[Group]) -> dict[str, float]:
+        off = [[replace(one, logprobs=[value - 2 for value in one.logprobs]) for one in g.branches] for g in groups]
+        return plain(trainer, [replace(g, branches=tuple(one)) for g, one in zip(groups, off, strict=True)])
+
+    monkeypatch.setattr(held_out_completions, "measure", measure)
+    apart = save_dataset(tmp_path / "apart", "prompt", [{"prompt": prompt} for prompt in ("ba", "dce")])
+    with pytest.raises(StageError, match="input eval_dataset: the sampler gave token .* or computes differently"):
+        metrics(tmp_path / "run", {**inputs, "eval_dataset": apart}, eval_temperature=1.0)
 
 
 @pytest.mark.parametrize(
