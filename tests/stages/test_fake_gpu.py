@@ -166,6 +166,8 @@ def test_what_waits(gpu: FakeGpu) -> None:
         lambda: values.detach().cpu(),
         lambda: values[values > 0],
         lambda: index.bincount(minlength=4),
+        lambda: values.detach().allclose(values.detach()),
+        lambda: torch.linalg.svdvals(values.detach().view(2, 2)),
         lambda: values[torch.tensor([1])],
         lambda: values.new_tensor([1.0]),
         lambda: torch.tensor([1.0], device=GPU),
@@ -196,4 +198,6 @@ def test_other_models(model_type: str, bf16: bool, gpu: FakeGpu, tmp_path: Path)
     sampling = {"rewards": ["tests.stages.small_models:letters"], "num_generations": 2, "max_completion_length": 4}
     with counted(gpu) as found:
         run_stage("rl", tmp_path / "run", {"model": tmp_path / "model", "dataset": rows}, **steps, **sampling)
-    assert [line for one in found["job"][FIRST:] for line in one if not line.startswith(LOGGED)] == []
+    steps = found["job"][FIRST:]
+    assert [line for one in steps for line in one if not line.startswith(LOGGED)] == []
+    assert [one.total() for one in steps] == [1] * len(steps)  # what is logged, once
