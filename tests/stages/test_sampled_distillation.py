@@ -137,7 +137,7 @@ def test_a_sampler_of_held_out_prompts_that_disagrees(
 
     monkeypatch.setattr(held_out_completions, "measure", measure)
     apart = save_dataset(tmp_path / "apart", "prompt", [{"prompt": prompt} for prompt in ("ba", "dce")])
-    with pytest.raises(StageError, match="input eval_dataset: the sampler gave token .* or computes differently"):
+    with pytest.raises(StageError, match=r"input eval_dataset: the sampler gave token .* or computes differently"):
         metrics(tmp_path / "run", {**inputs, "eval_dataset": apart}, eval_temperature=1.0)
 
 

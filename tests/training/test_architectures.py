@@ -6,6 +6,7 @@ import pytest
 
 from artifacts.errors import StageError
 from stages.training.model import Scorer
+from stages.training.probes import obstacle
 from stages.training.trunk import UNBOUNDED
 from tests.training.architectures import (
     GATED_NORMS,
@@ -34,6 +35,14 @@ def test_a_model_that_is_its_own_base() -> None:
     assert model.base_model is model
     assert assert_logprobs_are_its_own(model) == "layers of type chunked_attention in Llama4ForCausalLM"
     assert_samples_are_its_own(model)
+
+
+def test_a_model_with_an_indexer_is_not_packed() -> None:
+    """Whatever types its layers have: one is `full_attention` too, as long as it picks all tokens."""
+    model = tiny_model()
+    assert obstacle(model) is None
+    model.config.index_topk = 2048
+    assert obstacle(model) == "attention to the tokens that an indexer picks"
 
 
 @pytest.mark.parametrize("model_type", UNBOUNDED_ROWS)
