@@ -16,7 +16,8 @@ WAITING = {"nonzero", "masked_select", "bincount", "equal", "_unique2", "unique_
     *("allclose", "_linalg_check_errors", "_linalg_svd", "linalg_cholesky_ex", "linalg_inv_ex", "linalg_ldl_factor_ex"),
     *("linalg_lu_factor_ex", "_linalg_eigh", "linalg_eig", "linalg_lstsq"),
 }
-"""Operators whose output has a size that the host has to be told, or is a number of the host, and those whose success it is told."""
+"""Operators whose output has a size that the host has to be told, or is a number of the host; those whose success it
+asks for."""
 NOT_DETERMINISTIC = {
     *("put_", "put", "kthvalue", "median.dim", "nanmedian.dim", "_ctc_loss_backward", "avg_pool3d_backward"),
     *("_adaptive_avg_pool2d_backward", "_adaptive_avg_pool3d_backward", "adaptive_max_pool2d_backward"),

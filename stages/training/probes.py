@@ -121,9 +121,7 @@ def obstacle(model: Any) -> str | None:
     model = language_model(model)
     if not getattr(model, "_supports_attention_backend", False):
         return "attention cannot be replaced"
-    if (
-        getattr(model.config, "index_topk", None) is not None
-    ):  # the indexer reads a mask, which a packed row has none of
+    if getattr(model.config, "index_topk", None) is not None:  # its indexer reads the mask that we leave out
         return "attention to the tokens that an indexer picks"
     unknown = set(getattr(model.config, "layer_types", None) or ()) - _LAYER_TYPES
     return f"layers of type {', '.join(sorted(unknown))}" if unknown else None
