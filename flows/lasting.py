@@ -92,13 +92,16 @@ def _work(
 ) -> None:
     os.environ.update({**QUIET, "PREFECT_HOME": str(what.home)})
     from flows.prefect_api import api
+    from flows.prefect_interrupted import drop_checks, go_on
     from flows.prefect_processes import end_dead_runs
     from flows.prefect_upkeep import prepare, stop_runs
 
     url = server.wait()
     look = _looks(what, server, say)
     with api(url) as client:
-        for line in (*prepare(client, what.pool, what.slots), *end_dead_runs(client)):
+        drop_checks(client)
+        prepared = prepare(client, what.pool, what.slots)
+        for line in (*prepared, *go_on(client, what.pool), *end_dead_runs(client)):
             say(line)
     with _worker(what, url) as alive:
         place = Place(server.address, what.pool, os.getpid())
@@ -114,10 +117,11 @@ def _work(
         with api(url) as client:
             for line in stop_runs(client, what.pool, alive):
                 say(line)
+        look(at_once=True)  # who waits for a run that was interrupted is told
 
 
-def _looks(what: Lasting, server: ServerProcess, say: Callable[[str], None]) -> Callable[[], None]:
-    """Looks now and then for runs that were killed or skipped, and for runs that somebody is to be told of."""
+def _looks(what: Lasting, server: ServerProcess, say: Callable[[str], None]) -> Callable[..., None]:
+    """Looks now and then, or `at_once`, for runs that were killed or skipped, and for those to be told of."""
     from flows.prefect_alerts import LOOK_SECONDS, Alerts
     from flows.prefect_api import api
     from flows.prefect_processes import end_dead_runs
@@ -128,9 +132,9 @@ def _looks(what: Lasting, server: ServerProcess, say: Callable[[str], None]) -> 
         alerts = Alerts(what.alert_url, server.address, what.home, say)
         say(f"deployed runs that fail are told to {alerts.host}")
 
-    def look() -> None:
+    def look(at_once: bool = False) -> None:
         nonlocal due
-        if time.monotonic() < due:
+        if time.monotonic() < due and not at_once:
             return
         # a busy server that does not answer is asked again
         with contextlib.suppress(RequestError), api(server.url) as client:

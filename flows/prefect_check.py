@@ -8,22 +8,21 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun, State, WorkerStatus
-from prefect.runtime import flow_run as flow_run_context
+from prefect.runtime import deployment as deployment_context
 from prefect.states import Completed
 
 from artifacts.errors import PosttrainError, Problem, RequestError
 from flows.deploy_check import check
 from flows.holder import holder
 from flows.prefect_deploy import Deployable
+from flows.prefect_processes import CHECK_FLOW
 from flows.server import prefect_home
 
-FLOW = "posttrain check"
 ENTRYPOINT = "flows.prefect_check.look"
 REFUSED = "Refused"
 """The name of the state of a check that found something; it is of the type Completed, and nobody is alerted."""
@@ -33,11 +32,15 @@ END_SECONDS = 900.0
 _POLL_SECONDS = 0.2
 
 
+class _NobodyLooks(RequestError):
+    """No worker begins or ends what it was asked."""
+
+
 def _flow_run_name() -> str:
-    return f"check {Path(flow_run_context.parameters['recipe']).stem} {flow_run_context.id[-6:]}"
+    return f"check {deployment_context.name}"
 
 
-@flow(name=FLOW, flow_run_name=_flow_run_name, persist_result=False)
+@flow(name=CHECK_FLOW, flow_run_name=_flow_run_name, persist_result=False)
 def look(recipe: str, settings: list[str], store: str) -> State[None]:
     """Whether a run could begin: Completed, or Refused with a line for each problem."""
     try:
@@ -62,6 +65,8 @@ def all_checked(
         try:
             by, stages = _checked(client, what, name, pool=pool, store=store)
             found[name] = {"by": by, "stages": stages}
+        except _NobodyLooks:  # nor would anybody at the others
+            raise
         except RequestError as error:
             problems += error.problems
     if problems:
@@ -124,10 +129,10 @@ def _ended(client: SyncPrefectClient, run: FlowRun) -> FlowRun:
         waits = found.state is None or found.state.is_scheduled()
         if time.monotonic() > (begun_by if waits else ended_by):
             what = "has not begun" if waits else "has not ended"
-            raise RequestError(
+            raise _NobodyLooks(
                 f"a worker was asked to look whether a run would begin, which {what} after "
-                f"{BEGIN_SECONDS if waits else END_SECONDS:.0f} s: is it there, and has its pool room? --unchecked "
-                "deploys without"
+                f"{BEGIN_SECONDS if waits else END_SECONDS:.0f} s: is it there, and has its pool room for a run? "
+                "--unchecked deploys without"
             )
         time.sleep(_POLL_SECONDS)
 

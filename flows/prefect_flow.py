@@ -19,7 +19,9 @@ from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.exceptions import ObjectNotFound
 from prefect.futures import PrefectFuture, wait
+from prefect.runtime import deployment as deployment_context
 from prefect.runtime import flow_run as flow_run_context
 from prefect.states import Cancelled, Completed, Crashed
 
@@ -58,7 +60,17 @@ def _flow_run_name() -> str:
     run = current_run.get(None)
     if run is not None:
         return " ".join([run.recipe.name, *([run.trial.label] if run.trial else []), run.id.rsplit("-", 1)[-1]])
-    return f"{Path(flow_run_context.parameters['recipe']).stem} {flow_run_context.id[-6:]}"
+    named = _deployment() or Path(flow_run_context.parameters["recipe"]).stem
+    return f"{named} {flow_run_context.id[-6:]}"
+
+
+def _deployment() -> str | None:
+    """The name of the deployment that the run is of, for one recipe may have several."""
+    if flow_run_context.parent_flow_run_id is not None:
+        return None  # the deployment is that of the user's flow
+    with contextlib.suppress(ObjectNotFound):  # removed meanwhile
+        return deployment_context.name
+    return None
 
 
 @task(name="stage", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)

@@ -29,6 +29,7 @@ from flows.prefect_upkeep import ALIVE, end_task_runs
 
 FLOW = "posttrain"
 SWEEP_FLOW = "posttrain sweep"
+CHECK_FLOW = "posttrain check"
 _OF_A_WORKER = "PREFECT__FLOW_RUN_ID"
 """Environment variable of a process that a worker started for one run."""
 

@@ -21,6 +21,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterId,
     FlowRunFilterState,
+    FlowRunFilterStateName,
     FlowRunFilterStateType,
     WorkPoolFilter,
     WorkPoolFilterName,
@@ -39,6 +40,8 @@ SILENCE = timedelta(seconds=540)
 the user's started. Those of the worker beat every minute."""
 ALIVE = [StateType.RUNNING, StateType.CANCELLING, StateType.PENDING]
 UNTAKEN = "its deployment was deleted while it ran, and Prefect took no end of it; what it did is in the store"
+INTERRUPTED = "Interrupted"
+"""The name of the state of runs that ended with `posttrain ui`, which is of the type Crashed."""
 CANCEL_SECONDS = 40
 """A cancelled run ends in ten seconds; Prefect kills one that does not after thirty."""
 
@@ -53,20 +56,34 @@ def prepare(client: SyncPrefectClient, pool: str, slots: Mapping[str, int]) -> l
 
 
 def stop_runs(client: SyncPrefectClient, pool: str, still_working: Callable[[], bool]) -> list[str]:
-    """Cancel what runs in the pool and wait for its end. Gives how each run ended, in words."""
-    stopped = _runs(client, pool, ALIVE)
+    """Cancel what runs in the pool and wait for its end; what nobody else had cancelled is Interrupted then, and goes
+    on with the next `posttrain ui`. Gives how each run ended, in words."""
+    stopped = runs_of(client, pool, ALIVE)
     for run in stopped:
         if let_end(client, run) and not _is_alive(run):
             _crash(client, run, UNTAKEN)
         else:
             client.set_flow_run_state(run.id, Cancelling(message="posttrain ui was ended; run again to go on"))
     deadline = time.monotonic() + CANCEL_SECONDS
-    while _runs(client, pool, ALIVE) and time.monotonic() < deadline and still_working():
+    while runs_of(client, pool, ALIVE) and time.monotonic() < deadline and still_working():
         time.sleep(0.2)
+    for run in stopped:
+        if run.state_type != StateType.CANCELLING:
+            _interrupt(client, client.read_flow_run(run.id))
     return [_how_it_ended(client.read_flow_run(run.id)) for run in stopped]
 
 
+def _interrupt(client: SyncPrefectClient, run: FlowRun) -> None:
+    """One that was cancelled because the worker goes. It counts as crashed: somebody may wait for it."""
+    if run.state_type == StateType.CANCELLED and run.deployment_id is not None and _is_there(client, run.deployment_id):
+        message = "posttrain ui was ended; it goes on from its last checkpoint when that starts again"
+        interrupted: State[Any] = Crashed(name=INTERRUPTED, message=message)
+        client.set_flow_run_state(run.id, interrupted, force=True)
+
+
 def _how_it_ended(run: FlowRun) -> str:
+    if run.state_name == INTERRUPTED and run.state is not None:
+        return f"{run.name} was interrupted: {run.state.message}"
     if run.state_type == StateType.CANCELLED:
         return f"{run.name} was cancelled; its next run goes on from its last checkpoint"
     if run.state_type == StateType.CRASHED and run.state is not None:
@@ -85,12 +102,14 @@ def end_task_runs(client: SyncPrefectClient, flow_run: UUID, state: State[Any]) 
 
 
 def deployment_named(client: SyncPrefectClient, run: FlowRun) -> str:
-    """`tiny: `, the name of its deployment before what is said of the run; nothing if it was removed since."""
+    """`tiny: `, the name of its deployment before what is said of the run, which has it in its own name once it began;
+    nothing if it was removed since."""
     assert run.deployment_id is not None
     try:
-        return f"{client.read_deployment(run.deployment_id).name}: "
+        name = client.read_deployment(run.deployment_id).name
     except ObjectNotFound:
         return ""
+    return "" if run.name.startswith(f"{name} ") else f"{name}: "
 
 
 def _make_pool(client: SyncPrefectClient, pool: str) -> None:
@@ -134,7 +153,7 @@ def crashed_when_silent(name: str = AUTOMATION, runs: str = "*", silence: timede
 
 def _end_lost_runs(client: SyncPrefectClient, pool: str) -> Iterable[str]:
     """Runs of a worker that is no more: those that had begun have crashed, the others are due again."""
-    for run in _runs(client, pool, ALIVE):
+    for run in runs_of(client, pool, ALIVE):
         if _is_alive(run):
             continue
         orphaned = let_end(client, run)
@@ -186,18 +205,26 @@ def _is_alive(run: FlowRun) -> bool:
 
 def _drop_missed_runs(client: SyncPrefectClient, pool: str) -> Iterable[str]:
     """Of the runs that a deployment missed while nothing ran, the last is made up for."""
-    missed: dict[UUID | None, list[FlowRun]] = defaultdict(list)
-    for run in _runs(client, pool, [StateType.SCHEDULED]):
-        if run.auto_scheduled and run.expected_start_time is not None and run.expected_start_time < datetime.now(UTC):
-            missed[run.deployment_id].append(run)
-    for runs in missed.values():
+    for runs in missed_runs(client, pool).values():
         for run in sorted(runs, key=lambda run: run.expected_start_time or datetime.now(UTC))[:-1]:
             client.set_flow_run_state(run.id, Cancelled(message="missed; a later run makes up for it"), force=True)
             yield f"{run.name}, due at {run.expected_start_time}, was missed; a later run makes up for it"
 
 
-def _runs(client: SyncPrefectClient, pool: str, states: list[StateType]) -> list[FlowRun]:
+def missed_runs(client: SyncPrefectClient, pool: str) -> dict[UUID | None, list[FlowRun]]:
+    """Deployment -> its runs that a schedule made, that were due and have not begun."""
+    missed: dict[UUID | None, list[FlowRun]] = defaultdict(list)
+    for run in runs_of(client, pool, [StateType.SCHEDULED]):
+        if run.auto_scheduled and run.expected_start_time is not None and run.expected_start_time < datetime.now(UTC):
+            missed[run.deployment_id].append(run)
+    return missed
+
+
+def runs_of(client: SyncPrefectClient, pool: str, states: list[StateType], name: str | None = None) -> list[FlowRun]:
+    """Those of a pool in states of these types, and where it is given of this name."""
+    named = None if name is None else FlowRunFilterStateName(any_=[name])
+    state = FlowRunFilterState(type=FlowRunFilterStateType(any_=states), name=named)
     return client.read_flow_runs(
         work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
-        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=states))),
+        flow_run_filter=FlowRunFilter(state=state),
     )

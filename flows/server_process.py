@@ -68,6 +68,7 @@ def _app(reports: str | None) -> App:
     from prefect.server.api.server import create_app
 
     prefect: App = create_app()
+    plan_as_it_is_by_then()
     gc.enable()
     if reports is None:
         return prefect
@@ -105,6 +106,30 @@ def keep_sqlite_small() -> None:
     connection = sqlite3.connect(":memory:")
     connection.execute(f"PRAGMA soft_heap_limit = {SQLITE_BYTES}")
     connection.close()
+
+
+def plan_as_it_is_by_then() -> None:
+    """Prefect's scheduler reads schedules, and inserts up to a hundred runs a moment later: those of a deployment that
+    was paused in between, or deployed anew, would run all the same. In the transaction that inserts nobody does either.
+    """
+    from prefect.server.models import deployments
+
+    insert = deployments._insert_scheduled_flow_runs
+
+    async def insert_runs(*, session: Any, runs: list[dict[str, Any]]) -> Any:
+        inserted = await insert(session=session, runs=runs)
+        for deployment_id in {run["deployment_id"] for run in runs}:
+            found = await deployments.read_deployment(session=session, deployment_id=deployment_id)
+            schedules = await deployments.read_deployment_schedules(session=session, deployment_id=deployment_id)
+            active = {entry.id for entry in schedules if entry.active and found is not None and not found.paused}
+            if not {run["created_by"]["id"] for run in runs if run["deployment_id"] == deployment_id} <= active:
+                # what the schedules are now is planned within a minute
+                await deployments._delete_scheduled_runs(
+                    session=session, deployment_id=deployment_id, auto_scheduled_only=True
+                )
+        return inserted
+
+    deployments._insert_scheduled_flow_runs = insert_runs
 
 
 def _give_back_memory() -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from artifacts.errors import RequestError
+from stages.ast_race import again_where_threads_met
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -183,6 +184,6 @@ def load_stage(name: str) -> Stage:
         from stages.names import stage_hint
 
         raise RequestError(f"unknown stage {name!r}{stage_hint(name, STAGES)}; there are: {', '.join(STAGES)}")
-    stage = importlib.import_module(f"stages.{name}").STAGE
+    stage = again_where_threads_met(lambda: importlib.import_module(f"stages.{name}")).STAGE
     assert isinstance(stage, Stage) and stage.name == name
     return stage

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from artifacts.digest import sha256_bytes
 from artifacts.errors import RequestError
+from stages.ast_race import again_where_threads_met
 from stages.user_code.places import Found, Place, find_module
 
 Dotted = tuple[str, ...]
@@ -38,7 +39,8 @@ def sources(place: Place) -> dict[str, str]:
 def parsed(file: Path, data: bytes | None = None) -> ast.Module:
     """The syntax tree of a file. Raises RequestError for what is no Python."""
     try:
-        return ast.parse(_read(file) if data is None else data, filename=str(file))
+        source = _read(file) if data is None else data
+        return again_where_threads_met(lambda: ast.parse(source, filename=str(file)))
     except SyntaxError as error:
         raise RequestError(f"{file}:{error.lineno}: not valid Python: {error.msg}") from error
     except (ValueError, RecursionError, MemoryError) as error:  # no text, or nested without end
