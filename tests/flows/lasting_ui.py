@@ -72,7 +72,7 @@ class Ui:
     def __init__(self, folder: Path) -> None:
         self.folder, self.told = folder, Told()
         self.home, self.store_folder = folder / "prefect", folder / "store"
-        self.recipe = folder / "recipe" / "tiny.yaml"
+        self.recipe = folder / "recipe" / "small.yaml"  # it calls itself tiny
         self.recipe.parent.mkdir()
         (self.recipe.parent / "task.py").write_text(TASK)
         training = {"learning_rate": 1e-3, "max_steps": "${steps}", "train_batch_size": 8, "checkpoint_steps": 20}

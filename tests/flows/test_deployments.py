@@ -18,8 +18,9 @@ from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions, FlowRun
-from prefect.states import Cancelled, Completed, Pending, Running, Scheduled
+from prefect.states import Cancelled, Cancelling, Completed, Pending, Running, Scheduled
 from rich.console import Console
 
 from artifacts import open_store
@@ -27,8 +28,10 @@ from artifacts.errors import RequestError
 from flows.cli import main
 from flows.prefect_api import api
 from flows.prefect_cancel import ask
+from flows.prefect_check import all_checked, look
 from flows.prefect_deploy import Deployable, When, deploy, find
 from flows.prefect_flow import posttrain
+from flows.prefect_interrupted import drop_checks, go_on
 from flows.prefect_schedule import pause, remove, resume, rows
 from flows.prefect_skipped import LIMIT_REACHED, name_skipped
 from flows.prefect_upkeep import UNTAKEN, prepare, stop_runs
@@ -195,6 +198,67 @@ def test_runs_whose_deployment_was_deleted_in_the_pages_can_end(client: SyncPref
     assert left == ["Crashed", "Crashed", "Crashed"]  # none waits for a deployment that is no more
 
 
+def test_runs_that_end_with_the_ui_go_on_with_the_next(client: SyncPrefectClient, tmp_path: Path) -> None:
+    """Told as crashed in between. Not those that somebody cancelled, nor those of a deployment that is paused, nor
+    where a run that fell due meanwhile does the same."""
+    prepare(client, "ends", {})
+    what = Deployable.read(str(write_recipe(tmp_path, {})), [])
+
+    def begun(name: str) -> FlowRun:
+        made = deploy(client, what, name, When(interval_seconds=3600), pool="ends", store="a store")
+        run = client.create_flow_run_from_deployment(made.id)
+        for state in (Pending(), Running()):
+            client.set_flow_run_state(run.id, state)
+        return run
+
+    runs = {name: begun(name) for name in ("goes-on", "cancelled", "paused", "gone")}
+    client.set_flow_run_state(runs["cancelled"].id, Cancelling())
+
+    def worker() -> bool:
+        for run in runs.values():
+            client.set_flow_run_state(run.id, Cancelled(), force=True)
+        return False
+
+    ending = "posttrain ui was ended; it goes on from its last checkpoint when that starts again"
+    said = stop_runs(client, "ends", worker)
+    assert f"{runs['goes-on'].name} was interrupted: {ending}" in said
+    assert f"{runs['cancelled'].name} was cancelled; its next run goes on from its last checkpoint" in said
+    found = client.read_flow_run(runs["goes-on"].id)
+    assert (found.state_name, found.state_type.value) == ("Interrupted", "CRASHED")
+    [row] = rows(client, ["goes-on"])
+    assert row["last"]["state"] == "Interrupted"
+
+    pause(client, ["paused"])
+    remove(client, ["gone"])
+    assert prepare(client, "ends", {}) == []
+    lines = list(go_on(client, "ends"))
+    assert f"{runs['goes-on'].name} was interrupted: it goes on from its last checkpoint" in lines
+    assert f"{runs['gone'].name} was interrupted: its deployment was removed since" in lines
+    states = {name: client.read_flow_run(run.id).state_name for name, run in runs.items()}
+    assert states == {"goes-on": "Scheduled", "cancelled": "Cancelled", "paused": "Cancelled", "gone": "Cancelled"}
+    assert list(go_on(client, "ends")) == []
+    assert rows(client, ["goes-on"])[0]["next"] is not None
+
+
+def test_a_check_that_no_worker_takes_up_ends(
+    client: SyncPrefectClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy pool: nothing is deployed, nothing is left of the check, and one of a `deploy` that was killed goes."""
+    monkeypatch.setattr("flows.prefect_check._has_worker", lambda client, pool: True)
+    monkeypatch.setattr("flows.prefect_check.BEGIN_SECONDS", 0.0)
+    what = Deployable.read(str(write_recipe(tmp_path, {})), [])
+    said: list[str] = []
+    with pytest.raises(RequestError, match="has not begun after 0 s: is it there, and has its pool room") as refused:
+        all_checked(client, {"one": what, "two": what}, POOL, str(tmp_path / "store"), said.append)
+    assert len(refused.value.problems) == len(said) == 1  # nobody waits once more
+    of_checks = FlowFilter(name=FlowFilterName(any_=["posttrain check"]))
+    assert client.read_deployments(flow_filter=of_checks) == []
+    assert client.read_flow_runs(flow_filter=of_checks) == []
+    client.create_deployment(client.create_flow(look), "left", work_pool_name=POOL)
+    drop_checks(client)
+    assert client.read_deployments(flow_filter=of_checks) == []
+
+
 @pytest.fixture
 def recipe(tmp_path: Path) -> str:
     """With one parameter."""
@@ -248,6 +312,7 @@ def test_what_a_second_deploy_changes_is_said(
     [first] = json.loads(deployed("a", "--interval", "3600", "--json", *settings))["deployments"]
     assert (first["given"], first["set"], first["changed"]) == (["limit=7"], ["base.hidden_size=16"], {})
     [second] = json.loads(deployed("b", "--json"))["deployments"]
+    assert first["checked"] is second["checked"] is None  # --unchecked
     assert second["given"] == [] and second["changed"] == {
         "schedule": {"before": "every 1:00:00", "after": "on request"},
         "store": {"before": open_store(str(tmp_path / "a")).url, "after": open_store(str(tmp_path / "b")).url},

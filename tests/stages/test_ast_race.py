@@ -1,4 +1,4 @@
-"""Imports of stages and user's code where CPython's `ast` mixes threads up, which only luck shows; here it is played."""
+"""Imports of stages and user's code where CPython's `ast` mixes threads up, which luck decides: here it is played."""
 
 from __future__ import annotations
 
@@ -46,5 +46,5 @@ def test_code_whose_reading_met_another_thread_is_read_again(tmp_path: Path, mon
     monkeypatch.setattr(ast, "parse", fails_first(ast.parse, 1, MISMATCH))
     assert len(parsed(file).body) == 1
     file.write_text("x = \n")
-    with pytest.raises(RequestError, match="code.py:1: not valid Python"):
+    with pytest.raises(RequestError, match=r"code.py:1: not valid Python"):
         parsed(file)
