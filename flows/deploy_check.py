@@ -24,6 +24,7 @@ from flows.recipe import RecipeStage, read_recipe
 SECONDS = 300.0
 """For the code of the user's that is loaded, and what it loads."""
 _PROBE = "work/check"
+"""One key for all, so that a check that is killed between the two leaves no more than this."""
 
 
 def check(recipe: str, settings: Sequence[str], store: str) -> Plan:
@@ -45,10 +46,9 @@ def _opened(store: str) -> Store:
 
 
 def _unwritable(store: Store) -> Iterator[Problem]:
-    probe = f"{_PROBE}-{os.urandom(6).hex()}"
     try:
-        store.files.write(probe, b"may be deleted")
-        store.files.delete(probe)
+        store.files.write(_PROBE, b"may be deleted")
+        store.files.delete(_PROBE)
     except StoreError as error:
         yield Problem(f"store {store.url}", f"nothing can be written: {error}")
 

@@ -68,9 +68,10 @@ def _deployment() -> str | None:
     """The name of the deployment that the run is of, for one recipe may have several."""
     if flow_run_context.parent_flow_run_id is not None:
         return None  # the deployment is that of the user's flow
+    name: str | None = None
     with contextlib.suppress(ObjectNotFound):  # removed meanwhile
-        return deployment_context.name
-    return None
+        name = deployment_context.name
+    return name
 
 
 @task(name="stage", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)

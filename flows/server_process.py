@@ -112,8 +112,9 @@ def plan_as_it_is_by_then() -> None:
     """Prefect's scheduler reads schedules, and inserts up to a hundred runs a moment later: those of a deployment that
     was paused in between, or deployed anew, would run all the same. In the transaction that inserts nobody does either.
     """
-    from prefect.server.models import deployments
+    from prefect.server import models
 
+    deployments: Any = models.deployments  # its decorators lose the types
     insert = deployments._insert_scheduled_flow_runs
 
     async def insert_runs(*, session: Any, runs: list[dict[str, Any]]) -> Any:

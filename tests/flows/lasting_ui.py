@@ -110,6 +110,14 @@ class Ui:
             text += line
         return process, json.loads(text)
 
+    def again(self) -> None:
+        """It is ended as a reboot ends it, and another one started."""
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(LIMIT_SECONDS) == 0, (self.folder / "ui.log").read_text()
+        assert self.processes() == []
+        self.process, said = self.start("--port", "0")
+        self.address, self.url = said["address"], said["api"]
+
     def command(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """A command beside it."""
         command = [sys.executable, "-m", "flows.cli", *arguments, "--store", str(self.store_folder)]

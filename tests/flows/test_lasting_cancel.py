@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+from prefect.states import Cancelling
 
 from flows.cli import main
 from tests.flows.lasting_ui import Ui, running_ui  # noqa: F401
@@ -83,3 +85,23 @@ def _removed_with_its_run(ui: Ui, client: Any, ask: Ask) -> None:
     assert removed.startswith(f"cancelled: {run.name}\nremoved: tiny, which was paused")
     assert run.state_name == "Cancelled"
     until(lambda: ui.processes() == [], LEFT_SECONDS)
+
+
+def test_a_run_that_ends_with_the_ui_goes_on_with_the_next(ui: Ui) -> None:
+    """It is told in between, and the same run goes on where it was."""
+    settings = (f"steps={MANY}", "sft.seed=5")
+    given = [option for text in settings for option in ("--set", text)]
+    assert ui.here("deploy", str(ui.recipe), *given, "--unchecked", PREFECT_API_URL=ui.url).returncode == 0
+    run = ui.ask()
+    until(lambda: (ui.decision("sft", *settings).step or 0) > 0)
+    ui.again()
+    with ui.client() as client:
+        mine = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
+        until(lambda: [log for log in client.read_logs(mine) if log.message.startswith("resumed at step ")])
+        going = client.read_flow_run(run.id)
+        assert going.state_name == "Running"
+        (text,) = [text for text in ui.told.texts if going.name in text]
+        assert text.startswith(f"{going.name} interrupted: posttrain ui was ended; it goes on from its last checkpoint")
+        client.set_flow_run_state(run.id, Cancelling())
+        assert ui.ended(run, client).state_name == "Cancelled"
+        until(lambda: ui.processes() == [], LEFT_SECONDS)
