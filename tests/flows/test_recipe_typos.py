@@ -28,6 +28,11 @@ def models(model: type[BaseModel], place: Place = ()) -> list[tuple[Place, type[
     return found
 
 
+def models_by_name(model: type[BaseModel]) -> list[tuple[str, type[BaseModel]]]:
+    """Those that are nested, by the last part of their place."""
+    return [(str(place[-1]), nested) for place, nested in models(model) if place]
+
+
 def typos(name: str, generator: random.Random) -> set[str]:
     """One letter left out, put in, exchanged with its neighbour, or replaced."""
     letters = string.ascii_lowercase
@@ -73,6 +78,9 @@ def test_one_letter_wrong(name):
                 (problem,) = [found for found in problems if found.where == f"recipe: {dotted}"]
                 assert "unknown key" in problem.what
                 if typo in FOREIGN and FOREIGN[typo].called[typo] in problem.what:
+                    continue
+                elsewhere = re.search(r"belongs under `(\w+):`", problem.what)  # `lag`, meant as `lam`, is a name there
+                if elsewhere and typo in dict(models_by_name(config))[elsewhere[1]].model_fields:
                     continue
                 suggested = re.search(r"did you mean '(\w+)'\?", problem.what)
                 assert suggested, f"{name}: {dotted}: {problem.what}"
