@@ -164,8 +164,8 @@ def test_the_report_draws_how_an_adapter_was_trained(chain: Chain) -> None:
 
     panels = [
         panel
-        for block in read_curves(chain.payload, Reader(open_store(str(chain.store)))).leading
-        for panel in block.panels
+        for kind in read_curves(chain.payload, Reader(open_store(str(chain.store)))).kinds
+        for panel in kind.leading
     ]
     drawn = {series.name: series.count for panel in panels if panel.metric == "loss" for series in panel.chart.series}
     assert {name: drawn.get(name) for name in ("sft", "dpo", "kto", "grpo")} == {

@@ -143,7 +143,7 @@ def test_what_cannot_be_measured_is_said(
     long = save_dataset(tmp_path / "long", "prompt_completion", [{"prompt": "a" * 30, "completion": "b"}])
     with pytest.raises(DataError, match=r"^input eval_dataset: none of the 1 rows is left .*longer than max_length"):
         run_stage("sft", tmp_path / "none", {**inputs, "eval_dataset": long}, **SETTINGS, truncation_mode="drop")
-    monkeypatch.setattr("stages.training.held_out._passes", lambda *_: _nan())
+    monkeypatch.setattr("stages.training.held_out.passes", lambda *_: _nan())
     with pytest.raises(StageError, match=r"loss of input eval_dataset is nan after step 1, .*look at its rows"):
         run_stage("sft", tmp_path / "nan", inputs, **SETTINGS)
 
