@@ -11,6 +11,8 @@ from typing import TypeVar
 from artifacts.errors import StoreError, UnreachableError, causes
 from artifacts.sealed import scrub
 
+_CHANCE = random.SystemRandom()
+"""Not the module's own generator: what users' code draws from it may not depend on how often the store was asked."""
 R = TypeVar("R")
 PASSING = (408, 409, 425, 429, 500, 502, 503, 504)
 """HTTP errors that a second try may not meet."""
@@ -55,7 +57,7 @@ def call(operation: str, target: str, function: Callable[[], R], patience: Patie
                 raise (UnreachableError if _may_pass(error) else StoreError)(
                     f"cannot {operation} {target} after {tries}: {_described(error)}; {_advice(error)}"
                 ) from None
-        patience.sleep(pause * random.uniform(0.5, 1.0))
+        patience.sleep(pause * _CHANCE.uniform(0.5, 1.0))
         pause = min(pause * 2, patience.longest_pause)
 
 

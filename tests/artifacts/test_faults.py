@@ -2,6 +2,7 @@
 for an absence."""
 
 import errno
+import random
 import socket
 import threading
 import time
@@ -142,8 +143,10 @@ def test_pauses_grow_to_a_limit_and_end_at_the_deadline():
     def fail():
         raise TimeoutError("slow")
 
+    users = random.getstate()
     with pytest.raises(StoreError, match=r"cannot read x after \d+ attempts in \d+ s: TimeoutError: slow; check"):
         call("read", "x", fail, patience)
+    assert random.getstate() == users  # what users' code draws does not depend on the store
     for pause, limit in zip(clock.pauses, [1, 2, 4, 8, 8, 8], strict=False):
         assert limit / 2 <= pause <= limit
     assert 60 - 8 <= clock.now <= 60

@@ -3,6 +3,7 @@ by transformers' own completions, and that measuring changes nothing else."""
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ from tests.stages.small_models import (
     save_dataset,
     save_model,
 )
+from tests.warm import Warm
 
 HERE = "tests.stages.test_held_out_rewards"
 LENGTH = 5
@@ -151,16 +153,28 @@ def test_rewards_are_those_of_greedy_completions(
 
 
 @pytest.mark.parametrize("stage", OF_STAGE)
-def test_measuring_changes_no_bit_of_what_is_trained(tmp_path: Path, made: dict[str, Path], stage: str) -> None:
-    """Nor of the rollouts, in which held-out completions are not; a reward draws from the generators of libraries."""
+def test_measuring_changes_no_bit_of_what_is_trained(
+    tmp_path: Path, made: dict[str, Path], stage: str, warm_process: Warm
+) -> None:
+    """In a process of its own: what other tests have left in this one may draw from the same generators."""
+    program = "import json, sys; from tests.stages.test_held_out_rewards import check_measuring as check; "
+    given = json.dumps([stage, str(tmp_path), {name: str(path) for name, path in made.items()}])
+    done = warm_process.run("-c", f"{program}check(*json.loads(sys.argv[1]))", given)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def check_measuring(stage: str, folder: str, made: dict[str, str]) -> None:
+    """Measuring changes no bit of what is trained, nor of the rollouts, in which held-out completions are not; a reward
+    draws from the generators of libraries."""
+    tmp_path, inputs = Path(folder), {name: Path(path) for name, path in made.items()}
     found = []
     for measured in (False, True):
         random.seed(7)
         torch.manual_seed(7)
         settings = {"eval_steps": 1, "eval_temperature": 0.8, "eval_num_generations": 2, "eval_max_prompts": 3}
         rewards = [*SETTINGS["rewards"], f"{HERE}:drawn"]
-        folder = tmp_path / str(measured)
-        found.append(train(stage, folder, made, measured=measured, rewards=rewards, max_steps=4, **settings))
+        job = tmp_path / str(measured)
+        found.append(train(stage, job, inputs, measured=measured, rewards=rewards, max_steps=4, **settings))
     alone, measured_run = found
     for name in ("model", "rollouts"):
         one, other = (files_of(output(context, name), leave=["metrics.jsonl"]) for context in found)
